@@ -1,0 +1,285 @@
+"""The merge rule: one record's `caption` and `tags` become the lines that sd-scripts draws from. Pure, no files.
+
+`Merger.merge` states the rule in full; `Merger.merge_all` takes the fast way of `plain` where a record allows it.
+"""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
+
+from capmerge.marks import MARK, TAG_SPANS, WEIGHTS
+from capmerge.plain import PlainMerge
+from capmerge.tags import one_line, spaced
+from capmerge.tally import Tally
+from capmerge.templates import MergeOptions, Template, line_counts, shares_of, whole_weights
+from capmerge.wildcard import escape, has_brace, outcomes, space_stand_ins
+
+Record: TypeAlias = dict[str, Any]
+
+_SPECIAL_TOKEN = re.compile(r"<\|(?:endoftext|startoftext)\|>", re.IGNORECASE)
+_LINE_BREAK = re.compile(r"\r\n|\r|\n")
+_JSON_NAMES = {list: "a list", dict: "an object", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
+
+
+class UnmergeableError(ValueError):
+    """A record that cannot be merged; the message says what was found and what was expected."""
+
+
+class RewrittenError(ValueError):
+    """A record that an earlier run has rewritten already: its braces would double."""
+
+
+class Draw(NamedTuple):
+    """One template with the texts of its fields, before anything is escaped."""
+
+    template: Template
+    tags: str
+    caption: str
+    share: Fraction
+    """Of the probability."""
+
+    def value(self, field: str) -> str:
+        """The text of a field."""
+        return self.tags if field == "tags" else self.caption
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """One thing that can be drawn for a record."""
+
+    line: str
+    """As written: braces doubled."""
+    text: str
+    """As meant to be trained: nothing doubled, without the spaces that `wildcard.escape` adds."""
+    style: str
+    """`t`, `c` or `b`."""
+    tag_span: tuple[int, int] | None
+    """[start, end) of the tags in `line`, for style `b`."""
+    share: Fraction
+    """Of the probability; the shares of a record sum to 1."""
+
+
+def json_name(value: object) -> str:
+    """What JSON calls the type of `value`: "a list", "an object" ..."""
+    return _JSON_NAMES.get(type(value), "a string")
+
+
+class Merger:
+    """Merges records under one set of options and counts what it sees in `tally`.
+
+    `reserved` are further field names that a record must not have.
+    """
+
+    def __init__(self, options: MergeOptions, reserved: Collection[str] = ()) -> None:
+        self.options = options
+        self.tally = Tally()
+        self._templates = options.templates()
+        self._reserved = (TAG_SPANS, WEIGHTS, *reserved)
+        self._plain = PlainMerge(options, self.literals, (MARK, *self._reserved), self.tally) if PlainMerge.serves(options) else None
+
+    def merge_all(self, records: Collection[Any]) -> list[tuple[int, UnmergeableError | RewrittenError]]:
+        """Merge every record of a block in place; the number of each that could not be, and why."""
+        self.tally.records += len(records)
+        numbers = self._plain.merge_all(records) if self._plain else range(len(records))
+        if not numbers:
+            return []
+        failures: list[tuple[int, UnmergeableError | RewrittenError]] = []
+        listed = list(records)
+        for number in numbers:
+            try:
+                self.merge(listed[number])
+            except (UnmergeableError, RewrittenError) as error:
+                failures.append((number, error))
+        return failures
+
+    def merge(self, record: Any) -> None:
+        """Turn one record into its rewritten form, in place.
+
+        Raises, before anything is changed, `UnmergeableError` when it is no object, its `caption` or `tags` is neither
+        a string nor null, or it has a field of ours; `RewrittenError` when it bears the mark and `allow_rewritten` is
+        off.
+        """
+        if not isinstance(record, dict):
+            raise UnmergeableError(f"the record is {json_name(record)}, expected an object.")
+        tally = self.tally
+        if MARK in record:
+            if not self.options.allow_rewritten:
+                raise RewrittenError
+            if not isinstance(record[MARK], str):
+                raise UnmergeableError(f'"{MARK}" is {json_name(record[MARK])}, expected the string that a rewrite writes.')
+            tally.passed += 1
+            return
+        for name in self._reserved:
+            if name in record:
+                raise UnmergeableError(f'found a field "{name}", which the output needs for itself.')
+        found = self.alternatives(record)
+        self._count(record)
+        shares = tuple(alternative.share for alternative in found)
+        weights, counts = _weights_and_counts(shares)
+        by_field = self.options.weights == "field"
+        if by_field:
+            counts = [1] * len(found)
+        elif weights != counts:
+            tally.capped += 1
+        repeated = [alternative for alternative, count in zip(found, counts, strict=True) for _ in range(count)]
+        record.pop("tags", None)
+        record["caption"] = self._write(repeated)
+        if self.options.image_size and "image_size" not in record and isinstance(record.get("train_resolution"), list):
+            record["image_size"] = record["train_resolution"]
+            tally.image_size_added += 1
+        if by_field and found:
+            record[WEIGHTS] = weights
+        spans = [list(alternative.tag_span) for alternative in repeated if alternative.tag_span]
+        if spans:
+            record[TAG_SPANS] = spans
+        record[MARK] = "".join(alternative.style for alternative in repeated)
+        tally.lines += len(repeated)
+
+    def alternatives(self, record: Record) -> list[Alternative]:
+        """The distinct alternatives of a source `record`, in the order they are written; empty when it has no text.
+
+        Raises `UnmergeableError` as `merge` does.
+        """
+        distinct: dict[str, Alternative] = {}
+        for draw in self.draws(record):
+            new = self._fill(draw)
+            same = distinct.get(new.line)
+            if same:
+                new = Alternative(same.line, same.text, same.style, same.tag_span, same.share + new.share)
+            distinct[new.line] = new
+        return list(distinct.values())
+
+    def draws(self, record: Record) -> list[Draw]:
+        """What the templates ask for with the fields that `record` has, in the order it is written; shares sum to 1."""
+        tags, captions = self._tags(record), self._captions(record)
+        missing = [name for name, found in (("tags", tags), ("caption", captions)) if not found]
+        templates: list[Template] = []
+        for given in self._templates:
+            template: Template | None = given
+            for name in missing:
+                template = template and template.without(name)
+            if template:
+                templates.append(template)
+        if not templates and len(missing) == 1:
+            # Every template asks for the field that is missing. The text that the record has must not be lost.
+            templates = [Template(("tags",) if tags else ("caption",), ("", ""))]
+        return [
+            Draw(template, tags, caption, share / len(lines))
+            for template, share in zip(templates, shares_of(templates), strict=True)
+            for lines in [captions if "caption" in template.fields else [""]]
+            for caption in lines
+        ]
+
+    def _count(self, record: Record) -> None:
+        """Count what kind of source record this is."""
+        tally = self.tally
+        tags, captions = self._tags(record), self._captions(record)
+        if tags and captions:
+            tally.both += 1
+        elif tags:
+            tally.tags_only += 1
+        elif captions:
+            tally.caption_only += 1
+        else:
+            tally.empty += 1
+        if any(_SPECIAL_TOKEN.search(text) for text in (record.get("tags"), record.get("caption")) if text):
+            tally.special_tokens += 1
+        if captions and _has_paragraphs(record["caption"]):
+            tally.paragraphs += 1
+
+    def _write(self, repeated: list[Alternative]) -> str:
+        """The `caption` value: alternatives on lines, or as one in-line wildcard."""
+        lines = [alternative.line for alternative in repeated]
+        if self.options.inline and len(set(lines)) > 1:
+            wildcard = "{" + "|".join(lines) + "}"
+            if self._reads_as_meant(wildcard, repeated):
+                return wildcard
+            self.tally.inline_as_lines += 1
+        return "\n".join(lines)
+
+    def _reads_as_meant(self, wildcard: str, repeated: list[Alternative]) -> bool:
+        """Whether the grammar itself, the judge of fused braces, reads the in-line `wildcard` as these alternatives."""
+        if any("|" in alternative.line for alternative in repeated):
+            return False
+        if self.options.caption_wildcards and any(alternative.style != "t" and has_brace(alternative.text) for alternative in repeated):
+            return False
+        if not any(has_brace(alternative.line) for alternative in repeated):
+            return True
+        return outcomes(wildcard) == outcomes("\n".join(alternative.line for alternative in repeated))
+
+    def literals(self, template: Template) -> list[str]:
+        """The texts before, between and after the fields of a line.
+
+        Fields are stripped and not blank, so that stripping the line can only touch its first and its last literal.
+        """
+        texts = [self.options.prefix + template.literals[0], *template.literals[1:-1], template.literals[-1] + self.options.suffix]
+        return [texts[0].lstrip(), *texts[1:-1], texts[-1].rstrip()]
+
+    def _fill(self, draw: Draw) -> Alternative:
+        """The alternative of one draw."""
+        template = draw.template
+        first, *others = self.literals(template)
+        line, text, start, end = escape(first), first, 0, 0
+        for field, literal in zip(template.fields, others, strict=True):
+            value = draw.value(field)
+            written = space_stand_ins(value) if field == "caption" and self.options.caption_wildcards else escape(value)
+            line += _seam(line, written)
+            start, end = (len(line), len(line) + len(written)) if field == "tags" else (start, end)
+            line += written
+            line += _seam(line, escape(literal)) + escape(literal)
+            text += value + literal
+        return Alternative(line, text, template.style, (start, end) if template.style == "b" else None, draw.share)
+
+    def _tags(self, record: Record) -> str:
+        """The record's tags as one line; "" when it has none."""
+        tags = one_line(_text(record, "tags"))
+        return spaced(tags) if self.options.underscores == "space" else tags
+
+    def _captions(self, record: Record) -> list[str]:
+        """The record's caption lines as `caption_lines` asks; empty when it has none."""
+        caption = _text(record, "caption")
+        if "\n" not in caption and "\r" not in caption:
+            return [caption] if caption else []
+        lines = [stripped for line in _LINE_BREAK.split(caption) if (stripped := line.strip())]
+        match self.options.caption_lines:
+            case "each":
+                return lines
+            case "join":
+                return [" ".join(lines)]
+            case "first":
+                return lines[:1]
+
+
+def _seam(line: str, written: str) -> str:
+    """A space where the grammar would read a brace across the seam between `line` and the piece behind it, else nothing."""
+    if written.startswith("{{"):
+        return " " if line.endswith("\u2985") else ""
+    if written.startswith("}}"):
+        closing = len(line) - len(line.rstrip("}"))
+        return " " if closing % 2 or line.endswith("\u2986") else ""
+    return ""
+
+
+def _text(record: Record, name: str) -> str:
+    """The stripped text of a field; "" when it is absent, null or blank."""
+    value = record.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UnmergeableError(f'"{name}" is {json_name(value)}, expected a string.')
+    return value.strip()
+
+
+def _has_paragraphs(caption: str) -> bool:
+    """Whether a blank line stands between two lines of text."""
+    lines = _LINE_BREAK.split(caption.strip())
+    return any(not line.strip() for line in lines)
+
+
+@lru_cache(maxsize=4096)
+def _weights_and_counts(shares: tuple[Fraction, ...]) -> tuple[list[int], list[int]]:
+    """The exact whole weights of `shares`, and how often each is written when lines are repeated."""
+    return (whole_weights(shares), line_counts(shares)) if shares else ([], [])

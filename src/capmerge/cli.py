@@ -1,0 +1,290 @@
+"""The command line: options to a story of the floor below, errors to exit codes. Nothing is decided here."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+import capmerge
+from capmerge.blocks import MAX_RECORD_BYTES
+from capmerge.errors import CapmergeError, UsageError, printable
+from capmerge.output import write_whole
+from capmerge.rewrite import Format, FormatName, OnError, RewriteOptions, first_records, rewrite
+from capmerge.side_files import DATASET, load_receipt
+from capmerge.source import Source, open_source
+from capmerge.summary import Summary
+from capmerge.templates import CaptionLines, Layout, MergeOptions, Underscores, Weights
+from capmerge.verify import verify
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Rewrite sd-scripts metadata of any size into wildcard-ready captions.",
+)
+
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="SRC", help="A .json or .jsonl metadata file, .gz of either, or - for standard input.", show_default=False)
+]
+LayoutOption = Annotated[
+    Layout | None,
+    typer.Option(
+        "--layout",
+        help="lines (default): one of tags and caption is drawn. concat, concat-caption-first: both, in this order. inline: {tags|caption}.",
+        show_default=False,
+    ),
+]
+LineOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--line",
+        metavar="TEMPLATE[=WEIGHT]",
+        help="A line over {tags}, {caption} and literal text, drawn with this whole-number weight. Repeatable.",
+        show_default=False,
+    ),
+]
+WeightsOption = Annotated[
+    Weights | None,
+    typer.Option("--weights", help="repeat (default): by repeated lines. field: a list capmerge_weights in the record.", show_default=False),
+]
+CaptionLinesOption = Annotated[
+    CaptionLines | None,
+    typer.Option(
+        "--caption-lines",
+        help="A multi-line caption is several alternatives (each, default), one joined line, or its first line.",
+        show_default=False,
+    ),
+]
+UnderscoresOption = Annotated[
+    Underscores | None,
+    typer.Option("--underscores", help="Tags keep underscores (default) or get spaces; emoticons stay.", show_default=False),
+]
+CaptionWildcardsOption = Annotated[
+    bool | None, typer.Option("--caption-wildcards", help="Captions hold intended {a|b}: their braces stay.", show_default=False)
+]
+PrefixOption = Annotated[str | None, typer.Option("--prefix", metavar="S", help="Text before every line.", show_default=False)]
+SuffixOption = Annotated[str | None, typer.Option("--suffix", metavar="S", help="Text after every line.", show_default=False)]
+ImageSizeOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--image-size/--no-image-size",
+        help="Add image_size = train_resolution where absent (default on). Right only beside legacy <stem>.npz latents.",
+        show_default=False,
+    ),
+]
+OnErrorOption = Annotated[
+    OnError | None,
+    typer.Option(
+        "--on-error", help="A record that cannot be merged stops the run (default), or is left out and listed whole.", show_default=False
+    ),
+]
+AllowRewrittenOption = Annotated[
+    bool | None, typer.Option("--allow-rewritten", help="Pass records that are rewritten already through unchanged.", show_default=False)
+]
+MaxRecordOption = Annotated[int, typer.Option("--max-record", metavar="BYTES", min=1 << 21, help="The longest record that is read.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Print only errors.")]
+
+
+@app.callback(invoke_without_command=True)
+def _capmerge(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        print(capmerge.__version__)
+        raise typer.Exit
+
+
+@app.command("rewrite")
+def _rewrite(  # one parameter an option
+    src: SourceArgument,
+    out: Annotated[
+        str | None,
+        typer.Option("-o", "--out", metavar="OUT", help="Default: <stem>_wildcard.json beside SRC. - is standard output.", show_default=False),
+    ] = None,
+    format_name: Annotated[
+        FormatName | None, typer.Option("--format", help="What to write. Default: by OUT's ending, else json.", show_default=False)
+    ] = None,
+    layout: LayoutOption = None,
+    line: LineOption = None,
+    weights: WeightsOption = None,
+    caption_lines: CaptionLinesOption = None,
+    underscores: UnderscoresOption = None,
+    caption_wildcards: CaptionWildcardsOption = None,
+    prefix: PrefixOption = None,
+    suffix: SuffixOption = None,
+    image_size: ImageSizeOption = None,
+    on_error: OnErrorOption = None,
+    allow_rewritten: AllowRewrittenOption = None,
+    jobs: Annotated[
+        int | None, typer.Option("-j", "--jobs", metavar="N", min=1, help="Worker processes. Default: all cores.", show_default=False)
+    ] = None,
+    dry_run: Annotated[
+        int | None, typer.Option("--dry-run", metavar="N", min=1, help="Print the first N records before and after; write nothing.", show_default=False)
+    ] = None,
+    summary: Annotated[Path | None, typer.Option("--summary", metavar="FILE", help="Write the end table as JSON.", show_default=False)] = None,
+    quiet: QuietOption = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    max_record: MaxRecordOption = MAX_RECORD_BYTES,
+) -> None:
+    """Merge caption and tags of every record into caption lines that sd-scripts draws from."""
+    with _errors_as_exit_codes():
+        asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, image_size, allow_rewritten)
+        target = None if out == "-" else Path(out) if out else _default_target(src, format_name)
+        options = RewriteOptions(
+            target,
+            Format.choose(format_name, target),
+            MergeOptions(**asked),
+            on_error or "stop",
+            jobs or _cores(),
+            force=force,
+            max_record_bytes=max_record,
+        )
+        with open_source(src) as source:
+            if dry_run is not None:
+                _print_records(source, options, dry_run)
+                return
+            started = time.perf_counter()
+            with _progress_bar(source, quiet=quiet) as progress:
+                outcome = rewrite(source, options, warn=_warn, progress=progress)
+            config = target.name + DATASET if target else None
+            end = Summary(outcome.tally, outcome.read_bytes, outcome.written_bytes, time.perf_counter() - started, config)
+        if summary:
+            write_whole(summary, json.dumps(end.as_dict(), indent=2) + "\n")
+        if not quiet:
+            print(end.text(), file=sys.stdout if target else sys.stderr)
+
+
+@app.command("verify")
+def _verify(
+    src: SourceArgument,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="What `rewrite` made of SRC.", show_default=False)],
+    layout: LayoutOption = None,
+    line: LineOption = None,
+    weights: WeightsOption = None,
+    caption_lines: CaptionLinesOption = None,
+    underscores: UnderscoresOption = None,
+    caption_wildcards: CaptionWildcardsOption = None,
+    prefix: PrefixOption = None,
+    suffix: SuffixOption = None,
+    image_size: ImageSizeOption = None,
+    on_error: OnErrorOption = None,
+    allow_rewritten: AllowRewrittenOption = None,
+    quiet: QuietOption = False,
+    max_record: MaxRecordOption = MAX_RECORD_BYTES,
+) -> None:
+    """Prove record by record that OUT is SRC rewritten, with nothing lost.
+
+    The options are those of OUT.capmerge.json, unless any is given here.
+    """
+    with _errors_as_exit_codes():
+        asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, image_size, allow_rewritten)
+        if asked or on_error:
+            merge, skips = MergeOptions(**asked), on_error or "stop"
+        else:
+            merge, skips = load_receipt(Path(out))
+        with open_source(src) as source, open_source(out) as written, _progress_bar(source, quiet=quiet) as progress:
+            verified = verify(source, written, merge, skips == "skip", max_record_bytes=max_record, progress=progress)
+        if not quiet:
+            print(verified.text())
+
+
+def main() -> None:
+    """The console script. Exit codes: 0, 1 data, 2 usage, 130 Ctrl-C, 141 closed pipe, 143 terminated."""
+    signal.signal(signal.SIGTERM, _terminated)
+    app(prog_name="capmerge")
+
+
+@contextmanager
+def _errors_as_exit_codes() -> Iterator[None]:
+    """A user's mistake ends with one message and its exit code; a bug goes on with its traceback."""
+    try:
+        yield
+    except CapmergeError as error:
+        print(f"capmerge: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("capmerge: interrupted; nothing was written.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        # The reader has seen enough. Python would complain again when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(141) from None
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(143)  # through every `finally`, so that nothing temporary stays
+
+
+def _asked(  # the merge options, in the order of MergeOptions
+    layout: Layout | None,
+    line: list[str] | None,
+    weights: Weights | None,
+    caption_lines: CaptionLines | None,
+    underscores: Underscores | None,
+    caption_wildcards: bool | None,
+    prefix: str | None,
+    suffix: str | None,
+    image_size: bool | None,
+    allow_rewritten: bool | None,
+) -> dict[str, object]:
+    """The merge options that the command line gives, by their names in `MergeOptions`."""
+    given = {
+        "layout": layout,
+        "lines": tuple(line) if line else None,
+        "weights": weights,
+        "caption_lines": caption_lines,
+        "underscores": underscores,
+        "caption_wildcards": caption_wildcards,
+        "prefix": prefix,
+        "suffix": suffix,
+        "image_size": image_size,
+        "allow_rewritten": allow_rewritten,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _default_target(src: str, format_name: FormatName | None) -> Path:
+    if src == "-":
+        raise UsageError("standard input has no name to derive the output's from. Give -o OUT, or -o - for standard output.")
+    path = Path(src)
+    name = path.name.removesuffix(".gz").removesuffix(".json").removesuffix(".jsonl")
+    return path.with_name(f"{name}_wildcard.{format_name or 'json'}")
+
+
+def _cores() -> int:
+    """The processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _warn(message: str) -> None:
+    print(f"capmerge: {message}", file=sys.stderr)
+
+
+def _print_records(source: Source, options: RewriteOptions, count: int) -> None:
+    for key, before, after in first_records(source, options, count):
+        print(printable(json.dumps(key, ensure_ascii=False)))
+        for title, record in (("before", before), ("after", after)):
+            text = record if isinstance(record, str) else json.dumps(record, indent=2, ensure_ascii=False)
+            print(f"  {title}:")
+            for line in text.split("\n"):
+                print(f"    {printable(line)}")
+
+
+@contextmanager
+def _progress_bar(source: Source, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar over the bytes of the source, on a terminal only; yields what to call with the offset that is done."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _offset: None
+        return
+    from tqdm import tqdm  # 50 ms that only a bar needs
+
+    tqdm.monitor_interval = 0  # its thread must not run when workers are forked
+    with tqdm(total=source.total_bytes, unit="B", unit_scale=True, desc=Path(source.name).name, leave=False, mininterval=0.2) as bar:
+        yield lambda offset: bar.update(source.read_bytes(offset) - bar.n) and None

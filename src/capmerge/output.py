@@ -1,0 +1,214 @@
+"""Output that appears whole or not at all: a hidden temporary file beside the target, fsync, rename, fsync of the folder."""
+
+import errno
+import os
+import sys
+from io import FileIO
+from pathlib import Path
+
+from capmerge.errors import OutputError, UsageError, printable
+
+Buffer = bytes | memoryview
+
+
+class AtomicFile:
+    """A file that takes its name only when it is complete and on disk.
+
+    It is written as `.NAME.capmerge-tmp` in the folder of its target. A run that was killed leaves at most that; the
+    next run to the same target takes it over. A lock on it keeps two runs to one target apart.
+    Raises `OutputError` when it cannot be written: no room, no permission, another run.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.written_bytes = 0
+        self._temporary = target.with_name(f".{target.name}.capmerge-tmp")
+        try:
+            self._file = _open_locked(self._temporary)
+        except BlockingIOError as error:
+            raise OutputError(f"{printable(str(target))}: another run is writing this file. Wait for it, or choose another output.") from error
+        except OSError as error:
+            raise _cannot_write(target, error) from error
+
+    def write(self, data: Buffer) -> None:
+        """Append `data`."""
+        try:
+            _write_all(self._file, data)
+        except OSError as error:
+            raise _cannot_write(self.target, error) from error
+        self.written_bytes += len(data)
+
+    def sync(self) -> None:
+        """Put all bytes on disk, under the hidden name."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _cannot_write(self.target, error) from error
+
+    def publish(self) -> None:
+        """Give the synced file its name, replacing an older one, and make that durable."""
+        self._file.close()
+        try:
+            os.replace(self._temporary, self.target)
+            _sync_folder(self.target.parent)
+        except OSError as error:
+            raise _cannot_write(self.target, error) from error
+
+    def discard(self) -> None:
+        """Remove the temporary file; after `publish` there is none."""
+        if not self._file.closed:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+
+class StandardOutput:
+    """Standard output as a place to write to; a closed pipe raises `BrokenPipeError`."""
+
+    def __init__(self) -> None:
+        self.written_bytes = 0
+        sys.stdout.flush()
+        self._file = FileIO(sys.stdout.fileno(), "wb", closefd=False)
+
+    def write(self, data: Buffer) -> None:
+        """Write `data`."""
+        try:
+            _write_all(self._file, data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"standard output: cannot write ({error.strerror}).") from error
+        self.written_bytes += len(data)
+
+
+class OutputFiles:
+    """The output and its side files, which appear together: side files first, the output last.
+
+    `target` is None for standard output, which has no side files.
+    """
+
+    def __init__(self, target: Path | None, side_suffixes: tuple[str, ...]) -> None:
+        self._target = target
+        self._open: list[AtomicFile] = []
+        self._absent = {} if target is None else {suffix: side_path(target, suffix) for suffix in side_suffixes}
+        for path in self._absent.values():
+            path.with_name(f".{path.name}.capmerge-tmp").unlink(missing_ok=True)
+        self.main: AtomicFile | StandardOutput = StandardOutput() if target is None else self._add(target)
+
+    def side(self, suffix: str) -> AtomicFile:
+        """The side file OUT + `suffix`, opened at its first use."""
+        return self._add(self._absent.pop(suffix))
+
+    def publish(self) -> None:
+        """Sync every file, then name them; side files of an earlier run that this one did not write are removed."""
+        for file in self._open:
+            file.sync()
+        for path in self._absent.values():
+            path.unlink(missing_ok=True)
+        for file in reversed(self._open):
+            file.publish()
+
+    def discard(self) -> None:
+        """Remove whatever is not published."""
+        for file in self._open:
+            file.discard()
+
+    def _add(self, path: Path) -> AtomicFile:
+        self._open.append(AtomicFile(path))
+        return self._open[-1]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file, replacing an older one: whole or not at all."""
+    file = AtomicFile(path.resolve())
+    try:
+        file.write(text.encode())
+        file.sync()
+        file.publish()
+    finally:
+        file.discard()
+
+
+def side_path(target: Path, suffix: str) -> Path:
+    """The side file of `target`: its whole name and `suffix`."""
+    return target.with_name(target.name + suffix)
+
+
+def check_target(target: Path, source: Path | None, *, force: bool) -> Path:
+    """The real path to write to, links followed.
+
+    Raises `UsageError` when it is the source, no regular file, in no folder, or there already without `force`.
+    """
+    shown = printable(str(target))
+    target = target.resolve()
+    if source and target.exists() and source.exists() and target.samefile(source):
+        raise UsageError(f"{shown}: the output is the source itself. Choose another -o; the source is never written to.")
+    if target.exists() and not target.is_file():
+        kind = "a folder" if target.is_dir() else "no regular file"
+        raise UsageError(f"{shown}: found {kind}, expected a file name. For a pipe or device use -o - and redirect it.")
+    if target.exists() and not force:
+        raise UsageError(f"{shown}: the file exists. Use --force to replace it, or choose another -o.")
+    if not target.parent.is_dir():
+        raise UsageError(f"{shown}: there is no folder {printable(str(target.parent))}. Create it first.")
+    return target
+
+
+def _cannot_write(target: Path, error: OSError) -> OutputError:
+    shown = printable(str(target))
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return OutputError(f"{shown}: cannot write, {error.strerror}. Nothing was kept; free some room, or choose another -o.")
+    return OutputError(f"{shown}: cannot write, {error.strerror}. Check the folder and its permissions, or choose another -o.")
+
+
+def _write_all(file: FileIO, data: Buffer) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable. Windows cannot open folders, and makes renames durable by itself."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open_locked(path: Path) -> FileIO:
+    """`path` emptied and open for writing, locked against another run; raises `BlockingIOError` when one holds it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        file = FileIO(descriptor, "wb")
+        try:
+            _lock(descriptor)
+            # The holder of the lock may have published the file between our open and our lock: then it is not ours.
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                os.ftruncate(descriptor, 0)
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(descriptor: int) -> None:
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError(*error.args) from error
+else:
+    import fcntl
+
+    def _lock(descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError as error:  # some network file systems have no locks; the run goes on without
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise

@@ -1,0 +1,112 @@
+"""The fast way for plain records: tags and a caption of one line each, without braces, pipes or line breaks.
+
+Nearly every record of a real file is plain. What `caption.Merger` would make of one is worked out beforehand, and the
+loop over a block's records is written flat: it is where a rewrite spends its time outside the JSON library. Any record
+that is not plain is left to the general rule; a test holds the two against each other.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from capmerge.marks import MARK, TAG_SPANS, WEIGHTS
+from capmerge.tags import spaced
+from capmerge.tally import Tally
+from capmerge.templates import MergeOptions, Template, line_counts, shares_of, whole_weights
+
+
+class PlainMerge:
+    """Merges plain records in place and counts them in `tally`."""
+
+    def __init__(self, options: MergeOptions, literals: Callable[[Template], list[str]], reserved: Iterable[str], tally: Tally) -> None:
+        templates = options.templates()
+        by_field = options.weights == "field"
+        shares = shares_of(templates)
+        counts = [1] * len(templates) if by_field else line_counts(shares)
+        self._tally = tally
+        self._reserved = frozenset(reserved)
+        self._weights = whole_weights(shares) if by_field else None
+        self._spaces = options.underscores == "space"
+        self._adds_image_size = options.image_size
+        self._letters = ""
+        self._lines: list[str] = []  # %-formats over tags and caption, one a template
+        self._spans: list[tuple[int, bool]] = []  # of each `b` line: where its tags start, and whether a caption comes before
+        for template, count in zip(templates, counts, strict=True):
+            first, *others = literals(template)
+            line = first.replace("%", "%%")
+            for field, literal in zip(template.fields, others, strict=True):
+                line += f"%({field})s" + literal.replace("%", "%%")
+            self._lines.append(line)
+            self._letters += template.style * count
+            if template.style == "b":
+                caption_first = template.fields[0] == "caption"
+                self._spans += [(len(first) + caption_first * len(others[0]), caption_first)] * count
+        repeated = [line for line, count in zip(self._lines, counts, strict=True) for _ in range(count)]
+        self._caption = "{" + "|".join(repeated) + "}" if options.inline else "\n".join(repeated)
+
+    @staticmethod
+    def serves(options: MergeOptions) -> bool:
+        """Whether no literal text of the options needs the grammar's care."""
+        literals = [options.prefix, options.suffix, *(literal for template in options.templates() for literal in template.literals)]
+        return not any(char in literal for literal in literals for char in "{}|")
+
+    def merge_all(self, records: Iterable[Any]) -> list[int]:
+        """Merge the plain ones among `records` in place; the numbers of the others, which are not touched."""
+        others: list[int] = []
+        reserved, letters, weights, adds_image_size = self._reserved, self._letters, self._weights, self._adds_image_size
+        two_lines = self._caption == "%(tags)s\n%(caption)s" and not self._spaces
+        sized = 0
+        number = -1
+        for record in records:
+            number += 1
+            if record.__class__ is not dict or not record.keys().isdisjoint(reserved):
+                others.append(number)
+                continue
+            tags, caption = record.get("tags"), record.get("caption")
+            if tags.__class__ is not str or caption.__class__ is not str:
+                others.append(number)
+                continue
+            tags, caption = tags.strip(), caption.strip()
+            both = f"{tags}\n{caption}"
+            if not tags or not caption or "\n" in tags or "\n" in caption or "{" in both or "}" in both or "|" in both or "\r" in both:
+                others.append(number)
+                continue
+            if two_lines:
+                if tags == caption:
+                    others.append(number)
+                    continue
+                spans = None
+            else:
+                both, spans = self._merge(tags, caption)
+                if both is None:
+                    others.append(number)
+                    continue
+            del record["tags"]
+            record["caption"] = both
+            if adds_image_size and "image_size" not in record:
+                resolution = record.get("train_resolution")
+                if resolution.__class__ is list:
+                    record["image_size"] = resolution
+                    sized += 1
+            if weights:
+                record[WEIGHTS] = weights
+            if spans:
+                record[TAG_SPANS] = spans
+            record[MARK] = letters
+        merged = number + 1 - len(others)
+        self._tally.both += merged
+        self._tally.lines += merged * len(letters)
+        self._tally.image_size_added += sized
+        return others
+
+    def _merge(self, tags: str, caption: str) -> tuple[str | None, list[list[int]]]:
+        """The `caption` value and the tag spans of any templates; None where two of them give the same line."""
+        if self._spaces:
+            tags = spaced(tags)
+        fields = {"tags": tags, "caption": caption}
+        if len({line % fields for line in self._lines}) < len(self._lines):
+            return None, []
+        spans = []
+        for start, caption_first in self._spans:
+            first = start + len(caption) * caption_first
+            spans.append([first, first + len(tags)])
+        return self._caption % fields, spans

@@ -1,0 +1,301 @@
+"""The story of `capmerge rewrite`: source -> blocks -> workers merge each record -> one ordered output.
+
+`Rewriter` is what a worker does with a block. `rewrite` is the whole run, from the first look at the source to the
+rename of the output.
+"""
+
+import copy
+import shutil
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from capmerge.blocks import BLOCK_BYTES, MAX_RECORD_BYTES, Block, Kind, Layout, read_layout
+from capmerge.caption import Merger, Record, RewrittenError, UnmergeableError
+from capmerge.codec import IMAGE_PATH, Piece, Records, Stray, encode, iter_block, iter_source, place_of, to_json
+from capmerge.errors import DataError, OutputError, RecordError, UsageError, printable
+from capmerge.marks import MARK
+from capmerge.output import AtomicFile, Buffer, OutputFiles, StandardOutput, check_target
+from capmerge.parallel import run_blocks
+from capmerge.side_files import DATASET, RECEIPT, REJECTS, dataset_config, receipt
+from capmerge.source import Source, fingerprint
+from capmerge.tally import Tally
+from capmerge.templates import MergeOptions
+
+_SAMPLE_RECORDS = 1000
+_OUT, _REJECTS = 0, 1  # the streams
+
+
+OnError = Literal["stop", "skip"]
+FormatName = Literal["json", "jsonl", "json.gz", "jsonl.gz"]
+
+
+class Format(NamedTuple):
+    """What the output is written as."""
+
+    kind: Kind
+    gz: bool = False
+
+    @classmethod
+    def choose(cls, name: FormatName | None, target: Path | None) -> "Format":
+        """The format that `--format` asks for, or the target's ending, or JSON.
+
+        Raises `UsageError` when the two disagree: sd-scripts goes by the ending.
+        """
+        asked = cls("jsonl" if name.startswith("jsonl") else "json", name.endswith(".gz")) if name else None
+        if target is None:
+            return asked or cls("json")
+        endings = [suffix.lower() for suffix in target.suffixes[-2:]]
+        gz = endings[-1:] == [".gz"]
+        ending = (endings[:-1] if gz else endings)[-1:]
+        by_name = cls("jsonl" if ending == [".jsonl"] else "json", gz)
+        if asked is None or asked == by_name:
+            return by_name
+        if ending in ([".json"], [".jsonl"]) or asked.kind == "jsonl" or gz:
+            expected = f".{name}"
+            raise UsageError(
+                f"{printable(str(target))}: --format {name} writes a file that ends in {expected}, and readers go by the ending. "
+                f"Name the output *{expected}, or leave --format out."
+            )
+        return asked
+
+
+@dataclass(frozen=True, slots=True)
+class RewriteOptions:
+    """One run of `capmerge rewrite`; `merge` decides what a record becomes, the rest how the run is done."""
+
+    target: Path | None
+    """None: standard output."""
+    format: Format = Format("json")
+    merge: MergeOptions = field(default_factory=MergeOptions)
+    on_error: OnError = "stop"
+    jobs: int = 1
+    force: bool = False
+    max_record_bytes: int = MAX_RECORD_BYTES
+    start_method: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a finished run has to tell."""
+
+    tally: Tally
+    read_bytes: int
+    """Of the source as it lies on disk or comes from the pipe."""
+    written_bytes: int
+
+
+def reserved_fields(out: Format) -> tuple[str, ...]:
+    """The names that a record must not have in this format."""
+    return (IMAGE_PATH,) if out.kind == "jsonl" else ()
+
+
+class Rewriter:
+    """What a worker does with each block of a rewrite."""
+
+    def __init__(self, name: str, layout: Layout, merge: MergeOptions, on_error: str, out: Format) -> None:
+        self._name, self._layout, self._out = name, layout, out
+        self._merger = Merger(merge, reserved_fields(out))
+        self._skips = on_error == "skip"
+
+    def run(self, block: Block, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """The rewritten records of a block, and the records that had to be left out."""
+        separator = b""
+        for piece in iter_block(data, self._layout, block):
+            body, rejects = self.rewrite(piece)
+            if body:
+                body = separator + body
+                separator = _SEPARATORS[self._out.kind]
+                yield _OUT, _compressed(body) if self._out.gz else body
+            if rejects:
+                yield _REJECTS, rejects
+
+    def result(self) -> Tally:
+        """The counts of this process."""
+        return self._merger.tally
+
+    def rewrite(self, piece: Piece) -> tuple[bytes, bytes]:
+        """A piece's records as they stand in the output, and a line of JSON for each that had to be left out."""
+        records = piece.records
+        failures = self._merger.merge_all(records.values())
+        if not failures:
+            return encode(records, self._out.kind), b""
+        pairs, rejects = list(records.pairs), []
+        for number, error in failures:
+            key, record = pairs[number]
+            if isinstance(error, RewrittenError):
+                problem = f'found a field "{MARK}": the record is rewritten already, and its braces would double.'
+                next_step = "Give the original file, or --allow-rewritten to pass such records through unchanged."
+                raise self._error(DataError, piece, number, problem, next_step)
+            value, problem = (record.value, record.problem) if isinstance(record, Stray) else (record, str(error))
+            if not self._skips:
+                next_step = "Mend the record, or use --on-error skip to leave such records out and list them."
+                raise self._error(RecordError, piece, number, problem, next_step)
+            rejects.append(to_json({"key": key, "reason": problem, "record": value}) + "\n")
+        self._merger.tally.rejected += len(rejects)
+        left_out = {number for number, _ in failures}
+        kept = [pair for number, pair in enumerate(pairs) if number not in left_out]
+        return encode(Records(kept, records.exact), self._out.kind), "".join(rejects).encode()
+
+    def _error(self, kind: type[DataError], piece: Piece, number: int, problem: str, next_step: str) -> DataError:
+        """The error for one record, with its place in the source."""
+        place = place_of(self._name, self._layout, piece, number)
+        return kind(self._name, place, list(piece.records.pairs)[number][0] or None, problem, next_step)
+
+
+def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], None], progress: Callable[[int], None]) -> Outcome:
+    """Rewrite `source` into `options.target` and its side files, which appear together when all is done.
+
+    `warn` is given each warning, `progress` the offset that is done.
+    Raises `UsageError`, `DataError`, `OutputError` or `WorkerError`; then nothing new is there.
+    """
+    target = options.target and check_target(options.target, source.path, force=options.force)
+    layout = read_layout(source, options.max_record_bytes)
+    sample = _sample(source, layout, options)
+    if sample.growth > 2 and options.merge.weights == "repeat":
+        warn(f"The output will be about {sample.growth:.1f} times the input, since weights repeat lines. --weights field stores numbers instead.")
+    if target:
+        _check_room(target, source, sample.growth)
+    end = layout.first
+
+    def done(offset: int) -> None:
+        nonlocal end
+        end = offset
+        progress(offset)
+
+    files = OutputFiles(target, (REJECTS, RECEIPT, DATASET))
+    try:
+        records = _RecordSink(files.main, options.format)
+        rejects = _RejectSink(partial(files.side, REJECTS) if target else None)
+        work = partial(Rewriter, source.name, layout, options.merge, options.on_error, options.format)
+        jobs = _useful_jobs(source, options.jobs)
+        tally = Tally()
+        for counts in run_blocks(source, layout, work, [records, rejects], jobs=jobs, progress=done, start_method=options.start_method):
+            tally.add(counts)
+        records.finish()
+        read_bytes = source.read_bytes(end)
+        source.check_unchanged()
+        if target:
+            files.side(RECEIPT).write(receipt(source.name, fingerprint(source), options.merge, options.on_error, tally).encode())
+            files.side(DATASET).write(dataset_config(target, sample.resolutions).encode())
+        files.publish()
+    except BaseException:
+        files.discard()
+        raise
+    return Outcome(tally, read_bytes, files.main.written_bytes)
+
+
+def first_records(source: Source, options: RewriteOptions, count: int) -> Iterator[tuple[str, Any, Record | str]]:
+    """The first `count` records: key, the record as it is, and as it would be written, or why it cannot be."""
+    layout = read_layout(source, options.max_record_bytes)
+    merger = Merger(options.merge, reserved_fields(options.format))
+    pairs = (pair for piece in iter_source(source, layout) for pair in piece.records.pairs)
+    for key, record in islice(pairs, count):
+        before = copy.deepcopy(record.value if isinstance(record, Stray) else record)
+        try:
+            merger.merge(record)
+            yield key, before, record
+        except UnmergeableError as error:
+            yield key, before, record.problem if isinstance(record, Stray) else str(error)
+        except RewrittenError:
+            yield key, before, "the record is rewritten already."
+
+
+_SEPARATORS: dict[Kind, bytes] = {"json": b",\n", "jsonl": b"\n"}
+_OPENINGS: dict[Kind, bytes] = {"json": b"{\n", "jsonl": b""}
+_CLOSINGS: dict[Kind, bytes] = {"json": b"\n}", "jsonl": b"\n"}
+_NOTHING: dict[Kind, bytes] = {"json": b"{}", "jsonl": b""}
+
+
+class _RecordSink:
+    """The stream of records: what stands before, between and behind the blocks' output."""
+
+    def __init__(self, file: AtomicFile | StandardOutput, out: Format) -> None:
+        self._file, self._out = file, out
+        self._empty = True
+
+    def write(self, data: Buffer, *, new_block: bool) -> None:
+        """Append the output of a block."""
+        if new_block:
+            self._write((_OPENINGS if self._empty else _SEPARATORS)[self._out.kind])
+            self._empty = False
+        self._file.write(data)
+
+    def finish(self) -> None:
+        """Write what stands behind the last record."""
+        self._write((_NOTHING if self._empty else _CLOSINGS)[self._out.kind])
+
+    def _write(self, text: bytes) -> None:
+        self._file.write(_compressed(text) if self._out.gz else text)
+
+
+class _RejectSink:
+    """The stream of records left out: a side file opened at the first of them, or standard error."""
+
+    def __init__(self, open_file: Callable[[], AtomicFile] | None) -> None:
+        self._open_file = open_file
+        self._file: AtomicFile | None = None
+
+    def write(self, data: Buffer, *, new_block: bool) -> None:  # noqa: ARG002  # lines need nothing between blocks
+        """Append lines of JSON."""
+        if self._open_file is None:
+            sys.stderr.write(printable(bytes(data).decode()).replace("\\n", "\n"))
+            return
+        self._file = self._file or self._open_file()
+        self._file.write(data)
+
+
+class _Sample(NamedTuple):
+    """What the first records tell of the rest."""
+
+    growth: float
+    """Output bytes over input bytes."""
+    resolutions: set[tuple[int, int]]
+    """[width, height] in px."""
+
+
+def _sample(source: Source, layout: Layout, options: RewriteOptions) -> _Sample:
+    """The first `_SAMPLE_RECORDS` records, rewritten and thrown away; all of them can be read again."""
+    rewriter = Rewriter(source.name, layout, options.merge, options.on_error, options.format)
+    read_bytes, written_bytes = 0, 0
+    resolutions = set()
+    for piece in iter_source(source, layout, keep=True):
+        body, _ = rewriter.rewrite(piece)
+        read_bytes += len(piece.data)
+        written_bytes += len(_compressed(body) if options.format.gz else body)
+        for _, record in piece.records.pairs:
+            match record:
+                case {"train_resolution": [int(width), int(height)]}:
+                    resolutions.add((width, height))
+        if rewriter.result().records >= _SAMPLE_RECORDS:
+            break
+    return _Sample(written_bytes / max(1, read_bytes), resolutions)
+
+
+def _check_room(target: Path, source: Source, growth: float) -> None:
+    """Raise `OutputError` when the disk has less room than the output will take."""
+    if source.path is None or source.total_bytes is None:
+        return
+    needed, free = source.total_bytes * growth, shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise OutputError(
+            f"{printable(str(target))}: the output will take about {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free there. "
+            "Free some room, choose another -o, or an output that ends in .gz."
+        )
+
+
+def _useful_jobs(source: Source, jobs: int) -> int:
+    """No more processes than there are blocks."""
+    if source.path is None or source.total_bytes is None:
+        return jobs
+    return max(1, min(jobs, source.total_bytes // BLOCK_BYTES))
+
+
+def _compressed(data: bytes) -> bytes:
+    """`data` as a gzip member of its own, without a time stamp: members in a row are a gzip file."""
+    return zlib.compress(data, 6, wbits=31)

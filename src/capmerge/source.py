@@ -1,0 +1,179 @@
+"""Reading the source: a file or a pipe, plain or gzip, as bytes at any offset. Knows nothing of JSON.
+
+A plain file is read where it is asked (seek + read: every process opens its own handle, so no POSIX-only call is
+needed). A pipe or a gzip stream is read once, front to back; bytes are kept until they are released.
+"""
+
+import gzip
+import hashlib
+import os
+import sys
+import zlib
+from pathlib import Path
+from typing import BinaryIO, Protocol, Self
+
+from capmerge.errors import DataError, UsageError, printable
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 4096
+
+
+class Window(Protocol):
+    """What a parser needs of a source."""
+
+    name: str
+
+    def window(self, start: int, size: int) -> bytes:
+        """The bytes [start, start + size), fewer only at the end."""
+
+
+class FileSource:
+    """A plain file, read at any offset."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self.path: Path | None = path
+        self._file = path.open("rb", buffering=0)
+        self.total_bytes: int | None = os.fstat(self._file.fileno()).st_size
+        self._opened_as = _identity(self._file.fileno())
+
+    def window(self, start: int, size: int) -> bytes:
+        """The bytes [start, start + size), fewer only at the end of the file."""
+        self._file.seek(start)
+        window = self._file.read(size) or b""
+        while len(window) < size and (more := self._file.read(size - len(window))):
+            window += more
+        return window
+
+    def release(self, before: int) -> None:
+        """Nothing to do: a file can be read again."""
+
+    def read_bytes(self, offset: int) -> int:
+        """How many bytes of the file stand before `offset`: the offset itself."""
+        return offset
+
+    def check_unchanged(self) -> None:
+        """Raise `DataError` when the file was written to while it was read."""
+        if _identity(self._file.fileno()) != self._opened_as:
+            raise DataError(self.name, None, None, "the file changed while it was read.", "Run again when nothing writes to it.")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class StreamSource:
+    """A pipe or a gzip file, read once. `release` says which bytes are not needed any more."""
+
+    def __init__(self, name: str, stream: BinaryIO, path: Path | None = None, compressed: BinaryIO | None = None) -> None:
+        self.name = name
+        self.path: Path | None = None  # workers cannot read it themselves
+        self._stream, self._compressed = stream, compressed
+        self.total_bytes: int | None = os.fstat(compressed.fileno()).st_size if compressed else None
+        self._kept = bytearray()
+        self._kept_from = 0
+        self._ended = False
+
+    def window(self, start: int, size: int) -> bytes:
+        """The bytes [start, start + size), fewer only at the end of the stream; `start` must not be released yet."""
+        while not self._ended and self._kept_from + len(self._kept) < start + size:
+            try:
+                more = self._stream.read(1 << 18)
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                at = self._compressed.tell() if self._compressed else None
+                raise DataError(
+                    self.name, at, None, f"the gzip data is broken ({error}).", "Copy or download the file again; `gzip -t` checks it."
+                ) from error
+            self._ended = not more
+            self._kept += more
+        return bytes(self._kept[start - self._kept_from : start - self._kept_from + size])
+
+    def release(self, before: int) -> None:
+        """Forget the bytes before offset `before`."""
+        del self._kept[: before - self._kept_from]
+        self._kept_from = before
+
+    def read_bytes(self, offset: int) -> int:
+        """How far the underlying file is read, in its own (compressed) bytes; `offset` for a pipe."""
+        return self._compressed.tell() if self._compressed else offset
+
+    def check_unchanged(self) -> None:
+        """A stream is read once; nothing can have changed."""
+
+    def close(self) -> None:
+        """Close the stream and the file under it."""
+        self._stream.close()
+        if self._compressed:
+            self._compressed.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class BytesSource:
+    """Bytes in memory that stand at `offset` of a source, read like the source itself."""
+
+    def __init__(self, name: str, data: bytes, offset: int) -> None:
+        self.name = name
+        self._data, self._offset = data, offset
+
+    def window(self, start: int, size: int) -> bytes:
+        """The bytes [start, start + size), fewer only at the end of what is there."""
+        return self._data[start - self._offset : start - self._offset + size]
+
+
+Source = FileSource | StreamSource
+
+
+def open_source(path: str) -> Source:
+    """The opened source; `-` is standard input. gzip is told by its first two bytes, not by its name.
+
+    Raises `UsageError` when the file is missing, a folder or not readable.
+    """
+    if path == "-":
+        stdin = sys.stdin.buffer
+        # peek() may give fewer bytes than asked, but never none before the end.
+        return StreamSource("standard input", gzip.open(stdin) if stdin.peek(2)[:2] == _GZIP_MAGIC else stdin)
+    try:
+        file = Path(path)
+        with file.open("rb") as opened:
+            magic = opened.read(2)
+        if not file.is_file() or magic == _GZIP_MAGIC:
+            opened = file.open("rb")
+            compressed = opened if magic == _GZIP_MAGIC else None
+            return StreamSource(path, gzip.open(opened) if compressed else opened, compressed=compressed)
+        return FileSource(file)
+    except FileNotFoundError as error:
+        raise UsageError(f"{printable(path)}: no such file. Check the path.") from error
+    except IsADirectoryError as error:
+        raise UsageError(f"{printable(path)}: found a folder, expected a metadata file. Name the .json or .jsonl file in it.") from error
+    except OSError as error:
+        raise UsageError(f"{printable(path)}: the file cannot be read ({error.strerror}).") from error
+
+
+def fingerprint(source: Source) -> dict[str, int | str | None]:
+    """What ties a later run to this source: its size in bytes and the BLAKE2b hash of 64 evenly spaced blocks of 4 KiB.
+
+    Both are None for a pipe or a gzip file: they are read once, front to back.
+    """
+    if isinstance(source, StreamSource) or source.total_bytes is None:
+        return {"bytes": None, "blake2b": None}
+    hashed = hashlib.blake2b(digest_size=16)
+    last_start = max(0, source.total_bytes - _FINGERPRINT_BLOCK_BYTES)
+    for i in range(_FINGERPRINT_BLOCKS):
+        hashed.update(source.window(last_start * i // (_FINGERPRINT_BLOCKS - 1), _FINGERPRINT_BLOCK_BYTES))
+    return {"bytes": source.total_bytes, "blake2b": hashed.hexdigest()}
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns

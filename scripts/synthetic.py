@@ -10,7 +10,36 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-_SYLLABLES = "ka ri no ta shi mo el an dor vel is um tra pe lin gor sa be ton ur mi cha fle wo nd re il os".split()
+_SYLLABLES = [
+    "ka",
+    "ri",
+    "no",
+    "ta",
+    "shi",
+    "mo",
+    "el",
+    "an",
+    "dor",
+    "vel",
+    "is",
+    "um",
+    "tra",
+    "pe",
+    "lin",
+    "gor",
+    "sa",
+    "be",
+    "ton",
+    "ur",
+    "mi",
+    "cha",
+    "fle",
+    "wo",
+    "nd",
+    "re",
+    "il",
+    "os",
+]
 _RESOLUTIONS = [[832, 1216], [1216, 832], [1024, 1024], [896, 1152], [1152, 896], [768, 1344]]
 
 

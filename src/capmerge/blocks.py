@@ -77,9 +77,7 @@ def read_layout(source: Window, max_record_bytes: int = MAX_RECORD_BYTES) -> Lay
     """
     head = source.window(0, 64 << 10)
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(head) > 3 and b"\0" in head[:4]):
-        raise DataError(
-            source.name, 0, None, "found UTF-16 or UTF-32, expected UTF-8.", "Convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW."
-        )
+        raise DataError(source.name, 0, None, "found UTF-16 or UTF-32, expected UTF-8.", "Convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW.")
     start = 3 if head[:3] == b"\xef\xbb\xbf" else 0
     start = _SPACE_BYTES.match(head, start).end()  # type: ignore[union-attr]  # the pattern matches the empty text
     if start == len(head):
@@ -156,15 +154,16 @@ def walked_block(source: Window, layout: Layout, start: int) -> Block:
     raise AssertionError("walk() ends with a last record")
 
 
-def iter_pieces(data: bytes, layout: Layout, block: Block) -> Iterator[tuple[int, bytes, bool]]:
+def iter_pieces(data: bytes, layout: Layout, block: Block) -> Iterator[tuple[int, memoryview, bool]]:
     """The pieces of a block's bytes, each about `PIECE_BYTES`: offset in the block, bytes, whether it ends the source."""
+    view = memoryview(data)
     start = 0
     while True:
         cut = None if block.walked else layout.find_cut(data, start + PIECE_BYTES)
         if cut is None:
-            yield start, data[start:], block.last
+            yield start, view[start:], block.last
             return
-        yield start, data[start : cut[0]], False
+        yield start, view[start : cut[0]], False
         start = cut[1]
 
 
@@ -187,7 +186,7 @@ def walk(source: Window, layout: Layout, start: int) -> Iterator[WalkedRecord]:
 
     Raises `DataError` at the first byte that is not valid, and for a record longer than `layout.max_record_bytes`.
     """
-    scan = _scan_member if layout.kind == "json" else _scan_line
+    as_json = layout.kind == "json"
     size = PIECE_BYTES
     while True:
         window = source.window(start, size)
@@ -196,7 +195,11 @@ def walk(source: Window, layout: Layout, start: int) -> Iterator[WalkedRecord]:
         place, offset, key = 0, start, None  # of the next record, in characters of the text and in bytes of the source
         try:
             while True:
-                key, end, next_place, last = scan(text, place, at_end and not broken_utf8, offset == layout.first)
+                whole = at_end and not broken_utf8
+                if as_json:
+                    key, end, next_place, last = _scan_member(text, place, at_end=whole, first=offset == layout.first)
+                else:
+                    key, end, next_place, last = _scan_line(text, place, at_end=whole)
                 end_offset = offset + len(text[place:end].encode())
                 if end_offset - offset > layout.max_record_bytes:
                     raise _too_long(source, layout, offset, key)
@@ -236,7 +239,7 @@ _MEND = "Mend the file there, or write it again from its source."
 _CUT_OFF = "It was probably cut off while being written or copied: write or copy it again."
 
 
-def _scan_member(text: str, place: int, at_end: bool, first: bool) -> tuple[str | None, int, int, bool]:
+def _scan_member(text: str, place: int, *, at_end: bool, first: bool) -> tuple[str | None, int, int, bool]:
     """One `"key": value` of the top-level object: key, its end, the next one's place, whether the object ends there."""
     key: str | None = None
     if text[place : place + 1] == "}" and first:
@@ -244,12 +247,12 @@ def _scan_member(text: str, place: int, at_end: bool, first: bool) -> tuple[str 
     else:
         if text[place : place + 1] != '"':
             problem = "found } after a comma" if text[place : place + 1] == "}" else f"found {_found(text, place)}"
-            raise _missing(text, place, at_end, None, f'{problem}, expected the quoted key of a record.')
-        key, place = _scan_value(text, place, at_end, None)
+            raise _missing(text, place, None, f"{problem}, expected the quoted key of a record.", at_end=at_end)
+        key, place = _scan_value(text, place, None, at_end=at_end)
         place = _skip(text, place)
         if text[place : place + 1] != ":":
-            raise _missing(text, place, at_end, key, f"found {_found(text, place)}, expected a colon after the key.")
-        _, end = _scan_value(text, _skip(text, place + 1), at_end, key)
+            raise _missing(text, place, key, f"found {_found(text, place)}, expected a colon after the key.", at_end=at_end)
+        _, end = _scan_value(text, _skip(text, place + 1), key, at_end=at_end)
         place = _skip(text, end)
     match text[place : place + 1]:
         case ",":
@@ -266,10 +269,10 @@ def _scan_member(text: str, place: int, at_end: bool, first: bool) -> tuple[str 
                 raise _UnfinishedError(key)
             return key, end, beyond, True
         case _:
-            raise _missing(text, place, at_end, key, f"found {_found(text, place)}, expected a comma or }} after the record.")
+            raise _missing(text, place, key, f"found {_found(text, place)}, expected a comma or }} after the record.", at_end=at_end)
 
 
-def _scan_line(text: str, place: int, at_end: bool, _first: bool) -> tuple[str | None, int, int, bool]:
+def _scan_line(text: str, place: int, *, at_end: bool) -> tuple[str | None, int, int, bool]:
     """One line of JSONL: key, its end, the next one's place, whether it is the last."""
     end = text.find("\n", place)
     last = end < 0
@@ -280,7 +283,7 @@ def _scan_line(text: str, place: int, at_end: bool, _first: bool) -> tuple[str |
     if line.strip(" \t\r"):
         begin = _skip(line, 0)
         try:
-            value, behind = _scan_value(line, begin, True, None)
+            value, behind = _scan_value(line, begin, None, at_end=True)
         except _InvalidError as error:
             raise _InvalidError(place + error.place, None, error.problem, error.next_step) from None
         if _skip(line, behind) < len(line):
@@ -290,7 +293,7 @@ def _scan_line(text: str, place: int, at_end: bool, _first: bool) -> tuple[str |
     return (key, len(text), len(text), True) if last else (key, end, end + 1, False)
 
 
-def _scan_value(text: str, place: int, at_end: bool, key: str | None) -> tuple[Any, int]:
+def _scan_value(text: str, place: int, key: str | None, *, at_end: bool) -> tuple[Any, int]:
     """The JSON value at `place` and its end."""
     try:
         return _DECODE(text, place)
@@ -311,7 +314,7 @@ def _scan_value(text: str, place: int, at_end: bool, key: str | None) -> tuple[A
         raise _InvalidError(place, key, f"found a number that Python's json does not read ({error}).", _MEND) from None
 
 
-def _missing(text: str, place: int, at_end: bool, key: str | None, problem: str) -> _UnfinishedError | _InvalidError:
+def _missing(text: str, place: int, key: str | None, problem: str, *, at_end: bool) -> _UnfinishedError | _InvalidError:
     """The error for something other than expected at `place`, which may be the end of the window or of the file."""
     if place < len(text):
         return _InvalidError(place, key, problem, _MEND)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,7 +39,7 @@ LayoutOption = Annotated[
     Layout | None,
     typer.Option(
         "--layout",
-        help="lines (default): one of tags and caption is drawn. concat, concat-caption-first: both, in this order. inline: {tags|caption}.",
+        help="lines (default): one of tags and caption is drawn. concat, concat-caption-first: both. inline: {tags|caption}.",
         show_default=False,
     ),
 ]
@@ -54,7 +54,9 @@ LineOption = Annotated[
 ]
 WeightsOption = Annotated[
     Weights | None,
-    typer.Option("--weights", help="repeat (default): by repeated lines. field: a list capmerge_weights in the record.", show_default=False),
+    typer.Option(
+        "--weights", help="repeat (default): by repeated lines. field: a list capmerge_weights in the record.", show_default=False
+    ),
 ]
 CaptionLinesOption = Annotated[
     CaptionLines | None,
@@ -106,7 +108,9 @@ def _rewrite(  # one parameter an option
     src: SourceArgument,
     out: Annotated[
         str | None,
-        typer.Option("-o", "--out", metavar="OUT", help="Default: <stem>_wildcard.json beside SRC. - is standard output.", show_default=False),
+        typer.Option(
+            "-o", "--out", metavar="OUT", help="Default: <stem>_wildcard.json beside SRC. - is standard output.", show_default=False
+        ),
     ] = None,
     format_name: Annotated[
         FormatName | None, typer.Option("--format", help="What to write. Default: by OUT's ending, else json.", show_default=False)
@@ -126,9 +130,14 @@ def _rewrite(  # one parameter an option
         int | None, typer.Option("-j", "--jobs", metavar="N", min=1, help="Worker processes. Default: all cores.", show_default=False)
     ] = None,
     dry_run: Annotated[
-        int | None, typer.Option("--dry-run", metavar="N", min=1, help="Print the first N records before and after; write nothing.", show_default=False)
+        int | None,
+        typer.Option(
+            "--dry-run", metavar="N", min=1, help="Print the first N records before and after; write nothing.", show_default=False
+        ),
     ] = None,
-    summary: Annotated[Path | None, typer.Option("--summary", metavar="FILE", help="Write the end table as JSON.", show_default=False)] = None,
+    summary: Annotated[
+        Path | None, typer.Option("--summary", metavar="FILE", help="Write the end table as JSON.", show_default=False)
+    ] = None,
     quiet: QuietOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
@@ -186,11 +195,11 @@ def _verify(
     with _errors_as_exit_codes():
         asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, image_size, allow_rewritten)
         if asked or on_error:
-            merge, skips = MergeOptions(**asked), on_error or "stop"
+            merge, skips = MergeOptions(**asked), on_error == "skip"
         else:
             merge, skips = load_receipt(Path(out))
         with open_source(src) as source, open_source(out) as written, _progress_bar(source, quiet=quiet) as progress:
-            verified = verify(source, written, merge, skips == "skip", max_record_bytes=max_record, progress=progress)
+            verified = verify(source, written, merge, skips=skips, max_record_bytes=max_record, progress=progress)
         if not quiet:
             print(verified.text())
 
@@ -233,7 +242,7 @@ def _asked(  # the merge options, in the order of MergeOptions
     suffix: str | None,
     image_size: bool | None,
     allow_rewritten: bool | None,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """The merge options that the command line gives, by their names in `MergeOptions`."""
     given = {
         "layout": layout,
@@ -287,4 +296,8 @@ def _progress_bar(source: Source, *, quiet: bool) -> Iterator[Callable[[int], No
 
     tqdm.monitor_interval = 0  # its thread must not run when workers are forked
     with tqdm(total=source.total_bytes, unit="B", unit_scale=True, desc=Path(source.name).name, leave=False, mininterval=0.2) as bar:
-        yield lambda offset: bar.update(source.read_bytes(offset) - bar.n) and None
+
+        def progress(offset: int) -> None:
+            bar.update(source.read_bytes(offset) - bar.n)
+
+        yield progress

@@ -58,7 +58,7 @@ class Piece(NamedTuple):
 
     start: int
     """Offset of `data` in the source."""
-    data: bytes
+    data: memoryview
     last: bool
     """Whether `data` reaches the end of the source."""
     records: Records
@@ -98,14 +98,14 @@ def iter_source(source: Source, layout: Layout, *, keep: bool = False) -> Iterat
 
 def iter_pairs(source: Source, layout: Layout) -> Iterator[tuple[Piece, int, Pair]]:
     """Every pair of the source, a repeated key each time it stands there; with its piece, and its number in it."""
-    for piece in iter_source(source, layout):
-        records = piece.records
-        if layout.kind == "json" and piece.data.count(layout.separator) + 1 != len(records.pairs):
+    for found in iter_source(source, layout):
+        piece = found
+        if layout.kind == "json" and bytes(piece.data).count(layout.separator) + 1 != len(piece.records.pairs):
             # One object keeps one of two equal keys; the walk sees both.
             pairs: list[Pair] = []
             for walked in _walk_piece(source.name, layout, piece):
                 pairs += decode(piece.data[walked.start - piece.start : walked.value_end - piece.start], "json", last=False).pairs
-            piece = piece._replace(records=Records(pairs, records.exact))
+            piece = piece._replace(records=Records(pairs, piece.records.exact))
         for number, pair in enumerate(piece.records.pairs):
             yield piece, number, pair
 
@@ -121,22 +121,22 @@ def place_of(name: str, layout: Layout, piece: Piece, number: int) -> int:
 
 def _walk_piece(name: str, layout: Layout, piece: Piece) -> list[WalkedRecord]:
     """The records of a piece as a parser finds them."""
-    whole = piece.data if piece.last or layout.kind == "jsonl" else piece.data + b"}"
+    whole = bytes(piece.data) if piece.last or layout.kind == "jsonl" else bytes(piece.data) + b"}"
     walked = walk(BytesSource(name, whole, piece.start), layout, piece.start)
     if layout.kind == "json":
         return [record for record in walked if record.key is not None]
-    return [record for record in walked if piece.data[record.start - piece.start : record.end - piece.start].strip()]
+    return [record for record in walked if whole[record.start - piece.start : record.end - piece.start].strip()]
 
 
-def decode(data: bytes, kind: Kind, *, last: bool) -> Records:
+def decode(data: bytes | memoryview, kind: Kind, *, last: bool) -> Records:
     """The records of one piece: `last` says that its bytes reach the end of the source.
 
     Raises `NotJsonError` when the bytes are no whole records. In JSONL a line that is no object with an `image_path`
     gives a pair of "" and a `Stray`.
     """
     if kind == "jsonl":
-        return _decode_lines(data)
-    text = b"{" + data if last else b"{" + data + b"}"
+        return _decode_lines(bytes(data))
+    text = b"".join((b"{", data, b"" if last else b"}"))
     try:
         records = orjson.loads(text)
         if not _holds_lost_integer(records.values()):
@@ -146,21 +146,21 @@ def decode(data: bytes, kind: Kind, *, last: bool) -> Records:
     return Records(_loads(text).items(), exact=True)
 
 
-def encode(records: Records, kind: Kind) -> bytes:
-    """The bytes of records as they stand in the output, without what separates them from their neighbours.
+def encode(records: Records, kind: Kind) -> bytes | memoryview:
+    r"""The bytes of records as they stand in the output, without what separates them from their neighbours.
 
-    JSON: members of an object at two spaces, raw UTF-8, `\\uXXXX` only for control characters and lone surrogates, as
+    JSON: members of an object at two spaces, raw UTF-8, `\uXXXX` only for control characters and lone surrogates, as
     `json.dump(indent=2, ensure_ascii=False)` lays them out. JSONL: one line a record, `image_path` first.
     A JSONL record must not have an `image_path` of its own.
     """
     if not records.pairs:
         return b""
     if kind == "jsonl":
-        return b"\n".join(_line(key, record, records.exact) for key, record in records.pairs)
+        return b"\n".join(_line(key, record, exact=records.exact) for key, record in records.pairs)
     members = dict(records.pairs)
     if len(members) == len(records.pairs):
-        return _members(members, records.exact)
-    return b",\n".join(_members({key: record}, records.exact) for key, record in records.pairs)
+        return _members(members, exact=records.exact)
+    return b",\n".join(_members({key: record}, exact=records.exact) for key, record in records.pairs)
 
 
 def to_json(value: Any) -> str:
@@ -196,41 +196,48 @@ def _loads(text: bytes) -> Any:
         raise NotJsonError(str(error)) from error
 
 
-def _members(members: dict[str, Any], exact: bool) -> bytes:
+def _members(members: dict[str, Any], *, exact: bool) -> bytes | memoryview:
     """The members of an object at two spaces, without its braces."""
     if exact:
         return json.dumps(members, indent=2, ensure_ascii=False)[2:-2].encode("utf-8", "surrogate_as_json")
-    return orjson.dumps(members, option=orjson.OPT_INDENT_2)[2:-2]
+    return memoryview(orjson.dumps(members, option=orjson.OPT_INDENT_2))[2:-2]  # a view: no copy
 
 
-def _line(key: str, record: dict[str, Any], exact: bool) -> bytes:
+def _line(key: str, record: dict[str, Any], *, exact: bool) -> bytes:
     keyed = {IMAGE_PATH: key, **record}
     return to_json(keyed).encode() if exact else orjson.dumps(keyed)
 
 
 def _holds_lost_integer(records: Iterable[Any]) -> bool:
     """Whether a float in `records`, at any depth, could be an integer that orjson could not hold."""
-    # Every value of every record comes by here, so the commonest types come first and nothing is called for them.
+    # Every value of every record comes by here: the commonest types come first, and nothing is called for them.
     for record in records:
-        if record.__class__ is dict:
-            for value in record.values():
-                kind = value.__class__
-                if kind is not str and kind is not int and _is_lost_integer(value):
-                    return True
-        elif _is_lost_integer(record):
-            return True
+        if record.__class__ is not dict:
+            if _is_lost_integer(record):
+                return True
+            continue
+        for value in record.values():
+            if value.__class__ is str:
+                continue
+            if value.__class__ is list:
+                for item in value:
+                    if item.__class__ is not int and _is_lost_integer(item):
+                        return True
+            elif value.__class__ is not int and _is_lost_integer(value):
+                return True
     return False
 
 
 def _is_lost_integer(value: Any) -> bool:
-    if value.__class__ is list:
-        for item in value:
-            if item.__class__ is not int and item.__class__ is not str and _is_lost_integer(item):
-                return True
-        return False
-    if value.__class__ is dict:
-        return any(map(_is_lost_integer, value.values()))
-    return value.__class__ is float and not -_INT64_OVERFLOW < value < _INT64_OVERFLOW
+    match value:
+        case float():
+            return not -_INT64_OVERFLOW < value < _INT64_OVERFLOW
+        case list():
+            return any(map(_is_lost_integer, value))
+        case dict():
+            return any(map(_is_lost_integer, value.values()))
+        case _:
+            return False
 
 
 def _surrogate_as_json(error: UnicodeError) -> tuple[str, int]:

@@ -26,7 +26,9 @@ class AtomicFile:
         try:
             self._file = _open_locked(self._temporary)
         except BlockingIOError as error:
-            raise OutputError(f"{printable(str(target))}: another run is writing this file. Wait for it, or choose another output.") from error
+            raise OutputError(
+                f"{printable(str(target))}: another run is writing this file. Wait for it, or choose another output."
+            ) from error
         except OSError as error:
             raise _cannot_write(target, error) from error
 
@@ -49,7 +51,7 @@ class AtomicFile:
         """Give the synced file its name, replacing an older one, and make that durable."""
         self._file.close()
         try:
-            os.replace(self._temporary, self.target)
+            self._temporary.replace(self.target)
             _sync_folder(self.target.parent)
         except OSError as error:
             raise _cannot_write(self.target, error) from error

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from capmerge.blocks import Block, Layout, next_block, walked_block
 from capmerge.codec import MiscutError
@@ -34,7 +34,7 @@ _QUEUED_BLOCKS = 2  # one at work, one waiting
 class Work(Protocol):
     """What is done with each block; one object a process."""
 
-    def run(self, block: Block, data: bytes) -> Iterator[tuple[int, bytes]]:
+    def run(self, block: Block, data: bytes) -> Iterator[tuple[int, bytes | memoryview]]:
         """The output of one block: the number of a stream, and bytes to append to it.
 
         Raises `codec.MiscutError` where the bytes are not whole records; what was given before it stands.
@@ -139,7 +139,7 @@ class _Slots:
     def __init__(self, start_method: str) -> None:
         size = _SLOT_BYTES * _SLOTS
         self._named = None if start_method == "fork" else SharedMemory(create=True, size=size)
-        self._memory = memoryview(mmap.mmap(-1, size)) if self._named is None else self._named.buf
+        self._memory = memoryview(self._named.buf if self._named else mmap.mmap(-1, size))  # type: ignore[arg-type]  # buf is None only when closed
 
     def __getitem__(self, slot: int) -> memoryview:
         return self._memory[slot * _SLOT_BYTES : (slot + 1) * _SLOT_BYTES]
@@ -148,7 +148,7 @@ class _Slots:
         return self._named  # only spawn pickles it
 
     def __setstate__(self, named: SharedMemory) -> None:
-        self._named, self._memory = named, named.buf
+        self._named, self._memory = named, memoryview(named.buf)  # type: ignore[arg-type]
 
     def close(self, *, unlink: bool) -> None:
         self._memory.release()
@@ -205,7 +205,7 @@ class _Pool:
 
     def __init__(self, source: Source, layout: Layout, make_work: Callable[[], Work], jobs: int, start_method: str) -> None:
         self._source, self._layout = source, layout
-        context = multiprocessing.get_context(start_method)
+        context: Any = multiprocessing.get_context(start_method)  # the base class in the stubs has no Process
         self._workers = [_Worker(context, start_method) for _ in range(jobs)]
         ends = [end for worker in self._workers for end in (worker.connection, worker.far_end)]
         for worker in self._workers:
@@ -219,7 +219,7 @@ class _Pool:
         self._by_end = {worker.connection: worker for worker in self._workers}
         self._ready = _waiter(list(self._by_end))
 
-    def __enter__(self) -> "_Pool":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -236,7 +236,7 @@ class _Pool:
         pending: dict[int, _Pending] = {}  # in the source's order
         void: dict[int, _Pending] = {}  # blocks that began at a wrong cut
         count = 0
-        upcoming = self._upcoming(lambda: next_block(self._source, self._layout, self._layout.first))
+        upcoming: Block | DataError | None = self._upcoming(self._layout.first)
         while True:
             while isinstance(upcoming, Block) and (worker := self._free_worker()):
                 data = None if self._source.path else self._source.window(upcoming.start, upcoming.end - upcoming.start)
@@ -277,10 +277,9 @@ class _Pool:
                         if not block.answers or not block.answers[-1].finished:
                             void[dropped] = block
                     pending.clear()
-                    offset = answer.error.offset
-                    upcoming = self._upcoming(lambda: walked_block(self._source, self._layout, offset))  # noqa: B023  # called at once
+                    upcoming = self._upcoming(answer.error.offset, find=walked_block)
                 elif isinstance(answer.error, str):
-                    raise RuntimeError(f"a worker process failed:\n{answer.error}")
+                    raise RuntimeError(f"a worker process failed:\n{answer.error}")  # noqa: TRY004  # no wrong type
                 elif answer.error:
                     raise answer.error
                 else:
@@ -289,13 +288,12 @@ class _Pool:
 
     def _after(self, block: Block) -> Block | DataError | None:
         """The block behind `block`; None when that was the last."""
-        return None if block.last else self._upcoming(lambda: next_block(self._source, self._layout, block.next_start))
+        return None if block.last else self._upcoming(block.next_start)
 
-    @staticmethod
-    def _upcoming(find: Callable[[], Block]) -> Block | DataError:
-        """A block, or the error in its place: the blocks before it come first, and may turn out to be cut wrong."""
+    def _upcoming(self, start: int, find: Callable[[Source, Layout, int], Block] = next_block) -> Block | DataError:
+        """The block at `start`, or the error in its place: the blocks before it come first, and may turn out to be cut wrong."""
         try:
-            return find()
+            return find(self._source, self._layout, start)
         except DataError as error:
             return error
 
@@ -325,9 +323,7 @@ def _waiter(ends: list[Connection]) -> Callable[[], list[Connection]]:
     return lambda: [key.fileobj for key, _ in selector.select()]  # type: ignore[misc]
 
 
-def _work(
-    connection: Connection, inherited: list[Connection], slots: _Slots, make_work: Callable[[], Work], path: Path | None
-) -> None:
+def _work(connection: Connection, inherited: list[Connection], slots: _Slots, make_work: Callable[[], Work], path: Path | None) -> None:
     """The life of a worker process; it ends when the parent says so, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -373,7 +369,8 @@ class _WorkerLoop:
 
     def _answer(self, task: _Task, work: Work) -> None:
         block, data = task.block, task.data
-        slot, used, chunks = self._take_slot(), 0, []
+        slot, used = self._take_slot(), 0
+        chunks: list[tuple[int, int, int]] = []
         error: MiscutError | CapmergeError | str | None = None
         try:
             if data is None:
@@ -391,6 +388,6 @@ class _WorkerLoop:
                     used, rest = used + len(part), rest[len(part) :]
         except (MiscutError, CapmergeError) as raised:
             error = raised
-        except Exception:  # a bug: the parent shows it
+        except Exception:  # noqa: BLE001  # a bug: the parent shows it
             error = traceback.format_exc()
         self._connection.send(_Answer(task.number, slot, chunks, finished=True, error=error))

@@ -74,12 +74,13 @@ class PlainMerge:
                 if tags == caption:
                     others.append(number)
                     continue
-                spans = None
+                spans: list[list[int]] = []
             else:
-                both, spans = self._merge(tags, caption)
-                if both is None:
+                merged = self._merge(tags, caption)
+                if merged is None:
                     others.append(number)
                     continue
+                both, spans = merged
             del record["tags"]
             record["caption"] = both
             if adds_image_size and "image_size" not in record:
@@ -92,19 +93,19 @@ class PlainMerge:
             if spans:
                 record[TAG_SPANS] = spans
             record[MARK] = letters
-        merged = number + 1 - len(others)
-        self._tally.both += merged
-        self._tally.lines += merged * len(letters)
+        count = number + 1 - len(others)
+        self._tally.both += count
+        self._tally.lines += count * len(letters)
         self._tally.image_size_added += sized
         return others
 
-    def _merge(self, tags: str, caption: str) -> tuple[str | None, list[list[int]]]:
+    def _merge(self, tags: str, caption: str) -> tuple[str, list[list[int]]] | None:
         """The `caption` value and the tag spans of any templates; None where two of them give the same line."""
         if self._spaces:
             tags = spaced(tags)
         fields = {"tags": tags, "caption": caption}
         if len({line % fields for line in self._lines}) < len(self._lines):
-            return None, []
+            return None
         spans = []
         for start, caption_first in self._spans:
             first = start + len(caption) * caption_first

@@ -65,13 +65,16 @@ class Format(NamedTuple):
         return asked
 
 
+_JSON = Format("json")
+
+
 @dataclass(frozen=True, slots=True)
 class RewriteOptions:
     """One run of `capmerge rewrite`; `merge` decides what a record becomes, the rest how the run is done."""
 
     target: Path | None
     """None: standard output."""
-    format: Format = Format("json")
+    format: Format = _JSON
     merge: MergeOptions = field(default_factory=MergeOptions)
     on_error: OnError = "stop"
     jobs: int = 1
@@ -103,15 +106,15 @@ class Rewriter:
         self._merger = Merger(merge, reserved_fields(out))
         self._skips = on_error == "skip"
 
-    def run(self, block: Block, data: bytes) -> Iterator[tuple[int, bytes]]:
+    def run(self, block: Block, data: bytes) -> Iterator[tuple[int, Buffer]]:
         """The rewritten records of a block, and the records that had to be left out."""
         separator = b""
         for piece in iter_block(data, self._layout, block):
             body, rejects = self.rewrite(piece)
             if body:
-                body = separator + body
+                parts = (separator, body)
+                yield from ((_OUT, part) for part in ((_compressed(b"".join(parts)),) if self._out.gz else parts))
                 separator = _SEPARATORS[self._out.kind]
-                yield _OUT, _compressed(body) if self._out.gz else body
             if rejects:
                 yield _REJECTS, rejects
 
@@ -119,7 +122,7 @@ class Rewriter:
         """The counts of this process."""
         return self._merger.tally
 
-    def rewrite(self, piece: Piece) -> tuple[bytes, bytes]:
+    def rewrite(self, piece: Piece) -> tuple[Buffer, bytes]:
         """A piece's records as they stand in the output, and a line of JSON for each that had to be left out."""
         records = piece.records
         failures = self._merger.merge_all(records.values())
@@ -158,7 +161,7 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
     layout = read_layout(source, options.max_record_bytes)
     sample = _sample(source, layout, options)
     if sample.growth > 2 and options.merge.weights == "repeat":
-        warn(f"The output will be about {sample.growth:.1f} times the input, since weights repeat lines. --weights field stores numbers instead.")
+        warn(f"The output will be about {sample.growth:.1f} times the input: weights repeat lines. --weights field stores numbers.")
     if target:
         _check_room(target, source, sample.growth)
     end = layout.first
@@ -296,6 +299,6 @@ def _useful_jobs(source: Source, jobs: int) -> int:
     return max(1, min(jobs, source.total_bytes // BLOCK_BYTES))
 
 
-def _compressed(data: bytes) -> bytes:
+def _compressed(data: Buffer) -> bytes:
     """`data` as a gzip member of its own, without a time stamp: members in a row are a gzip file."""
     return zlib.compress(data, 6, wbits=31)

@@ -28,20 +28,24 @@ def receipt(source: str, fingerprint: dict[str, Any], merge: MergeOptions, on_er
     return json.dumps(content, indent=2) + "\n"
 
 
-def load_receipt(target: Path) -> tuple[MergeOptions, str]:
-    """The merge options and `on_error` of the run that wrote `target`.
+def load_receipt(target: Path) -> tuple[MergeOptions, bool]:
+    """The merge options of the run that wrote `target`, and whether it left out records that cannot be merged.
 
     Raises `UsageError` when there is no receipt, `DataError` when it cannot be read.
     """
     path = side_path(target, RECEIPT)
     try:
         options = json.loads(path.read_text(encoding="utf-8"))["options"]
-        on_error = options.pop("on_error")
-        return MergeOptions(**{**options, "lines": tuple(options["lines"])}), on_error
+        skips = options.pop("on_error") == "skip"
+        return MergeOptions(**{**options, "lines": tuple(options["lines"])}), skips
     except FileNotFoundError as error:
-        raise UsageError(f"{printable(str(path))}: no such file. It says how the output was made; else give the options of the rewrite.") from error
+        raise UsageError(
+            f"{printable(str(path))}: no such file. It says how the output was made; else give the options of the rewrite."
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(str(path), None, None, f"the file is no receipt of capmerge ({error}).", "Give the options of the rewrite instead.") from error
+        raise DataError(
+            str(path), None, None, f"the file is no receipt of capmerge ({error}).", "Give the options of the rewrite instead."
+        ) from error
 
 
 def dataset_config(target: Path, resolutions: Iterable[tuple[int, int]]) -> str:

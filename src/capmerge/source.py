@@ -10,7 +10,10 @@ import os
 import sys
 import zlib
 from pathlib import Path
-from typing import BinaryIO, Protocol, Self
+from typing import IO, TYPE_CHECKING, Protocol, Self, cast
+
+if TYPE_CHECKING:
+    import io
 
 from capmerge.errors import DataError, UsageError, printable
 
@@ -71,7 +74,7 @@ class FileSource:
 class StreamSource:
     """A pipe or a gzip file, read once. `release` says which bytes are not needed any more."""
 
-    def __init__(self, name: str, stream: BinaryIO, path: Path | None = None, compressed: BinaryIO | None = None) -> None:
+    def __init__(self, name: str, stream: IO[bytes] | gzip.GzipFile, compressed: IO[bytes] | None = None) -> None:
         self.name = name
         self.path: Path | None = None  # workers cannot read it themselves
         self._stream, self._compressed = stream, compressed
@@ -140,7 +143,7 @@ def open_source(path: str) -> Source:
     Raises `UsageError` when the file is missing, a folder or not readable.
     """
     if path == "-":
-        stdin = sys.stdin.buffer
+        stdin = cast("io.BufferedReader", sys.stdin.buffer)
         # peek() may give fewer bytes than asked, but never none before the end.
         return StreamSource("standard input", gzip.open(stdin) if stdin.peek(2)[:2] == _GZIP_MAGIC else stdin)
     try:

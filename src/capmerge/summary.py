@@ -78,7 +78,9 @@ class Summary:
                 f"{tally.special_tokens:,} records hold a literal <|endoftext|> or <|startoftext|>: it trains as the real special token."
             )
         if tally.capped:
-            notes.append(f"{tally.capped:,} records had weights that do not fit into 64 lines; they were rounded. --weights field keeps them exact.")
+            notes.append(
+                f"{tally.capped:,} records had weights that do not fit into 64 lines; they were rounded. --weights field keeps them exact."
+            )
         if tally.inline_as_lines:
             notes.append(f"{tally.inline_as_lines:,} records hold text that an in-line wildcard cannot; they were written as lines.")
         if tally.rejected:

@@ -53,7 +53,7 @@ class Verified:
 
 
 def verify(
-    source: Source, written: Source, merge: MergeOptions, skips: bool, *, max_record_bytes: int, progress: Callable[[int], None]
+    source: Source, written: Source, merge: MergeOptions, *, skips: bool, max_record_bytes: int, progress: Callable[[int], None]
 ) -> Verified:
     """Prove that `written` is `source` rewritten with `merge`; `skips` says that records may be in OUT.rejects.jsonl.
 
@@ -75,7 +75,9 @@ def verify(
                 continue
             except RewrittenError:
                 problem = f'found a field "{MARK}" in the source: it is rewritten already.'
-                raise DataError(source.name, place_of(source.name, layout, piece, number), key, problem, "Give the original file.") from None
+                raise DataError(
+                    source.name, place_of(source.name, layout, piece, number), key, problem, "Give the original file."
+                ) from None
             out_piece, out_number, (out_key, out_record) = next(found, (None, 0, ("", None)))
             if out_piece is None:
                 problem = f"the output ends before record {quoted(key)} of the source."
@@ -126,7 +128,7 @@ def _excerpt(value: object, other: object) -> str:
     return ("…" if start else "") + quoted(text[start:], longest=60)
 
 
-def _misread(merger: Merger, before: Record, found: Record) -> str:
+def _misread(merger: Merger, before: Record, found: Any) -> str:
     """What sd-scripts' grammar reads in the caption found that the templates do not ask for; "" when they agree."""
     draws = merger.draws(before)
     lines = found["caption"].split("\n") if draws else []
@@ -138,7 +140,8 @@ def _misread(merger: Merger, before: Record, found: Record) -> str:
     for draw in draws:
         _add(meant, _texts(merger, draw), draw.share)
     if read.keys() != meant.keys():
-        return f"sd-scripts draws {quoted(str(sorted(read.keys() - meant.keys())))}, expected {quoted(str(sorted(meant.keys() - read.keys())))}."
+        wrong, missing = sorted(read.keys() - meant.keys()), sorted(meant.keys() - read.keys())
+        return f"sd-scripts draws {quoted(str(wrong))}, expected {quoted(str(missing))}."
     if read != meant and WEIGHTS not in found and len(lines) < MOST_LINES:  # at the limit, weights are rounded
         return "sd-scripts draws the right texts with other probabilities than the templates ask for."
     spans = iter(found.get(TAG_SPANS, ()))
@@ -164,8 +167,7 @@ def _texts(merger: Merger, draw: Draw) -> dict[str, Fraction]:
 
 def _add(total: dict[str, Fraction], texts: dict[str, Fraction], share: Fraction) -> None:
     for text, probability in texts.items():
-        text = _plain(text)
-        total[text] = total.get(text, Fraction(0)) + probability * share
+        total[_plain(text)] = total.get(_plain(text), Fraction(0)) + probability * share
 
 
 def _plain(text: str) -> str:

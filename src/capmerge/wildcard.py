@@ -48,9 +48,9 @@ def space_stand_ins(line: str) -> str:
 
 
 def outcomes(caption: str) -> dict[str, Fraction]:
-    """Every text that sd-scripts can train on for `caption`, with its probability; they sum to 1.
+    r"""Every text that sd-scripts can train on for `caption`, with its probability; they sum to 1.
 
-    >>> outcomes("a\\nb\\nb") == {"a": Fraction(1, 3), "b": Fraction(2, 3)}
+    >>> outcomes("a\nb\nb") == {"a": Fraction(1, 3), "b": Fraction(2, 3)}
     True
 
     Raises `TooManyOutcomesError` when the wildcards of a line multiply past `MOST_OUTCOMES`.

@@ -26,7 +26,7 @@ from capmerge.codec import MiscutError
 from capmerge.errors import CapmergeError, DataError, WorkerError
 from capmerge.source import FileSource, Source
 
-_SLOT_BYTES = 2 << 20
+_SLOT_BYTES = 8 << 20  # a block that weights make eight times longer; pages not used take no memory
 _SLOTS = 2
 _QUEUED_BLOCKS = 2  # one at work, one waiting
 

@@ -236,6 +236,7 @@ class _InvalidError(Exception):
 
 
 _MEND = "Mend the file there, or write it again from its source."
+_JSONL = 'If this is JSONL, each of its lines needs an "image_path" string. Else mend the file there.'
 _CUT_OFF = "It was probably cut off while being written or copied: write or copy it again."
 
 
@@ -264,7 +265,7 @@ def _scan_member(text: str, place: int, *, at_end: bool, first: bool) -> tuple[s
             beyond = _skip(text, place + 1)
             if beyond < len(text):
                 problem = f"found {_found(text, beyond)} after the end of the top-level object, expected the end of the file."
-                raise _InvalidError(beyond, None, problem, _MEND)
+                raise _InvalidError(beyond, None, problem, _JSONL if text[beyond] == "{" else _MEND)
             if not at_end:
                 raise _UnfinishedError(key)
             return key, end, beyond, True

@@ -22,7 +22,7 @@ class AtomicFile:
     def __init__(self, target: Path) -> None:
         self.target = target
         self.written_bytes = 0
-        self._temporary = target.with_name(f".{target.name}.capmerge-tmp")
+        self._temporary = _temporary_of(target)
         try:
             self._file = _open_locked(self._temporary)
         except BlockingIOError as error:
@@ -49,18 +49,22 @@ class AtomicFile:
 
     def publish(self) -> None:
         """Give the synced file its name, replacing an older one, and make that durable."""
-        self._file.close()
+        if sys.platform == "win32":  # it cannot rename an open file; elsewhere the lock is held until the name is taken
+            self._file.close()
         try:
             self._temporary.replace(self.target)
             _sync_folder(self.target.parent)
         except OSError as error:
             raise _cannot_write(self.target, error) from error
+        self._file.close()
 
     def discard(self) -> None:
         """Remove the temporary file; after `publish` there is none."""
         if not self._file.closed:
-            self._file.close()
+            if sys.platform == "win32":  # it cannot remove an open file
+                self._file.close()
             self._temporary.unlink(missing_ok=True)
+            self._file.close()
 
 
 class StandardOutput:
@@ -91,10 +95,10 @@ class OutputFiles:
     def __init__(self, target: Path | None, side_suffixes: tuple[str, ...]) -> None:
         self._target = target
         self._open: list[AtomicFile] = []
-        self._absent = {} if target is None else {suffix: side_path(target, suffix) for suffix in side_suffixes}
-        for path in self._absent.values():
-            path.with_name(f".{path.name}.capmerge-tmp").unlink(missing_ok=True)
         self.main: AtomicFile | StandardOutput = StandardOutput() if target is None else self._add(target)
+        self._absent = {} if target is None else {suffix: side_path(target, suffix) for suffix in side_suffixes}
+        for path in self._absent.values():  # what a killed run left; the lock on the main file is ours by now
+            _temporary_of(path).unlink(missing_ok=True)
 
     def side(self, suffix: str) -> AtomicFile:
         """The side file OUT + `suffix`, opened at its first use."""
@@ -152,6 +156,10 @@ def check_target(target: Path, source: Path | None, *, force: bool) -> Path:
     if not target.parent.is_dir():
         raise UsageError(f"{shown}: there is no folder {printable(str(target.parent))}. Create it first.")
     return target
+
+
+def _temporary_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.capmerge-tmp")
 
 
 def _cannot_write(target: Path, error: OSError) -> OutputError:

@@ -247,7 +247,8 @@ class _RejectSink:
     def write(self, data: Buffer, *, new_block: bool) -> None:  # noqa: ARG002  # lines need nothing between blocks
         """Append lines of JSON."""
         if self._open_file is None:
-            sys.stderr.write(printable(bytes(data).decode()).replace("\\n", "\n"))
+            text = bytes(data).decode(errors="backslashreplace")
+            sys.stderr.write("\n".join(map(printable, text.split("\n"))))
             return
         self._file = self._file or self._open_file()
         self._file.write(data)

@@ -148,12 +148,12 @@ def open_source(path: str) -> Source:
         return StreamSource("standard input", gzip.open(stdin) if stdin.peek(2)[:2] == _GZIP_MAGIC else stdin)
     try:
         file = Path(path)
-        with file.open("rb") as opened:
-            magic = opened.read(2)
-        if not file.is_file() or magic == _GZIP_MAGIC:
-            opened = file.open("rb")
-            compressed = opened if magic == _GZIP_MAGIC else None
-            return StreamSource(path, gzip.open(opened) if compressed else opened, compressed=compressed)
+        opened = file.open("rb")
+        if opened.peek(2)[:2] == _GZIP_MAGIC:
+            return StreamSource(path, gzip.open(opened), compressed=opened)
+        if not file.is_file():  # a named pipe: it can be opened only once
+            return StreamSource(path, opened)
+        opened.close()
         return FileSource(file)
     except FileNotFoundError as error:
         raise UsageError(f"{printable(path)}: no such file. Check the path.") from error

@@ -7,6 +7,7 @@ from io import FileIO
 from pathlib import Path
 
 from capmerge.errors import OutputError, UsageError, printable
+from capmerge.source import Source
 
 Buffer = bytes | memoryview
 
@@ -72,6 +73,8 @@ class StandardOutput:
 
     def __init__(self) -> None:
         self.written_bytes = 0
+        if sys.stdout is None:
+            raise UsageError("standard output is closed. Redirect or pipe it, or give -o OUT.")
         sys.stdout.flush()
         self._file = FileIO(sys.stdout.fileno(), "wb", closefd=False)
 
@@ -139,15 +142,26 @@ def side_path(target: Path, suffix: str) -> Path:
     return target.with_name(target.name + suffix)
 
 
-def check_target(target: Path, source: Path | None, *, force: bool) -> Path:
+def check_target(target: Path, source: Source, *, force: bool, side_suffixes: tuple[str, ...] = ()) -> Path:
     """The real path to write to, links followed.
 
-    Raises `UsageError` when it is the source, no regular file, in no folder, or there already without `force`.
+    Raises `UsageError` when it is the source, no regular file, in no folder, or there already without `force`; and when
+    a side file would be the source.
     """
     shown = printable(str(target))
-    target = target.resolve()
-    if source and target.exists() and source.exists() and target.samefile(source):
-        raise UsageError(f"{shown}: the output is the source itself. Choose another -o; the source is never written to.")
+    try:
+        target = target.resolve()
+        if source.is_file(target):
+            raise UsageError(f"{shown}: the output is the source itself. Choose another -o; the source is never written to.")
+        for suffix in side_suffixes:
+            if source.is_file(side_path(target, suffix)):
+                raise UsageError(f"{shown}: its side file *{suffix} would be the source itself. Choose another -o.")
+        return _checked(target, shown, force=force)
+    except (OSError, RuntimeError) as error:  # a name that is too long; a loop of links
+        raise UsageError(f"{shown}: this cannot be a file name here ({error}). Choose another -o.") from error
+
+
+def _checked(target: Path, shown: str, *, force: bool) -> Path:
     if target.exists() and not target.is_file():
         kind = "a folder" if target.is_dir() else "no regular file"
         raise UsageError(f"{shown}: found {kind}, expected a file name. For a pipe or device use -o - and redirect it.")

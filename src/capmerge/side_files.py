@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,9 @@ def dataset_config(target: Path, resolutions: Iterable[tuple[int, int]]) -> str:
     Keys: sd-scripts' library/config_util.py, subsets with `metadata_file`.
     """
     sizes = list(resolutions) or [(1024, 1024)]
-    area = max(width * height for width, height in sizes)
-    side = max(64, round(area**0.5 / 64) * 64)
+    side = max(64, (isqrt(max(width * height for width, height in sizes)) + 32) // 64 * 64)
     return f"""\
-# For sd-scripts: --dataset_config {target.name}{DATASET}
+# For sd-scripts: --dataset_config {printable(target.name)}{DATASET}
 # The captions hold one alternative a line, with braces doubled. That is right only with enable_wildcard, and without
 # --cache_text_encoder_outputs (it would encode all lines of a caption glued together).
 
@@ -75,7 +75,12 @@ bucket_reso_steps = 64
 batch_size = 1
 
   [[datasets.subsets]]
-  metadata_file = {json.dumps(target.as_posix())}
+  metadata_file = {_toml(target.as_posix())}
   # The folder that the image keys are relative to.
-  image_dir = {json.dumps(target.parent.as_posix())}
+  image_dir = {_toml(target.parent.as_posix())}
 """
+
+
+def _toml(text: str) -> str:
+    """`text` as a TOML string; bytes of a file name that are no UTF-8, which TOML cannot hold, become question marks."""
+    return json.dumps(text.encode("utf-8", "replace").decode(), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from capmerge.errors import printable
 from capmerge.tally import Tally
 
 _PARAGRAPHS_WORTH_ADVICE = 0.01
@@ -58,7 +59,7 @@ class Summary:
 
     def _settings(self) -> list[str]:
         lines = ["", "sd-scripts needs for this file:", *(f"  {need}" for need in SD_SCRIPTS_NEEDS)]
-        return [*lines, f"  both are in {self.dataset_config}"] if self.dataset_config else lines
+        return [*lines, f"  both are in {printable(self.dataset_config)}"] if self.dataset_config else lines
 
     def _notes(self) -> list[str]:
         tally = self.tally

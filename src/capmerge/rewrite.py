@@ -195,7 +195,7 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
         source.check_unchanged()
         if target:
             files.side(RECEIPT).write(receipt(source.name, fingerprint(source), options.merge, options.on_error, tally).encode())
-            files.side(DATASET).write(dataset_config(target, sample.resolutions).encode())
+            files.side(DATASET).write(dataset_config(target, (source.path or target).resolve().parent, sample.resolutions).encode())
         files.publish()
     except BaseException:
         files.discard()

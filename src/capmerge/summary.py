@@ -67,7 +67,7 @@ class Summary:
         if tally.image_size_added:
             notes.append(
                 f"image_size = train_resolution was added to {_records(tally.image_size_added)}. It is right only beside legacy <stem>.npz "
-                "latents; beside <stem>_WxH_sdxl.npz use --no-image-size."
+                "latents. Beside <stem>_WxH_sdxl.npz use --no-image-size (and absolute keys, else image_size must be the picture's own)."
             )
         if tally.captions and tally.paragraphs > _PARAGRAPHS_WORTH_ADVICE * tally.captions:
             notes.append(

@@ -16,7 +16,15 @@ OPEN, CLOSE = "\u2985", "\u2986"
 TEXT = st.text(st.sampled_from("{}|a, \n\r\u2985\u2986_\\%\u2028\x0c😀") | st.characters(), max_size=12)
 FIELD = st.none() | TEXT
 AFFIX = st.text(st.sampled_from("{}|a ,\u2985\u2986%"), max_size=3)
-TEMPLATES = ["{tags}", "{caption}", "{tags}, {caption}", "{caption}{tags}", "{tags}|{caption}", " a {tags}{caption} ", "{{caption}}: {tags}}"]
+TEMPLATES = [
+    "{tags}",
+    "{caption}",
+    "{tags}, {caption}",
+    "{caption}{tags}",
+    "{tags}|{caption}",
+    " a {tags}{caption} ",
+    "{{caption}}: {tags}}",
+]
 LINES = st.lists(st.tuples(st.sampled_from(TEMPLATES), st.integers(1, 5)), min_size=1, max_size=3)
 
 
@@ -145,7 +153,13 @@ def test_every_outcome_of_a_layout_is_intended(tags, caption, layout, prefix, su
 
 
 @given(FIELD, FIELD, LINES, AFFIX, AFFIX)
-@example("a", "{b|c}", [("{tags}, {caption}", 1)], "", "", )
+@example(
+    "a",
+    "{b|c}",
+    [("{tags}, {caption}", 1)],
+    "",
+    "",
+)
 @example("}", "{a|b}", [("{caption}{tags}", 1)], "", "")
 @example("{", "{a|b}", [("{tags}, {caption}", 1), ("{caption}{tags}", 2)], "{", "}")
 @settings(max_examples=300, deadline=None)
@@ -583,7 +597,16 @@ def test_counts():
     )
     assert [(number, str(error)) for number, error in failures] == [(5, '"caption" is a list, expected a string.')]
     found = merger.tally.as_dict()
-    expected = {"records": 7, "rewritten": 6, "both": 3, "tags_only": 1, "caption_only": 1, "empty": 1, "special_tokens": 2, "paragraphs": 1}
+    expected = {
+        "records": 7,
+        "rewritten": 6,
+        "both": 3,
+        "tags_only": 1,
+        "caption_only": 1,
+        "empty": 1,
+        "special_tokens": 2,
+        "paragraphs": 1,
+    }
     assert {name: found[name] for name in expected} == expected
     assert found["lines"] == 2 + 4 + 1 + 2 + 0 + 2
     assert found["image_size_added"] == 1

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 UNCOUNTED = pytest.mark.xfail(strict=True, reason="plain.py: records whose weights are rounded to 64 lines are not counted")
-PLAIN_TEXT = st.sampled_from(["t", "c", "1girl, long_hair, ^_^", "A girl.", "100% %(tags)s %s", "\u2985a\u2986", "a\u2028b", "a\x0cb", "  c ", "日本 😀"])
+PLAIN_TEXT = st.sampled_from(
+    ["t", "c", "1girl, long_hair, ^_^", "A girl.", "100% %(tags)s %s", "\u2985a\u2986", "a\u2028b", "a\x0cb", "  c ", "日本 😀"]
+)
 HOSTILE_TEXT = st.text(st.sampled_from("{}|a, \n\r\u2985\u2986_%<>"), max_size=8) | st.sampled_from(["<|endoftext|>", "a\n\nb", "", " "])
 TEXT = PLAIN_TEXT | HOSTILE_TEXT
 FIELDS = {
@@ -20,9 +22,12 @@ FIELDS = {
     "other": st.sampled_from([1.0, {"tags": "x"}]),
     "": st.just(0),
 }
-OURS = {"capmerge": st.sampled_from(["t", None]), "capmerge_tags": st.just([]), "capmerge_weights": st.just([1]), "image_path": st.just("p")}
-
-
+OURS = {
+    "capmerge": st.sampled_from(["t", None]),
+    "capmerge_tags": st.just([]),
+    "capmerge_weights": st.just([1]),
+    "image_path": st.just("p"),
+}
 
 
 def record_of(texts, *, all_of_it=False):
@@ -44,7 +49,9 @@ RECORDS = st.tuples(
 
 WEIGHT = st.sampled_from([1, 1, 2, 3, 5, 12])
 TEMPLATES = ["{tags}", "{caption}", "{tags}, {caption}", "{caption}{tags}", " %s {caption} % {tags} %(tags)s ", "a {tags}"]
-PLAIN_LINES = st.permutations(TEMPLATES).flatmap(lambda names: st.lists(WEIGHT, min_size=1, max_size=4).map(lambda weights: _lines(names, weights)))
+PLAIN_LINES = st.permutations(TEMPLATES).flatmap(
+    lambda names: st.lists(WEIGHT, min_size=1, max_size=4).map(lambda weights: _lines(names, weights))
+)
 OTHER_LINES = st.lists(st.sampled_from([*TEMPLATES, "{tags}|", "{{tags}"]), min_size=1, max_size=3).map(tuple)
 PLAIN_AFFIX = st.sampled_from(["", "", "p ", " %s", "\u2985", " \u3000"])
 LAYOUT = st.sampled_from([None, "lines", "concat", "concat-caption-first", "inline"]).map(lambda layout: (layout, ()))

@@ -51,7 +51,9 @@ def test_a_window_is_the_bytes_asked_for(kind, tmp_path):
     """Any source gives the bytes [start, start + size), fewer only at its end."""
     path = tmp_path / "x"
     path.write_bytes(gzip.compress(DATA, 1) if kind == "gz" else DATA)
-    source = {"pipe": lambda: StreamSource("p", Trickle(DATA)), "bytes": lambda: BytesSource("b", DATA, 0)}.get(kind, lambda: open_source(str(path)))()
+    source = {"pipe": lambda: StreamSource("p", Trickle(DATA)), "bytes": lambda: BytesSource("b", DATA, 0)}.get(
+        kind, lambda: open_source(str(path))
+    )()
     for start, size in WINDOWS:
         assert source.window(start, size) == DATA[start : start + size]
     if kind != "bytes":

@@ -2,7 +2,7 @@
 
 The parent only looks for cuts and writes. Workers read their blocks themselves (those of a pipe or gzip source are
 handed over), work on them, and answer through slots of shared memory; the pipes between carry a few hundred bytes a
-block. A worker has two slots and at most two blocks waiting, so memory is bounded whatever the output grows to.
+block. A worker has a few slots and at most two blocks waiting, so memory is bounded whatever the output grows to.
 """
 
 import gc
@@ -27,8 +27,8 @@ from capmerge.codec import MiscutError
 from capmerge.errors import CapmergeError, DataError, WorkerError
 from capmerge.source import FileSource, Source
 
-_SLOT_BYTES = 8 << 20  # a block that weights make eight times longer; pages not used take no memory
-_SLOTS = 2
+_SLOT_BYTES = 2 << 20  # the output of a block; pages not used take no memory
+_SLOTS = 6  # a block that weights make six times longer does not wait for the blocks before it
 _QUEUED_BLOCKS = 2  # one at work, one waiting
 
 
@@ -368,7 +368,7 @@ class _WorkerLoop:
         self._connection, self._slots = connection, slots
         self._file = FileSource(path) if path else None
         self._tasks: deque[_Task | None] = deque()
-        self._free = deque(range(_SLOTS))
+        self._free = list(range(_SLOTS))
         self._counted: dict[int, Any] = {}  # of blocks that may not stand
 
     def run(self, work: Work) -> None:
@@ -395,7 +395,7 @@ class _WorkerLoop:
     def _take_slot(self, work: Work) -> int:
         while not self._free:
             self._take_message(work)
-        return self._free.popleft()
+        return self._free.pop()  # the last one freed: the processor still has its pages at hand
 
     def _answer(self, task: _Task, work: Work) -> None:
         block, data = task.block, task.data

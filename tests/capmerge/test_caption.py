@@ -4,13 +4,14 @@ import re
 from fractions import Fraction
 
 import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
 from capmerge.caption import Merger, RewrittenError, UnmergeableError
 from capmerge.marks import MARK, TAG_SPANS, WEIGHTS
 from capmerge.tags import spaced
 from capmerge.templates import MergeOptions
 from capmerge.wildcard import line_outcomes, outcomes, space_stand_ins
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 OPEN, CLOSE = "\u2985", "\u2986"
 TEXT = st.text(st.sampled_from("{}|a, \n\r\u2985\u2986_\\%\u2028\x0c😀") | st.characters(), max_size=12)
@@ -161,10 +162,16 @@ def test_every_outcome_of_a_layout_is_intended(tags, caption, layout, prefix, su
     "",
 )
 @example("}", "{a|b}", [("{caption}{tags}", 1)], "", "")
+@example("{", "\u2985{", [("{caption}{tags}", 1)], "", "")
 @example("{", "{a|b}", [("{tags}, {caption}", 1), ("{caption}{tags}", 2)], "{", "}")
 @settings(max_examples=300, deadline=None)
 def test_intended_wildcards_are_kept(tags, caption, lines, prefix, suffix):
-    """With --caption-wildcards the caption part of every line is drawn as the caption alone would be."""
+    """With --caption-wildcards the caption part of every line is drawn as the caption alone would be.
+
+    A stand-in character beside a group is left out: it may fuse with another when the group is drawn.
+    """
+    text = f"{tags}{caption}{prefix}{suffix}"
+    assume(not {"{", "}"} <= set(caption or "") or not {OPEN, CLOSE} & set(text))
     captions = caption_lines(caption)
     record = {"tags": tags, "caption": caption}
     Merger(options_of(lines, prefix=prefix, suffix=suffix, caption_wildcards=True, weights="field")).merge(record)
@@ -446,7 +453,6 @@ def test_inline_with_intended_wildcards_is_lines():
     assert record == {"caption": "{t {{x}}|c}", MARK: "tc"}
 
 
-@pytest.mark.xfail(strict=True, reason="caption.py: a wildcard of more options than are listed raises TooManyOutcomesError")
 def test_inline_of_thousands_of_caption_lines():
     """A caption of more lines than the grammar lists is written all the same."""
     record = merged({"tags": "{t}", "caption": "\n".join(f"c{i}" for i in range(5000))}, layout="inline")
@@ -491,7 +497,7 @@ def test_image_size(record, expected):
 @pytest.mark.parametrize("names", [["z", "caption", "a", "tags", "train_resolution", "", "b"], ["tags", "caption"], ["tags", "x"], ["x"]])
 @pytest.mark.parametrize("text", ["x", "{x|", " "])
 def test_the_order_of_fields(names, text):
-    """caption keeps its place or comes behind the rest; what is added stands at the end in a fixed order."""
+    """A caption keeps its place or comes behind the rest; what is added stands at the end in a fixed order."""
     record = {name: [64, 64] if name == "train_resolution" else text for name in names}
     found = merged(record, lines=("{tags}{caption}",), weights="field")
     kept = [name for name in names if name != "tags"]
@@ -574,7 +580,6 @@ def test_a_mark_that_is_no_string_does_not_pass():
         Merger(MergeOptions(allow_rewritten=True)).merge({MARK: ["t"], "caption": "t"})
 
 
-@pytest.mark.xfail(strict=True, reason="caption.py: a marked record returns before the reserved names are looked at")
 def test_a_marked_record_must_not_have_the_formats_own_field():
     """A passed record with an image_path would overwrite its key in JSONL, so it cannot be merged either."""
     with pytest.raises(UnmergeableError, match="image_path"):

@@ -36,7 +36,13 @@ def records_of(path: Path) -> dict:
 
 @pytest.mark.parametrize(
     ("layout", "name"),
-    [*((layout, "out.json") for layout in LAYOUTS), ("jsonl", "out.jsonl"), ("indent=4", "out.jsonl"), ("compact", "out.json.gz"), ("jsonl", "out.jsonl.gz")],
+    [
+        *((layout, "out.json") for layout in LAYOUTS),
+        ("jsonl", "out.jsonl"),
+        ("indent=4", "out.jsonl"),
+        ("compact", "out.json.gz"),
+        ("jsonl", "out.jsonl.gz"),
+    ],
 )
 def test_every_kind_of_source_and_output(tmp_path, layout, name):
     """Any layout of SRC gives the same records in any kind of OUT, told by OUT's ending, and verify proves it."""
@@ -69,7 +75,14 @@ def test_the_source_is_told_by_its_content(tmp_path, name, layout, compressed):
 
 @pytest.mark.parametrize(
     ("name", "format_name"),
-    [("out", "json"), ("out.txt", "json"), ("out.jsonl", "jsonl"), ("out.JSONL", "jsonl"), ("out.json.gz", "json.gz"), ("out.gz", "json.gz")],
+    [
+        ("out", "json"),
+        ("out.txt", "json"),
+        ("out.jsonl", "jsonl"),
+        ("out.JSONL", "jsonl"),
+        ("out.json.gz", "json.gz"),
+        ("out.gz", "json.gz"),
+    ],
 )
 def test_the_format_may_be_given(tmp_path, name, format_name):
     """--format that agrees with OUT's ending, or with an ending that says nothing, is taken."""
@@ -91,7 +104,10 @@ def test_standard_output_has_the_format_asked_for(tmp_path, format_name):
 
 def test_json_output_is_laid_out_as_the_standard_library_does(tmp_path):
     r"""JSON OUT is indent=2 in raw UTF-8, with \uXXXX only for control characters and lone surrogates."""
-    records = {"猫/1": {"caption": "猫 café 😀", "tags": "a", "list": [1, [], {}], "line": "\u2028\x00\t"}, "half": {"caption": "\ud83d", "\udc00": 1}}
+    records = {
+        "猫/1": {"caption": "猫 café 😀", "tags": "a", "list": [1, [], {}], "line": "\u2028\x00\t"},
+        "half": {"caption": "\ud83d", "\udc00": 1},
+    }
     out = tmp_path / "out.json"
     run("rewrite", "-", "-o", out, stdin=as_indent_2(records))
     text = json.dumps(json.loads(out.read_bytes()), indent=2, ensure_ascii=False).replace("\ud83d", "\\ud83d").replace("\udc00", "\\udc00")
@@ -145,7 +161,9 @@ def test_spellings_of_json_lines(text):
 
 def test_one_line_of_json_lines_is_json_lines():
     """A single record with image_path is JSONL, an object that holds one under another key is not."""
-    assert json.loads(run("rewrite", "-", "-o", "-", stdin=b'{"image_path": "a", "caption": "x"}').out) == {"a": {"caption": "x", "capmerge": "c"}}
+    assert json.loads(run("rewrite", "-", "-o", "-", stdin=b'{"image_path": "a", "caption": "x"}').out) == {
+        "a": {"caption": "x", "capmerge": "c"}
+    }
     assert json.loads(run("rewrite", "-", "-o", "-", stdin=b'{"image_path": {"caption": "x"}}').out) == {
         "image_path": {"caption": "x", "capmerge": "c"}
     }
@@ -231,7 +249,9 @@ def test_our_gzip_output_can_be_read_again(tmp_path):
     "script",
     [
         'CAPMERGE rewrite <(cat "$1") -o -',
-        pytest.param('CAPMERGE rewrite <(gzip -c "$1") -o -', marks=pytest.mark.xfail(strict=True, reason="source.py:112: a pipe has no tell()")),
+        pytest.param(
+            'CAPMERGE rewrite <(gzip -c "$1") -o -', marks=pytest.mark.xfail(strict=True, reason="source.py:112: a pipe has no tell()")
+        ),
         'CAPMERGE rewrite - -o - < "$1"',
     ],
 )

@@ -1,9 +1,10 @@
 import pickle
 
 import pytest
-from capmerge.errors import CapmergeError, DataError, OutputError, RecordError, UsageError, WorkerError, printable, quoted
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from capmerge.errors import CapmergeError, DataError, OutputError, RecordError, UsageError, WorkerError, printable, quoted
 
 
 @pytest.mark.parametrize(
@@ -25,8 +26,13 @@ def test_messages_say_where_what_and_what_next(error, expected):
 
 @pytest.mark.parametrize(
     ("kind", "base", "exit_code"),
-    [(DataError, CapmergeError, 1), (RecordError, DataError, 1), (OutputError, CapmergeError, 1), (WorkerError, CapmergeError, 1)]
-    + [(UsageError, CapmergeError, 2)],
+    [
+        (DataError, CapmergeError, 1),
+        (RecordError, DataError, 1),
+        (OutputError, CapmergeError, 1),
+        (WorkerError, CapmergeError, 1),
+        (UsageError, CapmergeError, 2),
+    ],
 )
 def test_the_tree_of_errors(kind, base, exit_code):
     """Every error is one of ours with its exit code."""

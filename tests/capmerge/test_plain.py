@@ -2,11 +2,12 @@ import copy
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from capmerge.caption import Merger
 from capmerge.plain import PlainMerge
 from capmerge.templates import MergeOptions
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 UNCOUNTED = pytest.mark.xfail(strict=True, reason="plain.py: records whose weights are rounded to 64 lines are not counted")
 PLAIN_TEXT = st.sampled_from(

@@ -5,6 +5,7 @@ import random
 import threading
 
 import pytest
+
 from capmerge.errors import DataError, UsageError
 from capmerge.source import BytesSource, FileSource, StreamSource, fingerprint, open_source
 

@@ -1,7 +1,8 @@
 import pytest
-from capmerge.tags import one_line, spaced
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from capmerge.tags import one_line, spaced
 
 TAGS = st.text(st.sampled_from("ab_, \t\r\n\u2028\x0c^o>") | st.characters(), max_size=30).map(str.strip)
 

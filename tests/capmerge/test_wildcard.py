@@ -5,9 +5,10 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from capmerge.wildcard import MOST_OUTCOMES, TooManyOutcomesError, escape, has_brace, line_outcomes, outcomes, space_stand_ins
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from capmerge.wildcard import MOST_OUTCOMES, TooManyOutcomesError, escape, has_brace, line_outcomes, outcomes, space_stand_ins
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "wildcard_outcomes.json").read_text(encoding="utf-8"))
 HOSTILE = st.text(st.sampled_from("{}|a, \n\r\u2985\u2986_\\") | st.characters(), max_size=14)

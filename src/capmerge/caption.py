@@ -199,7 +199,7 @@ class Merger:
             tally.empty += 1
         if any(_SPECIAL_TOKEN.search(text) for text in (record.get("tags"), record.get("caption")) if text):
             tally.special_tokens += 1
-        if captions and _has_paragraphs(record["caption"]):
+        if captions and self.options.caption_lines == "each" and _has_paragraphs(record["caption"]):
             tally.paragraphs += 1
 
     def _write(self, repeated: list[Alternative]) -> str:
@@ -271,7 +271,7 @@ class Merger:
 def _seam(line: str, written: str) -> str:
     """A space where the grammar would read a brace across the seam between `line` and the piece behind it, else nothing."""
     if written.startswith("{{"):
-        return " " if line.endswith("\u2985") else ""
+        return " " if line.rstrip("{").endswith("\u2985") else ""
     if written.startswith("}}"):
         closing = len(line) - len(line.rstrip("}"))
         return " " if closing % 2 or line.endswith("\u2986") else ""

@@ -17,9 +17,9 @@ import typer
 import capmerge
 from capmerge.blocks import MAX_RECORD_BYTES
 from capmerge.errors import CapmergeError, UsageError, printable
-from capmerge.output import write_whole
+from capmerge.output import side_path, write_whole
 from capmerge.rewrite import Format, FormatName, OnError, RewriteOptions, first_records, rewrite
-from capmerge.side_files import DATASET, load_receipt
+from capmerge.side_files import DATASET, SIDE_FILES, load_receipt
 from capmerge.source import Source, open_source
 from capmerge.summary import Summary
 from capmerge.templates import CaptionLines, Layout, MergeOptions, Underscores, Weights
@@ -143,10 +143,13 @@ def _rewrite(  # one parameter an option
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
 ) -> None:
-    """Merge caption and tags of every record into caption lines that sd-scripts draws from."""
+    """Merge caption and tags of every record into caption lines that sd-scripts draws from.
+
+    SRC is a .json or .jsonl metadata file, .gz of either, or - for standard input.
+    """
     with _errors_as_exit_codes():
         asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, image_size, allow_rewritten)
-        target = None if out == "-" else Path(out) if out else _default_target(src, format_name)
+        target = None if out == "-" else _default_target(src, format_name) if out is None else Path(out)
         options = RewriteOptions(
             target,
             Format.choose(format_name, target),
@@ -167,10 +170,10 @@ def _rewrite(  # one parameter an option
                 outcome = rewrite(source, options, warn=_silent if quiet else _warn, progress=progress)
             config = target.name + DATASET if target else None
             end = Summary(outcome.tally, outcome.read_bytes, outcome.written_bytes, time.perf_counter() - started, config)
-        if summary:
-            write_whole(summary, json.dumps(end.as_dict(), indent=2) + "\n")
         if not quiet:
             print(end.text(), file=sys.stdout if target else sys.stderr)
+        if summary:
+            write_whole(summary, json.dumps(end.as_dict(), indent=2) + "\n")
 
 
 @app.command("verify")
@@ -193,6 +196,7 @@ def _verify(
 ) -> None:
     """Prove record by record that OUT is SRC rewritten, with nothing lost.
 
+    SRC and OUT are .json or .jsonl files, or .gz of either.
     The options are those of OUT.capmerge.json, unless any is given here.
     """
     with _errors_as_exit_codes():
@@ -221,16 +225,21 @@ def _errors_as_exit_codes() -> Iterator[None]:
     """A user's mistake ends with one message and its exit code; a bug goes on with its traceback."""
     try:
         yield
+        if sys.stdout is not None:
+            sys.stdout.flush()  # else a closed pipe would be noticed behind this function only
     except CapmergeError as error:
         print(f"capmerge: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        print("capmerge: interrupted; nothing was written.", file=sys.stderr)
+        print("capmerge: interrupted; no file was written.", file=sys.stderr)
         raise typer.Exit(130) from None
     except BrokenPipeError:
         # The reader has seen enough. Python would complain again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(141) from None
+    except OSError as error:  # what no library function foresaw: the terminal's device is full, a disk is gone
+        print(f"capmerge: {error.filename or 'standard output'}: {error.strerror}. Check the disk or the device.", file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
 def _terminated(_signal: int, _frame: FrameType | None) -> None:
@@ -269,8 +278,8 @@ def _default_target(src: str, format_name: FormatName | None) -> Path:
     if src == "-":
         raise UsageError("standard input has no name to derive the output's from. Give -o OUT, or -o - for standard output.")
     path = Path(src)
-    name = path.name.removesuffix(".gz").removesuffix(".json").removesuffix(".jsonl")
-    return path.with_name(f"{name}_wildcard.{format_name or 'json'}")
+    unzipped = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    return path.with_name(f"{unzipped.stem}_wildcard.{format_name or 'json'}")
 
 
 def _cores() -> int:
@@ -280,8 +289,11 @@ def _cores() -> int:
 
 def _check_summary(summary: Path, source: Source, target: Path | None) -> None:
     """Raise `UsageError` when `--summary` would replace the source or the output."""
-    if source.is_file(summary) or (target and summary.resolve() == target.resolve()):
-        raise UsageError(f"--summary {printable(str(summary))}: this is the source or the output itself. Choose another file.")
+    ours = [target, *(side_path(target, suffix) for suffix in SIDE_FILES)] if target else []
+    if source.is_file(summary) or summary.resolve() in [path.resolve() for path in ours]:
+        raise UsageError(f"--summary {printable(str(summary))}: this is the source, the output or a side file. Choose another file.")
+    if summary.is_dir() or not summary.resolve().parent.is_dir():
+        raise UsageError(f"--summary {printable(str(summary))}: found a folder, or no folder to write into, expected a file name.")
 
 
 def _silent(_message: str) -> None:

@@ -22,13 +22,12 @@ from capmerge.errors import DataError, OutputError, RecordError, UsageError, pri
 from capmerge.marks import MARK
 from capmerge.output import AtomicFile, Buffer, OutputFiles, StandardOutput, check_target
 from capmerge.parallel import run_blocks
-from capmerge.side_files import DATASET, RECEIPT, REJECTS, dataset_config, receipt
+from capmerge.side_files import DATASET, RECEIPT, REJECTS, SIDE_FILES, dataset_config, receipt
 from capmerge.source import Source, fingerprint
 from capmerge.tally import Tally
 from capmerge.templates import MergeOptions
 
-_SIDE_FILES = (REJECTS, RECEIPT, DATASET)
-_SAMPLE_RECORDS = 1000
+_SAMPLE_RECORDS, _SAMPLE_BYTES = 1000, 8 << 20  # a pipe's bytes are held meanwhile
 _OUT, _REJECTS = 0, 1  # the streams
 
 
@@ -167,7 +166,7 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
     `warn` is given each warning, `progress` the offset that is done.
     Raises `UsageError`, `DataError`, `OutputError` or `WorkerError`; then nothing new is there.
     """
-    target = options.target and check_target(options.target, source, force=options.force, side_suffixes=_SIDE_FILES)
+    target = options.target and check_target(options.target, source, force=options.force, side_suffixes=SIDE_FILES)
     layout = read_layout(source, options.max_record_bytes)
     sample = _sample(source, layout, options)
     if sample.growth > 2 and options.merge.weights == "repeat":
@@ -181,9 +180,9 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
         end = offset
         progress(offset)
 
-    files = OutputFiles(target, _SIDE_FILES)
+    files = OutputFiles(target, SIDE_FILES)
     try:
-        records = _RecordSink(files.main, options.format)
+        records = _RecordSink(main := files.open(), options.format)
         rejects = _RejectSink(partial(files.side, REJECTS) if target else None)
         work = partial(Rewriter, source.name, layout, options.merge, options.on_error, options.format)
         jobs = _useful_jobs(source, options.jobs)
@@ -200,7 +199,7 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
     except BaseException:
         files.discard()
         raise
-    return Outcome(tally, read_bytes, files.main.written_bytes)
+    return Outcome(tally, read_bytes, main.written_bytes)
 
 
 def first_records(source: Source, options: RewriteOptions, count: int) -> Iterator[tuple[str, Any, Record | str]]:
@@ -274,7 +273,7 @@ class _Sample(NamedTuple):
 
 
 def _sample(source: Source, layout: Layout, options: RewriteOptions) -> _Sample:
-    """The first `_SAMPLE_RECORDS` records, rewritten and thrown away; all of them can be read again."""
+    """The first `_SAMPLE_RECORDS` records, fewer when they are long, rewritten and thrown away; all can be read again."""
     rewriter = Rewriter(source.name, layout, options.merge, options.on_error, options.format)
     records, read_bytes, written_bytes = 0, 0, 0
     resolutions = set()
@@ -287,7 +286,7 @@ def _sample(source: Source, layout: Layout, options: RewriteOptions) -> _Sample:
             match record:
                 case {"train_resolution": [int(width), int(height)]}:
                     resolutions.add((width, height))
-        if records >= _SAMPLE_RECORDS:
+        if records >= _SAMPLE_RECORDS or read_bytes >= _SAMPLE_BYTES:
             break
     return _Sample(written_bytes / max(1, read_bytes), resolutions)
 

@@ -71,7 +71,7 @@ class Summary:
             )
         if tally.captions and tally.paragraphs > _PARAGRAPHS_WORTH_ADVICE * tally.captions:
             notes.append(
-                f"blank lines stand between the paragraphs of {_records(tally.paragraphs)}, and each paragraph became an alternative. "
+                f"blank lines stand between paragraphs in {_records(tally.paragraphs)}, and each paragraph became an alternative. "
                 "If they belong together: --caption-lines join."
             )
         if tally.special_tokens:
@@ -85,7 +85,7 @@ class Summary:
         if tally.inline_as_lines:
             notes.append(f"{_records(tally.inline_as_lines)} with text that an in-line wildcard cannot hold got lines instead.")
         if tally.rejected:
-            notes.append(f"{_records(tally.rejected)} could not be merged and were left out; each is listed whole, with the reason.")
+            notes.append(f"{_records(tally.rejected)} could not be merged: left out, and listed whole with the reason.")
         return notes
 
     @property

@@ -68,7 +68,7 @@ def parse_template(text: str) -> Template:
     line break.
     """
     weighted = _WEIGHTED.match(text)
-    template, weight = (weighted[1], int(weighted[2][:12])) if weighted else (text, 1)
+    template, weight = (weighted[1], int(weighted[2].lstrip("0")[:12] or "0")) if weighted else (text, 1)
     where = f"--line {text!r}"
     if weight > MOST_WEIGHT:
         raise UsageError(f"{where}: the weight is too large, expected at most {MOST_WEIGHT:,}.")
@@ -84,7 +84,8 @@ def parse_template(text: str) -> Template:
     if not names:
         raise UsageError(f"{where}: the template has no field, expected {{tags}} or {{caption}} in it.")
     if len(set(names)) < len(names):
-        raise UsageError(f"{where}: {{{names[0]}}} stands twice, expected each field once in a template.")
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"{where}: {{{twice}}} stands twice, expected each field once in a template.")
     return Template(names, literals, weight)
 
 

@@ -324,7 +324,8 @@ def _scan_value(text: str, place: int, key: str | None, *, at_end: bool) -> tupl
         return _DECODE(text, place)
     except JSONDecodeError as error:
         ended = error.pos >= len(text) - _UNFINISHED_CHARS or error.msg.startswith("Unterminated string")
-        in_escape = "escape" in error.msg and ended and '"' not in text[error.pos :]
+        rest = text[error.pos :]
+        cut = ("escape" in error.msg and '"' not in rest) or any(literal.startswith(rest) for literal in _LITERALS)
         if ended and not at_end:
             raise _UnfinishedError(key) from None
         if ended and (error.pos >= len(text) or error.msg.startswith("Unterminated string") or cut):

@@ -8,13 +8,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
+from capmerge.fit import Fitted, Fitter
 from capmerge.marks import MARK, TAG_SPANS, WEIGHTS
 from capmerge.plain import PlainMerge
 from capmerge.tags import one_line, spaced
 from capmerge.tally import Tally
-from capmerge.templates import MergeOptions, Template, line_counts, shares_of, whole_weights
+from capmerge.templates import Draw, MergeOptions, Template, line_counts, shares_of, whole_weights
 from capmerge.wildcard import escape, has_brace, outcomes, space_stand_ins
 
 Record: TypeAlias = dict[str, Any]
@@ -30,20 +31,6 @@ class UnmergeableError(ValueError):
 
 class RewrittenError(ValueError):
     """A record that an earlier run has rewritten already: its braces would double."""
-
-
-class Draw(NamedTuple):
-    """One template with the texts of its fields, before anything is escaped."""
-
-    template: Template
-    tags: str
-    caption: str
-    share: Fraction
-    """Of the probability."""
-
-    def value(self, field: str) -> str:
-        """The text of a field."""
-        return self.tags if field == "tags" else self.caption
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +66,7 @@ class Merger:
         self._templates = options.templates()
         self._reserved = (TAG_SPANS, WEIGHTS, *reserved)
         self._plain = PlainMerge(options, self.literals, (MARK, *self._reserved), self.tally) if PlainMerge.serves(options) else None
+        self._fitter = Fitter(options, lambda draw: self._fill(draw).line, self.literals) if options.fit_tokens else None
 
     def merge_all(self, records: Collection[Any]) -> list[tuple[int, UnmergeableError | RewrittenError]]:
         """Merge every record of a block in place; the number of each that could not be, and why."""
@@ -115,8 +103,9 @@ class Merger:
         for name in self._reserved:
             if name in record:
                 raise UnmergeableError(f'found a field "{name}", which the output needs for itself.')
-        found = self.alternatives(record)
-        self._count(record)
+        fitted = self.fitted(record)
+        found = self._distinct(fitted.draws)
+        self._count(record, fitted)
         shares = tuple(alternative.share for alternative in found)
         weights, counts = _weights_and_counts(shares)
         by_field = self.options.weights == "field"
@@ -143,8 +132,12 @@ class Merger:
 
         Raises `UnmergeableError` as `merge` does.
         """
+        return self._distinct(self.draws(record))
+
+    def _distinct(self, draws: list[Draw]) -> list[Alternative]:
+        """The alternatives of some draws, equal lines as one."""
         distinct: dict[str, Alternative] = {}
-        for draw in self.draws(record):
+        for draw in draws:
             new = self._fill(draw)
             same = distinct.get(new.line)
             if same:
@@ -153,6 +146,15 @@ class Merger:
         return list(distinct.values())
 
     def draws(self, record: Record) -> list[Draw]:
+        """What is drawn from, in the order it is written; shares sum to 1."""
+        return self.fitted(record).draws
+
+    def fitted(self, record: Record) -> Fitted:
+        """`draws`, and what `--fit` did to get there."""
+        draws = self._asked(record)
+        return self._fitter.fit(draws) if self._fitter else Fitted(draws, [], [], 0)
+
+    def _asked(self, record: Record) -> list[Draw]:
         """What the templates ask for with the fields that `record` has, in the order it is written; shares sum to 1."""
         tags, captions = self._tags(record), self._captions(record)
         missing = [name for name, found in (("tags", tags), ("caption", captions)) if not found]
@@ -173,9 +175,12 @@ class Merger:
             for caption in lines
         ]
 
-    def _count(self, record: Record) -> None:
-        """Count what kind of source record this is."""
+    def _count(self, record: Record, fitted: Fitted) -> None:
+        """Count what kind of source record this is, and what became of its draws."""
         tally = self.tally
+        tally.fit_left_out += len(fitted.left_out)
+        tally.fit_cut += len(fitted.cut)
+        tally.fit_too_long += fitted.too_long
         tags, captions = self._tags(record), self._captions(record)
         if tags and captions:
             tally.both += 1

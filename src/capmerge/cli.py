@@ -16,6 +16,7 @@ import typer
 import capmerge
 from capmerge.blocks import MAX_RECORD_BYTES
 from capmerge.errors import CapmergeError, UsageError, printable
+from capmerge.families import Family
 from capmerge.output import write_whole
 from capmerge.rewrite import Format, FormatName, OnError, RewriteOptions, first_records, rewrite
 from capmerge.side_files import DATASET, load_receipt
@@ -93,6 +94,18 @@ AllowRewrittenOption = Annotated[
     bool | None, typer.Option("--allow-rewritten", help="Pass records that are rewritten already through unchanged.", show_default=False)
 ]
 MaxRecordOption = Annotated[int, typer.Option("--max-record", metavar="BYTES", min=1 << 21, help="The longest record that is read.")]
+FitOption = Annotated[
+    tuple[int, str] | None,
+    typer.Option(
+        "--fit",
+        metavar="N drop|trim",
+        help="An alternative longer than N tokens is left out where a shorter one exists, or cut at a whole tag or sentence.",
+        show_default=False,
+    ),
+]
+FamilyOption = Annotated[
+    Family | None, typer.Option("--family", help="Whose CLIP tokenizer counts (default sd1, the same as sdxl).", show_default=False)
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print only errors.")]
 
 
@@ -126,6 +139,8 @@ def _rewrite(  # one parameter an option
     image_size: ImageSizeOption = None,
     on_error: OnErrorOption = None,
     allow_rewritten: AllowRewrittenOption = None,
+    fit: FitOption = None,
+    family: FamilyOption = None,
     jobs: Annotated[
         int | None, typer.Option("-j", "--jobs", metavar="N", min=1, help="Worker processes. Default: all cores.", show_default=False)
     ] = None,
@@ -145,6 +160,7 @@ def _rewrite(  # one parameter an option
     """Merge caption and tags of every record into caption lines that sd-scripts draws from."""
     with _errors_as_exit_codes():
         asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, image_size, allow_rewritten)
+        asked |= _asked_fit(fit, family)
         target = None if out == "-" else Path(out) if out else _default_target(src, format_name)
         options = RewriteOptions(
             target,
@@ -185,6 +201,8 @@ def _verify(
     image_size: ImageSizeOption = None,
     on_error: OnErrorOption = None,
     allow_rewritten: AllowRewrittenOption = None,
+    fit: FitOption = None,
+    family: FamilyOption = None,
     quiet: QuietOption = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
 ) -> None:
@@ -194,6 +212,7 @@ def _verify(
     """
     with _errors_as_exit_codes():
         asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, image_size, allow_rewritten)
+        asked |= _asked_fit(fit, family)
         if asked or on_error:
             merge, skips = MergeOptions(**asked), on_error == "skip"
         else:
@@ -257,6 +276,15 @@ def _asked(  # the merge options, in the order of MergeOptions
         "allow_rewritten": allow_rewritten,
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _asked_fit(fit: tuple[int, str] | None, family: Family | None) -> dict[str, Any]:
+    """The options of `--fit` that the command line gives, by their names in `MergeOptions`."""
+    if fit is None:
+        if family:
+            raise UsageError(f"--family {family} says whose tokens --fit counts. Give --fit N drop or --fit N trim, or leave it out.")
+        return {}
+    return {"fit_tokens": fit[0], "fit_by": fit[1], **({"fit_family": family} if family else {})}
 
 
 def _default_target(src: str, format_name: FormatName | None) -> Path:

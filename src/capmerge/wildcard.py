@@ -19,6 +19,7 @@ from capmerge.chance import Chance
 Pick = Literal["random", "cycle"]
 
 _GROUP = re.compile(r"\{([^}]+)\}")
+_UNBREAKABLE = re.compile(r"\{\{|\}\}|\{(?:\}\}|[^}])++\}")
 # The grammar hides "{{" behind U+2985 and "}}" behind U+2986, each repeated until it does not occur in the line.
 _OPEN, _CLOSE = "\u2985", "\u2986"
 _FUSES_OPEN, _FUSES_CLOSE = re.compile(_OPEN + r"(?=\{\{)"), re.compile(_CLOSE + r"(?=\}\})")
@@ -121,6 +122,11 @@ def parse_line(line: str) -> Line:
     # split() with one group alternates: literal, options, literal, options, ..., literal.
     parts = _GROUP.split(line.replace("{{", hidden_open).replace("}}", hidden_close))
     return Line(parts[::2], [options.split("|") for options in parts[1::2]], (hidden_open, hidden_close))
+
+
+def unbreakable_spans(line: str) -> list[tuple[int, int]]:
+    """[start, end) of each doubled brace and of each `{a|b}` in `line`: a text cut inside one would read differently."""
+    return [match.span() for match in _UNBREAKABLE.finditer(line)]
 
 
 class Drawn(NamedTuple):

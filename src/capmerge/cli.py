@@ -15,6 +15,7 @@ import typer
 
 import capmerge
 from capmerge.blocks import MAX_RECORD_BYTES
+from capmerge.cut import Chunking
 from capmerge.errors import CapmergeError, UsageError, printable
 from capmerge.families import Family
 from capmerge.output import write_whole
@@ -221,6 +222,60 @@ def _verify(
             verified = verify(source, written, merge, skips=skips, max_record_bytes=max_record, progress=progress)
         if not quiet:
             print(verified.text())
+
+
+@app.command("preview")
+def _preview(
+    src: SourceArgument,
+    key: Annotated[
+        list[str] | None, typer.Option("--key", metavar="K", help="Show the record of this key. Repeatable.", show_default=False)
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option("-n", "--count", metavar="N", min=1, help="Show the first N records. Default: 5.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", metavar="N", help="What a model reads: a multiple of 75. Default: 225; a1111: no limit.", show_default=False),
+    ] = None,
+    chunking: Annotated[
+        Chunking, typer.Option("--chunking", help="How captions are cut into chunks: as sd-scripts or as AUTOMATIC1111 does.")
+    ] = "kohya",
+    family: FamilyOption = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="With --epoch: show the very line that is drawn.", show_default=False)] = None,
+    epoch: Annotated[int | None, typer.Option("--epoch", help="The epoch of --seed.", show_default=False)] = None,
+    layout: LayoutOption = None,
+    line: LineOption = None,
+    weights: WeightsOption = None,
+    caption_lines: CaptionLinesOption = None,
+    underscores: UnderscoresOption = None,
+    caption_wildcards: CaptionWildcardsOption = None,
+    prefix: PrefixOption = None,
+    suffix: SuffixOption = None,
+    image_size: ImageSizeOption = None,
+    fit: FitOption = None,
+    quiet: QuietOption = False,
+    max_record: MaxRecordOption = MAX_RECORD_BYTES,
+) -> None:
+    """Show records before and after, with what CLIP sees of every alternative."""
+    with _errors_as_exit_codes():
+        from capmerge.preview import PreviewOptions, Sampling, iter_previews
+        from capmerge.show import Screen
+
+        asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, image_size, None)
+        asked |= _asked_fit(fit, family if fit else None)
+        if (seed is None) != (epoch is None):
+            raise UsageError("--seed and --epoch belong together: give both, or neither.")
+        if key and count is not None:
+            raise UsageError("--key and -n both say which records to show. Give one of them.")
+        sampling = None if seed is None or epoch is None else Sampling(seed, epoch)
+        options = PreviewOptions(
+            MergeOptions(**asked), tuple(key or ()), count or 5, family or "sd1", chunking, max_tokens, sampling, max_record
+        )
+        screen = Screen(colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+        with open_source(src) as source, _progress_bar(source, quiet=quiet) as progress:
+            for preview in iter_previews(source, options, progress):
+                for text in screen.lines(preview):
+                    print(text)
 
 
 def main() -> None:

@@ -64,31 +64,21 @@ class Fitter:
         tag or sentence; a field of which nothing fits goes, unless it is the only one: that is cut at a word, and a
         first word that is too long inside the word.
         """
-        lengths = self.count_tokens(map(self._write, draws))
+        lengths = self.count_tokens([self._write(draw) for draw in draws])
         if not draws or max(lengths) <= self.limit:
             return Fitted(draws, [], [], 0)
         if self._cuts:
             fitted = [draw if length <= self.limit else self._cut(draw) for draw, length in zip(draws, lengths, strict=True)]
             cut = [(before, after) for before, after in zip(draws, fitted, strict=True) if before != after]
-            return Fitted(fitted, [], cut, sum(length > self.limit for length in self.count_tokens(map(self._write, fitted))))
+            return Fitted(fitted, [], cut, sum(length > self.limit for length in self.count_tokens([self._write(draw) for draw in fitted])))
         longest = max(self.limit, min(lengths))
         kept = [draw for draw, length in zip(draws, lengths, strict=True) if length <= longest]
         left_out = [draw for draw, length in zip(draws, lengths, strict=True) if length > longest]
         return Fitted(_dealt_again(draws, kept), left_out, [], len(kept) if longest > self.limit else 0)
 
-    def count_tokens(self, lines: Iterable[str]) -> list[int]:
+    def count_tokens(self, lines: Sequence[str]) -> list[int]:
         """The tokens of each line as it is trained, of its longest text if it holds an in-line wildcard."""
-        texts = [self._texts(line) if has_brace(line) else [line] for line in lines]
-        counts = iter(self._counter.count_tokens([text for some in texts for text in some]))
-        return [max(next(counts) for _ in some) for some in texts]
-
-    def _texts(self, line: str) -> list[str]:
-        """Every text of a line; where they are too many to list, the one made of the longest options."""
-        parsed = parse_line(line)
-        if parsed.count <= MOST_OUTCOMES:
-            return [parsed.text(drawn) for drawn in product(*(range(len(options)) for options in parsed.groups))]
-        counts = [self._counter.count_tokens(options) for options in parsed.groups]
-        return [parsed.text([group.index(max(group)) for group in counts])]
+        return self._counter.count_tokens(longest_texts(lines, self._counter))
 
     def _cut(self, draw: Draw) -> Draw:
         for field in reversed(draw.template.fields):
@@ -144,6 +134,25 @@ class Fitter:
     def _fits(self, draw: Draw) -> bool:
         (length,) = self.count_tokens([self._write(draw)])
         return length <= self.limit
+
+
+def longest_texts(lines: Sequence[str], counter: TokenCounter) -> list[str]:
+    """Of each line the text with the most tokens that it can become, the first of equals."""
+    return [_longest_text(line, counter) if has_brace(line) else line for line in lines]
+
+
+def _longest_text(line: str, counter: TokenCounter) -> str:
+    parsed = parse_line(line)
+    if parsed.count <= MOST_OUTCOMES:
+        texts = [parsed.text(drawn) for drawn in product(*(range(len(options)) for options in parsed.groups))]
+        return texts[_longest(texts, counter)]
+    # Too many to list: the one made of the longest options.
+    return parsed.text([_longest(options, counter) for options in parsed.groups])
+
+
+def _longest(texts: Sequence[str], counter: TokenCounter) -> int:
+    counts = counter.count_tokens(texts)
+    return counts.index(max(counts))
 
 
 def _sentence_ends(text: str) -> Iterator[int]:

@@ -109,7 +109,14 @@ class Line(NamedTuple):
         for options, number, literal in zip(self.groups, drawn, self.literals[1:], strict=True):
             pieces += options[number], literal
         # Only now: a stand-in may fuse with its neighbour across the seam, and the real code would read it so.
-        return "".join(pieces).replace(self.hidden[0], "{").replace(self.hidden[1], "}")
+        return self._shown("".join(pieces))
+
+    def option(self, group: int, number: int) -> str:
+        """One option of a group by itself, braces unescaped."""
+        return self._shown(self.groups[group][number])
+
+    def _shown(self, text: str) -> str:
+        return text.replace(self.hidden[0], "{").replace(self.hidden[1], "}")
 
 
 def parse_line(line: str) -> Line:
@@ -136,6 +143,8 @@ class Drawn(NamedTuple):
     """The very line that is trained: in-line wildcards expanded, braces unescaped."""
     line: int
     """Which line of the caption, from 0; of equal lines the first."""
+    lines: int
+    """How many lines the caption has."""
     options: tuple[int, ...]
     """Which option of each `{a|b}` of that line, from 0; of equal options the first."""
 
@@ -191,12 +200,12 @@ def draw_line(
     number = _weighted(lines, weights, chance)
     line = lines[number]
     if not has_brace(line):
-        return Drawn(line, lines.index(line), ())
+        return Drawn(line, lines.index(line), len(lines), ())
     parsed = parse_line(line)
     options = tuple(
         options.index(options[chance.below(len(options), f"option {group}")]) for group, options in enumerate(parsed.groups)
     )
-    return Drawn(parsed.text(options), lines.index(line), options)
+    return Drawn(parsed.text(options), lines.index(line), len(lines), options)
 
 
 def _weighted(lines: list[str], weights: Sequence[int] | None, chance: Chance) -> int:
@@ -223,7 +232,7 @@ def _draw_in_turn(lines: list[str], weights: Sequence[int] | None, step: int, ch
             come, place = divmod(come, sum(group.values()))
             option, _ = nth_of_turn(tuple(group.values()), place)
             options.append(given.index(list(group)[option]))
-    return Drawn(parsed.text(options), lines.index(line), tuple(options))
+    return Drawn(parsed.text(options), lines.index(line), len(lines), tuple(options))
 
 
 def _counted(texts: list[str], weights: Sequence[int] | None) -> dict[str, int]:

@@ -235,7 +235,9 @@ def _preview(
     ] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option("--max-tokens", metavar="N", help="What a model reads: a multiple of 75. Default: 225; a1111: no limit.", show_default=False),
+        typer.Option(
+            "--max-tokens", metavar="N", help="What a model reads: a multiple of 75. Default: 225; a1111: no limit.", show_default=False
+        ),
     ] = None,
     chunking: Annotated[
         Chunking, typer.Option("--chunking", help="How captions are cut into chunks: as sd-scripts or as AUTOMATIC1111 does.")

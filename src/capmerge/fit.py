@@ -4,21 +4,25 @@ Tokens are counted on the text as it is trained: braces unescaped, an in-line wi
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from capmerge.errors import UsageError
 from capmerge.families import CLIP
 from capmerge.templates import Draw, MergeOptions, Template
 from capmerge.tokens import TokenCounter, load_tokenizer
-from capmerge.wildcard import MOST_OUTCOMES, escape, has_brace, parse_line, unbreakable_spans
+from capmerge.wildcard import MOST_OUTCOMES, has_brace, parse_line, unbreakable_spans
 
 # A full stop, a question or exclamation mark with the quotes or brackets it closes; the Chinese and Japanese ones need no space behind.
 _SENTENCE_END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s+[^a-z\s])|[。！？]+[」』”’）]*""")
 _ABBREVIATION = re.compile(r"\b(?:[^\W\d_]|mr|mrs|ms|dr|st|vs|no|e\.g|i\.e)\.\Z", re.IGNORECASE)
 _WORD_END = re.compile(r"(?<=\S)(?=\s)")
+
+
+_Search: TypeAlias = Generator[Draw, bool, Draw]
+"""A search yields what it wants measured, is sent whether that fits, and returns what it found."""
 
 
 class Fitted(NamedTuple):
@@ -56,54 +60,83 @@ class Fitter:
                     "Give a larger number, or a shorter --line, --prefix or --suffix."
                 )
 
-    def fit(self, draws: list[Draw]) -> Fitted:
-        """The draws with none longer than the limit, as far as that leaves something.
+    def fit_all(self, records: Sequence[list[Draw]]) -> list[Fitted]:
+        """The draws of each record with none longer than the limit, as far as that leaves something.
 
         `drop` leaves out what is too long; when everything is, the shortest stays. Its share goes to the other lines
         of its template, and to the other templates when none is left. `trim` cuts the last field at the end of a whole
         tag or sentence; a field of which nothing fits goes, unless it is the only one: that is cut at a word, and a
-        first word that is too long inside the word.
+        first word that is too long inside the word. Fastest for hundreds of records at once.
         """
-        lengths = self.count_tokens([self._write(draw) for draw in draws])
-        if not draws or max(lengths) <= self.limit:
+        lengths = iter(self._count_tokens([draw for draws in records for draw in draws]))
+        measured = [[(draw, next(lengths)) for draw in draws] for draws in records]
+        return self._trim(measured) if self._cuts else [self._drop(draws) for draws in measured]
+
+    def _drop(self, measured: list[tuple[Draw, int]]) -> Fitted:
+        draws = [draw for draw, _ in measured]
+        if all(length <= self.limit for _, length in measured):
             return Fitted(draws, [], [], 0)
-        if self._cuts:
-            fitted = [draw if length <= self.limit else self._cut(draw) for draw, length in zip(draws, lengths, strict=True)]
-            cut = [(before, after) for before, after in zip(draws, fitted, strict=True) if before != after]
-            return Fitted(fitted, [], cut, sum(length > self.limit for length in self.count_tokens([self._write(draw) for draw in fitted])))
-        longest = max(self.limit, min(lengths))
-        kept = [draw for draw, length in zip(draws, lengths, strict=True) if length <= longest]
-        left_out = [draw for draw, length in zip(draws, lengths, strict=True) if length > longest]
+        longest = max(self.limit, min(length for _, length in measured))
+        kept = [draw for draw, length in measured if length <= longest]
+        left_out = [draw for draw, length in measured if length > longest]
         return Fitted(_dealt_again(draws, kept), left_out, [], len(kept) if longest > self.limit else 0)
 
-    def count_tokens(self, lines: Sequence[str]) -> list[int]:
-        """The tokens of each line as it is trained, of its longest text if it holds an in-line wildcard."""
-        return self._counter.count_tokens(longest_texts(lines, self._counter))
+    def _trim(self, records: list[list[tuple[Draw, int]]]) -> list[Fitted]:
+        too_long = [draw for measured in records for draw, length in measured if length > self.limit]
+        cut = iter(self._cut_all(too_long))
+        fitted = []
+        for measured in records:
+            pairs = [(draw, next(cut) if length > self.limit else draw) for draw, length in measured]
+            changed = [(before, after) for before, after in pairs if before != after]
+            still = sum(length > self.limit for length in self._count_tokens([after for _, after in changed])) if changed else 0
+            fitted.append(Fitted([after for _, after in pairs], [], changed, still))
+        return fitted
 
-    def _cut(self, draw: Draw) -> Draw:
+    def _cut_all(self, draws: list[Draw]) -> Iterator[Draw]:
+        """Each draw cut. All searches go on together, so that what they ask in a round is counted at once."""
+        searches = [self._cut(draw) for draw in draws]
+        found: dict[int, Draw] = {}
+        answers: dict[int, bool | None] = dict.fromkeys(range(len(draws)))
+        while answers:
+            asked: dict[int, Draw] = {}
+            for number, fits in answers.items():
+                try:
+                    asked[number] = searches[number].send(fits)  # type: ignore[arg-type]  # a generator starts with None
+                except StopIteration as stop:
+                    found[number] = stop.value
+            lengths = self._count_tokens(list(asked.values()))
+            answers = {number: length <= self.limit for number, length in zip(asked, lengths, strict=True)}
+        return (found[number] for number in range(len(draws)))
+
+    def _count_tokens(self, draws: list[Draw]) -> list[int]:
+        """The tokens of each as it is trained, of its longest text if it holds an in-line wildcard."""
+        return [tokens for _, tokens in longest_texts([self._write(draw) for draw in draws], self._counter)]
+
+    def _cut(self, draw: Draw) -> _Search:
+        """The draw cut to fit."""
         for field in reversed(draw.template.fields):
-            found = self._longest_that_fits(draw, field, self._units(draw, field))
+            found = yield from _longest_that_fits(draw, field, self._units(draw, field))
             if found:
                 return found
             shorter = draw.template.without(field)
             if shorter is None:
-                return self._cut_at_word(draw, field)
+                break
             draw = draw._replace(template=shorter)
-            if self._fits(draw):
+            if (yield draw):
                 return draw
-        raise AssertionError("a template has a field")
+        return (yield from self._cut_at_word(draw))
 
-    def _cut_at_word(self, draw: Draw, field: str) -> Draw:
-        """The draw cut behind as many words of its only field as fit, at least one character."""
+    def _cut_at_word(self, draw: Draw) -> _Search:
+        """The draw of one field cut behind as many words as fit, else inside the first word, of which a character stays."""
+        (field,) = draw.template.fields
         value = draw.value(field)
         words = [match.start() for match in _WORD_END.finditer(value)]
-        characters = range(1, words[0] if words else len(value))
-        for ends in (words, characters):
-            texts = self._cut_texts(draw, field, ends)
-            found = self._longest_that_fits(draw, field, texts)
-            if found:
-                return found
-        return draw.with_value(field, next(iter([*texts, value]))) if (texts := self._cut_texts(draw, field, characters)) else draw
+        found = yield from _longest_that_fits(draw, field, self._cut_texts(draw, field, words))
+        if found:
+            return found
+        inside = self._cut_texts(draw, field, range(1, words[0] if words else len(value)))
+        found = yield from _longest_that_fits(draw, field, inside)
+        return found or draw.with_value(field, inside[0] if inside else value)
 
     def _units(self, draw: Draw, field: str) -> list[str]:
         """The field's text up to each whole tag or sentence, the whole text not among them."""
@@ -120,39 +153,35 @@ class Fitter:
         texts = (value[:end].rstrip(", \t") for end in ends if end < len(value))
         return [text for text in dict.fromkeys(texts) if text.strip()]
 
-    def _longest_that_fits(self, draw: Draw, field: str, texts: Sequence[str]) -> Draw | None:
-        """The draw with the last of the growing `texts` in its field that fits, while the next one does not."""
-        fitting, too_long = -1, len(texts)
-        while too_long - fitting > 1:
-            middle = (fitting + too_long) // 2
-            if self._fits(draw.with_value(field, texts[middle])):
-                fitting = middle
-            else:
-                too_long = middle
-        return draw.with_value(field, texts[fitting]) if fitting >= 0 else None
 
-    def _fits(self, draw: Draw) -> bool:
-        (length,) = self.count_tokens([self._write(draw)])
-        return length <= self.limit
+def longest_texts(lines: Sequence[str], counter: TokenCounter) -> list[tuple[str, int]]:
+    """Of each line the text with the most tokens that it can become, the first of equals, and its tokens.
+
+    A line of more than `MOST_OUTCOMES` texts gives the one made of each group's longest option.
+    """
+    texts = [_texts(line, counter) if has_brace(line) else [line] for line in lines]
+    counts = iter(counter.count_tokens([text for some in texts for text in some]))
+    return [max(((text, next(counts)) for text in some), key=lambda counted: counted[1]) for some in texts]
 
 
-def longest_texts(lines: Sequence[str], counter: TokenCounter) -> list[str]:
-    """Of each line the text with the most tokens that it can become, the first of equals."""
-    return [_longest_text(line, counter) if has_brace(line) else line for line in lines]
-
-
-def _longest_text(line: str, counter: TokenCounter) -> str:
+def _texts(line: str, counter: TokenCounter) -> list[str]:
     parsed = parse_line(line)
-    if parsed.count <= MOST_OUTCOMES:
-        texts = [parsed.text(drawn) for drawn in product(*(range(len(options)) for options in parsed.groups))]
-        return texts[_longest(texts, counter)]
-    # Too many to list: the one made of the longest options.
-    return parsed.text([_longest(options, counter) for options in parsed.groups])
+    if parsed.ways <= MOST_OUTCOMES:
+        return [parsed.text(drawn) for drawn in product(*(range(len(options)) for options in parsed.groups))]
+    counts = [counter.count_tokens(options) for options in parsed.groups]
+    return [parsed.text([of_group.index(max(of_group)) for of_group in counts])]
 
 
-def _longest(texts: Sequence[str], counter: TokenCounter) -> int:
-    counts = counter.count_tokens(texts)
-    return counts.index(max(counts))
+def _longest_that_fits(draw: Draw, field: str, texts: Sequence[str]) -> Generator[Draw, bool, Draw | None]:
+    """The draw with the last of the growing `texts` in its field that fits, while the next one does not."""
+    fitting, too_long = -1, len(texts)
+    while too_long - fitting > 1:
+        middle = (fitting + too_long) // 2
+        if (yield draw.with_value(field, texts[middle])):
+            fitting = middle
+        else:
+            too_long = middle
+    return draw.with_value(field, texts[fitting]) if fitting >= 0 else None
 
 
 def _sentence_ends(text: str) -> Iterator[int]:

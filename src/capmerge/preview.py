@@ -54,7 +54,9 @@ class PreviewOptions:
             check_max_tokens(self.max_tokens)
         cropped = CROPPED_TOKENS.get(self.family)
         if cropped and self.max_tokens not in (None, cropped):
-            raise UsageError(f"--max-tokens {self.max_tokens}: CLIP reads {cropped} tokens of a caption with --family {self.family}. Leave it out.")
+            raise UsageError(
+                f"--max-tokens {self.max_tokens}: CLIP reads {cropped} tokens of a caption with --family {self.family}. Leave it out."
+            )
         if cropped and self.chunking == "a1111":
             raise UsageError(f"--chunking a1111: captions are not cut into chunks with --family {self.family}. Leave one of them out.")
 
@@ -118,7 +120,7 @@ class Previewer:
         except (UnmergeableError, BrokenRecordError) as error:
             return Preview(key, record, record if rewritten else None, str(error), rewritten)
         texts = longest_texts([alternative.line for alternative in found], self._counter)
-        shown = tuple(Shown(alternative, self._cutter.cut(text)) for alternative, text in zip(found, texts, strict=True))
+        shown = tuple(Shown(alternative, self._cutter.cut(text)) for alternative, (text, _) in zip(found, texts, strict=True))
         drawn, number = self._draw(key, after, found)
         return Preview(key, record, after, "", rewritten, shown, fitted, drawn, number)
 
@@ -169,4 +171,6 @@ def _iter_asked(source: Source, options: PreviewOptions, progress: Callable[[int
         records += len(piece.records.pairs)
         progress(piece.start + len(piece.data))
     names = ", ".join(map(quoted, missing))
-    raise UsageError(f"{printable(source.name)}: found no record {names} among {records:,}. Keys are compared whole, folder and ending included.")
+    raise UsageError(
+        f"{printable(source.name)}: found no record {names} among {records:,}. Keys are compared whole, folder and ending included."
+    )

@@ -45,7 +45,12 @@ def written_alternatives(record: dict[str, Any]) -> list[Written]:
         raise BrokenRecordError(f'found {len(lines)} lines and {len(letters)} letters in "{MARK}", expected one letter a line.')
     if weights is None:
         weights = [1] * len(lines)
-    elif not isinstance(weights, list) or len(weights) != len(lines) or not all(type(w) is int and w >= 0 for w in weights) or not any(weights):
+    elif (
+        not isinstance(weights, list)
+        or len(weights) != len(lines)
+        or not all(type(w) is int and w >= 0 for w in weights)
+        or not any(weights)
+    ):
         raise BrokenRecordError(f'expected "{WEIGHTS}" to be one whole number a line, not all 0.')
     places: dict[str, list[int]] = {}
     for place, line in enumerate(lines):

@@ -79,7 +79,7 @@ def line_outcomes(line: str) -> dict[str, Fraction]:
     if not has_brace(line):
         return {line: Fraction(1)}
     parsed = parse_line(line)
-    count = parsed.count
+    count = parsed.ways
     if count > MOST_OUTCOMES:
         raise TooManyOutcomesError(f"the wildcards of one line give {count} texts, at most {MOST_OUTCOMES} are listed")
     found: dict[str, Fraction] = {}
@@ -99,7 +99,7 @@ class Line(NamedTuple):
     """What stands for a doubled brace in literals and options."""
 
     @property
-    def count(self) -> int:
+    def ways(self) -> int:
         """How many ways there are to draw from it."""
         return prod(map(len, self.groups))
 
@@ -202,9 +202,7 @@ def draw_line(
     if not has_brace(line):
         return Drawn(line, lines.index(line), len(lines), ())
     parsed = parse_line(line)
-    options = tuple(
-        options.index(options[chance.below(len(options), f"option {group}")]) for group, options in enumerate(parsed.groups)
-    )
+    options = tuple(options.index(options[chance.below(len(options), f"option {group}")]) for group, options in enumerate(parsed.groups))
     return Drawn(parsed.text(options), lines.index(line), len(lines), options)
 
 

@@ -67,7 +67,7 @@ class Merger:
         self._templates = options.templates()
         self._reserved = (TAG_SPANS, WEIGHTS, *reserved)
         self._plain = PlainMerge(options, self.literals, (MARK, *self._reserved), self.tally) if PlainMerge.serves(options) else None
-        self._fitter = Fitter(options, lambda draw: self._fill(draw).line, self.literals) if options.fit_tokens else None
+        self._fitter = Fitter(options, self.line, self.literals) if options.fit_tokens else None
 
     def merge_all(self, records: Collection[Any]) -> list[tuple[int, UnmergeableError | RewrittenError]]:
         """Merge every record of a block in place; the number of each that could not be, and why."""
@@ -236,6 +236,10 @@ class Merger:
         """
         texts = [self.options.prefix + template.literals[0], *template.literals[1:-1], template.literals[-1] + self.options.suffix]
         return [texts[0].lstrip(), *texts[1:-1], texts[-1].rstrip()]
+
+    def line(self, draw: Draw) -> str:
+        """The line of one draw, as written."""
+        return self._fill(draw).line
 
     def _fill(self, draw: Draw) -> Alternative:
         """The alternative of one draw."""

@@ -25,6 +25,7 @@ from capmerge.source import Source, open_source
 from capmerge.summary import Summary
 from capmerge.templates import CaptionLines, Layout, MergeOptions, Underscores, Weights
 from capmerge.verify import verify
+from capmerge.wildcard import Pick
 
 app = typer.Typer(
     add_completion=False,
@@ -243,8 +244,17 @@ def _preview(
         Chunking, typer.Option("--chunking", help="How captions are cut into chunks: as sd-scripts or as AUTOMATIC1111 does.")
     ] = "kohya",
     family: FamilyOption = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer", metavar="PATH", help="A Hugging Face tokenizer: another CLIP, or the T5 of sd3 and flux.", show_default=False
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="With --epoch: show the very line that is drawn.", show_default=False)] = None,
     epoch: Annotated[int | None, typer.Option("--epoch", help="The epoch of --seed.", show_default=False)] = None,
+    pick: Annotated[Pick | None, typer.Option("--pick", help="How it is drawn. Default: random.", show_default=False)] = None,
+    dataset: Annotated[int | None, typer.Option("--dataset", min=0, help="Number of the data set. Default: 0.", show_default=False)] = None,
+    repeat: Annotated[int | None, typer.Option("--repeat", min=0, help="Number of the repeat. Default: 0.", show_default=False)] = None,
     layout: LayoutOption = None,
     line: LineOption = None,
     weights: WeightsOption = None,
@@ -260,7 +270,7 @@ def _preview(
 ) -> None:
     """Show records before and after, with what CLIP sees of every alternative."""
     with _errors_as_exit_codes():
-        from capmerge.preview import PreviewOptions, Sampling, iter_previews
+        from capmerge.preview import Previewer, PreviewOptions, Sampling, iter_previews
         from capmerge.show import Screen
 
         asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, image_size, None)
@@ -269,15 +279,33 @@ def _preview(
             raise UsageError("--seed and --epoch belong together: give both, or neither.")
         if key and count is not None:
             raise UsageError("--key and -n both say which records to show. Give one of them.")
-        sampling = None if seed is None or epoch is None else Sampling(seed, epoch)
+        if seed is None and (pick or dataset is not None or repeat is not None):
+            raise UsageError("--pick, --dataset and --repeat say what is drawn. Give --seed and --epoch with them.")
+        sampling = None if seed is None or epoch is None else Sampling(seed, epoch, dataset or 0, repeat or 0, pick or "random")
         options = PreviewOptions(
-            MergeOptions(**asked), tuple(key or ()), count or 5, family or "sd1", chunking, max_tokens, sampling, max_record
+            MergeOptions(**asked),
+            tuple(key or ()),
+            count or 5,
+            family or "sd1",
+            chunking,
+            max_tokens,
+            tokenizer,
+            sampling,
+            max_record,
         )
-        screen = Screen(colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+        previewer = Previewer(options)
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal may lack the marks
+        screen = Screen(colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb")
+        unread = 0
         with open_source(src) as source, _progress_bar(source, quiet=quiet) as progress:
-            for preview in iter_previews(source, options, progress):
+            for preview in iter_previews(source, options, previewer, progress):
+                unread += preview.rewritten
                 for text in screen.lines(preview):
                     print(text)
+        if not quiet:
+            print(previewer.readers.text())
+        if asked and unread:
+            _warn(f"{unread} records are rewritten already and shown as they are: the merge options change nothing in them.")
 
 
 def main() -> None:

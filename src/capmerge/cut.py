@@ -4,7 +4,7 @@ from itertools import chain
 from typing import Literal, NamedTuple
 
 from capmerge.errors import UsageError
-from capmerge.tokens import CHUNK_TOKENS, ClipTokenizer, a1111, a1111_parts, kohya_spans
+from capmerge.tokens import CHUNK_TOKENS, ClipTokenizer, Tokenizer, a1111, a1111_parts, kohya_spans
 
 Chunking = Literal["kohya", "a1111"]
 
@@ -61,6 +61,14 @@ class Cutter(NamedTuple):
         if end < len(pieces):
             parts.append(Part(None, "".join(pieces[end:]), len(pieces) - end))
         return Cut(parts, len(spans))
+
+
+def crop(text: str, tokenizer: Tokenizer, limit: int) -> Cut:
+    """The first `limit` tokens of a text as one chunk, and the rest as dropped."""
+    pairs = tokenizer.encode_with_text(text)
+    kept, rest = pairs[:limit], pairs[limit:]
+    parts = [Part(number, "".join(piece for _, piece in some), len(some)) for number, some in ((1, kept), (None, rest)) if some or number]
+    return Cut(parts, 1)
 
 
 def check_max_tokens(max_tokens: int) -> None:

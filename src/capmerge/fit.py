@@ -83,13 +83,13 @@ class Fitter:
 
     def _trim(self, records: list[list[tuple[Draw, int]]]) -> list[Fitted]:
         too_long = [draw for measured in records for draw, length in measured if length > self.limit]
-        cut = iter(self._cut_all(too_long))
+        cut = list(self._cut_all(too_long))
+        found = iter(zip(cut, self._count_tokens(cut), strict=True))
         fitted = []
         for measured in records:
-            pairs = [(draw, next(cut) if length > self.limit else draw) for draw, length in measured]
-            changed = [(before, after) for before, after in pairs if before != after]
-            still = sum(length > self.limit for length in self._count_tokens([after for _, after in changed])) if changed else 0
-            fitted.append(Fitted([after for _, after in pairs], [], changed, still))
+            after = [next(found) if length > self.limit else (draw, length) for draw, length in measured]
+            changed = [(was, now) for (was, _), (now, _) in zip(measured, after, strict=True) if was != now]
+            fitted.append(Fitted([draw for draw, _ in after], [], changed, sum(length > self.limit for _, length in after)))
         return fitted
 
     def _cut_all(self, draws: list[Draw]) -> Iterator[Draw]:
@@ -175,12 +175,14 @@ def _texts(line: str, counter: TokenCounter) -> list[str]:
 def _longest_that_fits(draw: Draw, field: str, texts: Sequence[str]) -> Generator[Draw, bool, Draw | None]:
     """The draw with the last of the growing `texts` in its field that fits, while the next one does not."""
     fitting, too_long = -1, len(texts)
+    middle = len(texts) // 2
     while too_long - fitting > 1:
-        middle = (fitting + too_long) // 2
+        middle = min(max(middle, fitting + 1), too_long - 1)
         if (yield draw.with_value(field, texts[middle])):
             fitting = middle
         else:
             too_long = middle
+        middle = (fitting + too_long) // 2
     return draw.with_value(field, texts[fitting]) if fitting >= 0 else None
 
 

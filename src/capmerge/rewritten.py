@@ -43,6 +43,8 @@ def written_alternatives(record: dict[str, Any]) -> list[Written]:
             lines = [escape(parsed.option(0, number)) for number in range(len(parsed.groups[0]))]
     if len(lines) != len(letters):
         raise BrokenRecordError(f'found {len(lines)} lines and {len(letters)} letters in "{MARK}", expected one letter a line.')
+    if unknown := set(letters) - set("tcb"):
+        raise BrokenRecordError(f'found the letter {min(unknown)!r} in "{MARK}", expected t, c or b.')
     if weights is None:
         weights = [1] * len(lines)
     elif (

@@ -23,31 +23,30 @@ class Screen:
     def lines(self, preview: Preview) -> Iterator[str]:
         """The lines of one preview."""
         yield self._paint(json_text(preview.key), _BOLD)
-        yield "  rewritten already:" if preview.rewritten else "  before:"
-        yield from _json_lines(preview.before)
-        if not preview.rewritten:
+        yield "  rewritten already, as it is there:" if preview.rewritten else "  before:"
+        yield from _fields(preview.before)
+        if not preview.rewritten and preview.after is not None:
             yield "  after:"
-            if preview.after is None:
-                yield f"    {printable(preview.problem)}"
-            else:
-                yield from _json_lines(preview.after)
-        elif preview.problem:
-            yield f"  {printable(preview.problem)}"
-        if preview.after is not None and not preview.problem:
-            yield from self._alternatives(preview)
-
-    def _alternatives(self, preview: Preview) -> Iterator[str]:
-        yield f"  alternatives: {len(preview.alternatives)}"
+            yield from _fields(preview.after)
+        if preview.problem:
+            yield f"  cannot be {'read' if preview.rewritten else 'merged'}: {printable(preview.problem)}"
+            return
+        if not preview.alternatives:
+            yield "  no alternatives: the empty caption is trained."
         for number, shown in enumerate(preview.alternatives):
-            mark = "  <- drawn" if number == preview.drawn_number else ""
-            yield f"    {_heading(number, shown)}{mark}"
-            yield f"       {self._cut(shown.cut)}"
+            yield f"  {number + 1}. {_heading(shown)}{'  <- drawn' if number == preview.drawn_number else ''}"
+            yield f"     {self._cut(shown.cut)}"
+            if shown.t5_cut:
+                yield f"     T5, {_length(shown.t5_cut)}: {self._cut(shown.t5_cut)}"
+        for unfit in preview.unfit:
+            what = "left out" if unfit.left_out else "cut"
+            yield f"  {what} by --fit: {_STYLES[unfit.style]}, {unfit.tokens:,} tokens"
+            yield f"     {self._part(Part(None, unfit.text, 0))}"
         if preview.drawn:
-            yield "  drawn:"
-            yield f"    {printable(preview.drawn.text)}"
+            yield f"  drawn: {printable(preview.drawn.text)}"
 
     def _cut(self, cut: Cut) -> str:
-        return " ".join(self._part(part) for part in cut.parts if part.tokens or not cut.tokens)
+        return " ".join(self._part(part) for part in cut.parts if part.tokens or part.chunk == 1)
 
     def _part(self, part: Part) -> str:
         text = printable(part.text.strip())
@@ -59,10 +58,21 @@ class Screen:
         return f"\x1b[{code}m{text}\x1b[0m" if self._colour and text else text
 
 
-def _heading(number: int, shown: Shown) -> str:
-    cut = shown.cut
+def _heading(shown: Shown) -> str:
+    times = len(shown.written.places)
+    repeated = f", on {times} lines" if times > 1 else ""
+    longest = f", longest of {shown.texts:,} texts" if shown.texts > 1 else ""
+    return f"{_STYLES[shown.written.style]}, {_percent(shown.written.share)}{repeated}: {_length(shown.cut)}{longest}"
+
+
+def _length(cut: Cut) -> str:
+    used = sum(1 for part in cut.parts if part.chunk and part.tokens)
     dropped = f", {cut.dropped:,} dropped" if cut.dropped else ""
-    return f"{number + 1}  {_STYLES.get(shown.written.style, '?'):<8} {_percent(shown.written.share):>8}  {cut.tokens:,} tokens{dropped}"
+    return f"{_counted(cut.tokens, 'token')} in {_counted(max(1, used), 'chunk')}{dropped}"
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _percent(share: Fraction) -> str:
@@ -74,6 +84,10 @@ def json_text(value: Any) -> str:
     return printable(json.dumps(value, ensure_ascii=False))
 
 
-def _json_lines(record: Any) -> Iterator[str]:
-    for line in json.dumps(record, indent=2, ensure_ascii=False).split("\n"):
-        yield f"    {printable(line)}"
+def _fields(record: Any) -> Iterator[str]:
+    """A record with one field a line."""
+    if not isinstance(record, dict):
+        yield f"    {json_text(record)}"
+        return
+    for name, value in record.items():
+        yield f"    {json_text(name)}: {json_text(value)}"

@@ -297,11 +297,12 @@ def _preview(
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal may lack the marks
         screen = Screen(colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb")
         unread = 0
-        with open_source(src) as source, _progress_bar(source, quiet=quiet) as progress:
+        write = _write_beside_bar if key and not quiet and sys.stderr.isatty() else print
+        with open_source(src) as source, _progress_bar(source, quiet=quiet or not key) as progress:
             for preview in iter_previews(source, options, previewer, progress):
                 unread += preview.rewritten
                 for text in screen.lines(preview):
-                    print(text)
+                    write(text)
         if not quiet:
             print(previewer.readers.text())
         if asked and unread:
@@ -397,6 +398,12 @@ def _print_records(source: Source, options: RewriteOptions, count: int) -> None:
             print(f"  {title}:")
             for line in text.split("\n"):
                 print(f"    {printable(line)}")
+
+
+def _write_beside_bar(line: str) -> None:
+    from tqdm import tqdm  # imported already: a bar stands there
+
+    tqdm.write(line)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from capmerge.tokens import TokenCounter, load_tokenizer
 from capmerge.wildcard import MOST_OUTCOMES, has_brace, parse_line, unbreakable_spans
 
 # A full stop, a question or exclamation mark with the quotes or brackets it closes; the Chinese and Japanese ones need no space behind.
-_SENTENCE_END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s+[^a-z\s])|[。！？]+[」』”’）]*""")
+_SENTENCE_END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s+[^a-z\s])|[。！？]+[」』”’）]*""")  # noqa: RUF001
 _ABBREVIATION = re.compile(r"\b(?:[^\W\d_]|mr|mrs|ms|dr|st|vs|no|e\.g|i\.e)\.\Z", re.IGNORECASE)
 _WORD_END = re.compile(r"(?<=\S)(?=\s)")
 
@@ -56,8 +56,8 @@ class Fitter:
             (count,) = self._counter.count_tokens([fixed])
             if count >= self.limit:
                 raise UsageError(
-                    f"--fit {self.limit} trim: the fixed text {fixed!r} has {count} tokens by itself, which leaves none for tags or caption. "
-                    "Give a larger number, or a shorter --line, --prefix or --suffix."
+                    f"--fit {self.limit} trim: the fixed text {fixed!r} has {count} tokens by itself, which leaves none for tags or "
+                    "caption. Give a larger number, or a shorter --line, --prefix or --suffix."
                 )
 
     def fit_all(self, records: Sequence[list[Draw]]) -> list[Fitted]:

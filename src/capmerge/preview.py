@@ -25,13 +25,18 @@ DEFAULT_MAX_TOKENS = 225
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Which draw is shown: the arguments of `wildcard.draw`."""
+    """Which draw is shown: the arguments of `wildcard.draw`. Raises `UsageError` for numbers out of range."""
 
     seed: int
     epoch: int
     dataset: int = 0
     repeat: int = 0
     pick: Pick = "random"
+
+    def __post_init__(self) -> None:
+        for name, value in (("seed", self.seed), ("epoch", self.epoch), ("dataset", self.dataset), ("repeat", self.repeat)):
+            if not 0 <= value < 1 << 63:
+                raise UsageError(f"--{name} {value}: expected a whole number from 0 to {(1 << 63) - 1}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +101,13 @@ class Readers(NamedTuple):
 
     def text(self) -> str:
         """What they are, in a line."""
-        limit = f"{self.clip.max_tokens} tokens are read" if self.clip.max_tokens else "all tokens are read"
-        line = f"CLIP {self.clip.tokenizer.name}, chunks as {self.clip.chunking} cuts them, {limit}."
+        limit = f"{self.clip.max_tokens} tokens" if self.clip.max_tokens else "all tokens"
+        name = printable(self.clip.tokenizer.name)
+        line = f"Tokenizer {name}, {limit} read, " + ("cropped there." if self.t5_ids else f"chunks as {self.clip.chunking} cuts them.")
         if self.t5:
             return f"{line} T5: {self.t5_ids - self.t5.n_special} tokens are read."
         if self.t5_ids:
-            return f"{line} T5 reads {self.t5_ids} more in its own tokens: give --tokenizer a T5 to see what it drops."
+            return f"{line} T5 reads {self.t5_ids} tokens of its own: give --tokenizer a T5 to see what it drops."
         return line
 
 
@@ -162,7 +168,8 @@ class Previewer:
         if isinstance(record, Stray):
             return Preview(key, record.value, None, record.problem)
         rewritten = isinstance(record, dict) and MARK in record
-        after, unfit = record, ()
+        after: Any = record
+        unfit: tuple[Unfit, ...] = ()
         try:
             if not rewritten:
                 after = copy.deepcopy(record)

@@ -2,7 +2,8 @@
 
 Two proofs for each record. The record that the merge rule gives must equal the one found, field by field, in order and
 type. And sd-scripts' own grammar, read over the caption found, must give exactly the texts that the templates ask for,
-with their probabilities: that one uses nothing of what wrote the file but the choice of templates.
+with their probabilities: that one uses nothing of what wrote the file but the choice of templates and what `--fit`
+leaves of them.
 """
 
 import copy
@@ -65,10 +66,12 @@ def verify(
     rejects = _iter_rejects(written.name) if skips else iter(())
     verified = Verified()
     for piece in iter_source(source, layout):
+        fitted = merger.fit_all(piece.records.values())
         for number, (key, record) in enumerate(piece.records.pairs):
+            fits = fitted[number] if fitted else None
             before = copy.deepcopy(record)
             try:
-                merger.merge(record)
+                merger.merge(record, fits)
             except UnmergeableError:
                 _check_reject(next(rejects, None), key, before, written.name)
                 verified.rejected += 1
@@ -87,7 +90,7 @@ def verify(
                 verified.passed += 1
             elif not problem:
                 try:
-                    problem = _misread(merger, before, out_record)
+                    problem = _misread(merger, fits.draws if fits else merger.draws(before), out_record)
                 except TooManyOutcomesError:
                     verified.too_many_outcomes += 1
             if problem:
@@ -128,9 +131,8 @@ def _excerpt(value: object, other: object) -> str:
     return ("…" if start else "") + quoted(text[start:], longest=60)
 
 
-def _misread(merger: Merger, before: Record, found: Any) -> str:
+def _misread(merger: Merger, draws: list[Draw], found: Any) -> str:
     """What sd-scripts' grammar reads in the caption found that the templates do not ask for; "" when they agree."""
-    draws = merger.draws(before)
     lines = found["caption"].split("\n") if draws else []
     weights = found.get(WEIGHTS, [1] * len(lines))
     read: dict[str, Fraction] = {}

@@ -183,9 +183,9 @@ def draw_line(
 
     `weights` are those of the lines (a record's `capmerge_weights`), each line once when None. `pick` says how:
     `random`: a line by its weight, then an option of each of its groups, all independent (see `chance`).
-    `cycle`: the alternatives in turn, one step further with each epoch and with each repeat, from a place given by seed, data set and key. A
-    line of weight w comes w times in a full turn, evenly spread, equal lines counting as one; its groups go through
-    all their combinations as it comes again.
+    `cycle`: the alternatives in turn, one step further with each epoch and with each repeat, from a place given by
+    seed, data set and key. A line of weight w comes w times in a full turn, evenly spread, equal lines counting as one;
+    its groups go through all their combinations as it comes again.
 
     Raises `ValueError` when `weights` are not one number of 0 or more a line, or all 0.
     """
@@ -249,8 +249,9 @@ def nth_of_turn(weights: tuple[int, ...], place: int) -> tuple[int, int]:
     >>> [nth_of_turn((4, 1, 1), place)[0] for place in range(6)]
     [0, 0, 1, 2, 0, 0]
 
-    Coming j of number i stands at (2 j + 1) / (2 w_i) of the turn; ties go to the lower number. Up to any place, a number has come
-    its fair share of times to within one for each other number, so few comings around `place` need to be looked at, however large the weights.
+    Coming j of number i stands at (2 j + 1) / (2 w_i) of the turn; ties go to the lower number. Up to any place the
+    numbers have come their fair share to within half a time each, so few comings around `place` need to be looked at,
+    however large the weights.
     """
     total, scale, slack = sum(weights), lcm(*weights), len(weights)
     before = 0

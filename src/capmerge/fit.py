@@ -130,13 +130,13 @@ class Fitter:
         """The draw of one field cut behind as many words as fit, else inside the first word, of which a character stays."""
         (field,) = draw.template.fields
         value = draw.value(field)
-        words = [match.start() for match in _WORD_END.finditer(value)]
-        found = yield from _longest_that_fits(draw, field, self._cut_texts(draw, field, words))
+        words = self._cut_texts(draw, field, [match.start() for match in _WORD_END.finditer(value)])
+        found = yield from _longest_that_fits(draw, field, words)
         if found:
             return found
-        inside = self._cut_texts(draw, field, range(1, words[0] if words else len(value)))
+        inside = self._cut_texts(draw, field, range(1, len(words[0] if words else value)))
         found = yield from _longest_that_fits(draw, field, inside)
-        return found or draw.with_value(field, inside[0] if inside else value)
+        return found or draw.with_value(field, [*inside, *words, value][0])
 
     def _units(self, draw: Draw, field: str) -> list[str]:
         """The field's text up to each whole tag or sentence, the whole text not among them."""

@@ -306,7 +306,7 @@ def _preview(
         if not quiet:
             print(previewer.readers.text())
         if asked and unread:
-            _warn(f"{unread} records are rewritten already and shown as they are: the merge options change nothing in them.")
+            _warn(f"records that are rewritten already are shown as they are ({unread} here); the merge options change nothing in them.")
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ THREE = "tags\nfirst\nsecond"
 
 
 def chi_square(counts, expected):
+    """How far the counts are from what is expected."""
     return sum((counts.get(name, 0) - number) ** 2 / number for name, number in expected.items())
 
 
@@ -47,16 +48,16 @@ def test_golden_draws_never_change():
 
 
 GOLDEN = [
-    '1girl, solo',
-    '1girl, solo',
-    '{literal} b and c',
-    'A girl in blue.',
-    '{literal} a and c',
-    '{literal} a and d',
-    '{literal} b and d',
-    '{literal} b and c',
-    '1girl, solo',
-    '{literal} b and c',
+    "1girl, solo",
+    "1girl, solo",
+    "{literal} b and c",
+    "A girl in blue.",
+    "{literal} a and c",
+    "{literal} a and d",
+    "{literal} b and d",
+    "{literal} b and c",
+    "1girl, solo",
+    "{literal} b and c",
 ]
 
 
@@ -126,7 +127,9 @@ def test_draws_what_sd_scripts_draws():
         caption, expected = case["caption"], outcomes(case["caption"])
         counts = Counter(draw(caption, 5, epoch, "k") for epoch in range(60 * len(expected)))
         assert counts.keys() <= expected.keys()
-        in_turn = {draw(caption, 5, epoch, "k", pick="cycle") for epoch in range(10 * parse_line(caption).ways * len(caption.split("\n")) ** 2)}
+        in_turn = {
+            draw(caption, 5, epoch, "k", pick="cycle") for epoch in range(10 * parse_line(caption).ways * len(caption.split("\n")) ** 2)
+        }
         assert in_turn == expected.keys() or len(expected) > 100
         if len(expected) < 20:
             assert chi_square(counts, {text: sum(counts.values()) * float(p) for text, p in expected.items()}) < 3 * len(expected) + 30

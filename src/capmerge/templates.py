@@ -131,6 +131,8 @@ class MergeOptions:
     def __post_init__(self) -> None:
         if self.fit_by not in get_args(FitBy):
             raise UsageError(f"--fit {self.fit_tokens} {self.fit_by}: expected drop or trim behind the number.")
+        if self.fit_family not in get_args(Family):
+            raise UsageError(f"--family {self.fit_family}: expected {', '.join(get_args(Family))}.")
         if self.fit_tokens is not None and self.fit_tokens < 1:
             raise UsageError(f"--fit {self.fit_tokens}: expected 1 token or more, such as 75, 150 or 225.")
         if self.lines and self.layout:

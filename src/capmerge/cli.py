@@ -1,5 +1,6 @@
 """The command line: options to a story of the floor below, errors to exit codes. Nothing is decided here."""
 
+import io
 import json
 import os
 import signal
@@ -174,12 +175,14 @@ def _rewrite(  # one parameter an option
             max_record_bytes=max_record,
         )
         with open_source(src) as source:
+            if summary:
+                _check_summary(summary, source, target)
             if dry_run is not None:
                 _print_records(source, options, dry_run)
                 return
             started = time.perf_counter()
             with _progress_bar(source, quiet=quiet) as progress:
-                outcome = rewrite(source, options, warn=_warn, progress=progress)
+                outcome = rewrite(source, options, warn=_silent if quiet else _warn, progress=progress)
             config = target.name + DATASET if target else None
             end = Summary(outcome.tally, outcome.read_bytes, outcome.written_bytes, time.perf_counter() - started, config)
         if summary:
@@ -294,7 +297,6 @@ def _preview(
             max_record,
         )
         previewer = Previewer(options)
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal may lack the marks
         screen = Screen(colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb")
         unread = 0
         write = _write_beside_bar if key and not quiet and sys.stderr.isatty() else print
@@ -312,6 +314,9 @@ def _preview(
 def main() -> None:
     """The console script. Exit codes: 0, 1 data, 2 usage, 130 Ctrl-C, 141 closed pipe, 143 terminated."""
     signal.signal(signal.SIGTERM, _terminated)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # no terminal lacks a character so badly that a run must end
     app(prog_name="capmerge")
 
 
@@ -386,6 +391,16 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
+def _check_summary(summary: Path, source: Source, target: Path | None) -> None:
+    """Raise `UsageError` when `--summary` would replace the source or the output."""
+    if source.is_file(summary) or (target and summary.resolve() == target.resolve()):
+        raise UsageError(f"--summary {printable(str(summary))}: this is the source or the output itself. Choose another file.")
+
+
+def _silent(_message: str) -> None:
+    """Nothing: --quiet prints only errors."""
+
+
 def _warn(message: str) -> None:
     print(f"capmerge: {message}", file=sys.stderr)
 
@@ -415,7 +430,9 @@ def _progress_bar(source: Source, *, quiet: bool) -> Iterator[Callable[[int], No
     from tqdm import tqdm  # 50 ms that only a bar needs
 
     tqdm.monitor_interval = 0  # its thread must not run when workers are forked
-    with tqdm(total=source.total_bytes, unit="B", unit_scale=True, desc=Path(source.name).name, leave=False, mininterval=0.2) as bar:
+    with tqdm(
+        total=source.total_bytes, unit="B", unit_scale=True, desc=printable(Path(source.name).name), leave=False, mininterval=0.2
+    ) as bar:
 
         def progress(offset: int) -> None:
             bar.update(source.read_bytes(offset) - bar.n)

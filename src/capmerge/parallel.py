@@ -2,7 +2,7 @@
 
 The parent only looks for cuts and writes. Workers read their blocks themselves (those of a pipe or gzip source are
 handed over), work on them, and answer through slots of shared memory; the pipes between carry a few hundred bytes a
-block. A worker has two slots and at most two blocks waiting, so memory is bounded whatever the output grows to.
+block. A worker has a few slots and at most two blocks waiting, so memory is bounded whatever the output grows to.
 """
 
 import gc
@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.shared_memory import SharedMemory
@@ -26,8 +27,8 @@ from capmerge.codec import MiscutError
 from capmerge.errors import CapmergeError, DataError, WorkerError
 from capmerge.source import FileSource, Source
 
-_SLOT_BYTES = 2 << 20
-_SLOTS = 2
+_SLOT_BYTES = 2 << 20  # the output of a block; pages not used take no memory
+_SLOTS = 6  # a block that weights make six times longer does not wait for the blocks before it
 _QUEUED_BLOCKS = 2  # one at work, one waiting
 
 
@@ -40,8 +41,14 @@ class Work(Protocol):
         Raises `codec.MiscutError` where the bytes are not whole records; what was given before it stands.
         """
 
+    def take(self) -> Any:
+        """What the last block has counted; the work forgets it."""
+
+    def keep(self, counted: Any) -> None:
+        """Add what `take` gave for a block that stands. A block that began at a wrong cut is worked on and never kept."""
+
     def result(self) -> Any:
-        """What this process has counted, at the end."""
+        """All that was kept, at the end."""
 
 
 class Sink(Protocol):
@@ -67,14 +74,14 @@ def run_blocks(
     `start_method` is "fork" or "spawn"; the default is fork on Linux, where it is cheap and safe (no thread runs yet).
     """
     if jobs == 1:
-        return [_run_here(source, layout, make_work(), sinks, progress)]
+        with _no_garbage_collection():
+            return [_run_here(source, layout, make_work(), sinks, progress)]
     with _Pool(source, layout, make_work, jobs, start_method or ("fork" if sys.platform == "linux" else "spawn")) as pool:
         return pool.run(sinks, progress)
 
 
 def _run_here(source: Source, layout: Layout, work: Work, sinks: list[Sink], progress: Callable[[int], None]) -> Any:
     """The whole story in one process."""
-    gc.disable()  # as in a worker; the process ends with the run
     block = next_block(source, layout, layout.first)
     while True:
         output = _BlockOutput(sinks)
@@ -82,13 +89,27 @@ def _run_here(source: Source, layout: Layout, work: Work, sinks: list[Sink], pro
             for stream, chunk in work.run(block, source.window(block.start, block.end - block.start)):
                 output.write(stream, chunk)
         except MiscutError as error:
+            work.keep(work.take())
             block = walked_block(source, layout, error.offset)
             continue
+        work.keep(work.take())
         progress(block.end)
         if block.last:
             return work.result()
         source.release(block.next_start)
         block = next_block(source, layout, block.next_start)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Records hold no cycles: reference counts free them at once, and looking for cycles costs a fifth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _BlockOutput:
@@ -115,9 +136,13 @@ class _Task:
 
 @dataclass(frozen=True, slots=True)
 class _Free:
-    """Parent to worker: this slot is written out."""
+    """Parent to worker: this slot is written out, or its bytes are not wanted."""
 
     slot: int
+    finished: int | None = None
+    """The block whose last answer was in the slot."""
+    stands: bool = True
+    """Whether what that block has counted is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +280,7 @@ class _Pool:
                 if answer.number in pending:
                     pending[answer.number].answers.append(answer)
                 else:
-                    worker.send(_Free(answer.slot))
+                    worker.send(_Free(answer.slot, answer.number if answer.finished else None, stands=False))
                     if answer.finished:
                         del void[answer.number]
             while pending:
@@ -266,14 +291,14 @@ class _Pool:
                 slot = head.worker.slots[answer.slot]
                 for stream, start, end in answer.chunks:
                     head.output.write(stream, slot[start:end])
-                head.worker.send(_Free(answer.slot))
+                head.worker.send(_Free(answer.slot, number if answer.finished else None))
                 if not answer.finished:
                     continue
                 del pending[number]
                 if isinstance(answer.error, MiscutError):
                     for dropped, block in pending.items():
                         for waiting in block.answers:
-                            block.worker.send(_Free(waiting.slot))
+                            block.worker.send(_Free(waiting.slot, dropped if waiting.finished else None, stands=False))
                         if not block.answers or not block.answers[-1].finished:
                             void[dropped] = block
                     pending.clear()
@@ -329,9 +354,9 @@ def _work(connection: Connection, inherited: list[Connection], slots: _Slots, ma
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for end in inherited:
         end.close()
-    gc.disable()  # records hold no cycles: reference counts free them at once
     try:
-        _WorkerLoop(connection, slots, path).run(make_work())
+        with _no_garbage_collection():
+            _WorkerLoop(connection, slots, path).run(make_work())
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent is gone, and so is any use of this work
 
@@ -343,33 +368,38 @@ class _WorkerLoop:
         self._connection, self._slots = connection, slots
         self._file = FileSource(path) if path else None
         self._tasks: deque[_Task | None] = deque()
-        self._free = deque(range(_SLOTS))
+        self._free = list(range(_SLOTS))
+        self._counted: dict[int, Any] = {}  # of blocks that may not stand
 
     def run(self, work: Work) -> None:
         while True:
             while not self._tasks:
-                self._take_message()
+                self._take_message(work)
             task = self._tasks.popleft()
             if task is None:
                 self._connection.send(work.result())
                 return
             self._answer(task, work)
 
-    def _take_message(self) -> None:
+    def _take_message(self, work: Work) -> None:
         message = self._connection.recv()
         if isinstance(message, _Free):
             self._free.append(message.slot)
+            if message.finished is not None:
+                counted = self._counted.pop(message.finished)
+                if message.stands:
+                    work.keep(counted)
         else:
             self._tasks.append(message)
 
-    def _take_slot(self) -> int:
+    def _take_slot(self, work: Work) -> int:
         while not self._free:
-            self._take_message()
-        return self._free.popleft()
+            self._take_message(work)
+        return self._free.pop()  # the last one freed: the processor still has its pages at hand
 
     def _answer(self, task: _Task, work: Work) -> None:
         block, data = task.block, task.data
-        slot, used = self._take_slot(), 0
+        slot, used = self._take_slot(work), 0
         chunks: list[tuple[int, int, int]] = []
         error: MiscutError | CapmergeError | str | None = None
         try:
@@ -381,7 +411,7 @@ class _WorkerLoop:
                 while rest:
                     if used == _SLOT_BYTES:
                         self._connection.send(_Answer(task.number, slot, chunks, finished=False))
-                        slot, used, chunks = self._take_slot(), 0, []
+                        slot, used, chunks = self._take_slot(work), 0, []
                     part = rest[: _SLOT_BYTES - used]
                     self._slots[slot][used : used + len(part)] = part
                     chunks.append((stream, used, used + len(part)))
@@ -390,4 +420,5 @@ class _WorkerLoop:
             error = raised
         except Exception:  # noqa: BLE001  # a bug: the parent shows it
             error = traceback.format_exc()
+        self._counted[task.number] = work.take()
         self._connection.send(_Answer(task.number, slot, chunks, finished=True, error=error))

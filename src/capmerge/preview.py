@@ -1,13 +1,12 @@
 """The story of `capmerge preview`: some records of a source, before and after, and what a model sees of every alternative."""
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
 from capmerge.blocks import MAX_RECORD_BYTES, read_layout
-from capmerge.caption import Merger, UnmergeableError
+from capmerge.caption import Merger, UnmergeableError, copy_of
 from capmerge.codec import Stray, iter_source
 from capmerge.cut import Chunking, Cut, Cutter, check_max_tokens, crop
 from capmerge.errors import UsageError, printable, quoted
@@ -172,7 +171,7 @@ class Previewer:
         unfit: tuple[Unfit, ...] = ()
         try:
             if not rewritten:
-                after = copy.deepcopy(record)
+                after = copy_of(record)
                 self._merger.merge(after)
                 unfit = tuple(self._unfit(self._merger.fitted(record)))
             found = written_alternatives(after)

@@ -4,7 +4,7 @@
 rename of the output.
 """
 
-import copy
+import json
 import shutil
 import sys
 import zlib
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from capmerge.blocks import BLOCK_BYTES, MAX_RECORD_BYTES, Block, Kind, Layout, read_layout
-from capmerge.caption import Merger, Record, RewrittenError, UnmergeableError
+from capmerge.caption import Merger, Record, RewrittenError, UnmergeableError, copy_of
 from capmerge.codec import IMAGE_PATH, Piece, Records, Stray, encode, iter_block, iter_source, place_of, to_json
 from capmerge.errors import DataError, OutputError, RecordError, UsageError, printable
 from capmerge.marks import MARK
@@ -27,6 +27,7 @@ from capmerge.source import Source, fingerprint
 from capmerge.tally import Tally
 from capmerge.templates import MergeOptions
 
+_SIDE_FILES = (REJECTS, RECEIPT, DATASET)
 _SAMPLE_RECORDS = 1000
 _OUT, _REJECTS = 0, 1  # the streams
 
@@ -104,6 +105,7 @@ class Rewriter:
     def __init__(self, name: str, layout: Layout, merge: MergeOptions, on_error: str, out: Format) -> None:
         self._name, self._layout, self._out = name, layout, out
         self._merger = Merger(merge, reserved_fields(out))
+        self._kept = Tally()
         self._skips = on_error == "skip"
 
     def run(self, block: Block, data: bytes) -> Iterator[tuple[int, Buffer]]:
@@ -118,9 +120,17 @@ class Rewriter:
             if rejects:
                 yield _REJECTS, rejects
 
+    def take(self) -> Tally:
+        """The counts of the last block."""
+        return self._merger.tally.take()
+
+    def keep(self, counted: Tally) -> None:
+        """Add the counts of a block that stands."""
+        self._kept.add(counted)
+
     def result(self) -> Tally:
         """The counts of this process."""
-        return self._merger.tally
+        return self._kept
 
     def rewrite(self, piece: Piece) -> tuple[Buffer, bytes]:
         """A piece's records as they stand in the output, and a line of JSON for each that had to be left out."""
@@ -157,7 +167,7 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
     `warn` is given each warning, `progress` the offset that is done.
     Raises `UsageError`, `DataError`, `OutputError` or `WorkerError`; then nothing new is there.
     """
-    target = options.target and check_target(options.target, source.path, force=options.force)
+    target = options.target and check_target(options.target, source, force=options.force, side_suffixes=_SIDE_FILES)
     layout = read_layout(source, options.max_record_bytes)
     sample = _sample(source, layout, options)
     if sample.growth > 2 and options.merge.weights == "repeat":
@@ -171,7 +181,7 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
         end = offset
         progress(offset)
 
-    files = OutputFiles(target, (REJECTS, RECEIPT, DATASET))
+    files = OutputFiles(target, _SIDE_FILES)
     try:
         records = _RecordSink(files.main, options.format)
         rejects = _RejectSink(partial(files.side, REJECTS) if target else None)
@@ -185,7 +195,7 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
         source.check_unchanged()
         if target:
             files.side(RECEIPT).write(receipt(source.name, fingerprint(source), options.merge, options.on_error, tally).encode())
-            files.side(DATASET).write(dataset_config(target, sample.resolutions).encode())
+            files.side(DATASET).write(dataset_config(target, (source.path or target).resolve().parent, sample.resolutions).encode())
         files.publish()
     except BaseException:
         files.discard()
@@ -199,7 +209,7 @@ def first_records(source: Source, options: RewriteOptions, count: int) -> Iterat
     merger = Merger(options.merge, reserved_fields(options.format))
     pairs = (pair for piece in iter_source(source, layout) for pair in piece.records.pairs)
     for key, record in islice(pairs, count):
-        before = copy.deepcopy(record.value if isinstance(record, Stray) else record)
+        before = record.value if isinstance(record, Stray) else copy_of(record)
         try:
             merger.merge(record)
             yield key, before, record
@@ -247,7 +257,8 @@ class _RejectSink:
     def write(self, data: Buffer, *, new_block: bool) -> None:  # noqa: ARG002  # lines need nothing between blocks
         """Append lines of JSON."""
         if self._open_file is None:
-            sys.stderr.write(printable(bytes(data).decode()).replace("\\n", "\n"))
+            text = bytes(data).decode(errors="backslashreplace")
+            sys.stderr.write("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))  # still JSON
             return
         self._file = self._file or self._open_file()
         self._file.write(data)
@@ -265,17 +276,18 @@ class _Sample(NamedTuple):
 def _sample(source: Source, layout: Layout, options: RewriteOptions) -> _Sample:
     """The first `_SAMPLE_RECORDS` records, rewritten and thrown away; all of them can be read again."""
     rewriter = Rewriter(source.name, layout, options.merge, options.on_error, options.format)
-    read_bytes, written_bytes = 0, 0
+    records, read_bytes, written_bytes = 0, 0, 0
     resolutions = set()
     for piece in iter_source(source, layout, keep=True):
         body, _ = rewriter.rewrite(piece)
+        records += len(piece.records.pairs)
         read_bytes += len(piece.data)
         written_bytes += len(_compressed(body) if options.format.gz else body)
         for _, record in piece.records.pairs:
             match record:
                 case {"train_resolution": [int(width), int(height)]}:
                     resolutions.add((width, height))
-        if rewriter.result().records >= _SAMPLE_RECORDS:
+        if records >= _SAMPLE_RECORDS:
             break
     return _Sample(written_bytes / max(1, read_bytes), resolutions)
 
@@ -284,8 +296,9 @@ def _check_room(target: Path, source: Source, growth: float) -> None:
     """Raise `OutputError` when the disk has less room than the output will take."""
     if source.path is None or source.total_bytes is None:
         return
-    needed, free = source.total_bytes * growth, shutil.disk_usage(target.parent).free
-    if needed > free:
+    total, _, free = shutil.disk_usage(target.parent)
+    needed = source.total_bytes * growth
+    if needed > free and total:  # some network file systems tell no sizes
         raise OutputError(
             f"{printable(str(target))}: the output will take about {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free there. "
             "Free some room, choose another -o, or an output that ends in .gz."

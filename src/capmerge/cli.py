@@ -16,7 +16,9 @@ import typer
 
 import capmerge
 from capmerge.blocks import MAX_RECORD_BYTES
+from capmerge.cut import Chunking
 from capmerge.errors import CapmergeError, UsageError, printable
+from capmerge.families import Family
 from capmerge.output import side_path, write_whole
 from capmerge.rewrite import Format, FormatName, OnError, RewriteOptions, first_records, rewrite
 from capmerge.side_files import DATASET, SIDE_FILES, load_receipt
@@ -24,6 +26,7 @@ from capmerge.source import Source, open_source
 from capmerge.summary import Summary
 from capmerge.templates import CaptionLines, Layout, MergeOptions, Underscores, Weights
 from capmerge.verify import verify
+from capmerge.wildcard import Pick
 
 app = typer.Typer(
     add_completion=False,
@@ -94,6 +97,18 @@ AllowRewrittenOption = Annotated[
     bool | None, typer.Option("--allow-rewritten", help="Pass records that are rewritten already through unchanged.", show_default=False)
 ]
 MaxRecordOption = Annotated[int, typer.Option("--max-record", metavar="BYTES", min=1 << 21, help="The longest record that is read.")]
+FitOption = Annotated[
+    tuple[int, str] | None,
+    typer.Option(
+        "--fit",
+        metavar="N drop|trim",
+        help="An alternative longer than N tokens is left out where a shorter one exists, or cut at a whole tag or sentence.",
+        show_default=False,
+    ),
+]
+FamilyOption = Annotated[
+    Family | None, typer.Option("--family", help="Whose CLIP tokenizer counts (default sd1, the same as sdxl).", show_default=False)
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print only errors.")]
 
 
@@ -127,6 +142,8 @@ def _rewrite(  # one parameter an option
     image_size: ImageSizeOption = None,
     on_error: OnErrorOption = None,
     allow_rewritten: AllowRewrittenOption = None,
+    fit: FitOption = None,
+    family: FamilyOption = None,
     jobs: Annotated[
         int | None, typer.Option("-j", "--jobs", metavar="N", min=1, help="Worker processes. Default: all cores.", show_default=False)
     ] = None,
@@ -149,6 +166,7 @@ def _rewrite(  # one parameter an option
     """
     with _errors_as_exit_codes():
         asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, image_size, allow_rewritten)
+        asked |= _asked_fit(fit, family)
         target = None if out == "-" else _default_target(src, format_name) if out is None else Path(out)
         options = RewriteOptions(
             target,
@@ -191,6 +209,8 @@ def _verify(
     image_size: ImageSizeOption = None,
     on_error: OnErrorOption = None,
     allow_rewritten: AllowRewrittenOption = None,
+    fit: FitOption = None,
+    family: FamilyOption = None,
     quiet: QuietOption = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
 ) -> None:
@@ -201,6 +221,7 @@ def _verify(
     """
     with _errors_as_exit_codes():
         asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, image_size, allow_rewritten)
+        asked |= _asked_fit(fit, family)
         if asked or on_error:
             merge, skips = MergeOptions(**asked), on_error == "skip"
         else:
@@ -209,6 +230,89 @@ def _verify(
             verified = verify(source, written, merge, skips=skips, max_record_bytes=max_record, progress=progress)
         if not quiet:
             print(verified.text())
+
+
+@app.command("preview")
+def _preview(
+    src: SourceArgument,
+    key: Annotated[
+        list[str] | None, typer.Option("--key", metavar="K", help="Show the record of this key. Repeatable.", show_default=False)
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option("-n", "--count", metavar="N", min=1, help="Show the first N records. Default: 5.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens", metavar="N", help="What a model reads: a multiple of 75. Default: 225; a1111: no limit.", show_default=False
+        ),
+    ] = None,
+    chunking: Annotated[
+        Chunking, typer.Option("--chunking", help="How captions are cut into chunks: as sd-scripts or as AUTOMATIC1111 does.")
+    ] = "kohya",
+    family: FamilyOption = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer", metavar="PATH", help="A Hugging Face tokenizer: another CLIP, or the T5 of sd3 and flux.", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="With --epoch: show the very line that is drawn.", show_default=False)] = None,
+    epoch: Annotated[int | None, typer.Option("--epoch", help="The epoch of --seed.", show_default=False)] = None,
+    pick: Annotated[Pick | None, typer.Option("--pick", help="How it is drawn. Default: random.", show_default=False)] = None,
+    dataset: Annotated[int | None, typer.Option("--dataset", min=0, help="Number of the data set. Default: 0.", show_default=False)] = None,
+    repeat: Annotated[int | None, typer.Option("--repeat", min=0, help="Number of the repeat. Default: 0.", show_default=False)] = None,
+    layout: LayoutOption = None,
+    line: LineOption = None,
+    weights: WeightsOption = None,
+    caption_lines: CaptionLinesOption = None,
+    underscores: UnderscoresOption = None,
+    caption_wildcards: CaptionWildcardsOption = None,
+    prefix: PrefixOption = None,
+    suffix: SuffixOption = None,
+    image_size: ImageSizeOption = None,
+    fit: FitOption = None,
+    quiet: QuietOption = False,
+    max_record: MaxRecordOption = MAX_RECORD_BYTES,
+) -> None:
+    """Show records before and after, with what CLIP sees of every alternative."""
+    with _errors_as_exit_codes():
+        from capmerge.preview import Previewer, PreviewOptions, Sampling, iter_previews
+        from capmerge.show import Screen
+
+        asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, image_size, None)
+        asked |= _asked_fit(fit, family if fit else None)
+        if (seed is None) != (epoch is None):
+            raise UsageError("--seed and --epoch belong together: give both, or neither.")
+        if key and count is not None:
+            raise UsageError("--key and -n both say which records to show. Give one of them.")
+        if seed is None and (pick or dataset is not None or repeat is not None):
+            raise UsageError("--pick, --dataset and --repeat say what is drawn. Give --seed and --epoch with them.")
+        sampling = None if seed is None or epoch is None else Sampling(seed, epoch, dataset or 0, repeat or 0, pick or "random")
+        options = PreviewOptions(
+            MergeOptions(**asked),
+            tuple(key or ()),
+            count or 5,
+            family or "sd1",
+            chunking,
+            max_tokens,
+            tokenizer,
+            sampling,
+            max_record,
+        )
+        previewer = Previewer(options)
+        screen = Screen(colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb")
+        unread = 0
+        write = _write_beside_bar if key and not quiet and sys.stderr.isatty() else print
+        with open_source(src) as source, _progress_bar(source, quiet=quiet or not key) as progress:
+            for preview in iter_previews(source, options, previewer, progress):
+                unread += preview.rewritten
+                for text in screen.lines(preview):
+                    write(text)
+        if not quiet:
+            print(previewer.readers.text())
+        if asked and unread:
+            _warn(f"records that are rewritten already are shown as they are ({unread} here); the merge options change nothing in them.")
 
 
 def main() -> None:
@@ -274,6 +378,15 @@ def _asked(  # the merge options, in the order of MergeOptions
     return {name: value for name, value in given.items() if value is not None}
 
 
+def _asked_fit(fit: tuple[int, str] | None, family: Family | None) -> dict[str, Any]:
+    """The options of `--fit` that the command line gives, by their names in `MergeOptions`."""
+    if fit is None:
+        if family:
+            raise UsageError(f"--family {family} says whose tokens --fit counts. Give --fit N drop or --fit N trim, or leave it out.")
+        return {}
+    return {"fit_tokens": fit[0], "fit_by": fit[1], **({"fit_family": family} if family else {})}
+
+
 def _default_target(src: str, format_name: FormatName | None) -> Path:
     if src == "-":
         raise UsageError("standard input has no name to derive the output's from. Give -o OUT, or -o - for standard output.")
@@ -312,6 +425,12 @@ def _print_records(source: Source, options: RewriteOptions, count: int) -> None:
             print(f"  {title}:")
             for line in text.split("\n"):
                 print(f"    {printable(line)}")
+
+
+def _write_beside_bar(line: str) -> None:
+    from tqdm import tqdm  # imported already: a bar stands there
+
+    tqdm.write(line)
 
 
 @contextmanager

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd, lcm
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 from capmerge.errors import UsageError
+from capmerge.families import Family
 
 Layout = Literal["lines", "concat", "concat-caption-first", "inline"]
 Weights = Literal["repeat", "field"]
 CaptionLines = Literal["each", "join", "first"]
 Underscores = Literal["keep", "space"]
+FitBy = Literal["drop", "trim"]
 LAYOUTS: dict[Layout, tuple[str, ...]] = {
     "lines": ("{tags}", "{caption}"),
     "concat": ("{tags}, {caption}",),
@@ -56,6 +58,24 @@ class Template:
         if kept == self.fields:
             return self
         return Template(kept, (self.literals[0], self.literals[-1]), self.weight) if kept else None
+
+
+class Draw(NamedTuple):
+    """One template with the texts of its fields, before anything is escaped."""
+
+    template: Template
+    tags: str
+    caption: str
+    share: Fraction
+    """Of the probability."""
+
+    def value(self, field: str) -> str:
+        """The text of a field."""
+        return self.tags if field == "tags" else self.caption
+
+    def with_value(self, field: str, text: str) -> "Draw":
+        """This draw with another text in a field."""
+        return self._replace(tags=text) if field == "tags" else self._replace(caption=text)
 
 
 def parse_template(text: str) -> Template:
@@ -107,8 +127,19 @@ class MergeOptions:
     suffix: str = ""
     image_size: bool = True
     allow_rewritten: bool = False
+    fit_tokens: int | None = None
+    """The longest alternative wanted; see `fit`."""
+    fit_by: FitBy = "drop"
+    fit_family: Family = "sd1"
+    """Whose tokens are counted for that."""
 
     def __post_init__(self) -> None:
+        if self.fit_by not in get_args(FitBy):
+            raise UsageError(f"--fit {self.fit_tokens} {self.fit_by}: expected drop or trim behind the number.")
+        if self.fit_family not in get_args(Family):
+            raise UsageError(f"--family {self.fit_family}: expected {', '.join(get_args(Family))}.")
+        if self.fit_tokens is not None and self.fit_tokens < 1:
+            raise UsageError(f"--fit {self.fit_tokens}: expected 1 token or more, such as 75, 150 or 225.")
         if self.lines and self.layout:
             raise UsageError("--line and --layout both say which lines to write. Give one of them.")
         if self.inline and self.weights == "field":

@@ -8,13 +8,15 @@ import pytest
 import capmerge
 
 FLOORS = [
-    ["errors", "wildcard", "marks", "tags", "tally"],
-    ["templates", "source", "summary"],
-    ["plain", "blocks", "output"],
-    ["caption", "codec", "side_files"],
-    ["parallel"],
-    ["rewrite"],
-    ["verify"],
+    ["errors", "chance", "families", "marks", "tags", "tally", "tokens_clean", "tokens_table"],
+    ["wildcard", "templates", "source", "summary", "tokens_vocabulary"],
+    ["rewritten", "plain", "blocks", "output", "tokens_ids"],
+    ["codec", "side_files", "tokens_count"],
+    ["tokens", "parallel"],
+    ["cut", "fit"],
+    ["caption"],
+    ["preview", "rewrite"],
+    ["show", "verify"],
     ["cli"],
     ["__main__"],
 ]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from capmerge.cut import Cutter
 from capmerge.preview import Previewer, PreviewOptions, Sampling
@@ -300,8 +301,6 @@ def test_families_that_crop(source):
 @pytest.fixture
 def t5(tmp_path):
     """A tokenizer of whole words that adds one special token, as T5 does."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
     tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "cat": 2}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])

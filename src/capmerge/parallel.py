@@ -40,8 +40,14 @@ class Work(Protocol):
         Raises `codec.MiscutError` where the bytes are not whole records; what was given before it stands.
         """
 
+    def take(self) -> Any:
+        """What the last block has counted; the work forgets it."""
+
+    def keep(self, counted: Any) -> None:
+        """Add what `take` gave for a block that stands. A block that began at a wrong cut is worked on and never kept."""
+
     def result(self) -> Any:
-        """What this process has counted, at the end."""
+        """All that was kept, at the end."""
 
 
 class Sink(Protocol):
@@ -82,8 +88,10 @@ def _run_here(source: Source, layout: Layout, work: Work, sinks: list[Sink], pro
             for stream, chunk in work.run(block, source.window(block.start, block.end - block.start)):
                 output.write(stream, chunk)
         except MiscutError as error:
+            work.keep(work.take())
             block = walked_block(source, layout, error.offset)
             continue
+        work.keep(work.take())
         progress(block.end)
         if block.last:
             return work.result()
@@ -115,9 +123,13 @@ class _Task:
 
 @dataclass(frozen=True, slots=True)
 class _Free:
-    """Parent to worker: this slot is written out."""
+    """Parent to worker: this slot is written out, or its bytes are not wanted."""
 
     slot: int
+    finished: int | None = None
+    """The block whose last answer was in the slot."""
+    stands: bool = True
+    """Whether what that block has counted is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +267,7 @@ class _Pool:
                 if answer.number in pending:
                     pending[answer.number].answers.append(answer)
                 else:
-                    worker.send(_Free(answer.slot))
+                    worker.send(_Free(answer.slot, answer.number if answer.finished else None, stands=False))
                     if answer.finished:
                         del void[answer.number]
             while pending:
@@ -266,14 +278,14 @@ class _Pool:
                 slot = head.worker.slots[answer.slot]
                 for stream, start, end in answer.chunks:
                     head.output.write(stream, slot[start:end])
-                head.worker.send(_Free(answer.slot))
+                head.worker.send(_Free(answer.slot, number if answer.finished else None))
                 if not answer.finished:
                     continue
                 del pending[number]
                 if isinstance(answer.error, MiscutError):
                     for dropped, block in pending.items():
                         for waiting in block.answers:
-                            block.worker.send(_Free(waiting.slot))
+                            block.worker.send(_Free(waiting.slot, dropped if waiting.finished else None, stands=False))
                         if not block.answers or not block.answers[-1].finished:
                             void[dropped] = block
                     pending.clear()
@@ -344,32 +356,37 @@ class _WorkerLoop:
         self._file = FileSource(path) if path else None
         self._tasks: deque[_Task | None] = deque()
         self._free = deque(range(_SLOTS))
+        self._counted: dict[int, Any] = {}  # of blocks that may not stand
 
     def run(self, work: Work) -> None:
         while True:
             while not self._tasks:
-                self._take_message()
+                self._take_message(work)
             task = self._tasks.popleft()
             if task is None:
                 self._connection.send(work.result())
                 return
             self._answer(task, work)
 
-    def _take_message(self) -> None:
+    def _take_message(self, work: Work) -> None:
         message = self._connection.recv()
         if isinstance(message, _Free):
             self._free.append(message.slot)
+            if message.finished is not None:
+                counted = self._counted.pop(message.finished)
+                if message.stands:
+                    work.keep(counted)
         else:
             self._tasks.append(message)
 
-    def _take_slot(self) -> int:
+    def _take_slot(self, work: Work) -> int:
         while not self._free:
-            self._take_message()
+            self._take_message(work)
         return self._free.popleft()
 
     def _answer(self, task: _Task, work: Work) -> None:
         block, data = task.block, task.data
-        slot, used = self._take_slot(), 0
+        slot, used = self._take_slot(work), 0
         chunks: list[tuple[int, int, int]] = []
         error: MiscutError | CapmergeError | str | None = None
         try:
@@ -381,7 +398,7 @@ class _WorkerLoop:
                 while rest:
                     if used == _SLOT_BYTES:
                         self._connection.send(_Answer(task.number, slot, chunks, finished=False))
-                        slot, used, chunks = self._take_slot(), 0, []
+                        slot, used, chunks = self._take_slot(work), 0, []
                     part = rest[: _SLOT_BYTES - used]
                     self._slots[slot][used : used + len(part)] = part
                     chunks.append((stream, used, used + len(part)))
@@ -390,4 +407,5 @@ class _WorkerLoop:
             error = raised
         except Exception:  # noqa: BLE001  # a bug: the parent shows it
             error = traceback.format_exc()
+        self._counted[task.number] = work.take()
         self._connection.send(_Answer(task.number, slot, chunks, finished=True, error=error))

@@ -104,6 +104,7 @@ class Rewriter:
     def __init__(self, name: str, layout: Layout, merge: MergeOptions, on_error: str, out: Format) -> None:
         self._name, self._layout, self._out = name, layout, out
         self._merger = Merger(merge, reserved_fields(out))
+        self._kept = Tally()
         self._skips = on_error == "skip"
 
     def run(self, block: Block, data: bytes) -> Iterator[tuple[int, Buffer]]:
@@ -118,9 +119,17 @@ class Rewriter:
             if rejects:
                 yield _REJECTS, rejects
 
+    def take(self) -> Tally:
+        """The counts of the last block."""
+        return self._merger.tally.take()
+
+    def keep(self, counted: Tally) -> None:
+        """Add the counts of a block that stands."""
+        self._kept.add(counted)
+
     def result(self) -> Tally:
         """The counts of this process."""
-        return self._merger.tally
+        return self._kept
 
     def rewrite(self, piece: Piece) -> tuple[Buffer, bytes]:
         """A piece's records as they stand in the output, and a line of JSON for each that had to be left out."""
@@ -265,17 +274,18 @@ class _Sample(NamedTuple):
 def _sample(source: Source, layout: Layout, options: RewriteOptions) -> _Sample:
     """The first `_SAMPLE_RECORDS` records, rewritten and thrown away; all of them can be read again."""
     rewriter = Rewriter(source.name, layout, options.merge, options.on_error, options.format)
-    read_bytes, written_bytes = 0, 0
+    records, read_bytes, written_bytes = 0, 0, 0
     resolutions = set()
     for piece in iter_source(source, layout, keep=True):
         body, _ = rewriter.rewrite(piece)
+        records += len(piece.records.pairs)
         read_bytes += len(piece.data)
         written_bytes += len(_compressed(body) if options.format.gz else body)
         for _, record in piece.records.pairs:
             match record:
                 case {"train_resolution": [int(width), int(height)]}:
                     resolutions.add((width, height))
-        if rewriter.result().records >= _SAMPLE_RECORDS:
+        if records >= _SAMPLE_RECORDS:
             break
     return _Sample(written_bytes / max(1, read_bytes), resolutions)
 

@@ -1,6 +1,6 @@
 """What a run counted: whole numbers that add up, so any number of workers gives the same totals."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 
 @dataclass
@@ -45,6 +45,13 @@ class Tally:
         """Add the counts of `other` to this one."""
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+    def take(self) -> "Tally":
+        """A copy of the counts; all of them are 0 afterwards."""
+        taken = replace(self)
+        for field in fields(self):
+            setattr(self, field.name, 0)
+        return taken
 
     def as_dict(self) -> dict[str, int]:
         """The counts by name."""

@@ -68,12 +68,7 @@ def line_outcomes(line: str) -> dict[str, Fraction]:
     """Every text that one `line` can become through its brace groups, with its probability."""
     if not has_brace(line):
         return {line: Fraction(1)}
-    hidden_open, hidden_close = _OPEN, _CLOSE
-    while hidden_open in line or hidden_close in line:
-        hidden_open, hidden_close = hidden_open + _OPEN, hidden_close + _CLOSE
-    # split() with one group alternates: literal, options, literal, options, ..., literal.
-    parts = _GROUP.split(line.replace("{{", hidden_open).replace("}}", hidden_close))
-    choices = [part.split("|") if i % 2 else [part] for i, part in enumerate(parts)]
+    choices, hidden_open, hidden_close = _choices(line)
     count = 1
     for options in choices:
         count *= len(options)
@@ -84,3 +79,27 @@ def line_outcomes(line: str) -> dict[str, Fraction]:
         text = "".join(drawn).replace(hidden_open, "{").replace(hidden_close, "}")
         found[text] = found.get(text, Fraction(0)) + Fraction(1, count)
     return found
+
+
+def line_extremes(line: str) -> tuple[str, str]:
+    """The outcome of `line` with the longest option of every brace group, and the one with the shortest, in characters.
+
+    >>> line_extremes("a {b|cc}")
+    ('a cc', 'a b')
+    """
+    choices, hidden_open, hidden_close = _choices(line)
+    longest, shortest = ("".join(pick(options, key=len) for options in choices) for pick in (max, min))
+    return (
+        longest.replace(hidden_open, "{").replace(hidden_close, "}"),
+        shortest.replace(hidden_open, "{").replace(hidden_close, "}"),
+    )
+
+
+def _choices(line: str) -> tuple[list[list[str]], str, str]:
+    """The parts of a line in their order, each with its options, and what hides "{{" and "}}" in them."""
+    hidden_open, hidden_close = _OPEN, _CLOSE
+    while hidden_open in line or hidden_close in line:
+        hidden_open, hidden_close = hidden_open + _OPEN, hidden_close + _CLOSE
+    # split() with one group alternates: literal, options, literal, options, ..., literal.
+    parts = _GROUP.split(line.replace("{{", hidden_open).replace("}}", hidden_close))
+    return [part.split("|") if i % 2 else [part] for i, part in enumerate(parts)], hidden_open, hidden_close

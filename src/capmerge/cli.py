@@ -9,17 +9,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
 import capmerge
 from capmerge.blocks import MAX_RECORD_BYTES
+from capmerge.document import Document
 from capmerge.errors import CapmergeError, UsageError, printable
+from capmerge.gather import Family, Tokenizers
+from capmerge.measure import MeasureOptions, measure
 from capmerge.output import write_whole
 from capmerge.rewrite import Format, FormatName, OnError, RewriteOptions, first_records, rewrite
+from capmerge.report import text_table
 from capmerge.side_files import DATASET, load_receipt
 from capmerge.source import Source, open_source
+from capmerge.stats_files import StatsFiles, default_document
 from capmerge.summary import Summary
 from capmerge.templates import CaptionLines, Layout, MergeOptions, Underscores, Weights
 from capmerge.verify import verify
@@ -92,7 +97,26 @@ OnErrorOption = Annotated[
 AllowRewrittenOption = Annotated[
     bool | None, typer.Option("--allow-rewritten", help="Pass records that are rewritten already through unchanged.", show_default=False)
 ]
+JobsOption = Annotated[
+    int | None, typer.Option("-j", "--jobs", metavar="N", min=1, help="Worker processes. Default: all cores.", show_default=False)
+]
 MaxRecordOption = Annotated[int, typer.Option("--max-record", metavar="BYTES", min=1 << 21, help="The longest record that is read.")]
+FamilyOption = Annotated[
+    Family, typer.Option("--family", help="Whose tokenizer counts. sd1 and sdxl read alike; sd3 and flux have one chunk and a T5.")
+]
+TokenizerOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="PATH",
+        help="Count with this Hugging Face tokenizer folder or tokenizer.json; for sd3 and flux it can be the T5's.",
+        show_default=False,
+    ),
+]
+PlotOption = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the lengths as .png or .svg.", show_default=False)]
+ReportOption = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write one HTML page that needs nothing else.", show_default=False)
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print only errors.")]
 
 
@@ -126,9 +150,7 @@ def _rewrite(  # one parameter an option
     image_size: ImageSizeOption = None,
     on_error: OnErrorOption = None,
     allow_rewritten: AllowRewrittenOption = None,
-    jobs: Annotated[
-        int | None, typer.Option("-j", "--jobs", metavar="N", min=1, help="Worker processes. Default: all cores.", show_default=False)
-    ] = None,
+    jobs: JobsOption = None,
     dry_run: Annotated[
         int | None,
         typer.Option(
@@ -138,6 +160,13 @@ def _rewrite(  # one parameter an option
     summary: Annotated[
         Path | None, typer.Option("--summary", metavar="FILE", help="Write the end table as JSON.", show_default=False)
     ] = None,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Count tokens in the same pass: a table, and <stem>.stats.json beside OUT.")
+    ] = False,
+    family: FamilyOption = "sd1",
+    tokenizer: TokenizerOption = None,
+    plot: PlotOption = None,
+    report: ReportOption = None,
     quiet: QuietOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
@@ -153,9 +182,13 @@ def _rewrite(  # one parameter an option
             on_error or "stop",
             jobs or _cores(),
             force=force,
+            stats=Tokenizers(family, tokenizer) if stats else None,
             max_record_bytes=max_record,
         )
+        if not stats and (plot or report or tokenizer):
+            raise UsageError("--plot, --report and --tokenizer show and choose what --stats counts. Give --stats too.")
         with open_source(src) as source:
+            files = StatsFiles(default_document(target) if target and stats else None, plot, report).checked(source.path, force=force)
             if dry_run is not None:
                 _print_records(source, options, dry_run)
                 return
@@ -163,11 +196,13 @@ def _rewrite(  # one parameter an option
             with _progress_bar(source, quiet=quiet) as progress:
                 outcome = rewrite(source, options, warn=_warn, progress=progress)
             config = target.name + DATASET if target else None
+            written = files.save(outcome.statistics) if outcome.statistics else []
             end = Summary(outcome.tally, outcome.read_bytes, outcome.written_bytes, time.perf_counter() - started, config)
         if summary:
             write_whole(summary, json.dumps(end.as_dict(), indent=2) + "\n")
         if not quiet:
             print(end.text(), file=sys.stdout if target else sys.stderr)
+            _print_statistics(outcome.statistics, written, to=sys.stdout if target else sys.stderr)
 
 
 @app.command("verify")
@@ -202,6 +237,53 @@ def _verify(
             verified = verify(source, written, merge, skips=skips, max_record_bytes=max_record, progress=progress)
         if not quiet:
             print(verified.text())
+
+
+@app.command("stats")
+def _stats(
+    src: Annotated[str, typer.Argument(metavar="[SRC]", help="A metadata file, as for rewrite, or what rewrite made of one.")] = "meta_lat.json",
+    layout: LayoutOption = None,
+    line: LineOption = None,
+    weights: WeightsOption = None,
+    caption_lines: CaptionLinesOption = None,
+    underscores: UnderscoresOption = None,
+    caption_wildcards: CaptionWildcardsOption = None,
+    prefix: PrefixOption = None,
+    suffix: SuffixOption = None,
+    on_error: OnErrorOption = None,
+    family: FamilyOption = "sd1",
+    tokenizer: TokenizerOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE", help="The figures as JSON. Default: <stem>.stats.json beside SRC.", show_default=False),
+    ] = None,
+    plot: PlotOption = None,
+    report: ReportOption = None,
+    per_record: Annotated[
+        Path | None,
+        typer.Option("--per-record", metavar="FILE", help="A line of JSON a record: the tokens of each alternative.", show_default=False),
+    ] = None,
+    jobs: JobsOption = None,
+    quiet: QuietOption = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    max_record: MaxRecordOption = MAX_RECORD_BYTES,
+) -> None:
+    """Count the tokens that CLIP will see: how long, how many are cut, and what else a file of captions holds.
+
+    A rewritten record is counted as it is; any other as rewrite would write it with the same options.
+    """
+    with _errors_as_exit_codes():
+        asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, None, None)
+        merge, tokenizers = MergeOptions(**asked), Tokenizers(family, tokenizer)
+        with open_source(src) as source:
+            document = out or (None if src == "-" else default_document(Path(src)))
+            files = StatsFiles(document, plot, report, per_record).checked(source.path, force=force)
+            options = MeasureOptions(merge, tokenizers, files.per_record, on_error or "stop", jobs or _cores(), max_record)
+            with _progress_bar(source, quiet=quiet) as progress:
+                statistics = measure(source, options, progress=progress)
+        written = files.save(statistics)
+        if not quiet:
+            _print_statistics(statistics, [*written, *([files.per_record] if files.per_record else [])], to=sys.stdout)
 
 
 def main() -> None:
@@ -270,6 +352,15 @@ def _default_target(src: str, format_name: FormatName | None) -> Path:
 def _cores() -> int:
     """The processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _print_statistics(statistics: Document | None, written: list[Path], *, to: TextIO) -> None:
+    """The table of statistics, if there are any, and the files they went to."""
+    if statistics is None:
+        return
+    print(f"\n{text_table(statistics)}\n", file=to)
+    for path in written:
+        print(f"written: {printable(str(path))}", file=to)
 
 
 def _warn(message: str) -> None:

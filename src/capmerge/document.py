@@ -132,8 +132,8 @@ def _advice(distribution: Distribution, limits: list[Cut]) -> dict[str, Any]:
             return {
                 "max_tokens": cut.limit,
                 "dropped_share": cut.dropped_share,
-                "text": f"A max length of {cut.limit} is the smallest that loses under 1 %: it drops {_percent(cut.dropped_share)} of the "
-                f"tokens and cuts {_percent(cut.share)} of the alternatives.",
+                "text": f"A max length of {cut.limit} is the smallest that loses under 1 %: it drops {percent(cut.dropped_share)} of the "
+                f"tokens and cuts {percent(cut.share)} of the alternatives.",
             }
     largest = limits[-1]
     enough = largest
@@ -142,7 +142,7 @@ def _advice(distribution: Distribution, limits: list[Cut]) -> dict[str, Any]:
     return {
         "max_tokens": None,
         "dropped_share": largest.dropped_share,
-        "text": f"Even {largest.limit} tokens, the most that this family takes, drop {_percent(largest.dropped_share)} of the tokens; "
+        "text": f"Even {largest.limit} tokens, the most that this family takes, drop {percent(largest.dropped_share)} of the tokens; "
         f"{enough.limit} would lose under 1 %.",
     }
 
@@ -194,7 +194,7 @@ def _underscores(tags: Counter[str] | None, counter: TokenCounter, lengths: Leng
     return {"tags": sum(tags[tag] for tag in underscored), "saved_tokens": saved, "share": saved / tokens if tokens else 0.0}
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     """A share for reading: two figures, never rounded to nothing or to everything."""
     if 0 < share < 0.0001:
         return "under 0.01 %"

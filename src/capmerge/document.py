@@ -53,8 +53,9 @@ LIMITS = {
     "flux": (CHUNK_TOKENS,),
 }
 """Family -> the max lengths its trainer takes, in tokens: sd-scripts' --max_token_length; SD3 and FLUX have one chunk."""
-T5_LIMITS = {"sd3": (256, 512), "flux": (256, 512)}
-"""Family -> the max lengths of its T5, its own special tokens included."""
+FAMILIES_WITH_T5 = ("sd3", "flux")
+T5_LIMITS = (256, 512)
+"""The max lengths of their T5, its own special tokens included: SD3 and FLUX schnell, FLUX dev."""
 LOSS = Fraction(1, 100)
 """Of the tokens: what a max length may drop and still be advised."""
 
@@ -90,7 +91,7 @@ def build_document(
         ],
         "limits": [cut._asdict() for cut in limits],
         "advice": _advice(distribution, limits),
-        "t5": _t5(stats.t5_lines, T5_LIMITS.get(family, ()), t5),
+        "t5": _t5(stats.t5_lines, T5_LIMITS, t5),
         "wildcards": _wildcards(stats),
         "tags": tags and {
             "occurrences": tags.total(),

@@ -10,7 +10,7 @@ from capmerge.blocks import Layout
 from capmerge.caption import Merger
 from capmerge.caption_stats import CaptionStats
 from capmerge.codec import decode
-from capmerge.document import Document, build_document
+from capmerge.document import FAMILIES_WITH_T5, Document, build_document
 from capmerge.duplicates import Place, RecordHashes, RecordPlaces, as_json
 from capmerge.observe import Observer, whole_caption
 from capmerge.output import AtomicFile
@@ -22,7 +22,6 @@ from capmerge.trained import trained_alternatives
 Family = Literal["sd1", "sd2", "sdxl", "sd3", "flux"]
 _CLIP = {"sd1": "sd1", "sd2": "sd2", "sdxl": "sd1", "sd3": "sd1", "flux": "sd1"}
 """Family -> whose tokenizer counts: SDXL's two encoders and the first of SD3 and FLUX read as many tokens as SD1's."""
-_WITH_T5 = ("sd3", "flux")
 _EXCERPT = 200
 
 
@@ -39,7 +38,7 @@ class Tokenizers:
     def load(self) -> tuple[TokenCounter, TokenCounter | None]:
         """The counter of every figure, and that of the T5, if there is one. Raises `UsageError` as `load_tokenizer_file`."""
         own = load_tokenizer_file(self.path) if self.path else None
-        if own and self.family in _WITH_T5 and isinstance(own, FileTokenizer):
+        if own and self.family in FAMILIES_WITH_T5 and isinstance(own, FileTokenizer):
             return TokenCounter(load_tokenizer(_CLIP[self.family])), TokenCounter(own)
         return TokenCounter(own or load_tokenizer(_CLIP[self.family])), None
 

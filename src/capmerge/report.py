@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from capmerge.document import Document, percent
+from capmerge.document import FAMILIES_WITH_T5, Document, percent
 from capmerge.errors import printable
 
 _SHOWN = 10
@@ -32,7 +32,8 @@ def sections(document: Document, shown: int = _SHOWN) -> Iterator[Section]:
     yield _lengths(document)
     yield _chunks(document)
     yield _limits(document)
-    yield _t5(document)
+    if document["t5"] or document["family"] in FAMILIES_WITH_T5:
+        yield _t5(document)
     if document["wildcards"]["alternatives"]:
         yield _wildcards(document)
     yield _longest(document, shown)
@@ -85,7 +86,7 @@ _LIMIT_HEADS = ("max length", "cut", "share cut", "tokens dropped", "share dropp
 
 def _limits(document: Document) -> Section:
     note = "Padding: empty places for tokens if everything is encoded at that length."
-    if document["family"] in ("sd3", "flux"):
+    if document["family"] in FAMILIES_WITH_T5:
         note += " 75 tokens are the 77 places of CLIP without start and end; this family has one such chunk."
     return Section("what a max length cuts", _LIMIT_HEADS, [_limit_row(str(cut["limit"]), cut) for cut in document["limits"]], note)
 
@@ -96,11 +97,10 @@ def _limit_row(name: str, cut: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _t5(document: Document) -> Section:
-    t5, family = document["t5"], document["family"]
+    t5 = document["t5"]
     title = "what a T5 length cuts"
     if t5 is None:
-        wanted = "Not counted: give --tokenizer the T5's folder or tokenizer.json." if family in ("sd3", "flux") else ""
-        return Section(title, (), [], wanted)
+        return Section(title, (), [], "Not counted: give --tokenizer the folder of a T5, or its tokenizer.json.")
     rows = [_limit_row(str(cut["limit"]), cut) for cut in t5["limits"]]
     figures = ", ".join(f"{name} {_number(t5['lengths'][name])}" for name in LENGTH_COLUMNS)
     special = t5["limits"][0]["limit"] - t5["limits"][0]["room_tokens"]
@@ -131,7 +131,7 @@ def _tags(document: Document, shown: int) -> Section:
         note += f" --underscores space would save {underscores['saved_tokens']:,} tokens, {percent(underscores['share'])} of those of all tags."
     if tags["long"]:
         note += f" {tags['long']:,} over 64 characters are left out: they are hardly tags."
-    return Section("most frequent tags", ("tag", "number", "share of records"), rows, note)
+    return Section("most frequent tags", ("tag", "number", "of records with tags"), rows, note)
 
 
 def _duplicates(document: Document, shown: int) -> Section:

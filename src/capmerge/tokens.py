@@ -69,7 +69,7 @@ def _load_family(family: str) -> ClipTokenizer:
 
 
 def load_tokenizer(family_or_path: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer of a family (`sd1`, `sd2`, `sdxl_g`), or the one at a path. A family takes about 0.16 s the first time in a process.
+    """The tokenizer of a family (`sd1`, `sd2`, `sdxl_g`), or the one at a path. A family takes about 0.2 s the first time in a process.
 
     Raises UsageError for a path that holds none, CapmergeError if the package with CLIP's vocabulary is missing.
     """

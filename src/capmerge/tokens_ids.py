@@ -70,11 +70,7 @@ class ClipTokenizer:
         return not any(char.isspace() for token in self.added for char in token)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`; those of the characters it really holds, so pass it after unescaping.
-
-        >>> load_tokenizer("sd1").encode("A  cat")
-        [320, 2368]
-        """
+        """The ids of `text`, which stands as it will be trained: unescaped. "A  cat" gives [320, 2368]."""
         ids: list[int] = []
         for part, added in self._parts(text):
             if added is None:

@@ -84,6 +84,13 @@ def read_tokenizer_file(path: Path) -> ClipVocabulary | str:
 
     Raises UsageError if the path or the files are missing, or are not what their names say.
     """
+    try:
+        return _read_tokenizer_file(path)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{path}: not laid out like a Hugging Face tokenizer: {error!r}. Save it anew with transformers.") from error
+
+
+def _read_tokenizer_file(path: Path) -> ClipVocabulary | str:
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder. Expected a Hugging Face tokenizer folder or a tokenizer.json.")
     if path.is_dir():
@@ -131,7 +138,7 @@ def _with_settings(folder: Path, ids: dict[str, int], merges: list[Any], added: 
     added |= {token["content"]: int(index) for index, token in settings.get("added_tokens_decoder", {}).items()}
     pad = settings.get("pad_token") or EOS
     pad = pad["content"] if isinstance(pad, dict) else pad
-    added.setdefault(pad, ids.get(pad, ids[EOS]))
+    added.setdefault(pad, ids[pad])
     return ClipVocabulary(ids, merges, added, added[pad])
 
 
@@ -159,7 +166,7 @@ def _read_json(file: Path) -> tuple[str, dict[str, Any]]:
         text = file.read_text(encoding="utf-8")
         content = json.loads(text)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UsageError(f"{file}: cannot be read as JSON: {error}") from error
+        raise UsageError(f"{file}: not JSON: {error}. Expected a Hugging Face tokenizer folder or its tokenizer.json.") from error
     if not isinstance(content, dict):
         raise UsageError(f"{file}: found a JSON {type(content).__name__}, expected an object.")
     return text, content

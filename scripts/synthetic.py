@@ -10,36 +10,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-_SYLLABLES = [
-    "ka",
-    "ri",
-    "no",
-    "ta",
-    "shi",
-    "mo",
-    "el",
-    "an",
-    "dor",
-    "vel",
-    "is",
-    "um",
-    "tra",
-    "pe",
-    "lin",
-    "gor",
-    "sa",
-    "be",
-    "ton",
-    "ur",
-    "mi",
-    "cha",
-    "fle",
-    "wo",
-    "nd",
-    "re",
-    "il",
-    "os",
-]
+_SYLLABLES = (
+    *("ka", "ri", "no", "ta", "shi", "mo", "el", "an", "dor", "vel", "is", "um", "tra", "pe", "lin", "gor", "sa", "be"),
+    *("ton", "ur", "mi", "cha", "fle", "wo", "nd", "re", "il", "os"),
+)
 _RESOLUTIONS = [[832, 1216], [1216, 832], [1024, 1024], [896, 1152], [1152, 896], [768, 1344]]
 
 
@@ -106,3 +80,19 @@ def write_metadata(path: Path, size_bytes: int, layout: str = "indent2", seed: i
             if written >= size_bytes:
                 break
         file.write(closing)
+
+
+def write_huge_record(path: Path, size_bytes: int, record_bytes: int = 300_000, every: int = 10_000) -> None:
+    """As `write_metadata`, indent=2, with one record of `record_bytes` in each `every`."""
+    written = 0
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write("{\n")
+        for number, (key, record) in enumerate(Corpus().records()):
+            if number % every == every // 2:
+                record["caption"] = (record["caption"] + " ") * (record_bytes // len(record["caption"]))
+            text = json.dumps({key: record}, indent=2)[2:-2]
+            file.write(",\n" + text if written else text)
+            written += len(text) + 2
+            if written >= size_bytes:
+                break
+        file.write("\n}")

@@ -15,7 +15,7 @@ from capmerge.plain import PlainMerge
 from capmerge.tags import one_line, spaced
 from capmerge.tally import Tally
 from capmerge.templates import MergeOptions, Template, line_counts, shares_of, whole_weights
-from capmerge.wildcard import escape, has_brace, outcomes, space_stand_ins
+from capmerge.wildcard import TooManyOutcomesError, escape, has_brace, outcomes, space_stand_ins
 
 Record: TypeAlias = dict[str, Any]
 
@@ -67,6 +67,11 @@ def json_name(value: object) -> str:
     return _JSON_NAMES.get(type(value), "a string")
 
 
+def copy_of(record: Any) -> Any:
+    """A copy that `Merger.merge` does not change with `record`: it only adds, replaces and removes fields."""
+    return dict(record) if isinstance(record, dict) else record
+
+
 class Merger:
     """Merges records under one set of options and counts what it sees in `tally`.
 
@@ -77,8 +82,10 @@ class Merger:
         self.options = options
         self.tally = Tally()
         self._templates = options.templates()
-        self._reserved = (TAG_SPANS, WEIGHTS, *reserved)
-        self._plain = PlainMerge(options, self.literals, (MARK, *self._reserved), self.tally) if PlainMerge.serves(options) else None
+        self._format_fields = tuple(reserved)
+        self._plain = (
+            PlainMerge(options, self.literals, (MARK, TAG_SPANS, WEIGHTS, *reserved), self.tally) if PlainMerge.serves(options) else None
+        )
 
     def merge_all(self, records: Collection[Any]) -> list[tuple[int, UnmergeableError | RewrittenError]]:
         """Merge every record of a block in place; the number of each that could not be, and why."""
@@ -108,13 +115,12 @@ class Merger:
         if MARK in record:
             if not self.options.allow_rewritten:
                 raise RewrittenError
+            self._check_names(record, self._format_fields)
             if not isinstance(record[MARK], str):
                 raise UnmergeableError(f'"{MARK}" is {json_name(record[MARK])}, expected the string that a rewrite writes.')
             tally.passed += 1
             return
-        for name in self._reserved:
-            if name in record:
-                raise UnmergeableError(f'found a field "{name}", which the output needs for itself.')
+        self._check_names(record, (TAG_SPANS, WEIGHTS, *self._format_fields))
         found = self.alternatives(record)
         self._count(record)
         shares = tuple(alternative.share for alternative in found)
@@ -173,6 +179,12 @@ class Merger:
             for caption in lines
         ]
 
+    @staticmethod
+    def _check_names(record: Record, reserved: Collection[str]) -> None:
+        for name in reserved:
+            if name in record:
+                raise UnmergeableError(f'found a field "{name}", which the output needs for itself.')
+
     def _count(self, record: Record) -> None:
         """Count what kind of source record this is."""
         tally = self.tally
@@ -208,7 +220,10 @@ class Merger:
             return False
         if not any(has_brace(alternative.line) for alternative in repeated):
             return True
-        return outcomes(wildcard) == outcomes("\n".join(alternative.line for alternative in repeated))
+        try:
+            return outcomes(wildcard) == outcomes("\n".join(alternative.line for alternative in repeated))
+        except TooManyOutcomesError:
+            return False
 
     def literals(self, template: Template) -> list[str]:
         """The texts before, between and after the fields of a line.

@@ -16,34 +16,56 @@ STYLES = {"t": "tags", "c": "caption", "b": "both"}
 MOST_TAGS = 1 << 20
 """Distinct tags that are counted, at about 160 bytes each in every process. Danbooru has about a million."""
 MOST_RESOLUTIONS = 1 << 16
+_FIRST_PRUNED = 1 << 14
 LONGEST_TAG = 64
 """Characters; longer ones are prose, and would fill the memory."""
 
 
 class BoundedCounter:
-    """Counts of texts, of at most `limit` distinct ones; past it there are none, whoever saw which part of them."""
+    """Counts of texts, of at most `limit` distinct ones; past it there are none, whoever saw which part of them.
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    Texts over `longest` characters are only numbered, in `long`.
+    """
+
+    def __init__(self, limit: int, longest: int) -> None:
+        self.limit, self.longest = limit, longest
+        self.long = 0
         self.overflowed = False
-        self.counts: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+        self._prune_at = _FIRST_PRUNED
+
+    @property
+    def counts(self) -> Counter[str] | None:
+        """Text -> how often; None when there are too many."""
+        self._prune()
+        return None if self.overflowed else self._counts
 
     def update(self, texts: Iterable[str]) -> None:
         """Count each of `texts`; of a `Counter`, add its counts."""
-        if self.overflowed:
-            return
-        self.counts.update(texts)
-        # More than `limit` in one part means more than `limit` in the whole: the outcome is that of any other split.
-        if len(self.counts) > self.limit:
-            self.overflowed = True
-            self.counts.clear()
+        if not self.overflowed:
+            self._counts.update(texts)
+            if len(self._counts) >= self._prune_at:
+                self._prune()
 
     def merge(self, other: "BoundedCounter") -> None:
         """Add what `other` has counted."""
-        if other.overflowed:
+        counts = other.counts
+        self.long += other.long
+        if counts is None:
             self.overflowed = True
-            self.counts.clear()
-        self.update(other.counts)
+            self._counts.clear()
+        else:
+            self.update(counts)
+
+    def _prune(self) -> None:
+        """Take long texts out. It is done each time that the texts have doubled, not for each of them."""
+        for text in [text for text in self._counts if len(text) > self.longest]:
+            self.long += self._counts.pop(text)
+        # More than `limit` in one part means more than `limit` in the whole: any other split comes to the same.
+        if len(self._counts) > self.limit:
+            self.overflowed = True
+            self._counts.clear()
+        self._prune_at = max(_FIRST_PRUNED, min(2 * len(self._counts), self.limit + 1))
 
 
 @dataclass
@@ -109,10 +131,10 @@ class CaptionStats:
     t5_lines: LengthStats = field(default_factory=LengthStats)
     """Every alternative, in tokens of a T5, when there is one."""
     wildcards: Wildcards = field(default_factory=Wildcards)
-    tag_counts: BoundedCounter = field(default_factory=lambda: BoundedCounter(MOST_TAGS))
-    long_tags: int = 0
-    """Occurrences of tags over `LONGEST_TAG`, which are not in `tag_counts`."""
-    resolutions: BoundedCounter = field(default_factory=lambda: BoundedCounter(MOST_RESOLUTIONS))
+    tag_counts: BoundedCounter = field(default_factory=lambda: BoundedCounter(MOST_TAGS, LONGEST_TAG))
+    uncounted_tags: list[str] = field(default_factory=list)
+    """Of a block: its tags, as they stand between commas. Counted by `merge`: once for each tag, not once a block and again."""
+    resolutions: BoundedCounter = field(default_factory=lambda: BoundedCounter(MOST_RESOLUTIONS, LONGEST_TAG))
     """`"832x1216"` -> records."""
     literals: Counter[str] = field(default_factory=Counter)
     """Alternatives that hold a text with a meaning of its own."""
@@ -126,9 +148,7 @@ class CaptionStats:
             lines.merge(other.lines[letter])
         self.t5_lines.merge(other.t5_lines)
         self.wildcards.add(other.wildcards)
-        for tag in [tag for tag in other.tag_counts.counts if len(tag) > LONGEST_TAG]:
-            self.long_tags += other.tag_counts.counts.pop(tag)
-        self.long_tags += other.long_tags
+        self.tag_counts.update(other.uncounted_tags)
         self.tag_counts.merge(other.tag_counts)
         self.resolutions.merge(other.resolutions)
         self.literals.update(other.literals)

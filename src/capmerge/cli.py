@@ -1,5 +1,6 @@
 """The command line: options to a story of the floor below, errors to exit codes. Nothing is decided here."""
 
+import io
 import json
 import os
 import signal
@@ -188,13 +189,15 @@ def _rewrite(  # one parameter an option
         if not stats and (plot or report or tokenizer):
             raise UsageError("--plot, --report and --tokenizer show and choose what --stats counts. Give --stats too.")
         with open_source(src) as source:
-            files = StatsFiles(default_document(target) if target and stats else None, plot, report).checked(source.path, force=force)
+            files = StatsFiles(default_document(target) if target and stats else None, plot, report).checked(source, force=force)
+            if summary:
+                _check_summary(summary, source, target)
             if dry_run is not None:
                 _print_records(source, options, dry_run)
                 return
             started = time.perf_counter()
             with _progress_bar(source, quiet=quiet) as progress:
-                outcome = rewrite(source, options, warn=_warn, progress=progress)
+                outcome = rewrite(source, options, warn=_silent if quiet else _warn, progress=progress)
             config = target.name + DATASET if target else None
             written = files.save(outcome.statistics) if outcome.statistics else []
             end = Summary(outcome.tally, outcome.read_bytes, outcome.written_bytes, time.perf_counter() - started, config)
@@ -277,7 +280,7 @@ def _stats(
         merge, tokenizers = MergeOptions(**asked), Tokenizers(family, tokenizer)
         with open_source(src) as source:
             document = out or (None if src == "-" else default_document(Path(src)))
-            files = StatsFiles(document, plot, report, per_record).checked(source.path, force=force)
+            files = StatsFiles(document, plot, report, per_record).checked(source, force=force)
             options = MeasureOptions(merge, tokenizers, files.per_record, on_error or "stop", jobs or _cores(), max_record)
             with _progress_bar(source, quiet=quiet) as progress:
                 statistics = measure(source, options, progress=progress)
@@ -289,6 +292,9 @@ def _stats(
 def main() -> None:
     """The console script. Exit codes: 0, 1 data, 2 usage, 130 Ctrl-C, 141 closed pipe, 143 terminated."""
     signal.signal(signal.SIGTERM, _terminated)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # no terminal lacks a character so badly that a run must end
     app(prog_name="capmerge")
 
 
@@ -363,6 +369,16 @@ def _print_statistics(statistics: Document | None, written: list[Path], *, to: T
         print(f"written: {printable(str(path))}", file=to)
 
 
+def _check_summary(summary: Path, source: Source, target: Path | None) -> None:
+    """Raise `UsageError` when `--summary` would replace the source or the output."""
+    if source.is_file(summary) or (target and summary.resolve() == target.resolve()):
+        raise UsageError(f"--summary {printable(str(summary))}: this is the source or the output itself. Choose another file.")
+
+
+def _silent(_message: str) -> None:
+    """Nothing: --quiet prints only errors."""
+
+
 def _warn(message: str) -> None:
     print(f"capmerge: {message}", file=sys.stderr)
 
@@ -386,7 +402,9 @@ def _progress_bar(source: Source, *, quiet: bool) -> Iterator[Callable[[int], No
     from tqdm import tqdm  # 50 ms that only a bar needs
 
     tqdm.monitor_interval = 0  # its thread must not run when workers are forked
-    with tqdm(total=source.total_bytes, unit="B", unit_scale=True, desc=Path(source.name).name, leave=False, mininterval=0.2) as bar:
+    with tqdm(
+        total=source.total_bytes, unit="B", unit_scale=True, desc=printable(Path(source.name).name), leave=False, mininterval=0.2
+    ) as bar:
 
         def progress(offset: int) -> None:
             bar.update(source.read_bytes(offset) - bar.n)

@@ -200,12 +200,18 @@ def _members(members: dict[str, Any], *, exact: bool) -> bytes | memoryview:
     """The members of an object at two spaces, without its braces."""
     if exact:
         return json.dumps(members, indent=2, ensure_ascii=False)[2:-2].encode("utf-8", "surrogate_as_json")
-    return memoryview(orjson.dumps(members, option=orjson.OPT_INDENT_2))[2:-2]  # a view: no copy
+    try:
+        return memoryview(orjson.dumps(members, option=orjson.OPT_INDENT_2))[2:-2]  # a view: no copy
+    except orjson.JSONEncodeError:  # nested deeper than orjson writes, or a weight past 64 bits
+        return _members(members, exact=True)
 
 
 def _line(key: str, record: dict[str, Any], *, exact: bool) -> bytes:
     keyed = {IMAGE_PATH: key, **record}
-    return to_json(keyed).encode() if exact else orjson.dumps(keyed)
+    try:
+        return to_json(keyed).encode() if exact else orjson.dumps(keyed)
+    except orjson.JSONEncodeError:
+        return to_json(keyed).encode()
 
 
 def _holds_lost_integer(records: Iterable[Any]) -> bool:

@@ -74,7 +74,7 @@ def build_document(
     lines = stats.all_lines()
     distribution = lines.distribution()
     limits = [distribution.cut(limit) for limit in LIMITS[family]]
-    tags = _tags(stats)
+    tags, resolutions = _tags(stats), stats.resolutions.counts
     return {
         "schema": "capmerge.stats",
         "version": 1,
@@ -96,7 +96,7 @@ def build_document(
         "tags": tags and {
             "occurrences": tags.total(),
             "distinct": len(tags),
-            "long": stats.long_tags,
+            "long": stats.tag_counts.long,
             "most_frequent": [
                 {"tag": tag, "texts": count, "share": count / max(1, stats.records.both + stats.records.tags_only)}
                 for tag, count in sorted(tags.items(), key=lambda item: (-item[1], item[0]))[:MOST_FREQUENT]
@@ -104,11 +104,10 @@ def build_document(
         },
         "underscores": _underscores(tags, counter, stats.tags),
         "duplicates": duplicates,
-        "resolutions": None
-        if stats.resolutions.overflowed
-        else [
+        "resolutions": resolutions
+        and [
             {"resolution": resolution, "records": count}
-            for resolution, count in sorted(stats.resolutions.counts.items(), key=lambda item: (-item[1], item[0]))
+            for resolution, count in sorted(resolutions.items(), key=lambda item: (-item[1], item[0]))
         ],
         "literals": dict(sorted(stats.literals.items())),
     }
@@ -174,10 +173,11 @@ def _wildcards(stats: CaptionStats) -> dict[str, Any]:
 
 def _tags(stats: CaptionStats) -> Counter[str] | None:
     """The tags without spaces around them; None when there were too many to count."""
-    if stats.tag_counts.overflowed:
+    counts = stats.tag_counts.counts
+    if counts is None:
         return None
     tags: Counter[str] = Counter()
-    for tag, count in stats.tag_counts.counts.items():
+    for tag, count in counts.items():
         tags[tag.strip()] += count
     del tags[""]
     return tags

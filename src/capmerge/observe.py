@@ -1,7 +1,7 @@
 """Counting what rewritten records hold: the loop that statistics spend their time in, outside the tokenizer.
 
-`Observer.observe` takes the records of one piece. Nearly all of them hold one line of tags and one of a caption, without
-braces: those are read in a flat loop, every other by `trained`. All texts of a piece are counted in one call.
+Nearly all records hold one line of tags and one of a caption, without braces: those are read in a flat loop, every other
+by `trained`.
 """
 
 import hashlib
@@ -29,37 +29,41 @@ _HALF = (1, 2)
 
 
 class Observed(NamedTuple):
-    """What one piece adds to the streams."""
+    """What one block adds to the streams."""
 
     caption_hashes: bytes
-    """Eight bytes a record, in order: the hash of its whole caption, 0 when it has none."""
+    """Eight bytes a record, in order: the hash of its whole caption, 0 when it has none or is in no figure."""
     per_record: bytes
     """A line of JSON a record: its key, and the tokens of its alternatives."""
-    failures: list[tuple[int, UnmergeableError]]
-    """The numbers of rewritten records that are not as a rewrite leaves them, and why. They are in no figure."""
+    places: bytes
+    """Where the pieces lie."""
 
 
 class Observer:
-    """Counts pieces of rewritten records into `stats`, with one tokenizer, and with a T5 if `t5` is given."""
+    """Counts rewritten records into `stats`, with one tokenizer, and with a T5 if `t5` is given.
+
+    The records of a block are noted piece by piece and counted together: the counter is at its best with hundreds of texts.
+    """
 
     def __init__(self, counter: TokenCounter, t5: TokenCounter | None = None, *, per_record: bool = False) -> None:
         self.stats = CaptionStats()
         self._counter, self._t5, self._per_record = counter, t5, per_record
+        self._noted = _Noted()
 
     def take(self) -> CaptionStats:
         """What was counted since the last call."""
         taken, self.stats = self.stats, CaptionStats()
         return taken
 
-    def observe(self, pairs: Collection[Pair], left_out: Collection[int] = ()) -> Observed:
-        """Count the rewritten records of one piece, but for the numbers in `left_out`."""
-        plain: list[str] = []  # tags, caption, tags, caption, ... of the plain records
-        plain_keys: list[str] = []
-        plain_numbers: list[int] = []
-        others: list[_Other] = []
-        failures: list[tuple[int, UnmergeableError]] = []
+    def note(self, pairs: Collection[Pair], place: bytes, left_out: Collection[int] = ()) -> list[tuple[int, UnmergeableError]]:
+        """Note the rewritten records of one piece, but for the numbers in `left_out`; `place` is for the stream of places.
+
+        Returns the numbers of those that are not as a rewrite leaves them, and why: they are in no figure.
+        """
+        noted = self._noted
+        plain, keys, others, resolutions = noted.plain, noted.plain_keys, noted.others, noted.resolutions
         hashes = [bytes(8)] * len(pairs)
-        resolutions: list[str] = []
+        failures: list[tuple[int, UnmergeableError]] = []
         for number, (key, record) in enumerate(pairs):
             if left_out and number in left_out:
                 continue
@@ -71,8 +75,7 @@ class Observer:
                 lines = caption.split("\n")
                 if len(lines) == 2 and "{" not in caption and "}" not in caption and lines[0] != lines[1]:
                     plain += lines
-                    plain_keys.append(key)
-                    plain_numbers.append(number)
+                    keys.append(key)
                     hashes[number] = caption_hash(lines[1])
                     continue
             try:
@@ -80,17 +83,26 @@ class Observer:
             except UnmergeableError as error:
                 failures.append((number, error))
                 continue
-            others.append(_Other(number, key, alternatives))
+            others.append(_Other(len(keys), key, alternatives))
             hashes[number] = caption_hash(whole_caption(alternatives))
-        self.stats.resolutions.update(resolutions)
-        tokens = self._count_plain(plain, plain_keys)
-        by_number = dict(zip(plain_numbers, zip(plain_keys, tokens, strict=True), strict=True)) if self._per_record else {}
-        for other, counts in zip(others, self._count_others(others), strict=True):
-            by_number[other.number] = other.key, counts
-        listed = ""
+        noted.hashes += hashes
+        noted.places.append(place)
+        self.stats.records.rejected += len(left_out) + len(failures)
+        return failures
+
+    def count(self) -> Observed:
+        """Count all that is noted."""
+        noted, self._noted = self._noted, _Noted()
+        self.stats.resolutions.update(noted.resolutions)
+        tokens = self._count_plain(noted.plain, noted.plain_keys)
+        other_tokens = self._count_others(noted.others)
+        lines = ""
         if self._per_record:
-            listed = "".join(to_json({"key": key, "tokens": counts}) + "\n" for _, (key, counts) in sorted(by_number.items()))
-        return Observed(b"".join(hashes), listed.encode(), failures)
+            listed = list(zip(noted.plain_keys, tokens, strict=True))
+            for other, counts in zip(reversed(noted.others), reversed(other_tokens), strict=True):
+                listed.insert(other.place, (other.key, counts))
+            lines = "".join(to_json({"key": key, "tokens": counts}) + "\n" for key, counts in listed)
+        return Observed(b"".join(noted.hashes), lines.encode(), b"".join(noted.places))
 
     def _count_plain(self, texts: list[str], keys: list[str]) -> list[list[int]]:
         """Count plain records; the tokens of each one's two alternatives."""
@@ -105,7 +117,7 @@ class Observer:
             stats.t5_lines.add(self._t5.count_tokens(texts), [key for key in keys for _ in range(2)], _HALF)
         self._count_tags(texts[::2])
         self._count_literals(texts)
-        return [[a, b] for a, b in zip(tags, captions, strict=True)] if self._per_record else [[]] * len(keys)
+        return [[a, b] for a, b in zip(tags, captions, strict=True)]
 
     def _count_others(self, others: "list[_Other]") -> list[list[int]]:
         """Count records of any kind; the tokens of each one's alternatives."""
@@ -149,7 +161,7 @@ class Observer:
             tags = joined.split(", ")  # as good as every file has them
         else:
             tags = [tag.strip() for tag in joined.split(",")]
-        self.stats.tag_counts.update(tags)
+        self.stats.uncounted_tags += tags
 
     def _count_literals(self, texts: list[str]) -> None:
         joined = "\n".join(texts)
@@ -176,6 +188,19 @@ def caption_hash(caption: str) -> bytes:
 class _Other(NamedTuple):
     """A record that is not plain."""
 
-    number: int
+    place: int
+    """How many plain records are noted before it."""
     key: str
     alternatives: list[Trained]
+
+
+class _Noted:
+    """The records of a block that are not counted yet."""
+
+    def __init__(self) -> None:
+        self.plain: list[str] = []  # tags, caption, tags, caption, ...
+        self.plain_keys: list[str] = []
+        self.others: list[_Other] = []
+        self.hashes: list[bytes] = []
+        self.resolutions: list[str] = []
+        self.places: list[bytes] = []

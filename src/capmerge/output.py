@@ -7,6 +7,7 @@ from io import FileIO
 from pathlib import Path
 
 from capmerge.errors import OutputError, UsageError, printable
+from capmerge.source import Source
 
 Buffer = bytes | memoryview
 
@@ -22,7 +23,7 @@ class AtomicFile:
     def __init__(self, target: Path) -> None:
         self.target = target
         self.written_bytes = 0
-        self._temporary = target.with_name(f".{target.name}.capmerge-tmp")
+        self._temporary = _temporary_of(target)
         try:
             self._file = _open_locked(self._temporary)
         except BlockingIOError as error:
@@ -49,18 +50,22 @@ class AtomicFile:
 
     def publish(self) -> None:
         """Give the synced file its name, replacing an older one, and make that durable."""
-        self._file.close()
+        if sys.platform == "win32":  # it cannot rename an open file; elsewhere the lock is held until the name is taken
+            self._file.close()
         try:
             self._temporary.replace(self.target)
             _sync_folder(self.target.parent)
         except OSError as error:
             raise _cannot_write(self.target, error) from error
+        self._file.close()
 
     def discard(self) -> None:
         """Remove the temporary file; after `publish` there is none."""
         if not self._file.closed:
-            self._file.close()
+            if sys.platform == "win32":  # it cannot remove an open file
+                self._file.close()
             self._temporary.unlink(missing_ok=True)
+            self._file.close()
 
 
 class StandardOutput:
@@ -68,6 +73,8 @@ class StandardOutput:
 
     def __init__(self) -> None:
         self.written_bytes = 0
+        if sys.stdout is None:
+            raise UsageError("standard output is closed. Redirect or pipe it, or give -o OUT.")
         sys.stdout.flush()
         self._file = FileIO(sys.stdout.fileno(), "wb", closefd=False)
 
@@ -91,10 +98,10 @@ class OutputFiles:
     def __init__(self, target: Path | None, side_suffixes: tuple[str, ...]) -> None:
         self._target = target
         self._open: list[AtomicFile] = []
-        self._absent = {} if target is None else {suffix: side_path(target, suffix) for suffix in side_suffixes}
-        for path in self._absent.values():
-            path.with_name(f".{path.name}.capmerge-tmp").unlink(missing_ok=True)
         self.main: AtomicFile | StandardOutput = StandardOutput() if target is None else self._add(target)
+        self._absent = {} if target is None else {suffix: side_path(target, suffix) for suffix in side_suffixes}
+        for path in self._absent.values():  # what a killed run left; the lock on the main file is ours by now
+            _temporary_of(path).unlink(missing_ok=True)
 
     def side(self, suffix: str) -> AtomicFile:
         """The side file OUT + `suffix`, opened at its first use."""
@@ -135,15 +142,26 @@ def side_path(target: Path, suffix: str) -> Path:
     return target.with_name(target.name + suffix)
 
 
-def check_target(target: Path, source: Path | None, *, force: bool) -> Path:
+def check_target(target: Path, source: Source, *, force: bool, side_suffixes: tuple[str, ...] = ()) -> Path:
     """The real path to write to, links followed.
 
-    Raises `UsageError` when it is the source, no regular file, in no folder, or there already without `force`.
+    Raises `UsageError` when it is the source, no regular file, in no folder, or there already without `force`; and when
+    a side file would be the source.
     """
     shown = printable(str(target))
-    target = target.resolve()
-    if source and target.exists() and source.exists() and target.samefile(source):
-        raise UsageError(f"{shown}: the output is the source itself. Choose another -o; the source is never written to.")
+    try:
+        target = target.resolve()
+        if source.is_file(target):
+            raise UsageError(f"{shown}: the output is the source itself. Choose another -o; the source is never written to.")
+        for suffix in side_suffixes:
+            if source.is_file(side_path(target, suffix)):
+                raise UsageError(f"{shown}: its side file *{suffix} would be the source itself. Choose another -o.")
+        return _checked(target, shown, force=force)
+    except (OSError, RuntimeError) as error:  # a name that is too long; a loop of links
+        raise UsageError(f"{shown}: this cannot be a file name here ({error}). Choose another -o.") from error
+
+
+def _checked(target: Path, shown: str, *, force: bool) -> Path:
     if target.exists() and not target.is_file():
         kind = "a folder" if target.is_dir() else "no regular file"
         raise UsageError(f"{shown}: found {kind}, expected a file name. For a pipe or device use -o - and redirect it.")
@@ -152,6 +170,10 @@ def check_target(target: Path, source: Path | None, *, force: bool) -> Path:
     if not target.parent.is_dir():
         raise UsageError(f"{shown}: there is no folder {printable(str(target.parent))}. Create it first.")
     return target
+
+
+def _temporary_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.capmerge-tmp")
 
 
 def _cannot_write(target: Path, error: OSError) -> OutputError:

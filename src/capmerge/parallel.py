@@ -2,7 +2,7 @@
 
 The parent only looks for cuts and writes. Workers read their blocks themselves (those of a pipe or gzip source are
 handed over), work on them, and answer through slots of shared memory; the pipes between carry a few hundred bytes a
-block. A worker has two slots and at most two blocks waiting, so memory is bounded whatever the output grows to.
+block. A worker has a few slots and at most two blocks waiting, so memory is bounded whatever the output grows to.
 """
 
 import gc
@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.shared_memory import SharedMemory
@@ -26,8 +27,8 @@ from capmerge.codec import MiscutError
 from capmerge.errors import CapmergeError, DataError, WorkerError
 from capmerge.source import FileSource, Source
 
-_SLOT_BYTES = 2 << 20
-_SLOTS = 2
+_SLOT_BYTES = 2 << 20  # the output of a block; pages not used take no memory
+_SLOTS = 6  # a block that weights make six times longer does not wait for the blocks before it
 _QUEUED_BLOCKS = 2  # one at work, one waiting
 
 
@@ -73,14 +74,14 @@ def run_blocks(
     `start_method` is "fork" or "spawn"; the default is fork on Linux, where it is cheap and safe (no thread runs yet).
     """
     if jobs == 1:
-        return [_run_here(source, layout, make_work(), sinks, progress)]
+        with _no_garbage_collection():
+            return [_run_here(source, layout, make_work(), sinks, progress)]
     with _Pool(source, layout, make_work, jobs, start_method or ("fork" if sys.platform == "linux" else "spawn")) as pool:
         return pool.run(sinks, progress)
 
 
 def _run_here(source: Source, layout: Layout, work: Work, sinks: list[Sink], progress: Callable[[int], None]) -> Any:
     """The whole story in one process."""
-    gc.disable()  # as in a worker; the process ends with the run
     block = next_block(source, layout, layout.first)
     while True:
         output = _BlockOutput(sinks)
@@ -97,6 +98,18 @@ def _run_here(source: Source, layout: Layout, work: Work, sinks: list[Sink], pro
             return work.result()
         source.release(block.next_start)
         block = next_block(source, layout, block.next_start)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Records hold no cycles: reference counts free them at once, and looking for cycles costs a fifth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _BlockOutput:
@@ -341,9 +354,9 @@ def _work(connection: Connection, inherited: list[Connection], slots: _Slots, ma
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for end in inherited:
         end.close()
-    gc.disable()  # records hold no cycles: reference counts free them at once
     try:
-        _WorkerLoop(connection, slots, path).run(make_work())
+        with _no_garbage_collection():
+            _WorkerLoop(connection, slots, path).run(make_work())
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent is gone, and so is any use of this work
 
@@ -355,7 +368,7 @@ class _WorkerLoop:
         self._connection, self._slots = connection, slots
         self._file = FileSource(path) if path else None
         self._tasks: deque[_Task | None] = deque()
-        self._free = deque(range(_SLOTS))
+        self._free = list(range(_SLOTS))
         self._counted: dict[int, Any] = {}  # of blocks that may not stand
 
     def run(self, work: Work) -> None:
@@ -382,7 +395,7 @@ class _WorkerLoop:
     def _take_slot(self, work: Work) -> int:
         while not self._free:
             self._take_message(work)
-        return self._free.popleft()
+        return self._free.pop()  # the last one freed: the processor still has its pages at hand
 
     def _answer(self, task: _Task, work: Work) -> None:
         block, data = task.block, task.data

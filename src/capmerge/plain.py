@@ -27,21 +27,12 @@ class PlainMerge:
         self._weights = whole_weights(shares) if by_field else None
         self._spaces = options.underscores == "space"
         self._adds_image_size = options.image_size
-        self._letters = ""
-        self._lines: list[str] = []  # %-formats over tags and caption, one a template
-        self._spans: list[tuple[int, bool]] = []  # of each `b` line: where its tags start, and whether a caption comes before
-        for template, count in zip(templates, counts, strict=True):
-            first, *others = literals(template)
-            line = first.replace("%", "%%")
-            for field, literal in zip(template.fields, others, strict=True):
-                line += f"%({field})s" + literal.replace("%", "%%")
-            self._lines.append(line)
-            self._letters += template.style * count
-            if template.style == "b":
-                caption_first = template.fields[0] == "caption"
-                self._spans += [(len(first) + caption_first * len(others[0]), caption_first)] * count
-        repeated = [line for line, count in zip(self._lines, counts, strict=True) for _ in range(count)]
-        self._caption = "{" + "|".join(repeated) + "}" if options.inline else "\n".join(repeated)
+        self._letters = "".join(template.style * count for template, count in zip(templates, counts, strict=True))
+        self._lines = [(template.fields, *_three(literals(template))) for template in templates]
+        self._repeats = [number for number, count in enumerate(counts) for _ in range(count)]
+        self._inline = options.inline
+        self._two_lines = not self._spaces and not options.inline and self._lines == [(("tags",), "", "", ""), (("caption",), "", "", "")]
+        self._two_lines = self._two_lines and self._repeats == [0, 1]
 
     @staticmethod
     def serves(options: MergeOptions) -> bool:
@@ -53,7 +44,7 @@ class PlainMerge:
         """Merge the plain ones among `records` in place; the numbers of the others, which are not touched."""
         others: list[int] = []
         reserved, letters, weights, adds_image_size = self._reserved, self._letters, self._weights, self._adds_image_size
-        two_lines = self._caption == "%(tags)s\n%(caption)s" and not self._spaces
+        two_lines = self._two_lines
         sized = 0
         number = -1
         for record in records:
@@ -103,11 +94,30 @@ class PlainMerge:
         """The `caption` value and the tag spans of any templates; None where two of them give the same line."""
         if self._spaces:
             tags = spaced(tags)
-        fields = {"tags": tags, "caption": caption}
-        if len({line % fields for line in self._lines}) < len(self._lines):
-            return None
-        spans = []
-        for start, caption_first in self._spans:
-            first = start + len(caption) * caption_first
-            spans.append([first, first + len(tags)])
-        return self._caption % fields, spans
+        lines: list[str] = []
+        spans: list[list[int] | None] = []
+        for fields, before, between, after in self._lines:
+            span = None
+            if fields == ("tags",):
+                line = f"{before}{tags}{after}"
+            elif fields == ("caption",):
+                line = f"{before}{caption}{after}"
+            elif fields == ("tags", "caption"):
+                line = f"{before}{tags}{between}{caption}{after}"
+                span = [len(before), len(before) + len(tags)]
+            else:
+                line = f"{before}{caption}{between}{tags}{after}"
+                start = len(before) + len(caption) + len(between)
+                span = [start, start + len(tags)]
+            if line in lines:
+                return None
+            lines.append(line)
+            spans.append(span)
+        repeated = [lines[number] for number in self._repeats]
+        written = "{" + "|".join(repeated) + "}" if self._inline else "\n".join(repeated)
+        return written, [span for number in self._repeats if (span := spans[number])]
+
+
+def _three(literals: list[str]) -> tuple[str, str, str]:
+    """The texts before, between and after the fields; one field has nothing between."""
+    return literals[0], literals[1] if len(literals) > 2 else "", literals[-1]

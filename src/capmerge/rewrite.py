@@ -4,7 +4,7 @@
 rename of the output.
 """
 
-import copy
+import json
 import shutil
 import sys
 import zlib
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from capmerge.blocks import BLOCK_BYTES, MAX_RECORD_BYTES, Block, Kind, Layout, read_layout
-from capmerge.caption import Merger, Record, RewrittenError, UnmergeableError
+from capmerge.caption import Merger, Record, RewrittenError, UnmergeableError, copy_of
 from capmerge.caption_stats import CaptionStats
-from capmerge.codec import IMAGE_PATH, Piece, Records, Stray, encode, iter_block, iter_source, place_of, to_json
+from capmerge.codec import IMAGE_PATH, MiscutError, Piece, Records, Stray, encode, iter_block, iter_source, place_of, to_json
 from capmerge.document import Document
 from capmerge.duplicates import RecordPlaces
 from capmerge.errors import DataError, OutputError, RecordError, UsageError, printable
@@ -32,6 +32,7 @@ from capmerge.source import Source, fingerprint
 from capmerge.tally import Tally
 from capmerge.templates import MergeOptions
 
+_SIDE_FILES = (REJECTS, RECEIPT, DATASET)
 _SAMPLE_RECORDS = 1000
 _OUT, _REJECTS, *STATS_STREAMS = range(5)
 
@@ -137,11 +138,22 @@ class Rewriter:
 
     def run(self, block: Block, data: bytes) -> Iterator[tuple[int, Buffer]]:
         """The rewritten records of a block, and the records that had to be left out."""
+        miscut = None
+        try:
+            yield from self._run(block, data)
+        except MiscutError as error:
+            miscut = error  # the pieces before it stand
+        if self._observer:
+            yield from zip(STATS_STREAMS, self._observer.count(), strict=True)
+        if miscut:
+            raise miscut
+
+    def _run(self, block: Block, data: bytes) -> Iterator[tuple[int, Buffer]]:
         separator = b""
         for piece in iter_block(data, self._layout, block):
             records, left_out, rejects = self.merge(piece)
             if self._observer:
-                yield from self._observe(self._observer, piece, left_out)
+                self._observe(self._observer, piece, left_out)
             body = encode(records, self._out.kind) if self._out else b""
             if body:
                 parts = (separator, body)
@@ -166,15 +178,13 @@ class Rewriter:
         """The counts of this process."""
         return self._kept
 
-    def _observe(self, observer: Observer, piece: Piece, left_out: Collection[int]) -> Iterator[tuple[int, bytes]]:
-        """Count the records of a merged piece; the bytes of the streams of statistics."""
-        observed = observer.observe(piece.records.pairs, left_out)
-        for number, error in observed.failures:
-            if not self._skips:
-                raise self._error(RecordError, piece, number, str(error), "Rewrite the original again, or use --on-error skip.")
-        observer.stats.records.rejected += len(left_out) + len(observed.failures)
+    def _observe(self, observer: Observer, piece: Piece, left_out: Collection[int]) -> None:
+        """Note the records of a merged piece."""
         place = RecordPlaces.entry(piece.start, len(piece.data), len(piece.records.pairs), last=piece.last)
-        yield from zip(STATS_STREAMS, (observed.caption_hashes, observed.per_record, place), strict=True)
+        failures = observer.note(piece.records.pairs, place, left_out)
+        if failures and not self._skips:
+            number, error = failures[0]
+            raise self._error(RecordError, piece, number, str(error), "Rewrite the original again, or use --on-error skip.")
 
     def merge(self, piece: Piece) -> tuple[Records, Collection[int], bytes]:
         """A piece's records merged, the numbers of those that had to be left out, and a line of JSON for each of them."""
@@ -211,7 +221,7 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
     `warn` is given each warning, `progress` the offset that is done.
     Raises `UsageError`, `DataError`, `OutputError` or `WorkerError`; then nothing new is there.
     """
-    target = options.target and check_target(options.target, source.path, force=options.force)
+    target = options.target and check_target(options.target, source, force=options.force, side_suffixes=_SIDE_FILES)
     layout = read_layout(source, options.max_record_bytes)
     sample = _sample(source, layout, options)
     if sample.growth > 2 and options.merge.weights == "repeat":
@@ -225,7 +235,7 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
         end = offset
         progress(offset)
 
-    files = OutputFiles(target, (REJECTS, RECEIPT, DATASET))
+    files = OutputFiles(target, _SIDE_FILES)
     try:
         records = _RecordSink(files.main, options.format)
         rejects = _RejectSink(partial(files.side, REJECTS) if target else None)
@@ -245,7 +255,7 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
         source.check_unchanged()
         if target:
             files.side(RECEIPT).write(receipt(source.name, fingerprint(source), options.merge, options.on_error, tally).encode())
-            files.side(DATASET).write(dataset_config(target, sample.resolutions).encode())
+            files.side(DATASET).write(dataset_config(target, (source.path or target).resolve().parent, sample.resolutions).encode())
         files.publish()
     except BaseException:
         files.discard()
@@ -259,7 +269,7 @@ def first_records(source: Source, options: RewriteOptions, count: int) -> Iterat
     merger = Merger(options.merge, reserved_fields(options.format))
     pairs = (pair for piece in iter_source(source, layout) for pair in piece.records.pairs)
     for key, record in islice(pairs, count):
-        before = copy.deepcopy(record.value if isinstance(record, Stray) else record)
+        before = record.value if isinstance(record, Stray) else copy_of(record)
         try:
             merger.merge(record)
             yield key, before, record
@@ -307,7 +317,8 @@ class _RejectSink:
     def write(self, data: Buffer, *, new_block: bool) -> None:  # noqa: ARG002  # lines need nothing between blocks
         """Append lines of JSON."""
         if self._open_file is None:
-            sys.stderr.write(printable(bytes(data).decode()).replace("\\n", "\n"))
+            text = bytes(data).decode(errors="backslashreplace")
+            sys.stderr.write("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))  # still JSON
             return
         self._file = self._file or self._open_file()
         self._file.write(data)
@@ -346,8 +357,9 @@ def _check_room(target: Path, source: Source, growth: float) -> None:
     """Raise `OutputError` when the disk has less room than the output will take."""
     if source.path is None or source.total_bytes is None:
         return
-    needed, free = source.total_bytes * growth, shutil.disk_usage(target.parent).free
-    if needed > free:
+    total, _, free = shutil.disk_usage(target.parent)
+    needed = source.total_bytes * growth
+    if needed > free and total:  # some network file systems tell no sizes
         raise OutputError(
             f"{printable(str(target))}: the output will take about {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free there. "
             "Free some room, choose another -o, or an output that ends in .gz."

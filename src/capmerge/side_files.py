@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
+from math import gcd, isqrt
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +49,20 @@ def load_receipt(target: Path) -> tuple[MergeOptions, bool]:
         ) from error
 
 
-def dataset_config(target: Path, resolutions: Iterable[tuple[int, int]]) -> str:
+def dataset_config(target: Path, image_folder: Path, resolutions: Iterable[tuple[int, int]]) -> str:
     """The text of `OUT.dataset.toml`: a dataset config that sd-scripts reads (`--dataset_config`).
 
-    `resolutions` are the [width, height] in px of some records; the training resolution is guessed from their largest.
+    `resolutions` are the [width, height] in px of some records. Without `bucket_no_upscale`, sd-scripts since v0.10 maps
+    sizes onto buckets of its own, and the cached latents no longer fit them (observed: 22 of 213 records).
     Keys: sd-scripts' library/config_util.py, subsets with `metadata_file`.
     """
-    sizes = list(resolutions) or [(1024, 1024)]
-    area = max(width * height for width, height in sizes)
-    side = max(64, round(area**0.5 / 64) * 64)
+    sizes = [size for size in resolutions if min(size) > 0] or [(1024, 1024)]
+    steps = gcd(64, *(side for size in sizes for side in size))
+    largest_side = isqrt(max(width * height for width, height in sizes) - 1) + 1
+    readable = target.with_suffix("") if target.suffix == ".gz" else target
+    unzip = "\n  # sd-scripts does not read .gz: unzip it first." if readable != target else ""
     return f"""\
-# For sd-scripts: --dataset_config {target.name}{DATASET}
+# For sd-scripts: --dataset_config {printable(target.name)}{DATASET} --cache_latents --cache_latents_to_disk
 # The captions hold one alternative a line, with braces doubled. That is right only with enable_wildcard, and without
 # --cache_text_encoder_outputs (it would encode all lines of a caption glued together).
 
@@ -66,16 +70,22 @@ def dataset_config(target: Path, resolutions: Iterable[tuple[int, int]]) -> str:
 enable_wildcard = true
 
 [[datasets]]
-# Guessed from the first records: give what the latents were made with.
-resolution = {side}
+# From the first records, rounded up: not less than what the latents were made with.
+resolution = {-(-largest_side // 64) * 64}
 enable_bucket = true
-min_bucket_reso = {min(256, *(min(size) for size in sizes))}
-max_bucket_reso = {max(side, *(max(size) for size in sizes))}
-bucket_reso_steps = 64
+# Every size is its own bucket, as the latents are. Delete this line for sd-scripts up to v0.9.1: it refuses it, and
+# takes the buckets from train_resolution.
+bucket_no_upscale = true
+bucket_reso_steps = {steps}
 batch_size = 1
 
-  [[datasets.subsets]]
-  metadata_file = {json.dumps(target.as_posix())}
-  # The folder that the image keys are relative to.
-  image_dir = {json.dumps(target.parent.as_posix())}
+  [[datasets.subsets]]{unzip}
+  metadata_file = {_toml(readable.as_posix())}
+  # The folder that relative image keys start from.
+  image_dir = {_toml(image_folder.as_posix())}
 """
+
+
+def _toml(text: str) -> str:
+    """`text` as a TOML string; bytes of a file name that are no UTF-8, which TOML cannot hold, become question marks."""
+    return json.dumps(text.encode("utf-8", "replace").decode(), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -36,6 +36,7 @@ class FileSource:
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         self.path: Path | None = path
+        """Where other processes can read it; None for what can be read only once."""
         self._file = path.open("rb", buffering=0)
         self.total_bytes: int | None = os.fstat(self._file.fileno()).st_size
         self._opened_as = _identity(self._file.fileno())
@@ -54,6 +55,10 @@ class FileSource:
     def read_bytes(self, offset: int) -> int:
         """How many bytes of the file stand before `offset`: the offset itself."""
         return offset
+
+    def is_file(self, path: Path) -> bool:
+        """Whether `path` is this very file, by whatever name."""
+        return _is_file(self._file.fileno(), path)
 
     def check_unchanged(self) -> None:
         """Raise `DataError` when the file was written to while it was read."""
@@ -106,6 +111,10 @@ class StreamSource:
         """How far the underlying file is read, in its own (compressed) bytes; `offset` for a pipe."""
         return self._compressed.tell() if self._compressed else offset
 
+    def is_file(self, path: Path) -> bool:
+        """Whether `path` is the very file that this reads."""
+        return _is_file((self._compressed or self._stream).fileno(), path)
+
     def check_unchanged(self) -> None:
         """A stream is read once; nothing can have changed."""
 
@@ -143,17 +152,19 @@ def open_source(path: str) -> Source:
     Raises `UsageError` when the file is missing, a folder or not readable.
     """
     if path == "-":
+        if sys.stdin is None:
+            raise UsageError("standard input is closed. Redirect or pipe the metadata file into it, or name the file.")
         stdin = cast("io.BufferedReader", sys.stdin.buffer)
         # peek() may give fewer bytes than asked, but never none before the end.
         return StreamSource("standard input", gzip.open(stdin) if stdin.peek(2)[:2] == _GZIP_MAGIC else stdin)
     try:
         file = Path(path)
-        with file.open("rb") as opened:
-            magic = opened.read(2)
-        if not file.is_file() or magic == _GZIP_MAGIC:
-            opened = file.open("rb")
-            compressed = opened if magic == _GZIP_MAGIC else None
-            return StreamSource(path, gzip.open(opened) if compressed else opened, compressed=compressed)
+        opened = file.open("rb")
+        if opened.peek(2)[:2] == _GZIP_MAGIC:
+            return StreamSource(path, gzip.open(opened), compressed=opened)
+        if not file.is_file():  # a named pipe: it can be opened only once
+            return StreamSource(path, opened)
+        opened.close()
         return FileSource(file)
     except FileNotFoundError as error:
         raise UsageError(f"{printable(path)}: no such file. Check the path.") from error
@@ -175,6 +186,10 @@ def fingerprint(source: Source) -> dict[str, int | str | None]:
     for i in range(_FINGERPRINT_BLOCKS):
         hashed.update(source.window(last_start * i // (_FINGERPRINT_BLOCKS - 1), _FINGERPRINT_BLOCK_BYTES))
     return {"bytes": source.total_bytes, "blake2b": hashed.hexdigest()}
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
 def _identity(descriptor: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from capmerge.document import Document
 from capmerge.errors import UsageError, printable
 from capmerge.output import check_target, write_whole
+from capmerge.source import Source
 
 _PLOT_ENDINGS = (".png", ".svg")
 
@@ -27,7 +28,7 @@ class StatsFiles:
     report: Path | None = None
     per_record: Path | None = None
 
-    def checked(self, source: Path | None, *, force: bool) -> "StatsFiles":
+    def checked(self, source: Source, *, force: bool) -> "StatsFiles":
         """The same files by their real paths.
 
         Raises `UsageError` when one is the source, is there already without `force`, or cannot be made: an ending

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from capmerge.errors import printable
 from capmerge.tally import Tally
 
 _PARAGRAPHS_WORTH_ADVICE = 0.01
@@ -58,33 +59,33 @@ class Summary:
 
     def _settings(self) -> list[str]:
         lines = ["", "sd-scripts needs for this file:", *(f"  {need}" for need in SD_SCRIPTS_NEEDS)]
-        return [*lines, f"  both are in {self.dataset_config}"] if self.dataset_config else lines
+        return [*lines, f"  both are in {printable(self.dataset_config)}"] if self.dataset_config else lines
 
     def _notes(self) -> list[str]:
         tally = self.tally
         notes = []
         if tally.image_size_added:
             notes.append(
-                f"image_size = train_resolution was added to {tally.image_size_added:,} records. It is right only beside legacy <stem>.npz "
-                "latents; beside <stem>_WxH_sdxl.npz use --no-image-size."
+                f"image_size = train_resolution was added to {_records(tally.image_size_added)}. It is right only beside legacy <stem>.npz "
+                "latents. Beside <stem>_WxH_sdxl.npz use --no-image-size (and absolute keys, else image_size must be the picture's own)."
             )
         if tally.captions and tally.paragraphs > _PARAGRAPHS_WORTH_ADVICE * tally.captions:
             notes.append(
-                f"{tally.paragraphs:,} captions have blank lines between paragraphs, and each paragraph became an alternative. "
+                f"blank lines stand between the paragraphs of {_records(tally.paragraphs)}, and each paragraph became an alternative. "
                 "If they belong together: --caption-lines join."
             )
         if tally.special_tokens:
             notes.append(
-                f"{tally.special_tokens:,} records hold a literal <|endoftext|> or <|startoftext|>: it trains as the real special token."
+                f"a literal <|endoftext|> or <|startoftext|> stands in {_records(tally.special_tokens)}: it trains as the real token."
             )
         if tally.capped:
             notes.append(
-                f"{tally.capped:,} records had weights that do not fit into 64 lines; they were rounded. --weights field keeps them exact."
+                f"the weights of {_records(tally.capped)} do not fit into 64 lines and were rounded. --weights field keeps them exact."
             )
         if tally.inline_as_lines:
-            notes.append(f"{tally.inline_as_lines:,} records hold text that an in-line wildcard cannot; they were written as lines.")
+            notes.append(f"{_records(tally.inline_as_lines)} with text that an in-line wildcard cannot hold got lines instead.")
         if tally.rejected:
-            notes.append(f"{tally.rejected:,} records could not be merged and were left out; each is listed whole, with the reason.")
+            notes.append(f"{_records(tally.rejected)} could not be merged and were left out; each is listed whole, with the reason.")
         return notes
 
     @property
@@ -94,3 +95,8 @@ class Summary:
     @property
     def _megabytes_per_second(self) -> float:
         return self.read_bytes / 1e6 / max(1e-9, self.seconds)
+
+
+def _records(count: int) -> str:
+    """A number of records in words."""
+    return "1 record" if count == 1 else f"{count:,} records"

@@ -22,6 +22,8 @@ LAYOUTS: dict[Layout, tuple[str, ...]] = {
 MOST_LINES = 64
 """Repeated lines of one record before its weights are rounded."""
 
+MOST_WEIGHT = 10**9
+
 _NAMED_FIELD = re.compile(r"\{([^{}]*)\}")
 _WEIGHTED = re.compile(r"(.*)=([0-9]+)\Z", re.DOTALL)
 _NEWLINE = re.compile(r"[\r\n]")
@@ -66,8 +68,10 @@ def parse_template(text: str) -> Template:
     line break.
     """
     weighted = _WEIGHTED.match(text)
-    template, weight = (weighted[1], int(weighted[2])) if weighted else (text, 1)
+    template, weight = (weighted[1], int(weighted[2][:12])) if weighted else (text, 1)
     where = f"--line {text!r}"
+    if weight > MOST_WEIGHT:
+        raise UsageError(f"{where}: the weight is too large, expected at most {MOST_WEIGHT:,}.")
     if weight == 0:
         raise UsageError(f"{where}: the weight is 0, expected 1 or more. Leave the line out instead.")
     if _NEWLINE.search(template):

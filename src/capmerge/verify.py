@@ -5,7 +5,6 @@ type. And sd-scripts' own grammar, read over the caption found, must give exactl
 with their probabilities: that one uses nothing of what wrote the file but the choice of templates.
 """
 
-import copy
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from capmerge.blocks import read_layout
-from capmerge.caption import Draw, Merger, Record, RewrittenError, UnmergeableError
+from capmerge.caption import Draw, Merger, Record, RewrittenError, UnmergeableError, copy_of
 from capmerge.codec import Stray, iter_pairs, iter_source, place_of
 from capmerge.errors import DataError, quoted
 from capmerge.marks import MARK, TAG_SPANS, WEIGHTS
@@ -66,7 +65,7 @@ def verify(
     verified = Verified()
     for piece in iter_source(source, layout):
         for number, (key, record) in enumerate(piece.records.pairs):
-            before = copy.deepcopy(record)
+            before = copy_of(record)
             try:
                 merger.merge(record)
             except UnmergeableError:
@@ -175,19 +174,22 @@ def _plain(text: str) -> str:
     return _SPACE_BEFORE_BRACE.sub("", text)
 
 
-def _iter_rejects(name: str) -> Iterator[Record]:
+def _iter_rejects(name: str) -> Iterator[Any]:
     """The records of OUT.rejects.jsonl, if there is one."""
     path = side_path(Path(name), REJECTS)
     if path.exists():
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                yield json.loads(line)
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise DataError(str(path), None, None, f"line {number} is not JSON ({error}).", _RUN_AGAIN) from None
 
 
-def _check_reject(found: Record | None, key: str | None, record: Any, name: str) -> None:
+def _check_reject(found: Any, key: str | None, record: Any, name: str) -> None:
     """Raise unless the next line of the rejects is this record, whole; with no key, unless there is none left."""
     value = record.value if isinstance(record, Stray) else record
-    listed = found and (found["key"], found["record"])
+    listed = (found.get("key"), found.get("record")) if isinstance(found, dict) else found
     expected = None if key is None else (key, value)
     if repr(listed) != repr(expected):
         problem = f"found {quoted(str(listed))}, expected {quoted(str(expected))}: the record that could not be merged."

@@ -1,0 +1,92 @@
+"""Timing and memory of whole commands, for the benchmarks: medians of interleaved runs, so that a noisy machine is noisy for all."""
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON = sys.executable
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished command."""
+
+    seconds: float
+    cpu_seconds: float
+    """Of the command and all its processes."""
+
+
+def run(command: Sequence[str], stdin: Path | None = None) -> Run:
+    """Run a command, its output thrown away."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.perf_counter()
+    with stdin.open("rb") if stdin else open(os.devnull, "rb") as source:  # noqa: PTH123  # devnull is no path on Windows
+        subprocess.run(command, check=True, stdin=source, stdout=subprocess.DEVNULL, cwd=ROOT)
+    seconds = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return Run(seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+
+
+def medians(commands: dict[str, Sequence[str]], repeats: int) -> dict[str, Run]:
+    """The median of each command over `repeats` rounds, one run of each a round."""
+    runs: dict[str, list[Run]] = {name: [] for name in commands}
+    for _ in range(repeats):
+        for name, command in commands.items():
+            runs[name].append(run(command))
+    return {
+        name: Run(statistics.median(r.seconds for r in found), statistics.median(r.cpu_seconds for r in found))
+        for name, found in runs.items()
+    }
+
+
+def peak_pss_mb(command: Sequence[str]) -> tuple[float, float]:
+    """Peak of the proportional set size in MB (10^6 bytes), summed over a command's processes, and its CPU seconds. Linux only."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
+    peak = 0
+
+    def watch() -> None:
+        nonlocal peak
+        while process.poll() is None:
+            peak = max(peak, sum(_pss_kb(pid) for pid in _family(process.pid)))
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    process.wait()
+    watcher.join()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, list(command))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return peak * 1024 / 1e6, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all below it."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # ended between two looks
+        return []
+    return [pid, *(below for child in children for below in _family(int(child)))]
+
+
+def _pss_kb(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:  # ended between two looks
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

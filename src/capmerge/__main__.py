@@ -1,0 +1,5 @@
+"""`python -m capmerge`, the same as the console script."""
+
+from capmerge.cli import main
+
+main()

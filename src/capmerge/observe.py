@@ -115,7 +115,7 @@ class Observer:
             stats.lines[style].add(lengths, keys, _HALF)
         if self._t5:
             stats.t5_lines.add(self._t5.count_tokens(texts), [key for key in keys for _ in range(2)], _HALF)
-        self._count_tags(texts[::2])
+        stats.uncounted_tags += texts[::2]
         self._count_literals(texts)
         return [[a, b] for a, b in zip(tags, captions, strict=True)]
 
@@ -150,27 +150,14 @@ class Observer:
                 wildcards.longest_sum += longest
                 wildcards.shortest_sum += min(counted[text] for text in a.texts)
                 wildcards.mean_sum += sum((p * counted[text] for text, p in a.texts.items()), Fraction(0))
-        self._count_tags(tags)
+        stats.uncounted_tags += tags
         self._count_literals([max(a.texts, key=len) for a in other.alternatives])
         return lengths
 
-    def _count_tags(self, tag_texts: list[str]) -> None:
-        """Count every tag of the texts."""
-        joined = ", ".join(tag_texts)
-        if joined.count(",") == joined.count(", "):
-            tags = joined.split(", ")  # as good as every file has them
-        else:
-            tags = [tag.strip() for tag in joined.split(",")]
-        self.stats.uncounted_tags += tags
-
     def _count_literals(self, texts: list[str]) -> None:
-        joined = "\n".join(texts)
-        if not any(sign in joined for sign in ("<|", "BREAK", "|||", "{", "}")):
-            return
-        for name, pattern in SPECIAL_LITERALS.items():
-            holding = sum(pattern.search(text) is not None for text in texts)
-            if holding:
-                self.stats.literals[name] += holding
+        for text in texts:
+            if "<" in text or "|" in text or "BREAK" in text or "{" in text or "}" in text:
+                self.stats.literals.update(name for name, pattern in SPECIAL_LITERALS.items() if pattern.search(text))
 
 
 def whole_caption(alternatives: list[Trained]) -> str:

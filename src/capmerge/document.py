@@ -197,6 +197,8 @@ def _underscores(tags: Counter[str] | None, counter: TokenCounter, lengths: Leng
 
 def percent(share: float) -> str:
     """A share for reading: two figures, never rounded to nothing or to everything."""
+    if share == 0:
+        return "0 %"
     if 0 < share < 0.0001:
         return "under 0.01 %"
     if 0.999 < share < 1:

@@ -29,6 +29,7 @@ def draw_figure(document: Document, ending: str) -> bytes:
         _draw_lengths(upper, document)
         _draw_dropped(lower, document)
         figure.suptitle(f"{printable(document['source'])}: what CLIP will see", color=INK, fontsize=13)
+        figure.align_ylabels()
         written = io.BytesIO()
         metadata = {"Date": None, "Creator": None} if ending == "svg" else {"Software": None}
         figure.savefig(written, format=ending, metadata=metadata)
@@ -43,12 +44,14 @@ def _draw_lengths(axes: Any, document: Document) -> None:
         axes.stairs(style.heights, edges, baseline=shown.floor, fill=True, color=style.colour, alpha=0.35)
         axes.stairs(style.heights, edges, baseline=shown.floor, color=style.colour, linewidth=1.4, label=style.label)
     axes.set_yscale("log")
-    axes.set_ylim(shown.floor, shown.top * 6)
+    axes.set_ylim(shown.floor, shown.top * (shown.top / shown.floor) ** 0.22)  # room for the labels of the limits
+    axes.yaxis.set_major_formatter(lambda height, _: f"{height:,g}")
+    axes.yaxis.set_minor_formatter(lambda *_: "")
     axes.set_ylabel(shown.height_label)
-    for cut in document["limits"]:
-        _draw_limit(axes, cut["limit"], f"{cut['limit']}: cuts {percent(cut['share'])}")
+    for row, cut in enumerate(document["limits"]):
+        _draw_limit(axes, row, cut["limit"], f"{cut['limit']}: cuts {percent(cut['share'])}")
     if shown.styles:
-        axes.legend(loc="upper right", frameon=True, facecolor="white", framealpha=0.9, edgecolor="none", fontsize=9)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=10, borderaxespad=0.3)  # above: it hides nothing
     else:
         axes.text(0.5, 0.5, "no text", transform=axes.transAxes, ha="center", color=_PALE)
     _dress(axes)
@@ -60,8 +63,8 @@ def _draw_dropped(axes: Any, document: Document) -> None:
     longest = distribution.maximum or 1
     lengths = list(range(0, longest + 1, max(1, longest // 400)))
     axes.plot(lengths, [100 * distribution.cut(length).dropped_share for length in lengths], color=INK, linewidth=1.4)
-    for cut in document["limits"]:
-        _draw_limit(axes, cut["limit"], f"drops {percent(cut['dropped_share'])}")
+    for row, cut in enumerate(document["limits"]):
+        _draw_limit(axes, row, cut["limit"], f"drops {percent(cut['dropped_share'])}")
     axes.set_ylim(0, 100)
     axes.set_xlim(0, max(longest, *(cut["limit"] for cut in document["limits"])) * 1.08)
     axes.set_ylabel("tokens dropped, %")
@@ -70,11 +73,11 @@ def _draw_dropped(axes: Any, document: Document) -> None:
     _dress(axes)
 
 
-def _draw_limit(axes: Any, limit: int, label: str) -> None:
+def _draw_limit(axes: Any, row: int, limit: int, label: str) -> None:
+    """One limit with its label, each in a row of its own: a long tail brings the limits close together."""
     axes.axvline(limit, color=LIMIT, linewidth=1.1, linestyle=(0, (4, 3)))
-    axes.annotate(
-        label, (limit, 1), xycoords=("data", "axes fraction"), xytext=(3, -4), textcoords="offset points", va="top", color=LIMIT, fontsize=8.5
-    )
+    place = {"xy": (limit, 1), "xycoords": ("data", "axes fraction"), "xytext": (3, -2 - 11 * row), "textcoords": "offset points"}
+    axes.annotate(label, **place, va="top", color=LIMIT, fontsize=8.5)
 
 
 def _dress(axes: Any) -> None:

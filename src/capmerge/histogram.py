@@ -51,4 +51,4 @@ def histogram(document: Document) -> Histogram:
         styles.append(StyleBars(colour, label, [height / distribution.unit for height in heights]))
     seen = [height for style in styles for height in style.heights if height]
     bin_label = "token" if width == 1 else f"{width} tokens"
-    return Histogram(width, bins, min(seen, default=1) / 2, max(seen, default=1), f"lines drawn, for each {bin_label}", styles)
+    return Histogram(width, bins, min(seen, default=1) * 0.7, max(seen, default=1), f"lines drawn, for each {bin_label}", styles)

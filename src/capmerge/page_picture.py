@@ -1,13 +1,13 @@
 """The page's own picture of token lengths, as inline SVG: the page is drawn where matplotlib is not installed."""
 
 from html import escape
-from math import ceil, floor, log10
+from math import floor, log10
 
 from capmerge.document import Document, percent
 from capmerge.histogram import GRID, INK, LIMIT, Histogram, histogram
 
 _WIDTH, _HEIGHT = 900, 380
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 12, 86, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 12, 90, 46
 
 
 class _Axes:
@@ -15,7 +15,8 @@ class _Axes:
 
     def __init__(self, shown: Histogram, limits: list[int]) -> None:
         self.end = max(shown.bins * shown.width, *limits) * 1.12
-        self.low, self.high = floor(log10(shown.floor)), max(ceil(log10(shown.top)), floor(log10(shown.floor)) + 1)
+        self.low = floor(log10(shown.floor))
+        self.high = max(log10(shown.top) + 0.2 * (log10(shown.top) - self.low), self.low + 1)  # room for the labels of the limits
 
     def x(self, tokens: float) -> float:
         return round(_LEFT + tokens / self.end * (_WIDTH - _LEFT - _RIGHT), 1)
@@ -36,7 +37,7 @@ def svg_picture(document: Document) -> str:
 
 def _grid(axes: _Axes, shown: Histogram) -> list[str]:
     parts = []
-    for power in range(axes.low, axes.high + 1):
+    for power in range(axes.low, floor(axes.high) + 1):
         y = axes.y(10.0**power)
         parts.append(f'<line x1="{_LEFT}" y1="{y}" x2="{_WIDTH - _RIGHT}" y2="{y}" stroke="{GRID}"/>')
         name = f"{10**power:,}" if power >= 0 else f"{10.0**power:g}"
@@ -64,18 +65,18 @@ def _bars(axes: _Axes, shown: Histogram) -> list[str]:
 
 def _limits(axes: _Axes, document: Document) -> list[str]:
     parts = []
-    for cut in document["limits"]:
+    for row, cut in enumerate(document["limits"]):  # each label in a row of its own: a long tail brings the limits close together
         x = axes.x(cut["limit"])
         dashes = 'stroke-dasharray="5 4"'
         parts.append(f'<line x1="{x}" y1="{_TOP - 2}" x2="{x}" y2="{_HEIGHT - _BOTTOM}" stroke="{LIMIT}" {dashes}/>')
-        parts.append(_label(x + 4, _TOP + 10, f"{cut['limit']}: cuts {percent(cut['share'])}", colour=LIMIT))
+        parts.append(_label(x + 4, _TOP + 10 + 15 * row, f"{cut['limit']}: cuts {percent(cut['share'])}", colour=LIMIT))
     return parts
 
 
 def _legend(shown: Histogram) -> list[str]:
     parts = []
     for i, style in enumerate(shown.styles):
-        y = 16 + 19 * i
+        y = 16 + 20 * i
         parts.append(f'<rect x="{_LEFT}" y="{y - 10}" width="14" height="12" fill="{style.colour}" fill-opacity=".6"/>')
         parts.append(_label(_LEFT + 21, y, style.label))
     return parts or [_label(_WIDTH / 2, _HEIGHT / 2, "no text", anchor="middle")]

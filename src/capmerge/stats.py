@@ -48,7 +48,7 @@ class LengthStats:
         if not lengths:
             return
         self._by_share.setdefault(share, Counter()).update(lengths)
-        least = self.longest[-1][0] if len(self.longest) == LONGEST else 0
+        least = self.longest[-1][0] if len(self.longest) == LONGEST else sorted(lengths)[-LONGEST:][0]
         if max(lengths) >= least:
             self._offer((length, key) for length, key in zip(lengths, keys, strict=True) if length >= least)
 

@@ -176,6 +176,7 @@ class Rewriter:
 
     def result(self) -> Counted:
         """The counts of this process."""
+        self._kept.stats.count_tags()
         return self._kept
 
     def _observe(self, observer: Observer, piece: Piece, left_out: Collection[int]) -> None:

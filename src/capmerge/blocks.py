@@ -71,8 +71,10 @@ class Block:
     """Whether a parser has found its end, so that it cannot be wrong."""
 
 
-def read_layout(source: Window, max_record_bytes: int = MAX_RECORD_BYTES) -> Layout:
+def read_layout(source: Window, max_record_bytes: int = MAX_RECORD_BYTES, *, may_be_empty: bool = False) -> Layout:
     """The layout of an opened source: JSONL if the first line is a whole object with an `image_path`, else JSON.
+
+    `may_be_empty` takes a file without bytes for JSONL without records.
 
     Raises `DataError` for an empty file, UTF-16, and a top level that is no object.
     """
@@ -80,21 +82,38 @@ def read_layout(source: Window, max_record_bytes: int = MAX_RECORD_BYTES) -> Lay
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(head) > 3 and b"\0" in head[:4]):
         raise DataError(source.name, 0, None, "found UTF-16 or UTF-32, expected UTF-8.", "Convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW.")
     start = 3 if head[:3] == b"\xef\xbb\xbf" else 0
-    start = _SPACE_BYTES.match(head, start).end()  # type: ignore[union-attr]  # the pattern matches the empty text
-    if start == len(head):
+    start = _behind_space(source, start)
+    head = source.window(start, 16)
+    if not head and may_be_empty:
+        return Layout("jsonl", start, b"\n", max_record_bytes)
+    if not head:
         raise DataError(source.name, start, None, "the file is empty, expected a JSON object.", "Write {} for no records.")
-    if head[start : start + 1] != b"{":
+    if head[:1] != b"{":
         names = {b"[": "an array", b'"': "a string"}
-        found = names.get(head[start : start + 1], f"{head[start : start + 12].decode('utf-8', 'backslashreplace')!r}")
+        found = names.get(head[:1], f"{head[:12].decode('utf-8', 'backslashreplace')!r}")
         raise DataError(
-            source.name, start, None, f"the top level is {found}, expected an object of image key -> record.", "Name the metadata file."
+            source.name,
+            start,
+            None,
+            f"the top level is {found}, expected an object of image key -> record.",
+            "Name such a file, or JSONL.",
         )
     if _first_line_is_record(source, start, max_record_bytes):
         return Layout("jsonl", start, b"\n", max_record_bytes)
-    space = _SPACE_BYTES.match(head, start + 1)
-    assert space is not None  # the pattern matches the empty text
-    between = space[0]
-    return Layout("json", space.end(), b"}," + between + b'"' if b"\n" in between else b"", max_record_bytes)
+    first = _behind_space(source, start + 1)
+    between = source.window(start + 1, min(first - start - 1, 1 << 10))
+    return Layout("json", first, b"}," + between + b'"' if b"\n" in between else b"", max_record_bytes)
+
+
+def _behind_space(source: Window, place: int) -> int:
+    """The offset of the first byte at or after `place` that is no JSON white space."""
+    while window := source.window(place, 64 << 10):
+        space = _SPACE_BYTES.match(window)
+        assert space is not None  # the pattern matches the empty text
+        place += space.end()
+        if space.end() < len(window):
+            break
+    return place
 
 
 def _first_line_is_record(source: Window, start: int, max_record_bytes: int) -> bool:
@@ -112,11 +131,12 @@ def _first_line_is_record(source: Window, start: int, max_record_bytes: int) -> 
         if size > max_record_bytes:
             return False
         size *= 4
+    text = line.decode("utf-8", "replace")
     try:
-        record, end = _DECODE(line.decode("utf-8", "replace"))
+        record, end = _DECODE(text)
     except (ValueError, RecursionError):
         return False
-    return isinstance(record, dict) and isinstance(record.get("image_path"), str) and not line.decode("utf-8", "replace")[end:].strip()
+    return isinstance(record, dict) and isinstance(record.get("image_path"), str) and not text[end:].strip()
 
 
 def next_block(source: Window, layout: Layout, start: int) -> Block:
@@ -236,6 +256,7 @@ class _InvalidError(Exception):
         self.place, self.key, self.problem, self.next_step = place, key, problem, next_step
 
 
+_LITERALS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
 _MEND = "Mend the file there, or write it again from its source."
 _JSONL = 'If this is JSONL, each of its lines needs an "image_path" string. Else mend the file there.'
 _CUT_OFF = "It was probably cut off while being written or copied: write or copy it again."
@@ -287,6 +308,8 @@ def _scan_line(text: str, place: int, *, at_end: bool) -> tuple[str | None, int,
         try:
             value, behind = _scan_value(line, begin, None, at_end=True)
         except _InvalidError as error:
+            if error.place == len(line) and not last:
+                raise _InvalidError(place + len(line), None, "the line ends inside a record, expected one object a line.", _MEND) from None
             raise _InvalidError(place + error.place, None, error.problem, error.next_step) from None
         if _skip(line, behind) < len(line):
             problem = f"found {_found(line, _skip(line, behind))} behind a value, expected one object a line."
@@ -301,9 +324,11 @@ def _scan_value(text: str, place: int, key: str | None, *, at_end: bool) -> tupl
         return _DECODE(text, place)
     except JSONDecodeError as error:
         ended = error.pos >= len(text) - _UNFINISHED_CHARS or error.msg.startswith("Unterminated string")
+        rest = text[error.pos :]
+        cut = ("escape" in error.msg and '"' not in rest) or any(literal.startswith(rest) for literal in _LITERALS)
         if ended and not at_end:
             raise _UnfinishedError(key) from None
-        if ended and (error.pos >= len(text) or error.msg.startswith("Unterminated string")):
+        if ended and (error.pos >= len(text) or error.msg.startswith("Unterminated string") or cut):
             raise _InvalidError(len(text), key, "the file ends inside a record.", _CUT_OFF) from None
         if error.msg.startswith("Invalid control character"):
             problem = f"found {_found(text, error.pos)} inside a string, expected its closing quote before."
@@ -318,10 +343,10 @@ def _scan_value(text: str, place: int, key: str | None, *, at_end: bool) -> tupl
 
 def _missing(text: str, place: int, key: str | None, problem: str, *, at_end: bool) -> _UnfinishedError | _InvalidError:
     """The error for something other than expected at `place`, which may be the end of the window or of the file."""
+    if not at_end and place >= len(text) - _UNFINISHED_CHARS:  # a number in front of `place` may go on
+        return _UnfinishedError(key)
     if place < len(text):
         return _InvalidError(place, key, problem, _MEND)
-    if not at_end:
-        return _UnfinishedError(key)
     return _InvalidError(place, key, "the file ends before its top-level object does, expected a closing }.", _CUT_OFF)
 
 

@@ -4,17 +4,19 @@
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
+from capmerge.fit import Fitted, Fitter
 from capmerge.marks import MARK, TAG_SPANS, WEIGHTS
 from capmerge.plain import PlainMerge
 from capmerge.tags import one_line, spaced
 from capmerge.tally import Tally
-from capmerge.templates import MergeOptions, Template, line_counts, shares_of, whole_weights
+from capmerge.templates import Draw, MergeOptions, Template, line_counts, shares_of, whole_weights
 from capmerge.wildcard import TooManyOutcomesError, escape, has_brace, outcomes, space_stand_ins
 
 Record: TypeAlias = dict[str, Any]
@@ -30,20 +32,6 @@ class UnmergeableError(ValueError):
 
 class RewrittenError(ValueError):
     """A record that an earlier run has rewritten already: its braces would double."""
-
-
-class Draw(NamedTuple):
-    """One template with the texts of its fields, before anything is escaped."""
-
-    template: Template
-    tags: str
-    caption: str
-    share: Fraction
-    """Of the probability."""
-
-    def value(self, field: str) -> str:
-        """The text of a field."""
-        return self.tags if field == "tags" else self.caption
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +74,7 @@ class Merger:
         self._plain = (
             PlainMerge(options, self.literals, (MARK, TAG_SPANS, WEIGHTS, *reserved), self.tally) if PlainMerge.serves(options) else None
         )
+        self._fitter = Fitter(options, self.line, self.literals) if options.fit_tokens else None
 
     def merge_all(self, records: Collection[Any]) -> list[tuple[int, UnmergeableError | RewrittenError]]:
         """Merge every record of a block in place; the number of each that could not be, and why."""
@@ -95,15 +84,28 @@ class Merger:
             return []
         failures: list[tuple[int, UnmergeableError | RewrittenError]] = []
         listed = list(records)
+        fitted = self.fit_all(listed)
         for number in numbers:
             try:
-                self.merge(listed[number])
+                self.merge(listed[number], fitted[number] if fitted else None)
             except (UnmergeableError, RewrittenError) as error:
                 failures.append((number, error))
         return failures
 
-    def merge(self, record: Any) -> None:
-        """Turn one record into its rewritten form, in place.
+    def fit_all(self, records: Sequence[Any]) -> list[Fitted | None]:
+        """What `--fit` makes of each of many records, to be handed to `merge`: quicker than one by one. Empty without `--fit`."""
+        if self._fitter is None:
+            return []
+        asked: dict[int, list[Draw]] = {}
+        for number, record in enumerate(records):
+            if isinstance(record, dict) and MARK not in record:
+                with suppress(UnmergeableError):  # `merge` raises it in its place
+                    asked[number] = self._asked(record)
+        fitted = dict(zip(asked, self._fitter.fit_all(list(asked.values())), strict=True))
+        return [fitted.get(number) for number in range(len(records))]
+
+    def merge(self, record: Any, fitted: Fitted | None = None) -> None:
+        """Turn one record into its rewritten form, in place; `fitted` is what `fit_all` gave for it.
 
         Raises, before anything is changed, `UnmergeableError` when it is no object, its `caption` or `tags` is neither
         a string nor null, or it has a field of ours; `RewrittenError` when it bears the mark and `allow_rewritten` is
@@ -121,8 +123,9 @@ class Merger:
             tally.passed += 1
             return
         self._check_names(record, (TAG_SPANS, WEIGHTS, *self._format_fields))
-        found = self.alternatives(record)
-        self._count(record)
+        fitted = fitted or self.fitted(record)
+        found = self._distinct(fitted.draws)
+        self._count(record, fitted)
         shares = tuple(alternative.share for alternative in found)
         weights, counts = _weights_and_counts(shares)
         by_field = self.options.weights == "field"
@@ -149,8 +152,12 @@ class Merger:
 
         Raises `UnmergeableError` as `merge` does.
         """
+        return self._distinct(self.draws(record))
+
+    def _distinct(self, draws: list[Draw]) -> list[Alternative]:
+        """The alternatives of some draws, equal lines as one."""
         distinct: dict[str, Alternative] = {}
-        for draw in self.draws(record):
+        for draw in draws:
             new = self._fill(draw)
             same = distinct.get(new.line)
             if same:
@@ -159,6 +166,15 @@ class Merger:
         return list(distinct.values())
 
     def draws(self, record: Record) -> list[Draw]:
+        """What is drawn from, in the order it is written; shares sum to 1."""
+        return self.fitted(record).draws
+
+    def fitted(self, record: Record) -> Fitted:
+        """`draws`, and what `--fit` did to get there."""
+        draws = self._asked(record)
+        return self._fitter.fit_all([draws])[0] if self._fitter else Fitted(draws, [], [], 0)
+
+    def _asked(self, record: Record) -> list[Draw]:
         """What the templates ask for with the fields that `record` has, in the order it is written; shares sum to 1."""
         tags, captions = self._tags(record), self._captions(record)
         missing = [name for name, found in (("tags", tags), ("caption", captions)) if not found]
@@ -185,9 +201,12 @@ class Merger:
             if name in record:
                 raise UnmergeableError(f'found a field "{name}", which the output needs for itself.')
 
-    def _count(self, record: Record) -> None:
-        """Count what kind of source record this is."""
+    def _count(self, record: Record, fitted: Fitted) -> None:
+        """Count what kind of source record this is, and what became of its draws."""
         tally = self.tally
+        tally.fit_left_out += len(fitted.left_out)
+        tally.fit_cut += len(fitted.cut)
+        tally.fit_too_long += fitted.too_long
         tags, captions = self._tags(record), self._captions(record)
         if tags and captions:
             tally.both += 1
@@ -199,7 +218,7 @@ class Merger:
             tally.empty += 1
         if any(_SPECIAL_TOKEN.search(text) for text in (record.get("tags"), record.get("caption")) if text):
             tally.special_tokens += 1
-        if captions and _has_paragraphs(record["caption"]):
+        if captions and self.options.caption_lines == "each" and _has_paragraphs(record["caption"]):
             tally.paragraphs += 1
 
     def _write(self, repeated: list[Alternative]) -> str:
@@ -232,6 +251,10 @@ class Merger:
         """
         texts = [self.options.prefix + template.literals[0], *template.literals[1:-1], template.literals[-1] + self.options.suffix]
         return [texts[0].lstrip(), *texts[1:-1], texts[-1].rstrip()]
+
+    def line(self, draw: Draw) -> str:
+        """The line of one draw, as written."""
+        return self._fill(draw).line
 
     def _fill(self, draw: Draw) -> Alternative:
         """The alternative of one draw."""
@@ -271,7 +294,7 @@ class Merger:
 def _seam(line: str, written: str) -> str:
     """A space where the grammar would read a brace across the seam between `line` and the piece behind it, else nothing."""
     if written.startswith("{{"):
-        return " " if line.endswith("\u2985") else ""
+        return " " if line.rstrip("{").endswith("\u2985") else ""
     if written.startswith("}}"):
         closing = len(line) - len(line.rstrip("}"))
         return " " if closing % 2 or line.endswith("\u2986") else ""

@@ -16,19 +16,22 @@ import typer
 
 import capmerge
 from capmerge.blocks import MAX_RECORD_BYTES
+from capmerge.cut import Chunking
 from capmerge.document import Document
 from capmerge.errors import CapmergeError, UsageError, printable
-from capmerge.gather import Family, Tokenizers
+from capmerge.families import Family
+from capmerge.gather import Tokenizers
 from capmerge.measure import MeasureOptions, measure
-from capmerge.output import write_whole
-from capmerge.rewrite import Format, FormatName, OnError, RewriteOptions, first_records, rewrite
+from capmerge.output import side_path, write_whole
 from capmerge.report import text_table
-from capmerge.side_files import DATASET, load_receipt
+from capmerge.rewrite import Format, FormatName, OnError, RewriteOptions, first_records, rewrite
+from capmerge.side_files import DATASET, SIDE_FILES, load_receipt
 from capmerge.source import Source, open_source
 from capmerge.stats_files import StatsFiles, default_document
 from capmerge.summary import Summary
 from capmerge.templates import CaptionLines, Layout, MergeOptions, Underscores, Weights
 from capmerge.verify import verify
+from capmerge.wildcard import Pick
 
 app = typer.Typer(
     add_completion=False,
@@ -102,16 +105,22 @@ JobsOption = Annotated[
     int | None, typer.Option("-j", "--jobs", metavar="N", min=1, help="Worker processes. Default: all cores.", show_default=False)
 ]
 MaxRecordOption = Annotated[int, typer.Option("--max-record", metavar="BYTES", min=1 << 21, help="The longest record that is read.")]
+FitOption = Annotated[
+    tuple[int, str] | None,
+    typer.Option(
+        "--fit",
+        metavar="N drop|trim",
+        help="An alternative longer than N tokens is left out where a shorter one exists, or cut at a whole tag or sentence.",
+        show_default=False,
+    ),
+]
 FamilyOption = Annotated[
-    Family, typer.Option("--family", help="Whose tokenizer counts. sd1 and sdxl read alike; sd3 and flux have one chunk and a T5.")
+    Family | None, typer.Option("--family", help="Whose CLIP tokenizer counts (default sd1, the same as sdxl).", show_default=False)
 ]
 TokenizerOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        "--tokenizer",
-        metavar="PATH",
-        help="Count with this Hugging Face tokenizer folder or tokenizer.json; for sd3 and flux it can be the T5's.",
-        show_default=False,
+        "--tokenizer", metavar="PATH", help="A Hugging Face tokenizer: another CLIP, or the T5 of sd3 and flux.", show_default=False
     ),
 ]
 PlotOption = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the lengths as .png or .svg.", show_default=False)]
@@ -151,6 +160,7 @@ def _rewrite(  # one parameter an option
     image_size: ImageSizeOption = None,
     on_error: OnErrorOption = None,
     allow_rewritten: AllowRewrittenOption = None,
+    fit: FitOption = None,
     jobs: JobsOption = None,
     dry_run: Annotated[
         int | None,
@@ -164,7 +174,7 @@ def _rewrite(  # one parameter an option
     stats: Annotated[
         bool, typer.Option("--stats", help="Count tokens in the same pass: a table, and <stem>.stats.json beside OUT.")
     ] = False,
-    family: FamilyOption = "sd1",
+    family: FamilyOption = None,
     tokenizer: TokenizerOption = None,
     plot: PlotOption = None,
     report: ReportOption = None,
@@ -172,10 +182,14 @@ def _rewrite(  # one parameter an option
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
 ) -> None:
-    """Merge caption and tags of every record into caption lines that sd-scripts draws from."""
+    """Merge caption and tags of every record into caption lines that sd-scripts draws from.
+
+    SRC is a .json or .jsonl metadata file, .gz of either, or - for standard input.
+    """
     with _errors_as_exit_codes():
         asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, image_size, allow_rewritten)
-        target = None if out == "-" else Path(out) if out else _default_target(src, format_name)
+        asked |= _asked_fit(fit, None if stats and not fit else family)
+        target = None if out == "-" else _default_target(src, format_name) if out is None else Path(out)
         options = RewriteOptions(
             target,
             Format.choose(format_name, target),
@@ -183,7 +197,7 @@ def _rewrite(  # one parameter an option
             on_error or "stop",
             jobs or _cores(),
             force=force,
-            stats=Tokenizers(family, tokenizer) if stats else None,
+            stats=Tokenizers(family or "sd1", tokenizer) if stats else None,
             max_record_bytes=max_record,
         )
         if not stats and (plot or report or tokenizer):
@@ -201,10 +215,10 @@ def _rewrite(  # one parameter an option
             config = target.name + DATASET if target else None
             written = files.save(outcome.statistics) if outcome.statistics else []
             end = Summary(outcome.tally, outcome.read_bytes, outcome.written_bytes, time.perf_counter() - started, config)
-        if summary:
-            write_whole(summary, json.dumps(end.as_dict(), indent=2) + "\n")
         if not quiet:
             print(end.text(), file=sys.stdout if target else sys.stderr)
+        if summary:
+            write_whole(summary, json.dumps(end.as_dict(), indent=2) + "\n")
             _print_statistics(outcome.statistics, written, to=sys.stdout if target else sys.stderr)
 
 
@@ -223,15 +237,19 @@ def _verify(
     image_size: ImageSizeOption = None,
     on_error: OnErrorOption = None,
     allow_rewritten: AllowRewrittenOption = None,
+    fit: FitOption = None,
+    family: FamilyOption = None,
     quiet: QuietOption = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
 ) -> None:
     """Prove record by record that OUT is SRC rewritten, with nothing lost.
 
+    SRC and OUT are .json or .jsonl files, or .gz of either.
     The options are those of OUT.capmerge.json, unless any is given here.
     """
     with _errors_as_exit_codes():
         asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, image_size, allow_rewritten)
+        asked |= _asked_fit(fit, family)
         if asked or on_error:
             merge, skips = MergeOptions(**asked), on_error == "skip"
         else:
@@ -244,7 +262,9 @@ def _verify(
 
 @app.command("stats")
 def _stats(
-    src: Annotated[str, typer.Argument(metavar="[SRC]", help="A metadata file, as for rewrite, or what rewrite made of one.")] = "meta_lat.json",
+    src: Annotated[
+        str, typer.Argument(metavar="[SRC]", help="A metadata file, as for rewrite, or what rewrite made of one.")
+    ] = "meta_lat.json",
     layout: LayoutOption = None,
     line: LineOption = None,
     weights: WeightsOption = None,
@@ -254,7 +274,8 @@ def _stats(
     prefix: PrefixOption = None,
     suffix: SuffixOption = None,
     on_error: OnErrorOption = None,
-    family: FamilyOption = "sd1",
+    fit: FitOption = None,
+    family: FamilyOption = None,
     tokenizer: TokenizerOption = None,
     out: Annotated[
         Path | None,
@@ -273,20 +294,102 @@ def _stats(
 ) -> None:
     """Count the tokens that CLIP will see: how long, how many are cut, and what else a file of captions holds.
 
-    A rewritten record is counted as it is; any other as rewrite would write it with the same options.
+    SRC is a metadata file as for rewrite, or what rewrite made of one; default: meta_lat.json here. A rewritten record is
+    counted as it is, any other as rewrite would write it with the same options.
     """
     with _errors_as_exit_codes():
         asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, None, None)
-        merge, tokenizers = MergeOptions(**asked), Tokenizers(family, tokenizer)
+        asked |= _asked_fit(fit, family if fit else None)
+        merge, tokenizers = MergeOptions(**asked), Tokenizers(family or "sd1", tokenizer)
         with open_source(src) as source:
             document = out or (None if src == "-" else default_document(Path(src)))
             files = StatsFiles(document, plot, report, per_record).checked(source, force=force)
             options = MeasureOptions(merge, tokenizers, files.per_record, on_error or "stop", jobs or _cores(), max_record)
             with _progress_bar(source, quiet=quiet) as progress:
                 statistics = measure(source, options, progress=progress)
+        if asked and statistics["records"]["rewritten_before"]:
+            _warn("records that are rewritten already are counted as they are; the merge options change nothing in them.")
         written = files.save(statistics)
         if not quiet:
             _print_statistics(statistics, [*written, *([files.per_record] if files.per_record else [])], to=sys.stdout)
+
+
+@app.command("preview")
+def _preview(
+    src: SourceArgument,
+    key: Annotated[
+        list[str] | None, typer.Option("--key", metavar="K", help="Show the record of this key. Repeatable.", show_default=False)
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option("-n", "--count", metavar="N", min=1, help="Show the first N records. Default: 5.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens", metavar="N", help="What a model reads: a multiple of 75. Default: 225; a1111: no limit.", show_default=False
+        ),
+    ] = None,
+    chunking: Annotated[
+        Chunking, typer.Option("--chunking", help="How captions are cut into chunks: as sd-scripts or as AUTOMATIC1111 does.")
+    ] = "kohya",
+    family: FamilyOption = None,
+    tokenizer: TokenizerOption = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="With --epoch: show the very line that is drawn.", show_default=False)] = None,
+    epoch: Annotated[int | None, typer.Option("--epoch", help="The epoch of --seed.", show_default=False)] = None,
+    pick: Annotated[Pick | None, typer.Option("--pick", help="How it is drawn. Default: random.", show_default=False)] = None,
+    dataset: Annotated[int | None, typer.Option("--dataset", min=0, help="Number of the data set. Default: 0.", show_default=False)] = None,
+    repeat: Annotated[int | None, typer.Option("--repeat", min=0, help="Number of the repeat. Default: 0.", show_default=False)] = None,
+    layout: LayoutOption = None,
+    line: LineOption = None,
+    weights: WeightsOption = None,
+    caption_lines: CaptionLinesOption = None,
+    underscores: UnderscoresOption = None,
+    caption_wildcards: CaptionWildcardsOption = None,
+    prefix: PrefixOption = None,
+    suffix: SuffixOption = None,
+    image_size: ImageSizeOption = None,
+    fit: FitOption = None,
+    quiet: QuietOption = False,
+    max_record: MaxRecordOption = MAX_RECORD_BYTES,
+) -> None:
+    """Show records before and after, with what CLIP sees of every alternative."""
+    with _errors_as_exit_codes():
+        from capmerge.preview import Previewer, PreviewOptions, Sampling, iter_previews
+        from capmerge.show import Screen
+
+        asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, image_size, None)
+        asked |= _asked_fit(fit, family if fit else None)
+        if (seed is None) != (epoch is None):
+            raise UsageError("--seed and --epoch belong together: give both, or neither.")
+        if key and count is not None:
+            raise UsageError("--key and -n both say which records to show. Give one of them.")
+        if seed is None and (pick or dataset is not None or repeat is not None):
+            raise UsageError("--pick, --dataset and --repeat say what is drawn. Give --seed and --epoch with them.")
+        sampling = None if seed is None or epoch is None else Sampling(seed, epoch, dataset or 0, repeat or 0, pick or "random")
+        options = PreviewOptions(
+            MergeOptions(**asked),
+            tuple(key or ()),
+            count or 5,
+            family or "sd1",
+            chunking,
+            max_tokens,
+            tokenizer,
+            sampling,
+            max_record,
+        )
+        previewer = Previewer(options)
+        screen = Screen(colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb")
+        unread = 0
+        write = _write_beside_bar if key and not quiet and sys.stderr.isatty() else print
+        with open_source(src) as source, _progress_bar(source, quiet=quiet or not key) as progress:
+            for preview in iter_previews(source, options, previewer, progress):
+                unread += preview.rewritten
+                for text in screen.lines(preview):
+                    write(text)
+        if not quiet:
+            print(previewer.readers.text())
+        if asked and unread:
+            _warn(f"records that are rewritten already are shown as they are ({unread} here); the merge options change nothing in them.")
 
 
 def main() -> None:
@@ -303,16 +406,21 @@ def _errors_as_exit_codes() -> Iterator[None]:
     """A user's mistake ends with one message and its exit code; a bug goes on with its traceback."""
     try:
         yield
+        if sys.stdout is not None:
+            sys.stdout.flush()  # else a closed pipe would be noticed behind this function only
     except CapmergeError as error:
         print(f"capmerge: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        print("capmerge: interrupted; nothing was written.", file=sys.stderr)
+        print("capmerge: interrupted; no file was written.", file=sys.stderr)
         raise typer.Exit(130) from None
     except BrokenPipeError:
         # The reader has seen enough. Python would complain again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(141) from None
+    except OSError as error:  # what no library function foresaw: the terminal's device is full, a disk is gone
+        print(f"capmerge: {error.filename or 'standard output'}: {error.strerror}. Check the disk or the device.", file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
 def _terminated(_signal: int, _frame: FrameType | None) -> None:
@@ -347,12 +455,21 @@ def _asked(  # the merge options, in the order of MergeOptions
     return {name: value for name, value in given.items() if value is not None}
 
 
+def _asked_fit(fit: tuple[int, str] | None, family: Family | None) -> dict[str, Any]:
+    """The options of `--fit` that the command line gives, by their names in `MergeOptions`."""
+    if fit is None:
+        if family:
+            raise UsageError(f"--family {family} says whose tokens --fit counts. Give --fit N drop or --fit N trim, or leave it out.")
+        return {}
+    return {"fit_tokens": fit[0], "fit_by": fit[1], **({"fit_family": family} if family else {})}
+
+
 def _default_target(src: str, format_name: FormatName | None) -> Path:
     if src == "-":
         raise UsageError("standard input has no name to derive the output's from. Give -o OUT, or -o - for standard output.")
     path = Path(src)
-    name = path.name.removesuffix(".gz").removesuffix(".json").removesuffix(".jsonl")
-    return path.with_name(f"{name}_wildcard.{format_name or 'json'}")
+    unzipped = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    return path.with_name(f"{unzipped.stem}_wildcard.{format_name or 'json'}")
 
 
 def _cores() -> int:
@@ -371,8 +488,11 @@ def _print_statistics(statistics: Document | None, written: list[Path], *, to: T
 
 def _check_summary(summary: Path, source: Source, target: Path | None) -> None:
     """Raise `UsageError` when `--summary` would replace the source or the output."""
-    if source.is_file(summary) or (target and summary.resolve() == target.resolve()):
-        raise UsageError(f"--summary {printable(str(summary))}: this is the source or the output itself. Choose another file.")
+    ours = [target, *(side_path(target, suffix) for suffix in SIDE_FILES)] if target else []
+    if source.is_file(summary) or summary.resolve() in [path.resolve() for path in ours]:
+        raise UsageError(f"--summary {printable(str(summary))}: this is the source, the output or a side file. Choose another file.")
+    if summary.is_dir() or not summary.resolve().parent.is_dir():
+        raise UsageError(f"--summary {printable(str(summary))}: found a folder, or no folder to write into, expected a file name.")
 
 
 def _silent(_message: str) -> None:
@@ -391,6 +511,12 @@ def _print_records(source: Source, options: RewriteOptions, count: int) -> None:
             print(f"  {title}:")
             for line in text.split("\n"):
                 print(f"    {printable(line)}")
+
+
+def _write_beside_bar(line: str) -> None:
+    from tqdm import tqdm  # imported already: a bar stands there
+
+    tqdm.write(line)
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from typing import Any
 
 import capmerge
 from capmerge.caption_stats import STYLES, CaptionStats
+from capmerge.families import CROPPED_TOKENS, T5_IDS, Family
 from capmerge.stats import Cut, Distribution, LengthStats
 from capmerge.tags import spaced
 from capmerge.templates import MergeOptions
@@ -45,17 +46,10 @@ from capmerge.tokens import CHUNK_TOKENS, TokenCounter
 
 Document = dict[str, Any]
 MOST_FREQUENT = 100
-LIMITS = {
-    "sd1": (CHUNK_TOKENS, 2 * CHUNK_TOKENS, 3 * CHUNK_TOKENS),
-    "sd2": (CHUNK_TOKENS, 2 * CHUNK_TOKENS, 3 * CHUNK_TOKENS),
-    "sdxl": (CHUNK_TOKENS, 2 * CHUNK_TOKENS, 3 * CHUNK_TOKENS),
-    "sd3": (CHUNK_TOKENS,),
-    "flux": (CHUNK_TOKENS,),
-}
-"""Family -> the max lengths its trainer takes, in tokens: sd-scripts' --max_token_length; SD3 and FLUX have one chunk."""
-FAMILIES_WITH_T5 = ("sd3", "flux")
-T5_LIMITS = (256, 512)
-"""The max lengths of their T5, its own special tokens included: SD3 and FLUX schnell, FLUX dev."""
+_LIMITS = (CHUNK_TOKENS, 2 * CHUNK_TOKENS, 3 * CHUNK_TOKENS)
+"""The max lengths that sd-scripts takes: --max_token_length. Families of `CROPPED_TOKENS` have one of their own."""
+_T5_LIMITS = sorted(set(T5_IDS.values()))
+"""For any family with a T5: both are in use, FLUX schnell has SD3's."""
 LOSS = Fraction(1, 100)
 """Of the tokens: what a max length may drop and still be advised."""
 
@@ -65,7 +59,7 @@ def build_document(
     *,
     source: str,
     merge: MergeOptions,
-    family: str,
+    family: Family,
     counter: TokenCounter,
     t5: TokenCounter | None,
     duplicates: dict[str, Any],
@@ -73,7 +67,7 @@ def build_document(
     """The document of a finished run."""
     lines = stats.all_lines()
     distribution = lines.distribution()
-    limits = [distribution.cut(limit) for limit in LIMITS[family]]
+    limits = [distribution.cut(limit) for limit in ([CROPPED_TOKENS[family]] if family in CROPPED_TOKENS else _LIMITS)]
     tags, resolutions = _tags(stats), stats.resolutions.counts
     return {
         "schema": "capmerge.stats",
@@ -91,9 +85,10 @@ def build_document(
         ],
         "limits": [cut._asdict() for cut in limits],
         "advice": _advice(distribution, limits),
-        "t5": _t5(stats.t5_lines, T5_LIMITS, t5),
+        "t5": _t5(stats.t5_lines, _T5_LIMITS, t5),
         "wildcards": _wildcards(stats),
-        "tags": tags and {
+        "tags": tags
+        and {
             "occurrences": tags.total(),
             "distinct": len(tags),
             "long": stats.tag_counts.long,
@@ -147,7 +142,7 @@ def _advice(distribution: Distribution, limits: list[Cut]) -> dict[str, Any]:
     }
 
 
-def _t5(lines: LengthStats, limits: tuple[int, ...], t5: TokenCounter | None) -> dict[str, Any] | None:
+def _t5(lines: LengthStats, limits: list[int], t5: TokenCounter | None) -> dict[str, Any] | None:
     if t5 is None:
         return None
     special = getattr(t5.tokenizer, "n_special", 0)

@@ -7,9 +7,10 @@ what is cut, and on a linear axis it is not to be seen. Below, what share of the
 import io
 from typing import Any
 
-from capmerge.document import FAMILIES_WITH_T5, Document, percent
+from capmerge.document import Document, percent
 from capmerge.errors import printable
-from capmerge.histogram import INK, LIMIT, GRID, histogram
+from capmerge.families import CROPPED_TOKENS
+from capmerge.histogram import GRID, INK, LIMIT, histogram
 from capmerge.stats import LengthStats
 
 _PALE = "#666666"
@@ -21,7 +22,7 @@ def draw_figure(document: Document, ending: str) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    style = {"font.size": 10, "svg.hashsalt": "capmerge", "svg.fonttype": "none", "axes.unicode_minus": False}
+    style: dict[Any, Any] = {"font.size": 10, "svg.hashsalt": "capmerge", "svg.fonttype": "none", "axes.unicode_minus": False}
     with mpl.rc_context({**style, "text.parse_math": False}):
         figure = Figure(figsize=(9, 6.2), dpi=130, layout="constrained")
         FigureCanvasAgg(figure)
@@ -68,7 +69,7 @@ def _draw_dropped(axes: Any, document: Document) -> None:
     axes.set_ylim(0, 100)
     axes.set_xlim(0, max(longest, *(cut["limit"] for cut in document["limits"])) * 1.08)
     axes.set_ylabel("tokens dropped, %")
-    one_chunk = " (77 places with start and end; one chunk)" if document["family"] in FAMILIES_WITH_T5 else ""
+    one_chunk = " (77 places with start and end; one chunk)" if document["family"] in CROPPED_TOKENS else ""
     axes.set_xlabel(f"tokens, by the tokenizer of {printable(document['tokenizer'])}{one_chunk}")
     _dress(axes)
 

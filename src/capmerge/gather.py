@@ -4,14 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from capmerge.blocks import Layout
 from capmerge.caption import Merger
 from capmerge.caption_stats import CaptionStats
 from capmerge.codec import decode
-from capmerge.document import FAMILIES_WITH_T5, Document, build_document
+from capmerge.document import Document, build_document
 from capmerge.duplicates import Place, RecordHashes, RecordPlaces, as_json
+from capmerge.errors import UsageError, printable
+from capmerge.families import CLIP, T5_IDS, Family
 from capmerge.observe import Observer, whole_caption
 from capmerge.output import AtomicFile
 from capmerge.source import Source
@@ -19,28 +21,31 @@ from capmerge.templates import MergeOptions
 from capmerge.tokens import FileTokenizer, TokenCounter, load_tokenizer, load_tokenizer_file
 from capmerge.trained import trained_alternatives
 
-Family = Literal["sd1", "sd2", "sdxl", "sd3", "flux"]
-_CLIP = {"sd1": "sd1", "sd2": "sd2", "sdxl": "sd1", "sd3": "sd1", "flux": "sd1"}
-"""Family -> whose tokenizer counts: SDXL's two encoders and the first of SD3 and FLUX read as many tokens as SD1's."""
 _EXCERPT = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenizers:
-    """Which tokenizers count: those of a family, or one from the user's files.
-
-    For a family with a T5, a file that is no CLIP's is its T5.
-    """
+    """Which tokenizers count: those of a family, or one from the user's files: another CLIP, or the T5 of a family that has one."""
 
     family: Family = "sd1"
-    path: Path | None = None
+    path: str | None = None
 
     def load(self) -> tuple[TokenCounter, TokenCounter | None]:
-        """The counter of every figure, and that of the T5, if there is one. Raises `UsageError` as `load_tokenizer_file`."""
-        own = load_tokenizer_file(self.path) if self.path else None
-        if own and self.family in FAMILIES_WITH_T5 and isinstance(own, FileTokenizer):
-            return TokenCounter(load_tokenizer(_CLIP[self.family])), TokenCounter(own)
-        return TokenCounter(own or load_tokenizer(_CLIP[self.family])), None
+        """The counter of every figure, and that of the T5, if there is one.
+
+        Raises `UsageError` for a tokenizer that is no CLIP's where there is no T5, and as `load_tokenizer_file`.
+        """
+        given = load_tokenizer_file(self.path) if self.path else None
+        if given is None or isinstance(given, FileTokenizer):
+            clip = TokenCounter(load_tokenizer(CLIP[self.family]))
+            if given and self.family not in T5_IDS:
+                raise UsageError(
+                    f"--tokenizer {printable(str(self.path))}: it is no CLIP tokenizer, and --family {self.family} reads with CLIP alone. "
+                    f"Give one of CLIP, or --family {' or '.join(T5_IDS)}."
+                )
+            return clip, TokenCounter(given) if given else None
+        return TokenCounter(given), None
 
     def observer(self, *, per_record: bool) -> Observer:
         """What a worker counts with."""
@@ -72,7 +77,9 @@ class Gathered:
         """The document of the finished run; the captions of the largest groups of duplicates are read from `source` again."""
         groups = self._hashes.groups()
         numbers = [number for _, number in groups.largest]
-        firsts = [None] * len(numbers) if source.path is None else [self._read(source, layout, merge, place) for place in self._places.places(numbers)]
+        firsts: list[tuple[str, str] | None] = [None] * len(numbers)
+        if source.path:
+            firsts = [self._read(source, layout, merge, place) for place in self._places.places(numbers)]
         return build_document(
             self.stats,
             source=Path(source.name).name,

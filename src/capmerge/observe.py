@@ -8,12 +8,12 @@ import hashlib
 import re
 from collections.abc import Collection
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from capmerge.caption import UnmergeableError
 from capmerge.caption_stats import CaptionStats
 from capmerge.codec import Pair, to_json
 from capmerge.marks import MARK, WEIGHTS
+from capmerge.rewritten import BrokenRecordError
 from capmerge.tokens import TokenCounter
 from capmerge.trained import Trained, trained_alternatives
 
@@ -55,7 +55,7 @@ class Observer:
         taken, self.stats = self.stats, CaptionStats()
         return taken
 
-    def note(self, pairs: Collection[Pair], place: bytes, left_out: Collection[int] = ()) -> list[tuple[int, UnmergeableError]]:
+    def note(self, pairs: Collection[Pair], place: bytes, left_out: Collection[int] = ()) -> list[tuple[int, BrokenRecordError]]:
         """Note the rewritten records of one piece, but for the numbers in `left_out`; `place` is for the stream of places.
 
         Returns the numbers of those that are not as a rewrite leaves them, and why: they are in no figure.
@@ -63,7 +63,7 @@ class Observer:
         noted = self._noted
         plain, keys, others, resolutions = noted.plain, noted.plain_keys, noted.others, noted.resolutions
         hashes = [bytes(8)] * len(pairs)
-        failures: list[tuple[int, UnmergeableError]] = []
+        failures: list[tuple[int, BrokenRecordError]] = []
         for number, (key, record) in enumerate(pairs):
             if left_out and number in left_out:
                 continue
@@ -80,7 +80,7 @@ class Observer:
                     continue
             try:
                 alternatives = trained_alternatives(record)
-            except UnmergeableError as error:
+            except BrokenRecordError as error:
                 failures.append((number, error))
                 continue
             others.append(_Other(len(keys), key, alternatives))

@@ -24,6 +24,7 @@ class AtomicFile:
         self.target = target
         self.written_bytes = 0
         self._temporary = _temporary_of(target)
+        self._published = False
         try:
             self._file = _open_locked(self._temporary)
         except BlockingIOError as error:
@@ -54,6 +55,7 @@ class AtomicFile:
             self._file.close()
         try:
             self._temporary.replace(self.target)
+            self._published = True
             _sync_folder(self.target.parent)
         except OSError as error:
             raise _cannot_write(self.target, error) from error
@@ -61,7 +63,7 @@ class AtomicFile:
 
     def discard(self) -> None:
         """Remove the temporary file; after `publish` there is none."""
-        if not self._file.closed:
+        if not self._published:
             if sys.platform == "win32":  # it cannot remove an open file
                 self._file.close()
             self._temporary.unlink(missing_ok=True)
@@ -85,6 +87,8 @@ class StandardOutput:
         except BrokenPipeError:
             raise
         except OSError as error:
+            if sys.platform == "win32" and error.errno == errno.EINVAL:  # how Windows says that the reader is gone
+                raise BrokenPipeError from error
             raise OutputError(f"standard output: cannot write ({error.strerror}).") from error
         self.written_bytes += len(data)
 
@@ -97,11 +101,17 @@ class OutputFiles:
 
     def __init__(self, target: Path | None, side_suffixes: tuple[str, ...]) -> None:
         self._target = target
-        self._open: list[AtomicFile] = []
-        self.main: AtomicFile | StandardOutput = StandardOutput() if target is None else self._add(target)
+        self._files: list[AtomicFile] = []
         self._absent = {} if target is None else {suffix: side_path(target, suffix) for suffix in side_suffixes}
-        for path in self._absent.values():  # what a killed run left; the lock on the main file is ours by now
-            _temporary_of(path).unlink(missing_ok=True)
+
+    def open(self) -> AtomicFile | StandardOutput:
+        """The output itself, open for writing; what a killed run left of the side files is removed."""
+        if self._target is None:
+            return StandardOutput()
+        main = self._add(self._target)
+        for path in self._absent.values():  # the lock on the main file is ours by now
+            _remove(_temporary_of(path))
+        return main
 
     def side(self, suffix: str) -> AtomicFile:
         """The side file OUT + `suffix`, opened at its first use."""
@@ -109,21 +119,21 @@ class OutputFiles:
 
     def publish(self) -> None:
         """Sync every file, then name them; side files of an earlier run that this one did not write are removed."""
-        for file in self._open:
+        for file in self._files:
             file.sync()
         for path in self._absent.values():
-            path.unlink(missing_ok=True)
-        for file in reversed(self._open):
+            _remove(path)
+        for file in reversed(self._files):
             file.publish()
 
     def discard(self) -> None:
         """Remove whatever is not published."""
-        for file in self._open:
+        for file in self._files:
             file.discard()
 
     def _add(self, path: Path) -> AtomicFile:
-        self._open.append(AtomicFile(path))
-        return self._open[-1]
+        self._files.append(AtomicFile(path))
+        return self._files[-1]
 
 
 def write_whole(path: Path, text: str | bytes) -> None:
@@ -176,6 +186,13 @@ def _temporary_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.capmerge-tmp")
 
 
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{printable(str(path))}: cannot replace this, {error.strerror}. Remove it, or choose another -o.") from error
+
+
 def _cannot_write(target: Path, error: OSError) -> OutputError:
     shown = printable(str(target))
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -203,7 +220,7 @@ def _sync_folder(folder: Path) -> None:
 def _open_locked(path: Path) -> FileIO:
     """`path` emptied and open for writing, locked against another run; raises `BlockingIOError` when one holds it."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0), 0o666)
         file = FileIO(descriptor, "wb")
         try:
             _lock(descriptor)

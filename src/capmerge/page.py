@@ -19,7 +19,8 @@ h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margi
 .advice { border-left: 4px solid #0072b2; background: #eef5fa; padding: .7rem 1rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #e4e4e4; vertical-align: top; white-space: pre-wrap; overflow-wrap: anywhere; }
+th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #e4e4e4; vertical-align: top; }
+th, td { white-space: pre-wrap; overflow-wrap: anywhere; }
 th { color: #555; font-weight: 600; } .n { text-align: right; white-space: nowrap; overflow-wrap: normal; }
 p.note, footer { color: #555; font-size: .9rem; } svg { max-width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; }
 """
@@ -43,7 +44,7 @@ def html_page(document: Document) -> str:
 <p class="advice">{_text(document["advice"]["text"])}</p>
 {svg_picture(document)}
 {body}
-<footer><p>capmerge {_text(document["capmerge"])}, statistics version {document["version"]}. The figures are in the JSON file beside this page.</p></footer>
+<footer><p>Made by capmerge {_text(document["capmerge"])}. Every figure is exact: counted, not sampled.</p></footer>
 </body>
 </html>
 """

@@ -210,7 +210,7 @@ class _Worker:
         code = self.process.exitcode
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
         return WorkerError(
-            f"worker process {self.process.pid} {how} before its work was done. Nothing was written. "
+            f"worker process {self.process.pid} {how} before its work was done, so the output is not complete. "
             "Often the system was out of memory: run again, with a smaller --jobs."
         )
 
@@ -359,6 +359,8 @@ def _work(connection: Connection, inherited: list[Connection], slots: _Slots, ma
             _WorkerLoop(connection, slots, path).run(make_work())
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent is gone, and so is any use of this work
+    finally:
+        slots.close(unlink=False)
 
 
 class _WorkerLoop:

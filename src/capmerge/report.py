@@ -1,10 +1,11 @@
 """Statistics in words and columns: the table for a terminal, and the sections that a page shows too. From the document alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from capmerge.document import FAMILIES_WITH_T5, Document, percent
+from capmerge.document import Document, percent
 from capmerge.errors import printable
+from capmerge.families import CROPPED_TOKENS, T5_IDS
 
 _SHOWN = 10
 _WIDEST_LABEL = 44
@@ -16,7 +17,7 @@ class Section(NamedTuple):
 
     title: str
     heads: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     note: str = ""
 
 
@@ -32,7 +33,7 @@ def sections(document: Document, shown: int = _SHOWN) -> Iterator[Section]:
     yield _lengths(document)
     yield _chunks(document)
     yield _limits(document)
-    if document["t5"] or document["family"] in FAMILIES_WITH_T5:
+    if document["family"] in T5_IDS:
         yield _t5(document)
     if document["wildcards"]["alternatives"]:
         yield _wildcards(document)
@@ -86,8 +87,8 @@ _LIMIT_HEADS = ("max length", "cut", "share cut", "tokens dropped", "share dropp
 
 def _limits(document: Document) -> Section:
     note = "Padding: empty places for tokens if everything is encoded at that length."
-    if document["family"] in FAMILIES_WITH_T5:
-        note += " 75 tokens are the 77 places of CLIP without start and end; this family has one such chunk."
+    if document["family"] in CROPPED_TOKENS:
+        note += " The 77 places of CLIP hold them with start and end; this family has one such chunk."
     return Section("what a max length cuts", _LIMIT_HEADS, [_limit_row(str(cut["limit"]), cut) for cut in document["limits"]], note)
 
 
@@ -104,7 +105,9 @@ def _t5(document: Document) -> Section:
     rows = [_limit_row(str(cut["limit"]), cut) for cut in t5["limits"]]
     figures = ", ".join(f"{name} {_number(t5['lengths'][name])}" for name in LENGTH_COLUMNS)
     special = t5["limits"][0]["limit"] - t5["limits"][0]["room_tokens"]
-    return Section(title, _LIMIT_HEADS, rows, f"Tokenizer: {t5['tokenizer']}, {special} place(s) of each length for its own tokens. Lines: {figures}.")
+    return Section(
+        title, _LIMIT_HEADS, rows, f"Tokenizer: {t5['tokenizer']}, {special} place(s) of each length for its own tokens. Lines: {figures}."
+    )
 
 
 def _wildcards(document: Document) -> Section:
@@ -128,7 +131,9 @@ def _tags(document: Document, shown: int) -> Section:
     rows = [(entry["tag"], f"{entry['texts']:,}", percent(entry["share"])) for entry in tags["most_frequent"][:shown]]
     note = f"{tags['distinct']:,} distinct tags, {tags['occurrences']:,} in all."
     if underscores["saved_tokens"]:
-        note += f" --underscores space would save {underscores['saved_tokens']:,} tokens, {percent(underscores['share'])} of those of all tags."
+        note += (
+            f" --underscores space would save {underscores['saved_tokens']:,} tokens, {percent(underscores['share'])} of those of all tags."
+        )
     if tags["long"]:
         note += f" {tags['long']:,} over 64 characters are left out: they are hardly tags."
     return Section("most frequent tags", ("tag", "number", "of records with tags"), rows, note)
@@ -136,12 +141,17 @@ def _tags(document: Document, shown: int) -> Section:
 
 def _duplicates(document: Document, shown: int) -> Section:
     found = document["duplicates"]
-    rows = [(f"{group['captions']:,}", group["key"] or f"record {group['record']:,}", group["caption"] or "") for group in found["largest"][:shown]]
+    rows = [
+        (f"{group['captions']:,}", group["key"] or f"record {group['record']:,}", group["caption"] or "")
+        for group in found["largest"][:shown]
+    ]
     note = (
         f"{found['duplicated']:,} of {found['captions']:,} whole captions ({percent(found['share'])}) stand more than once; "
         "duplicates drive copying (arXiv 2305.20086)."
     )
-    return Section("exact duplicates", ("captions", "first", "caption") if rows else (), rows, note if found["captions"] else "No captions.")
+    return Section(
+        "exact duplicates", ("captions", "first", "caption") if rows else (), rows, note if found["captions"] else "No captions."
+    )
 
 
 def _resolutions(document: Document, shown: int) -> Section:

@@ -27,13 +27,12 @@ from capmerge.marks import MARK
 from capmerge.observe import Observer
 from capmerge.output import AtomicFile, Buffer, OutputFiles, StandardOutput, check_target
 from capmerge.parallel import run_blocks
-from capmerge.side_files import DATASET, RECEIPT, REJECTS, dataset_config, receipt
+from capmerge.side_files import DATASET, RECEIPT, REJECTS, SIDE_FILES, dataset_config, receipt
 from capmerge.source import Source, fingerprint
 from capmerge.tally import Tally
 from capmerge.templates import MergeOptions
 
-_SIDE_FILES = (REJECTS, RECEIPT, DATASET)
-_SAMPLE_RECORDS = 1000
+_SAMPLE_RECORDS, _SAMPLE_BYTES = 1000, 8 << 20  # a pipe's bytes are held meanwhile
 _OUT, _REJECTS, *STATS_STREAMS = range(5)
 
 
@@ -222,7 +221,7 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
     `warn` is given each warning, `progress` the offset that is done.
     Raises `UsageError`, `DataError`, `OutputError` or `WorkerError`; then nothing new is there.
     """
-    target = options.target and check_target(options.target, source, force=options.force, side_suffixes=_SIDE_FILES)
+    target = options.target and check_target(options.target, source, force=options.force, side_suffixes=SIDE_FILES)
     layout = read_layout(source, options.max_record_bytes)
     sample = _sample(source, layout, options)
     if sample.growth > 2 and options.merge.weights == "repeat":
@@ -236,12 +235,12 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
         end = offset
         progress(offset)
 
-    files = OutputFiles(target, _SIDE_FILES)
+    files = OutputFiles(target, SIDE_FILES)
     try:
-        records = _RecordSink(files.main, options.format)
+        records = _RecordSink(main := files.open(), options.format)
         rejects = _RejectSink(partial(files.side, REJECTS) if target else None)
         gathered = Gathered(options.stats) if options.stats else None
-        make_observer = gathered and gathered.make_observer()
+        make_observer = gathered.make_observer() if gathered else None
         work = partial(Rewriter, source.name, layout, options.merge, options.on_error, options.format, make_observer)
         sinks = [records, rejects, *(gathered.sinks() if gathered else ())]
         jobs = useful_jobs(source, options.jobs)
@@ -252,7 +251,7 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
                 gathered.stats.merge(counts.stats)
         records.finish()
         read_bytes = source.read_bytes(end)
-        statistics = gathered and gathered.document(source, layout, options.merge)
+        statistics = gathered.document(source, layout, options.merge) if gathered else None
         source.check_unchanged()
         if target:
             files.side(RECEIPT).write(receipt(source.name, fingerprint(source), options.merge, options.on_error, tally).encode())
@@ -261,7 +260,7 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
     except BaseException:
         files.discard()
         raise
-    return Outcome(tally, read_bytes, files.main.written_bytes, statistics)
+    return Outcome(tally, read_bytes, main.written_bytes, statistics)
 
 
 def first_records(source: Source, options: RewriteOptions, count: int) -> Iterator[tuple[str, Any, Record | str]]:
@@ -335,7 +334,7 @@ class _Sample(NamedTuple):
 
 
 def _sample(source: Source, layout: Layout, options: RewriteOptions) -> _Sample:
-    """The first `_SAMPLE_RECORDS` records, rewritten and thrown away; all of them can be read again."""
+    """The first `_SAMPLE_RECORDS` records, fewer when they are long, rewritten and thrown away; all can be read again."""
     rewriter = Rewriter(source.name, layout, options.merge, options.on_error, options.format)
     records, read_bytes, written_bytes = 0, 0, 0
     resolutions = set()
@@ -349,7 +348,7 @@ def _sample(source: Source, layout: Layout, options: RewriteOptions) -> _Sample:
             match record:
                 case {"train_resolution": [int(width), int(height)]}:
                     resolutions.add((width, height))
-        if records >= _SAMPLE_RECORDS:
+        if records >= _SAMPLE_RECORDS or read_bytes >= _SAMPLE_BYTES:
             break
     return _Sample(written_bytes / max(1, read_bytes), resolutions)
 

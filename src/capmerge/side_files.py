@@ -15,6 +15,7 @@ from capmerge.templates import MergeOptions
 
 REJECTS, RECEIPT, DATASET = ".rejects.jsonl", ".capmerge.json", ".dataset.toml"
 """What is added to the output's name for its side files."""
+SIDE_FILES = (REJECTS, RECEIPT, DATASET)
 
 
 def receipt(source: str, fingerprint: dict[str, Any], merge: MergeOptions, on_error: str, tally: Tally) -> str:

@@ -43,10 +43,13 @@ class FileSource:
 
     def window(self, start: int, size: int) -> bytes:
         """The bytes [start, start + size), fewer only at the end of the file."""
-        self._file.seek(start)
-        window = self._file.read(size) or b""
-        while len(window) < size and (more := self._file.read(size - len(window))):
-            window += more
+        try:
+            self._file.seek(start)
+            window = self._file.read(size) or b""
+            while len(window) < size and (more := self._file.read(size - len(window))):
+                window += more
+        except OSError as error:
+            raise _cannot_read(self.name, error) from error
         return window
 
     def release(self, before: int) -> None:
@@ -93,14 +96,17 @@ class StreamSource:
         while not self._ended and self._kept_from + len(self._kept) < start + size:
             try:
                 more = self._stream.read(1 << 18)
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                at = self._compressed.tell() if self._compressed else None
+            except (EOFError, zlib.error, OSError) as error:
+                if not isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)):
+                    raise _cannot_read(self.name, error) from error
+                at = self._compressed.tell() if self._compressed and self._compressed.seekable() else None
                 raise DataError(
                     self.name, at, None, f"the gzip data is broken ({error}).", "Copy or download the file again; `gzip -t` checks it."
                 ) from error
             self._ended = not more
             self._kept += more
-        return bytes(self._kept[start - self._kept_from : start - self._kept_from + size])
+        with memoryview(self._kept) as kept:
+            return bytes(kept[start - self._kept_from : start - self._kept_from + size])
 
     def release(self, before: int) -> None:
         """Forget the bytes before offset `before`."""
@@ -109,7 +115,7 @@ class StreamSource:
 
     def read_bytes(self, offset: int) -> int:
         """How far the underlying file is read, in its own (compressed) bytes; `offset` for a pipe."""
-        return self._compressed.tell() if self._compressed else offset
+        return self._compressed.tell() if self._compressed and self._compressed.seekable() else offset
 
     def is_file(self, path: Path) -> bool:
         """Whether `path` is the very file that this reads."""
@@ -186,6 +192,10 @@ def fingerprint(source: Source) -> dict[str, int | str | None]:
     for i in range(_FINGERPRINT_BLOCKS):
         hashed.update(source.window(last_start * i // (_FINGERPRINT_BLOCKS - 1), _FINGERPRINT_BLOCK_BYTES))
     return {"bytes": source.total_bytes, "blake2b": hashed.hexdigest()}
+
+
+def _cannot_read(name: str, error: OSError) -> DataError:
+    return DataError(name, None, None, f"the source cannot be read ({error.strerror}).", "Check the disk or the connection to it.")
 
 
 def _is_file(descriptor: int, path: Path) -> bool:

@@ -54,7 +54,7 @@ class LengthStats:
 
     def merge(self, other: "LengthStats") -> None:
         """Add what `other` has counted."""
-        for share, counts in other._by_share.items():
+        for share, counts in other._by_share.items():  # noqa: SLF001  # of the same class
             self._by_share.setdefault(share, Counter()).update(counts)
         self._offer(other.longest)
 

@@ -52,12 +52,12 @@ class StatsFiles:
             write_whole(self.document, json.dumps(document, indent=1) + "\n")
             written.append(self.document)
         if self.plot:
-            from capmerge.figure import draw_figure  # noqa: PLC0415  # matplotlib takes half a second
+            from capmerge.figure import draw_figure
 
             write_whole(self.plot, draw_figure(document, self.plot.suffix.lower()[1:]))
             written.append(self.plot)
         if self.report:
-            from capmerge.page import html_page  # noqa: PLC0415  # only a page needs it
+            from capmerge.page import html_page
 
             write_whole(self.report, html_page(document))
             written.append(self.report)

@@ -48,6 +48,8 @@ class Summary:
             ("  empty", f"{tally.empty:,}"),
             ("rejected", f"{tally.rejected:,}"),
             *([("passed through", f"{tally.passed:,}")] if tally.passed else []),
+            *([("left out by --fit", f"{tally.fit_left_out:,}")] if tally.fit_left_out else []),
+            *([("cut by --fit", f"{tally.fit_cut:,}")] if tally.fit_cut else []),
             ("lines a record", f"{self._lines_per_record:.2f}"),
             ("bytes read", f"{self.read_bytes:,}"),
             ("bytes written", f"{self.written_bytes:,}"),
@@ -71,7 +73,7 @@ class Summary:
             )
         if tally.captions and tally.paragraphs > _PARAGRAPHS_WORTH_ADVICE * tally.captions:
             notes.append(
-                f"blank lines stand between the paragraphs of {_records(tally.paragraphs)}, and each paragraph became an alternative. "
+                f"blank lines stand between paragraphs in {_records(tally.paragraphs)}, and each paragraph became an alternative. "
                 "If they belong together: --caption-lines join."
             )
         if tally.special_tokens:
@@ -84,8 +86,12 @@ class Summary:
             )
         if tally.inline_as_lines:
             notes.append(f"{_records(tally.inline_as_lines)} with text that an in-line wildcard cannot hold got lines instead.")
+        if tally.fit_too_long:
+            notes.append(
+                f"{tally.fit_too_long:,} alternatives are longer than --fit asks for and were kept: nothing shorter was there to train."
+            )
         if tally.rejected:
-            notes.append(f"{_records(tally.rejected)} could not be merged and were left out; each is listed whole, with the reason.")
+            notes.append(f"{_records(tally.rejected)} could not be merged: left out, and listed whole with the reason.")
         return notes
 
     @property

@@ -30,6 +30,12 @@ class Tally:
     """Captions with a blank line between two lines of text."""
     special_tokens: int = 0
     """Records whose text holds a literal `<|endoftext|>` or `<|startoftext|>`."""
+    fit_left_out: int = 0
+    """Alternatives longer than `--fit N drop` that were left out."""
+    fit_cut: int = 0
+    """Alternatives longer than `--fit N trim` that were cut."""
+    fit_too_long: int = 0
+    """Alternatives written although they are longer than `--fit N`: without them a record would end with nothing."""
 
     @property
     def rewritten(self) -> int:

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd, lcm
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 from capmerge.errors import UsageError
+from capmerge.families import Family
 
 Layout = Literal["lines", "concat", "concat-caption-first", "inline"]
 Weights = Literal["repeat", "field"]
 CaptionLines = Literal["each", "join", "first"]
 Underscores = Literal["keep", "space"]
+FitBy = Literal["drop", "trim"]
 LAYOUTS: dict[Layout, tuple[str, ...]] = {
     "lines": ("{tags}", "{caption}"),
     "concat": ("{tags}, {caption}",),
@@ -58,6 +60,24 @@ class Template:
         return Template(kept, (self.literals[0], self.literals[-1]), self.weight) if kept else None
 
 
+class Draw(NamedTuple):
+    """One template with the texts of its fields, before anything is escaped."""
+
+    template: Template
+    tags: str
+    caption: str
+    share: Fraction
+    """Of the probability."""
+
+    def value(self, field: str) -> str:
+        """The text of a field."""
+        return self.tags if field == "tags" else self.caption
+
+    def with_value(self, field: str, text: str) -> "Draw":
+        """This draw with another text in a field."""
+        return self._replace(tags=text) if field == "tags" else self._replace(caption=text)
+
+
 def parse_template(text: str) -> Template:
     """The template that `--line TEXT` asks for: `TEMPLATE` or `TEMPLATE=WEIGHT`.
 
@@ -68,7 +88,7 @@ def parse_template(text: str) -> Template:
     line break.
     """
     weighted = _WEIGHTED.match(text)
-    template, weight = (weighted[1], int(weighted[2][:12])) if weighted else (text, 1)
+    template, weight = (weighted[1], int(weighted[2].lstrip("0")[:12] or "0")) if weighted else (text, 1)
     where = f"--line {text!r}"
     if weight > MOST_WEIGHT:
         raise UsageError(f"{where}: the weight is too large, expected at most {MOST_WEIGHT:,}.")
@@ -84,7 +104,8 @@ def parse_template(text: str) -> Template:
     if not names:
         raise UsageError(f"{where}: the template has no field, expected {{tags}} or {{caption}} in it.")
     if len(set(names)) < len(names):
-        raise UsageError(f"{where}: {{{names[0]}}} stands twice, expected each field once in a template.")
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"{where}: {{{twice}}} stands twice, expected each field once in a template.")
     return Template(names, literals, weight)
 
 
@@ -106,8 +127,19 @@ class MergeOptions:
     suffix: str = ""
     image_size: bool = True
     allow_rewritten: bool = False
+    fit_tokens: int | None = None
+    """The longest alternative wanted; see `fit`."""
+    fit_by: FitBy = "drop"
+    fit_family: Family = "sd1"
+    """Whose tokens are counted for that."""
 
     def __post_init__(self) -> None:
+        if self.fit_by not in get_args(FitBy):
+            raise UsageError(f"--fit {self.fit_tokens} {self.fit_by}: expected drop or trim behind the number.")
+        if self.fit_family not in get_args(Family):
+            raise UsageError(f"--family {self.fit_family}: expected {', '.join(get_args(Family))}.")
+        if self.fit_tokens is not None and self.fit_tokens < 1:
+            raise UsageError(f"--fit {self.fit_tokens}: expected 1 token or more, such as 75, 150 or 225.")
         if self.lines and self.layout:
             raise UsageError("--line and --layout both say which lines to write. Give one of them.")
         if self.inline and self.weights == "field":

@@ -2,7 +2,8 @@
 
 Two proofs for each record. The record that the merge rule gives must equal the one found, field by field, in order and
 type. And sd-scripts' own grammar, read over the caption found, must give exactly the texts that the templates ask for,
-with their probabilities: that one uses nothing of what wrote the file but the choice of templates.
+with their probabilities: that one uses nothing of what wrote the file but the choice of templates and what `--fit`
+leaves of them.
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from capmerge.blocks import read_layout
-from capmerge.caption import Draw, Merger, Record, RewrittenError, UnmergeableError, copy_of
+from capmerge.caption import Merger, Record, RewrittenError, UnmergeableError, copy_of
 from capmerge.codec import Stray, iter_pairs, iter_source, place_of
 from capmerge.errors import DataError, quoted
 from capmerge.marks import MARK, TAG_SPANS, WEIGHTS
@@ -22,10 +23,10 @@ from capmerge.output import side_path
 from capmerge.rewrite import Format, reserved_fields
 from capmerge.side_files import REJECTS
 from capmerge.source import Source
-from capmerge.templates import MOST_LINES, MergeOptions
-from capmerge.wildcard import TooManyOutcomesError, line_outcomes
+from capmerge.templates import MOST_LINES, Draw, MergeOptions
+from capmerge.wildcard import TooManyOutcomesError, line_outcomes, space_stand_ins
 
-_SPACE_BEFORE_BRACE = re.compile(r" (?=[{}])")
+_SPACE_BEFORE_BRACE = re.compile(r" +(?=[{}])")
 _RUN_AGAIN = "Run `capmerge rewrite` again, or give verify the options it was run with."
 
 
@@ -43,11 +44,11 @@ class Verified:
         """One line for a terminal, and one for each exception."""
         lines = [f"verified: {self.records:,} records are what they should be, in order; nothing else is there."]
         if self.rejected:
-            lines.append(f"{self.rejected:,} records could not be merged and are listed whole.")
+            lines.append(f"could not be merged, and listed whole: {self.rejected:,}")
         if self.passed:
-            lines.append(f"{self.passed:,} records were rewritten before and are unchanged.")
+            lines.append(f"rewritten before, and unchanged: {self.passed:,}")
         if self.too_many_outcomes:
-            lines.append(f"{self.too_many_outcomes:,} captions have too many wildcard outcomes to list; their bytes are right.")
+            lines.append(f"too many wildcard outcomes to list, though their bytes are right: {self.too_many_outcomes:,}")
         return "\n".join(lines)
 
 
@@ -58,16 +59,19 @@ def verify(
 
     Raises `DataError` at the first difference, with the place in the output.
     """
-    layout, out_layout = read_layout(source, max_record_bytes), read_layout(written, max_record_bytes)
+    layout = read_layout(source, max_record_bytes)
+    out_layout = read_layout(written, max_record_bytes * MOST_LINES, may_be_empty=True)  # weights make records longer
     merger = Merger(merge, reserved_fields(Format(out_layout.kind)))
     found = iter_pairs(written, out_layout)
     rejects = _iter_rejects(written.name) if skips else iter(())
     verified = Verified()
     for piece in iter_source(source, layout):
+        fitted = merger.fit_all(piece.records.values())
         for number, (key, record) in enumerate(piece.records.pairs):
+            fits = fitted[number] if fitted else None
             before = copy_of(record)
             try:
-                merger.merge(record)
+                merger.merge(record, fits)
             except UnmergeableError:
                 _check_reject(next(rejects, None), key, before, written.name)
                 verified.rejected += 1
@@ -86,7 +90,7 @@ def verify(
                 verified.passed += 1
             elif not problem:
                 try:
-                    problem = _misread(merger, before, out_record)
+                    problem = _misread(merger, fits.draws if fits else merger.draws(before), out_record)
                 except TooManyOutcomesError:
                     verified.too_many_outcomes += 1
             if problem:
@@ -127,9 +131,8 @@ def _excerpt(value: object, other: object) -> str:
     return ("…" if start else "") + quoted(text[start:], longest=60)
 
 
-def _misread(merger: Merger, before: Record, found: Any) -> str:
+def _misread(merger: Merger, draws: list[Draw], found: Any) -> str:
     """What sd-scripts' grammar reads in the caption found that the templates do not ask for; "" when they agree."""
-    draws = merger.draws(before)
     lines = found["caption"].split("\n") if draws else []
     weights = found.get(WEIGHTS, [1] * len(lines))
     read: dict[str, Fraction] = {}
@@ -141,13 +144,14 @@ def _misread(merger: Merger, before: Record, found: Any) -> str:
     if read.keys() != meant.keys():
         wrong, missing = sorted(read.keys() - meant.keys()), sorted(meant.keys() - read.keys())
         return f"sd-scripts draws {quoted(str(wrong))}, expected {quoted(str(missing))}."
-    if read != meant and WEIGHTS not in found and len(lines) < MOST_LINES:  # at the limit, weights are rounded
+    rounded = WEIGHTS not in found and len(found[MARK]) >= MOST_LINES  # a letter a line, or an option of a wildcard
+    if read != meant and not rounded:
         return "sd-scripts draws the right texts with other probabilities than the templates ask for."
     spans = iter(found.get(TAG_SPANS, ()))
     for line in (line for line, letter in zip(lines, found[MARK], strict=False) if letter == "b"):
         start, end = next(spans)
         (tags,) = line_outcomes(line[start:end])
-        if _plain(tags) != _plain(draws[0].tags):
+        if _plain(tags) not in {_plain(draw.tags) for draw in draws}:  # cut tags differ from draw to draw
             return f"the span [{start}, {end}) holds {quoted(tags)}, expected the tags."
     return ""
 
@@ -159,7 +163,7 @@ def _texts(merger: Merger, draw: Draw) -> dict[str, Fraction]:
     for field, literal in zip(draw.template.fields, others, strict=True):
         value = draw.value(field)
         intended = field == "caption" and merger.options.caption_wildcards
-        values = line_outcomes(value) if intended else {value: Fraction(1)}
+        values = line_outcomes(space_stand_ins(value)) if intended else {value: Fraction(1)}
         texts = {text + drawn + literal: p * q for text, p in texts.items() for drawn, q in values.items()}
     return texts
 

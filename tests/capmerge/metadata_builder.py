@@ -13,7 +13,10 @@ COMMAND = [sys.executable, "-m", "capmerge"]
 HANG_SECONDS = 60
 TEMPORARY_ENDING = ".capmerge-tmp"
 
-_WORDS = "silver hair umbrella platform 猫 signal quiet café rain coat bakery smile ^_^ night_sky long_hair solo 1girl".split()
+_WORDS = (
+    *("silver", "hair", "umbrella", "platform", "猫", "signal", "quiet", "café", "rain", "coat", "bakery", "smile", "^_^"),
+    *("night_sky", "long_hair", "solo", "1girl"),
+)
 
 
 class Finished(NamedTuple):

@@ -22,13 +22,9 @@ needs_shell = pytest.mark.skipif(sys.platform == "win32", reason="the test is wr
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the test needs a Linux file system")
 
 
-def bug(reason: str) -> pytest.MarkDecorator:
-    """A test that shows a bug of the sources."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
+    """`RECORDS` as a file."""
     path = tmp_path / "meta_lat.json"
     path.write_bytes(as_indent_2(RECORDS))
     return path
@@ -36,6 +32,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def unmergeable(tmp_path: Path) -> Path:
+    """`UNMERGEABLE` as a file."""
     path = tmp_path / "bad.json"
     path.write_bytes(as_indent_2(UNMERGEABLE))
     return path
@@ -133,7 +130,6 @@ def test_the_output_is_never_the_source(source, way):
     assert source.read_bytes() == before
 
 
-@bug("source.py:80, rewrite.py:160: a StreamSource has no path to compare OUT with")
 def test_the_output_is_never_a_gzip_source(tmp_path):
     """OUT = SRC is refused for a compressed source too."""
     path = tmp_path / "m.json.gz"
@@ -145,7 +141,6 @@ def test_the_output_is_never_a_gzip_source(tmp_path):
 
 
 @needs_shell
-@bug("source.py:148, rewrite.py:160: standard input has no path to compare OUT with")
 def test_the_output_is_never_the_file_on_standard_input(source):
     """OUT = SRC is refused for `- < SRC -o SRC --force` too."""
     before = source.read_bytes()
@@ -153,7 +148,6 @@ def test_the_output_is_never_the_file_on_standard_input(source):
     assert source.read_bytes() == before
 
 
-@bug("cli.py:168: FILE is written without a look at what it is")
 @pytest.mark.parametrize("which", ["source", "output"])
 def test_the_summary_never_replaces_source_or_output(source, which):
     """`--summary SRC` and `--summary OUT` are refused with exit 2 before anything is written."""
@@ -167,7 +161,6 @@ def test_the_summary_never_replaces_source_or_output(source, which):
     assert not out.exists()
 
 
-@bug("output.py:94-108: a side file that is the source is replaced or removed")
 @pytest.mark.parametrize("ending", [".rejects.jsonl", ".capmerge.json", ".dataset.toml"])
 def test_a_side_file_never_replaces_the_source(tmp_path, ending):
     """A source that bears the name of one of OUT's side files is kept, and the run refused with exit 2."""
@@ -265,7 +258,6 @@ def test_a_folder_that_takes_no_files_is_an_error(source):
 
 
 @needs_linux
-@bug("rewrite.py:283: a file system that gives no sizes reads as full")
 def test_a_file_system_without_a_size_is_not_called_full(source):
     """A file system that reports a size of 0 bytes is tried, not taken for full."""
     error = run("rewrite", source, "-o", "/proc/out.json", fails=1).err
@@ -279,8 +271,10 @@ def test_an_output_that_is_a_device_is_refused(source):
 
 
 @needs_linux
-@pytest.mark.parametrize("length", [300, pytest.param(240, id="side files only")])
-@bug("output.py:145 and 96: exists() and unlink() raise OSError for a name that is too long")
+@pytest.mark.parametrize(
+    "length",
+    [300, pytest.param(240, id="side files only")],
+)
 def test_a_name_that_is_too_long_is_an_error(source, length):
     """A name that the file system refuses gives a message, no traceback."""
     done = subprocess.run([*COMMAND, "rewrite", source, "-o", source.with_name("x" * length)], capture_output=True, check=False)
@@ -289,7 +283,6 @@ def test_a_name_that_is_too_long_is_an_error(source, length):
 
 
 @needs_linux
-@pytest.mark.xfail(strict=sys.version_info < (3, 13), reason="output.py:144: resolve() raises RuntimeError for a loop of links")
 def test_an_output_in_a_loop_of_links_is_an_error(source):
     """A link to itself as OUT gives a message, no traceback."""
     loop = source.with_name("loop.json")
@@ -300,7 +293,6 @@ def test_an_output_in_a_loop_of_links_is_an_error(source):
 
 
 @needs_shell
-@bug("source.py:146, output.py:71: sys.stdin and sys.stdout are None when closed")
 @pytest.mark.parametrize("script", ["CAPMERGE rewrite - -o - <&-", 'CAPMERGE rewrite "$1" -o - >&-'], ids=["input", "output"])
 def test_a_closed_standard_stream_is_an_error(source, script):
     """A closed standard input or output gives a message, no traceback."""
@@ -352,7 +344,6 @@ def test_a_closed_pipe_ends_quietly(tmp_path, jobs, reader):
 
 
 @needs_shell
-@bug("cli.py:170 and 281: a short text is flushed at exit only, behind the catching of BrokenPipeError")
 @pytest.mark.parametrize("arguments", ['-o "$2"', "--dry-run 2"])
 def test_a_closed_pipe_behind_the_table_ends_quietly(source, arguments):
     """A reader that is gone before the table or the --dry-run comes causes no complaint either."""
@@ -473,7 +464,7 @@ def test_inline_written_as_lines_is_counted():
     assert re.search(r"note: 1 record\b.* in-line wildcard", note_of(records, "--layout", "inline"))
 
 
-def test_growth_above_twice_is_warned_of(source):
+def test_growth_above_twice_is_warned_of():
     """An output of over twice the input is announced before it is written; --weights field is not warned of."""
     records = as_indent_2(make_records(200))
     heavy = ["--line", "{tags}=7", "--line", "{caption}=8"]
@@ -482,7 +473,6 @@ def test_growth_above_twice_is_warned_of(source):
     assert "times the input" not in run("rewrite", "-", "-o", "-", stdin=records).err
 
 
-@bug("cli.py:164: --quiet says 'Print only errors', and warnings are printed")
 def test_quiet_prints_no_warning():
     """--quiet prints errors only, not the warning of a large output."""
     heavy = ["--line", "{tags}=7", "--line", "{caption}=8"]
@@ -518,7 +508,6 @@ def test_a_dry_run_shows_what_cannot_be_merged(unmergeable):
     assert text.count("after:") == 4
 
 
-@bug("cli.py:283: an output encoding that lacks a character, as on Windows, ends in UnicodeEncodeError")
 def test_a_dry_run_under_a_narrow_encoding(source):
     """Characters that standard output's encoding lacks are shown as escapes."""
     source.write_bytes(as_indent_2({"k": {"caption": "日本"}}))
@@ -569,14 +558,12 @@ def test_control_characters_in_a_missing_name_are_escaped(tmp_path):
 
 
 @needs_linux
-@bug("summary.py:61, cli.py:298: the output's name is printed as it is")
 def test_control_characters_in_the_output_name_are_escaped(source):
     """The table shows OUT's name without letting it act on the terminal."""
     assert_safe(run("rewrite", source, "-o", source.with_name("m\x1b[2J.json")).out.decode())
 
 
 @needs_linux
-@bug("side_files.py:64 and 79, summary.py:61: a name that is no text cannot be encoded")
 def test_a_name_that_is_no_utf8_works(source):
     """A folder or file whose name is not valid UTF-8 can be written to."""
     out = os.path.join(os.fsencode(source.parent), b"m\xff.json")  # noqa: PTH118  # bytes
@@ -684,7 +671,6 @@ def test_rejects_of_standard_output_go_to_standard_error(unmergeable):
     assert [path.name for path in unmergeable.parent.iterdir()] == [unmergeable.name]
 
 
-@bug("rewrite.py:250: an escaped line break becomes a real one, and \\xNN is no JSON")
 def test_rejects_on_standard_error_are_json_lines(unmergeable):
     """Each line on standard error reads back as the reject, and no character of it acts on a terminal."""
     done = run("rewrite", unmergeable, "-o", "-", "--on-error", "skip", "--quiet")
@@ -717,8 +703,8 @@ def test_allow_rewritten_passes_records_through(source):
     mixed.write_bytes(as_indent_2({**records, "new": {"tags": "a", "caption": "b"}}))
     done = run("rewrite", mixed, "-o", twice, "--allow-rewritten", "--force")
     assert json.loads(twice.read_bytes()) == {**records, "new": {"caption": "a\nb", "capmerge": "tc"}}
-    assert "passed through                    3" in done.out.decode()
-    assert "3 records were rewritten before" in run("verify", mixed, twice).out.decode()
+    assert re.search(r"passed through +3\b", done.out.decode())
+    assert re.search(r"rewritten before.* 3\b", run("verify", mixed, twice).out.decode())
 
 
 # --- options end to end ----------------------------------------------------------------------------------------------
@@ -826,7 +812,7 @@ def test_the_fingerprint_follows_the_content(source):
 
 @pytest.mark.parametrize(
     "name",
-    ["out.json", "with space.json", 'quote".json', pytest.param("😀.json", marks=bug("side_files.py:77: TOML has no surrogate pairs"))],
+    ["out.json", "with space.json", 'quote".json', "😀.json"],
 )
 @needs_linux
 def test_the_dataset_config_is_toml_for_sd_scripts(source, name):
@@ -839,12 +825,10 @@ def test_the_dataset_config_is_toml_for_sd_scripts(source, name):
     assert subset["metadata_file"] == str(out)
     assert subset["image_dir"] == str(out.parent)
     assert config["datasets"][0]["enable_bucket"] is True
-    assert config["datasets"][0]["min_bucket_reso"] <= 128
-    assert config["datasets"][0]["max_bucket_reso"] >= 192
+    assert config["datasets"][0]["resolution"] >= 128
     assert "cache_text_encoder_outputs" not in json.dumps(config)
 
 
-@bug("side_files.py:59: the root of a number over 1e308")
 def test_a_resolution_beyond_all_bounds_does_not_stop_the_run(source):
     """A train_resolution of absurd size goes through like any other value."""
     source.write_bytes(as_indent_2({"k": {"caption": "c", "train_resolution": [10**200, 10**200]}}))
@@ -924,7 +908,7 @@ def test_verify_finds_any_change(source, kind, place):
 
 
 def test_verify_finds_another_source(source):
-    """verify of OUT against a changed source exits 1."""
+    """Verify of OUT against a changed source exits 1."""
     out = source.with_name("out.json")
     run("rewrite", source, "-o", out)
     source.write_bytes(source.read_bytes().replace(b"no_humans", b"no_human_"))
@@ -932,7 +916,7 @@ def test_verify_finds_another_source(source):
 
 
 def test_verify_finds_other_options(source):
-    """verify under options that OUT was not made with exits 1."""
+    """Verify under options that OUT was not made with exits 1."""
     out = source.with_name("out.json")
     run("rewrite", source, "-o", out)
     run("verify", source, out, "--layout", "concat", fails=1)
@@ -942,10 +926,8 @@ def test_verify_finds_other_options(source):
 @pytest.mark.parametrize(
     "change", ["missing line", "changed line", "extra line", "no file", "broken line", "other value", "no key", "no text"]
 )
-def test_verify_reads_the_rejects(request, unmergeable, change):
+def test_verify_reads_the_rejects(unmergeable, change):
     """A record missing in OUT must be whole in OUT.rejects.jsonl, else verify exits 1."""
-    if change in ("broken line", "no key", "no text"):
-        request.applymarker(bug("verify.py:174-190: the list of rejects is read as if nobody could have changed it"))
     out, rejects = unmergeable.with_name("out.json"), unmergeable.with_name("out.json.rejects.jsonl")
     run("rewrite", unmergeable, "-o", out, "--on-error", "skip")
     lines = rejects.read_bytes().splitlines(keepends=True)
@@ -978,13 +960,12 @@ def test_verify_of_a_cut_output(source):
 
 
 def test_verify_of_standard_input(source):
-    """verify reads SRC from `-` too."""
+    """Verify reads SRC from `-` too."""
     out = source.with_name("out.json")
     run("rewrite", source, "-o", out)
     run("verify", "-", out, stdin=source.read_bytes())
 
 
-@bug("codec.py:101, verify.py: a nested record of over 254 levels cannot be written, of over about 330 not copied")
 @pytest.mark.parametrize("command", ["rewrite", "dry run"])
 def test_a_deeply_nested_value_goes_through(tmp_path, command):
     """A value as deep as json.load reads it is kept, or refused with a message."""

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the tests send 
 RECORDS = big_file_records(5)
 DATA = as_indent_2(RECORDS)
 REJECTS_EARLY = as_indent_2({"bad": {"caption": ["x"]}, **RECORDS})
+GZIPPED = gzip.compress(as_indent_2(make_records(300)))
 TEMPORARY = ".out.json.capmerge-tmp"
 REJECTS_TEMPORARY = ".out.json.rejects.jsonl.capmerge-tmp"
 OUTPUTS = ["out.json", "out.json.capmerge.json", "out.json.dataset.toml"]
@@ -65,10 +66,8 @@ def started(*arguments: str | Path, **options: object) -> Iterator[subprocess.Po
             os.killpg(process.pid, signal.SIGKILL)
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe:
-                try:
+                with suppress(BrokenPipeError):
                     pipe.close()
-                except BrokenPipeError:
-                    continue
         process.wait(HANG_SECONDS)
 
 
@@ -78,9 +77,10 @@ def held(folder: Path, *arguments: str, jobs: int, data: bytes = DATA) -> Iterat
     with started("rewrite", "-", "-o", folder / "out.json", "-j", str(jobs), *arguments) as process:
         process.stdin.write(data[: len(data) * 3 // 5])
         process.stdin.flush()
-        assert wait_until(lambda: (folder / TEMPORARY).exists())
+        assert wait_until((folder / TEMPORARY).exists)
         if jobs > 1:
             assert wait_until(lambda: len(psutil.Process(process.pid).children()) == jobs)
+        wait_until_idle(process)
         yield process
 
 
@@ -91,16 +91,29 @@ def held_at_its_output(source: Path, *, jobs: int) -> Iterator[subprocess.Popen]
         assert process.stdout.read(10)
         if jobs > 1:
             assert wait_until(lambda: len(psutil.Process(process.pid).children()) == jobs)
+        wait_until_idle(process)
         yield process
+
+
+def wait_until_idle(process: subprocess.Popen) -> None:
+    """Wait until a run and its workers do nothing but wait."""
+    processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
+    before = None
+    for _ in range(200):
+        now = [one.cpu_times()[:2] for one in processes]
+        if now == before and all(one.status() == psutil.STATUS_SLEEPING for one in processes):
+            return
+        before = now
+        time.sleep(0.05)
+    raise AssertionError("the run never came to wait")
 
 
 def give_rest(process: subprocess.Popen, data: bytes = DATA) -> None:
     """Write the second half of `data` to a run that `held` began, unless it has ended."""
-    try:
+    with suppress(BrokenPipeError):
         process.stdin.write(data[len(data) * 3 // 5 :])
+    with suppress(BrokenPipeError):
         process.stdin.close()
-    except BrokenPipeError:
-        pass
     process.stdin = None
 
 
@@ -119,7 +132,7 @@ def test_sigkill_leaves_the_source_and_no_output(tmp_path, jobs):
     with held(tmp_path, "--on-error", "skip", jobs=jobs, data=REJECTS_EARLY) as process:
         begun = [TEMPORARY]
         if jobs == 1:  # with workers the parent waits for its input first
-            assert wait_until(lambda: (tmp_path / REJECTS_TEMPORARY).exists())
+            assert wait_until((tmp_path / REJECTS_TEMPORARY).exists)
             begun.append(REJECTS_TEMPORARY)
         workers = psutil.Process(process.pid).children(recursive=True)
         assert len(workers) == (jobs if jobs > 1 else 0)
@@ -248,7 +261,7 @@ def test_workers_end_when_their_parent_is_killed_while_it_writes(tmp_path):
 def test_a_second_run_to_the_same_output_is_an_error(tmp_path, jobs):
     """While one run writes OUT another one to it exits 1, and the first one ends as if it had been alone."""
     with held(tmp_path, "--on-error", "skip", jobs=jobs, data=REJECTS_EARLY) as process:
-        assert jobs > 1 or wait_until(lambda: (tmp_path / REJECTS_TEMPORARY).exists())
+        assert jobs > 1 or wait_until((tmp_path / REJECTS_TEMPORARY).exists)
         error = run("rewrite", "-", "-o", tmp_path / "out.json", "--no-image-size", stdin=DATA, fails=1).err
         assert error.startswith(f"capmerge: {tmp_path / 'out.json'}: another run is writing this file.")
         assert jobs > 1 or (tmp_path / REJECTS_TEMPORARY).exists()
@@ -333,7 +346,6 @@ def test_a_side_file_that_cannot_be_written_fails_the_run(tmp_path, suffix):
     assert temporary_files(tmp_path) == []
 
 
-@pytest.mark.xfail(strict=True, reason="output.py, OutputFiles.publish(): the OSError of unlink() is not caught")
 def test_a_folder_under_the_name_of_the_rejects(tmp_path):
     """A folder named OUT.rejects.jsonl gives a message, no traceback, and OUT keeps its old content."""
     (tmp_path / "out.json.rejects.jsonl").mkdir()
@@ -392,7 +404,8 @@ MALFORMED: dict[str, tuple[bytes, int | None, str | None, str]] = {
     "UTF-16 without BOM": (GOOD.encode("utf-16-le"), 0, None, "UTF-16"),
     "UTF-32": (GOOD.encode("utf-32"), 0, None, "UTF-"),
     "cut inside a text": (b'{"a": {"caption": "x"}, "b": {"tags": "y', 40, "b", "the file ends"),
-    "cut inside an escape": (b'{"a": {"caption": "x"}, "b": {"tags": "y\\u26', 43, "b", "the file ends"),
+    "cut inside an escape": (b'{"a": {"caption": "x"}, "b": {"tags": "y\\u26', 44, "b", "the file ends"),
+    "cut inside a literal": (b'{"a": {"caption": "x", "score": tru', 35, "a", "the file ends"),
     "cut inside a record": (b'{"a": {"caption": "x"}, "b": {"tags": "y"', 41, "b", "the file ends"),
     "cut inside a key": (b'{"a": {"caption": "x"}, "b', 26, None, "the file ends"),
     "cut behind a comma": (b'{"a": {"caption": "x"},', 23, None, "the file ends"),
@@ -418,11 +431,11 @@ MALFORMED: dict[str, tuple[bytes, int | None, str | None, str]] = {
     "JSONL cut off": (b'{"image_path": "a", "caption": "x"}\n{"image_path": "b", "capt', 61, None, "the file ends"),
     "JSONL with two objects in a line": (b'{"image_path": "a"}\n{"image_path": "b"} {"image_path": "c"}\n', 40, None, "one object a line"),
     "JSONL with invalid UTF-8": (b'{"image_path": "a"}\n{"image_path": "b", "caption": "\xff"}\n', 52, None, "0xff"),
-    "truncated gzip": (gzip.compress(DATA)[:20_000], None, None, "gzip"),
+    "truncated gzip": (GZIPPED[:20_000], None, None, "gzip"),
     "gzip header only": (gzip.compress(b"")[:10], None, None, "gzip"),
     "gzip of nothing": (gzip.compress(b""), 0, None, "empty"),
     "garbage in gzip": (
-        gzip.compress(DATA)[:5000] + b"garbage" * 100 + gzip.compress(DATA)[5700:],
+        GZIPPED[:5000] + b"garbage" * 100 + GZIPPED[5700:],
         None,
         None,
         "",
@@ -433,14 +446,9 @@ MALFORMED: dict[str, tuple[bytes, int | None, str | None, str]] = {
 }
 
 
-cut_in_an_escape = pytest.mark.xfail(strict=True, reason=r"blocks.py, _scan_value(): an end inside \uXXXX is called an invalid escape")
-
-
 @pytest.mark.parametrize("kind", MALFORMED)
-def test_a_malformed_file_is_one_clear_error(request, tmp_path, kind):
+def test_a_malformed_file_is_one_clear_error(tmp_path, kind):
     """Exit 1 and one line with file, byte offset, record key where known, what was found, and the next step; no output."""
-    if kind == "cut inside an escape":
-        request.applymarker(cut_in_an_escape)
     data, offset, key, word = MALFORMED[kind]
     source = tmp_path / "m.json"
     source.write_bytes(data)
@@ -461,7 +469,7 @@ def test_a_file_cut_anywhere_is_an_error(tmp_path, layout):
     """A file cut off at any of many places is never taken for a whole one, unless a whole line of JSONL ends there."""
     data = layout(make_records(12, exotic=False))
     source = tmp_path / "m.json"
-    step = len(data) // 9
+    step = len(data) // 6
     for end in range(step, len(data) - 1, step):
         if b"\\u" in data[end - 6 : end] or (layout is as_jsonl and data[end - 1 : end + 1] in (b"}\n", b"\n{")):
             continue  # for the end inside an escape see above

@@ -10,19 +10,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
 import capmerge
 from capmerge.blocks import MAX_RECORD_BYTES
 from capmerge.cut import Chunking
+from capmerge.document import Document
 from capmerge.errors import CapmergeError, UsageError, printable
 from capmerge.families import Family
+from capmerge.gather import Tokenizers
+from capmerge.measure import MeasureOptions, measure
 from capmerge.output import side_path, write_whole
+from capmerge.report import text_table
 from capmerge.rewrite import Format, FormatName, OnError, RewriteOptions, first_records, rewrite
 from capmerge.side_files import DATASET, SIDE_FILES, load_receipt
 from capmerge.source import Source, open_source
+from capmerge.stats_files import StatsFiles, default_document
 from capmerge.summary import Summary
 from capmerge.templates import CaptionLines, Layout, MergeOptions, Underscores, Weights
 from capmerge.verify import verify
@@ -96,6 +101,9 @@ OnErrorOption = Annotated[
 AllowRewrittenOption = Annotated[
     bool | None, typer.Option("--allow-rewritten", help="Pass records that are rewritten already through unchanged.", show_default=False)
 ]
+JobsOption = Annotated[
+    int | None, typer.Option("-j", "--jobs", metavar="N", min=1, help="Worker processes. Default: all cores.", show_default=False)
+]
 MaxRecordOption = Annotated[int, typer.Option("--max-record", metavar="BYTES", min=1 << 21, help="The longest record that is read.")]
 FitOption = Annotated[
     tuple[int, str] | None,
@@ -108,6 +116,16 @@ FitOption = Annotated[
 ]
 FamilyOption = Annotated[
     Family | None, typer.Option("--family", help="Whose CLIP tokenizer counts (default sd1, the same as sdxl).", show_default=False)
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer", metavar="PATH", help="A Hugging Face tokenizer: another CLIP, or the T5 of sd3 and flux.", show_default=False
+    ),
+]
+PlotOption = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the lengths as .png or .svg.", show_default=False)]
+ReportOption = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write one HTML page that needs nothing else.", show_default=False)
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print only errors.")]
 
@@ -143,10 +161,7 @@ def _rewrite(  # one parameter an option
     on_error: OnErrorOption = None,
     allow_rewritten: AllowRewrittenOption = None,
     fit: FitOption = None,
-    family: FamilyOption = None,
-    jobs: Annotated[
-        int | None, typer.Option("-j", "--jobs", metavar="N", min=1, help="Worker processes. Default: all cores.", show_default=False)
-    ] = None,
+    jobs: JobsOption = None,
     dry_run: Annotated[
         int | None,
         typer.Option(
@@ -156,6 +171,13 @@ def _rewrite(  # one parameter an option
     summary: Annotated[
         Path | None, typer.Option("--summary", metavar="FILE", help="Write the end table as JSON.", show_default=False)
     ] = None,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Count tokens in the same pass: a table, and <stem>.stats.json beside OUT.")
+    ] = False,
+    family: FamilyOption = None,
+    tokenizer: TokenizerOption = None,
+    plot: PlotOption = None,
+    report: ReportOption = None,
     quiet: QuietOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
@@ -166,7 +188,7 @@ def _rewrite(  # one parameter an option
     """
     with _errors_as_exit_codes():
         asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, image_size, allow_rewritten)
-        asked |= _asked_fit(fit, family)
+        asked |= _asked_fit(fit, None if stats and not fit else family)
         target = None if out == "-" else _default_target(src, format_name) if out is None else Path(out)
         options = RewriteOptions(
             target,
@@ -175,9 +197,13 @@ def _rewrite(  # one parameter an option
             on_error or "stop",
             jobs or _cores(),
             force=force,
+            stats=Tokenizers(family or "sd1", tokenizer) if stats else None,
             max_record_bytes=max_record,
         )
+        if not stats and (plot or report or tokenizer):
+            raise UsageError("--plot, --report and --tokenizer show and choose what --stats counts. Give --stats too.")
         with open_source(src) as source:
+            files = StatsFiles(default_document(target) if target and stats else None, plot, report).checked(source, force=force)
             if summary:
                 _check_summary(summary, source, target)
             if dry_run is not None:
@@ -187,11 +213,13 @@ def _rewrite(  # one parameter an option
             with _progress_bar(source, quiet=quiet) as progress:
                 outcome = rewrite(source, options, warn=_silent if quiet else _warn, progress=progress)
             config = target.name + DATASET if target else None
+            written = files.save(outcome.statistics) if outcome.statistics else []
             end = Summary(outcome.tally, outcome.read_bytes, outcome.written_bytes, time.perf_counter() - started, config)
         if not quiet:
             print(end.text(), file=sys.stdout if target else sys.stderr)
         if summary:
             write_whole(summary, json.dumps(end.as_dict(), indent=2) + "\n")
+            _print_statistics(outcome.statistics, written, to=sys.stdout if target else sys.stderr)
 
 
 @app.command("verify")
@@ -232,6 +260,60 @@ def _verify(
             print(verified.text())
 
 
+@app.command("stats")
+def _stats(
+    src: Annotated[
+        str, typer.Argument(metavar="[SRC]", help="A metadata file, as for rewrite, or what rewrite made of one.")
+    ] = "meta_lat.json",
+    layout: LayoutOption = None,
+    line: LineOption = None,
+    weights: WeightsOption = None,
+    caption_lines: CaptionLinesOption = None,
+    underscores: UnderscoresOption = None,
+    caption_wildcards: CaptionWildcardsOption = None,
+    prefix: PrefixOption = None,
+    suffix: SuffixOption = None,
+    on_error: OnErrorOption = None,
+    fit: FitOption = None,
+    family: FamilyOption = None,
+    tokenizer: TokenizerOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE", help="The figures as JSON. Default: <stem>.stats.json beside SRC.", show_default=False),
+    ] = None,
+    plot: PlotOption = None,
+    report: ReportOption = None,
+    per_record: Annotated[
+        Path | None,
+        typer.Option("--per-record", metavar="FILE", help="A line of JSON a record: the tokens of each alternative.", show_default=False),
+    ] = None,
+    jobs: JobsOption = None,
+    quiet: QuietOption = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    max_record: MaxRecordOption = MAX_RECORD_BYTES,
+) -> None:
+    """Count the tokens that CLIP will see: how long, how many are cut, and what else a file of captions holds.
+
+    SRC is a metadata file as for rewrite, or what rewrite made of one; default: meta_lat.json here. A rewritten record is
+    counted as it is, any other as rewrite would write it with the same options.
+    """
+    with _errors_as_exit_codes():
+        asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, None, None)
+        asked |= _asked_fit(fit, family if fit else None)
+        merge, tokenizers = MergeOptions(**asked), Tokenizers(family or "sd1", tokenizer)
+        with open_source(src) as source:
+            document = out or (None if src == "-" else default_document(Path(src)))
+            files = StatsFiles(document, plot, report, per_record).checked(source, force=force)
+            options = MeasureOptions(merge, tokenizers, files.per_record, on_error or "stop", jobs or _cores(), max_record)
+            with _progress_bar(source, quiet=quiet) as progress:
+                statistics = measure(source, options, progress=progress)
+        if asked and statistics["records"]["rewritten_before"]:
+            _warn("records that are rewritten already are counted as they are; the merge options change nothing in them.")
+        written = files.save(statistics)
+        if not quiet:
+            _print_statistics(statistics, [*written, *([files.per_record] if files.per_record else [])], to=sys.stdout)
+
+
 @app.command("preview")
 def _preview(
     src: SourceArgument,
@@ -251,12 +333,7 @@ def _preview(
         Chunking, typer.Option("--chunking", help="How captions are cut into chunks: as sd-scripts or as AUTOMATIC1111 does.")
     ] = "kohya",
     family: FamilyOption = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            "--tokenizer", metavar="PATH", help="A Hugging Face tokenizer: another CLIP, or the T5 of sd3 and flux.", show_default=False
-        ),
-    ] = None,
+    tokenizer: TokenizerOption = None,
     seed: Annotated[int | None, typer.Option("--seed", help="With --epoch: show the very line that is drawn.", show_default=False)] = None,
     epoch: Annotated[int | None, typer.Option("--epoch", help="The epoch of --seed.", show_default=False)] = None,
     pick: Annotated[Pick | None, typer.Option("--pick", help="How it is drawn. Default: random.", show_default=False)] = None,
@@ -398,6 +475,15 @@ def _default_target(src: str, format_name: FormatName | None) -> Path:
 def _cores() -> int:
     """The processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _print_statistics(statistics: Document | None, written: list[Path], *, to: TextIO) -> None:
+    """The table of statistics, if there are any, and the files they went to."""
+    if statistics is None:
+        return
+    print(f"\n{text_table(statistics)}\n", file=to)
+    for path in written:
+        print(f"written: {printable(str(path))}", file=to)
 
 
 def _check_summary(summary: Path, source: Source, target: Path | None) -> None:

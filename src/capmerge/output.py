@@ -136,11 +136,11 @@ class OutputFiles:
         return self._files[-1]
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str | bytes) -> None:
     """Write a small file, replacing an older one: whole or not at all."""
     file = AtomicFile(path.resolve())
     try:
-        file.write(text.encode())
+        file.write(text.encode() if isinstance(text, str) else text)
         file.sync()
         file.publish()
     finally:

@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -17,9 +17,14 @@ from typing import Any, Literal, NamedTuple
 
 from capmerge.blocks import BLOCK_BYTES, MAX_RECORD_BYTES, Block, Kind, Layout, read_layout
 from capmerge.caption import Merger, Record, RewrittenError, UnmergeableError, copy_of
-from capmerge.codec import IMAGE_PATH, Piece, Records, Stray, encode, iter_block, iter_source, place_of, to_json
+from capmerge.caption_stats import CaptionStats
+from capmerge.codec import IMAGE_PATH, MiscutError, Piece, Records, Stray, encode, iter_block, iter_source, place_of, to_json
+from capmerge.document import Document
+from capmerge.duplicates import RecordPlaces
 from capmerge.errors import DataError, OutputError, RecordError, UsageError, printable
+from capmerge.gather import Gathered, Tokenizers
 from capmerge.marks import MARK
+from capmerge.observe import Observer
 from capmerge.output import AtomicFile, Buffer, OutputFiles, StandardOutput, check_target
 from capmerge.parallel import run_blocks
 from capmerge.side_files import DATASET, RECEIPT, REJECTS, SIDE_FILES, dataset_config, receipt
@@ -28,7 +33,7 @@ from capmerge.tally import Tally
 from capmerge.templates import MergeOptions
 
 _SAMPLE_RECORDS, _SAMPLE_BYTES = 1000, 8 << 20  # a pipe's bytes are held meanwhile
-_OUT, _REJECTS = 0, 1  # the streams
+_OUT, _REJECTS, *STATS_STREAMS = range(5)
 
 
 OnError = Literal["stop", "skip"]
@@ -79,6 +84,8 @@ class RewriteOptions:
     on_error: OnError = "stop"
     jobs: int = 1
     force: bool = False
+    stats: Tokenizers | None = None
+    """Count the output in the same pass, with these."""
     max_record_bytes: int = MAX_RECORD_BYTES
     start_method: str | None = None
 
@@ -91,6 +98,8 @@ class Outcome:
     read_bytes: int
     """Of the source as it lies on disk or comes from the pipe."""
     written_bytes: int
+    statistics: Document | None = None
+    """Of the output, when they were asked for."""
 
 
 def reserved_fields(out: Format) -> tuple[str, ...]:
@@ -98,45 +107,96 @@ def reserved_fields(out: Format) -> tuple[str, ...]:
     return (IMAGE_PATH,) if out.kind == "jsonl" else ()
 
 
-class Rewriter:
-    """What a worker does with each block of a rewrite."""
+class Counted(NamedTuple):
+    """What a worker has counted."""
 
-    def __init__(self, name: str, layout: Layout, merge: MergeOptions, on_error: str, out: Format) -> None:
+    tally: Tally
+    stats: CaptionStats
+
+
+class Rewriter:
+    """What a worker does with each block of a rewrite, or of statistics alone when `out` is None.
+
+    `make_observer` gives what counts the rewritten records, if anything does.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        layout: Layout,
+        merge: MergeOptions,
+        on_error: str,
+        out: Format | None,
+        make_observer: Callable[[], Observer] | None = None,
+    ) -> None:
         self._name, self._layout, self._out = name, layout, out
-        self._merger = Merger(merge, reserved_fields(out))
-        self._kept = Tally()
+        self._merger = Merger(merge, reserved_fields(out) if out else ())
+        self._observer = make_observer and make_observer()
+        self._kept = Counted(Tally(), CaptionStats())
         self._skips = on_error == "skip"
 
     def run(self, block: Block, data: bytes) -> Iterator[tuple[int, Buffer]]:
         """The rewritten records of a block, and the records that had to be left out."""
+        miscut = None
+        try:
+            yield from self._run(block, data)
+        except MiscutError as error:
+            miscut = error  # the pieces before it stand
+        if self._observer:
+            yield from zip(STATS_STREAMS, self._observer.count(), strict=True)
+        if miscut:
+            raise miscut
+
+    def _run(self, block: Block, data: bytes) -> Iterator[tuple[int, Buffer]]:
         separator = b""
         for piece in iter_block(data, self._layout, block):
-            body, rejects = self.rewrite(piece)
+            records, left_out, rejects = self.merge(piece)
+            if self._observer:
+                self._observe(self._observer, piece, left_out)
+            body = encode(records, self._out.kind) if self._out else b""
             if body:
                 parts = (separator, body)
+                assert self._out is not None  # there is a body
                 yield from ((_OUT, part) for part in ((_compressed(b"".join(parts)),) if self._out.gz else parts))
                 separator = _SEPARATORS[self._out.kind]
             if rejects:
                 yield _REJECTS, rejects
 
-    def take(self) -> Tally:
+    def take(self) -> Counted:
         """The counts of the last block."""
-        return self._merger.tally.take()
+        counted = Counted(self._merger.tally.take(), self._observer.take() if self._observer else CaptionStats())
+        counted.stats.records.rewritten_before = counted.tally.passed
+        return counted
 
-    def keep(self, counted: Tally) -> None:
+    def keep(self, counted: Counted) -> None:
         """Add the counts of a block that stands."""
-        self._kept.add(counted)
+        self._kept.tally.add(counted.tally)
+        self._kept.stats.merge(counted.stats)
 
-    def result(self) -> Tally:
+    def result(self) -> Counted:
         """The counts of this process."""
+        self._kept.stats.count_tags()
         return self._kept
+
+    def _observe(self, observer: Observer, piece: Piece, left_out: Collection[int]) -> None:
+        """Note the records of a merged piece."""
+        place = RecordPlaces.entry(piece.start, len(piece.data), len(piece.records.pairs), last=piece.last)
+        failures = observer.note(piece.records.pairs, place, left_out)
+        if failures and not self._skips:
+            number, error = failures[0]
+            raise self._error(RecordError, piece, number, str(error), "Rewrite the original again, or use --on-error skip.")
 
     def rewrite(self, piece: Piece) -> tuple[Buffer, bytes]:
         """A piece's records as they stand in the output, and a line of JSON for each that had to be left out."""
+        records, _, rejects = self.merge(piece)
+        return encode(records, self._out.kind) if self._out else b"", rejects
+
+    def merge(self, piece: Piece) -> tuple[Records, Collection[int], bytes]:
+        """A piece's records merged, the numbers of those that had to be left out, and a line of JSON for each of them."""
         records = piece.records
         failures = self._merger.merge_all(records.values())
         if not failures:
-            return encode(records, self._out.kind), b""
+            return records, (), b""
         pairs, rejects = list(records.pairs), []
         for number, error in failures:
             key, record = pairs[number]
@@ -152,7 +212,7 @@ class Rewriter:
         self._merger.tally.rejected += len(rejects)
         left_out = {number for number, _ in failures}
         kept = [pair for number, pair in enumerate(pairs) if number not in left_out]
-        return encode(Records(kept, records.exact), self._out.kind), "".join(rejects).encode()
+        return Records(kept, records.exact), left_out, "".join(rejects).encode()
 
     def _error(self, kind: type[DataError], piece: Piece, number: int, problem: str, next_step: str) -> DataError:
         """The error for one record, with its place in the source."""
@@ -184,13 +244,19 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
     try:
         records = _RecordSink(main := files.open(), options.format)
         rejects = _RejectSink(partial(files.side, REJECTS) if target else None)
-        work = partial(Rewriter, source.name, layout, options.merge, options.on_error, options.format)
-        jobs = _useful_jobs(source, options.jobs)
+        gathered = Gathered(options.stats) if options.stats else None
+        make_observer = gathered.make_observer() if gathered else None
+        work = partial(Rewriter, source.name, layout, options.merge, options.on_error, options.format, make_observer)
+        sinks = [records, rejects, *(gathered.sinks() if gathered else ())]
+        jobs = useful_jobs(source, options.jobs)
         tally = Tally()
-        for counts in run_blocks(source, layout, work, [records, rejects], jobs=jobs, progress=done, start_method=options.start_method):
-            tally.add(counts)
+        for counts in run_blocks(source, layout, work, sinks, jobs=jobs, progress=done, start_method=options.start_method):
+            tally.add(counts.tally)
+            if gathered:
+                gathered.stats.merge(counts.stats)
         records.finish()
         read_bytes = source.read_bytes(end)
+        statistics = gathered.document(source, layout, options.merge) if gathered else None
         source.check_unchanged()
         if target:
             files.side(RECEIPT).write(receipt(source.name, fingerprint(source), options.merge, options.on_error, tally).encode())
@@ -199,7 +265,7 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
     except BaseException:
         files.discard()
         raise
-    return Outcome(tally, read_bytes, main.written_bytes)
+    return Outcome(tally, read_bytes, main.written_bytes, statistics)
 
 
 def first_records(source: Source, options: RewriteOptions, count: int) -> Iterator[tuple[str, Any, Record | str]]:
@@ -304,7 +370,7 @@ def _check_room(target: Path, source: Source, growth: float) -> None:
         )
 
 
-def _useful_jobs(source: Source, jobs: int) -> int:
+def useful_jobs(source: Source, jobs: int) -> int:
     """No more processes than there are blocks."""
     if source.path is None or source.total_bytes is None:
         return jobs

@@ -8,15 +8,16 @@ import pytest
 import capmerge
 
 FLOORS = [
-    ["errors", "chance", "families", "marks", "tags", "tally", "tokens_clean", "tokens_table"],
-    ["wildcard", "templates", "source", "summary", "tokens_vocabulary"],
+    ["errors", "chance", "families", "marks", "tags", "tally", "tokens_clean", "tokens_table", "stats", "duplicates"],
+    ["wildcard", "templates", "source", "summary", "tokens_vocabulary", "caption_stats"],
     ["rewritten", "plain", "blocks", "output", "tokens_ids"],
-    ["codec", "side_files", "tokens_count"],
+    ["codec", "side_files", "tokens_count", "trained"],
     ["tokens", "parallel"],
-    ["cut", "fit"],
-    ["caption"],
-    ["preview", "rewrite"],
-    ["show", "verify"],
+    ["cut", "fit", "document", "observe"],
+    ["caption", "histogram", "report"],
+    ["preview", "gather", "figure", "page_picture"],
+    ["show", "rewrite", "page"],
+    ["verify", "measure", "stats_files"],
     ["cli"],
     ["__main__"],
 ]
@@ -56,6 +57,8 @@ def test_nothing_heavy_is_imported(module):
     """No module knows of trainer, torch and transformers."""
     roots = {name.split(".")[0] for name in imported_by(MODULES[module])}
     assert roots.isdisjoint({"trainer", "torch", "transformers", "diffusers"})
+    assert "numpy" not in roots or module in ("duplicates", "tokens_count", "tokens_table")
+    assert "matplotlib" not in roots or module == "figure"
 
 
 def test_the_command_line_loads_nothing_heavy():

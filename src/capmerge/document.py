@@ -1,0 +1,202 @@
+r"""The statistics document: what `<stem>.stats.json` holds, and all that a table, figure or page is drawn from.
+
+Version 1. A key may be added within a version; none is renamed, removed or given another meaning. Shares are floats from
+0 to 1, of the probability that an alternative is drawn unless they say otherwise; all other numbers are whole, but for means.
+
+    schema         "capmerge.stats", and version: 1
+    capmerge       the program's version
+    source         name of the file
+    options        the merge options; they hold for records that were not rewritten before
+    family         as asked; tokenizer: name of the one that counted
+    records        counted, of these both / tags_only / caption_only / empty (neither) / rewritten_before; and rejected
+    lengths        tags: each record's tags; captions: each of its caption lines; lines: all alternatives by probability.
+                   Each with texts, weight, tokens, mean, median, p90, p99, p99.9, max, max_key, longest (20 by key) and
+                   histogram: exact, one part a share, `texts[i]` of them with `tokens[i]` tokens
+    styles         tags / caption / both: the alternatives of that style, as in lengths, and share: of the probability
+    chunks         by how many chunks of 75 tokens an alternative needs: texts, share
+    limits         for each max length: texts and share that are cut, dropped_tokens of them, dropped_share of all tokens,
+                   padding_share of all places if everything is encoded at that length
+    advice         max_tokens: the smallest that drops less than 1 % of the tokens (null: none that the family takes);
+                   dropped_share; text
+    t5             null, or tokenizer, lengths and limits of all alternatives in tokens of the T5; a limit of 256 leaves
+                   room_tokens for the caption
+    wildcards      alternatives with in-line wildcards, counted at their longest: mean_longest, mean_shortest, mean tokens;
+                   not_listed: those with too many outcomes to list
+    tags           occurrences, distinct, most_frequent (100: tag, texts, share of the records with tags);
+                   null where there are more than `caption_stats.MOST_TAGS` distinct ones; long: tags over 64 characters
+    underscores    what `--underscores space` would save: tags, saved_tokens, share of the tokens of all tags; or null
+    duplicates     whole captions that stand more than once: captions, distinct, duplicated, share, largest (20 groups:
+                   captions, record: number of the first from 0, its key and caption; null where a pipe cannot be read again)
+    resolutions    resolution, records: most first; null where there are too many; of train_resolution, else image_size
+    literals       text with a meaning of its own -> alternatives that hold it
+"""
+
+from collections import Counter
+from dataclasses import asdict
+from fractions import Fraction
+from typing import Any
+
+import capmerge
+from capmerge.caption_stats import STYLES, CaptionStats
+from capmerge.families import CROPPED_TOKENS, T5_IDS, Family
+from capmerge.stats import Cut, Distribution, LengthStats
+from capmerge.tags import spaced
+from capmerge.templates import MergeOptions
+from capmerge.tokens import CHUNK_TOKENS, TokenCounter
+
+Document = dict[str, Any]
+MOST_FREQUENT = 100
+_LIMITS = (CHUNK_TOKENS, 2 * CHUNK_TOKENS, 3 * CHUNK_TOKENS)
+"""The max lengths that sd-scripts takes: --max_token_length. Families of `CROPPED_TOKENS` have one of their own."""
+_T5_LIMITS = sorted(set(T5_IDS.values()))
+"""For any family with a T5: both are in use, FLUX schnell has SD3's."""
+LOSS = Fraction(1, 100)
+"""Of the tokens: what a max length may drop and still be advised."""
+
+
+def build_document(
+    stats: CaptionStats,
+    *,
+    source: str,
+    merge: MergeOptions,
+    family: Family,
+    counter: TokenCounter,
+    t5: TokenCounter | None,
+    duplicates: dict[str, Any],
+) -> Document:
+    """The document of a finished run."""
+    lines = stats.all_lines()
+    distribution = lines.distribution()
+    limits = [distribution.cut(limit) for limit in ([CROPPED_TOKENS[family]] if family in CROPPED_TOKENS else _LIMITS)]
+    tags, resolutions = _tags(stats), stats.resolutions.counts
+    return {
+        "schema": "capmerge.stats",
+        "version": 1,
+        "capmerge": capmerge.__version__,
+        "source": source,
+        "options": asdict(merge),
+        "family": family,
+        "tokenizer": counter.tokenizer.name,
+        "records": {"counted": stats.records.counted, **asdict(stats.records)},
+        "lengths": {"tags": stats.tags.as_json(), "captions": stats.captions.as_json(), "lines": lines.as_json()},
+        "styles": _styles(stats, distribution),
+        "chunks": [
+            {"chunks": chunks, "texts": texts, "share": share} for chunks, (texts, share) in distribution.grouped(CHUNK_TOKENS).items()
+        ],
+        "limits": [cut._asdict() for cut in limits],
+        "advice": _advice(distribution, limits),
+        "t5": _t5(stats.t5_lines, _T5_LIMITS, t5),
+        "wildcards": _wildcards(stats),
+        "tags": tags
+        and {
+            "occurrences": tags.total(),
+            "distinct": len(tags),
+            "long": stats.tag_counts.long,
+            "most_frequent": [
+                {"tag": tag, "texts": count, "share": count / max(1, stats.records.both + stats.records.tags_only)}
+                for tag, count in sorted(tags.items(), key=lambda item: (-item[1], item[0]))[:MOST_FREQUENT]
+            ],
+        },
+        "underscores": _underscores(tags, counter, stats.tags),
+        "duplicates": duplicates,
+        "resolutions": None
+        if resolutions is None
+        else [
+            {"resolution": resolution, "records": count}
+            for resolution, count in sorted(resolutions.items(), key=lambda item: (-item[1], item[0]))
+        ],
+        "literals": dict(sorted(stats.literals.items())),
+    }
+
+
+def _styles(stats: CaptionStats, every: Distribution) -> dict[str, Any]:
+    styles = {}
+    for letter, name in STYLES.items():
+        written = stats.lines[letter].as_json()
+        distribution = stats.lines[letter].distribution()
+        share = Fraction(distribution.weight, distribution.unit) / Fraction(every.weight, every.unit) if every.weight else Fraction(0)
+        styles[name] = {"share": float(share), **written}
+    return styles
+
+
+def _advice(distribution: Distribution, limits: list[Cut]) -> dict[str, Any]:
+    """The smallest max length that drops less than `LOSS` of the tokens, in a sentence."""
+    if not distribution.lengths:
+        return {"max_tokens": None, "dropped_share": 0.0, "text": "There is no text, so any max length will do."}
+    for cut in limits:
+        if cut.dropped_share < LOSS:
+            return {
+                "max_tokens": cut.limit,
+                "dropped_share": cut.dropped_share,
+                "text": f"A max length of {cut.limit} is the smallest that loses under 1 %: it drops {percent(cut.dropped_share)} of the "
+                f"tokens and cuts {percent(cut.share)} of the alternatives.",
+            }
+    largest = limits[-1]
+    enough = largest
+    while enough.dropped_share >= LOSS:
+        enough = distribution.cut(enough.limit + CHUNK_TOKENS)
+    return {
+        "max_tokens": None,
+        "dropped_share": largest.dropped_share,
+        "text": f"Even {largest.limit} tokens, the most that this family takes, drop {percent(largest.dropped_share)} of the tokens; "
+        f"{enough.limit} would lose under 1 %.",
+    }
+
+
+def _t5(lines: LengthStats, limits: list[int], t5: TokenCounter | None) -> dict[str, Any] | None:
+    if t5 is None:
+        return None
+    special = getattr(t5.tokenizer, "n_special", 0)
+    distribution = lines.distribution()
+    return {
+        "tokenizer": t5.tokenizer.name,
+        "lengths": lines.as_json(),
+        "limits": [{**distribution.cut(limit - special)._asdict(), "limit": limit, "room_tokens": limit - special} for limit in limits],
+    }
+
+
+def _wildcards(stats: CaptionStats) -> dict[str, Any]:
+    found = stats.wildcards
+    count = max(1, found.alternatives)
+    return {
+        "alternatives": found.alternatives,
+        "not_listed": found.not_listed,
+        "mean_longest": found.longest_sum / count,
+        "mean_shortest": found.shortest_sum / count,
+        "mean": float(found.mean_sum / count),
+    }
+
+
+def _tags(stats: CaptionStats) -> Counter[str] | None:
+    """The tags without spaces around them; None when there were too many to count."""
+    counts = stats.tag_counts.counts
+    if counts is None:
+        return None
+    tags: Counter[str] = Counter()
+    for tag, count in counts.items():
+        tags[tag.strip()] += count
+    del tags[""]
+    return tags
+
+
+def _underscores(tags: Counter[str] | None, counter: TokenCounter, lengths: LengthStats) -> dict[str, Any] | None:
+    """Tag by tag, each with the comma that follows it: the sum over the tags of a text is what the text would save."""
+    if tags is None:
+        return None
+    underscored = [tag for tag in tags if spaced(tag) != tag]
+    before = counter.count_tokens([tag + "," for tag in underscored])
+    after = counter.count_tokens([spaced(tag) + "," for tag in underscored])
+    saved = sum((a - b) * tags[tag] for tag, a, b in zip(underscored, before, after, strict=True))
+    tokens = lengths.distribution().summary()["tokens"]
+    return {"tags": sum(tags[tag] for tag in underscored), "saved_tokens": saved, "share": saved / tokens if tokens else 0.0}
+
+
+def percent(share: float) -> str:
+    """A share for reading: two figures, never rounded to nothing or to everything."""
+    if share == 0:
+        return "0 %"
+    if 0 < share < 0.0001:
+        return "under 0.01 %"
+    if 0.999 < share < 1:
+        return "over 99.9 %"
+    return f"{share:.2%}".replace("%", " %") if share < 0.1 else f"{share:.1%}".replace("%", " %")

@@ -1,0 +1,66 @@
+"""The story of `capmerge stats`: source -> blocks -> workers merge and count each record -> one document.
+
+The records go through the merge of a rewrite and are counted as they come out of it, so the figures of an original file
+are those of what the same options would write.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from capmerge.blocks import MAX_RECORD_BYTES, read_layout
+from capmerge.document import Document
+from capmerge.gather import Gathered, Tokenizers
+from capmerge.output import AtomicFile
+from capmerge.parallel import Sink, run_blocks
+from capmerge.rewrite import STATS_STREAMS, OnError, Rewriter, useful_jobs
+from capmerge.source import Source
+from capmerge.templates import MergeOptions
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureOptions:
+    """One run of `capmerge stats`; `merge` holds for records that are not rewritten yet."""
+
+    merge: MergeOptions = field(default_factory=MergeOptions)
+    tokenizers: Tokenizers = field(default_factory=Tokenizers)
+    per_record: Path | None = None
+    """Where a line of JSON a record goes."""
+    on_error: OnError = "stop"
+    jobs: int = 1
+    max_record_bytes: int = MAX_RECORD_BYTES
+    start_method: str | None = None
+
+
+def measure(source: Source, options: MeasureOptions, *, progress: Callable[[int], None]) -> Document:
+    """The statistics of `source`; `progress` is told the offset that is done.
+
+    Raises `UsageError`, `DataError`, `OutputError` or `WorkerError`; then there is no file of lines either.
+    """
+    layout = read_layout(source, options.max_record_bytes)
+    lines = AtomicFile(options.per_record) if options.per_record else None
+    try:
+        gathered = Gathered(options.tokenizers, lines)
+        merge = replace(options.merge, allow_rewritten=True)
+        work = partial(Rewriter, source.name, layout, merge, options.on_error, None, gathered.make_observer())
+        sinks: list[Sink] = [_Nowhere()] * STATS_STREAMS[0] + gathered.sinks()
+        jobs = useful_jobs(source, options.jobs)
+        for counted in run_blocks(source, layout, work, sinks, jobs=jobs, progress=progress, start_method=options.start_method):
+            gathered.stats.merge(counted.stats)
+        document = gathered.document(source, layout, options.merge)
+        source.check_unchanged()
+        if lines:
+            lines.sync()
+            lines.publish()
+    finally:
+        if lines:
+            lines.discard()
+    return document
+
+
+class _Nowhere:
+    """The sink of records and rejects: statistics write neither."""
+
+    def write(self, data: bytes | memoryview, *, new_block: bool) -> None:
+        """Forget `data`."""

@@ -1,0 +1,86 @@
+"""The page's own picture of token lengths, as inline SVG: the page is drawn where matplotlib is not installed."""
+
+from html import escape
+from math import floor, log10
+
+from capmerge.document import Document, percent
+from capmerge.histogram import GRID, INK, LIMIT, Histogram, histogram
+
+_WIDTH, _HEIGHT = 900, 380
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 12, 90, 46
+
+
+class _Axes:
+    """From tokens and heights to places in the picture; heights on a log axis."""
+
+    def __init__(self, shown: Histogram, limits: list[int]) -> None:
+        self.end = max(shown.bins * shown.width, *limits) * 1.12
+        self.low = floor(log10(shown.floor))
+        self.high = max(log10(shown.top) + 0.2 * (log10(shown.top) - self.low), self.low + 1)  # room for the labels of the limits
+
+    def x(self, tokens: float) -> float:
+        return round(_LEFT + tokens / self.end * (_WIDTH - _LEFT - _RIGHT), 1)
+
+    def y(self, height: float) -> float:
+        part = (log10(height) - self.low) / (self.high - self.low) if height else 0
+        return round(_HEIGHT - _BOTTOM - max(0.0, part) * (_HEIGHT - _TOP - _BOTTOM), 1)
+
+
+def svg_picture(document: Document) -> str:
+    """An `<svg>` element with the histograms by style, the limits, and a legend with shares."""
+    shown = histogram(document)
+    axes = _Axes(shown, [cut["limit"] for cut in document["limits"]])
+    parts = [*_grid(axes, shown), *_bars(axes, shown), *_limits(axes, document), *_legend(shown)]
+    label = "Histogram of token lengths by style, with the max lengths and what they cut"
+    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img" aria-label="{label}">\n' + "\n".join(parts) + "\n</svg>"
+
+
+def _grid(axes: _Axes, shown: Histogram) -> list[str]:
+    parts = []
+    for power in range(axes.low, floor(axes.high) + 1):
+        y = axes.y(10.0**power)
+        parts.append(f'<line x1="{_LEFT}" y1="{y}" x2="{_WIDTH - _RIGHT}" y2="{y}" stroke="{GRID}"/>')
+        name = f"{10**power:,}" if power >= 0 else f"{10.0**power:g}"
+        parts.append(_label(_LEFT - 6, y + 4, name, anchor="end"))
+    bottom = _HEIGHT - _BOTTOM
+    step = next(step for step in (5, 10, 25, 50, 75, 150, 300, 750, 1500, 3000, 10**4, 10**5, 10**6, 10**9) if axes.end / step <= 14)
+    for tokens in range(0, int(axes.end) + 1, step):
+        parts.append(f'<line x1="{axes.x(tokens)}" y1="{bottom}" x2="{axes.x(tokens)}" y2="{bottom + 5}" stroke="{INK}"/>')
+        parts.append(_label(axes.x(tokens), bottom + 18, f"{tokens:,}", anchor="middle"))
+    parts.append(f'<line x1="{_LEFT}" y1="{bottom}" x2="{_WIDTH - _RIGHT}" y2="{bottom}" stroke="{INK}"/>')
+    parts.append(_label((_LEFT + _WIDTH) / 2, _HEIGHT - 8, "tokens", anchor="middle"))
+    parts.append(_label(4, _TOP - 10, f"{shown.height_label} (log scale)"))
+    return parts
+
+
+def _bars(axes: _Axes, shown: Histogram) -> list[str]:
+    parts, bottom = [], axes.y(0)
+    for style in shown.styles:
+        path = f"M{axes.x(0)} {bottom}"
+        for i, height in enumerate(style.heights):
+            path += f"V{axes.y(height)}H{axes.x((i + 1) * shown.width)}"
+        parts.append(f'<path d="{path}V{bottom}Z" fill="{style.colour}" fill-opacity=".35" stroke="{style.colour}" stroke-width="1.3"/>')
+    return parts
+
+
+def _limits(axes: _Axes, document: Document) -> list[str]:
+    parts = []
+    for row, cut in enumerate(document["limits"]):  # each label in a row of its own: a long tail brings the limits close together
+        x = axes.x(cut["limit"])
+        dashes = 'stroke-dasharray="5 4"'
+        parts.append(f'<line x1="{x}" y1="{_TOP - 2}" x2="{x}" y2="{_HEIGHT - _BOTTOM}" stroke="{LIMIT}" {dashes}/>')
+        parts.append(_label(x + 4, _TOP + 10 + 15 * row, f"{cut['limit']}: cuts {percent(cut['share'])}", colour=LIMIT))
+    return parts
+
+
+def _legend(shown: Histogram) -> list[str]:
+    parts = []
+    for i, style in enumerate(shown.styles):
+        y = 16 + 20 * i
+        parts.append(f'<rect x="{_LEFT}" y="{y - 10}" width="14" height="12" fill="{style.colour}" fill-opacity=".6"/>')
+        parts.append(_label(_LEFT + 21, y, style.label))
+    return parts or [_label(_WIDTH / 2, _HEIGHT / 2, "no text", anchor="middle")]
+
+
+def _label(x: float, y: float, text: str, *, anchor: str = "start", colour: str = INK) -> str:
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="{colour}">{escape(text)}</text>'

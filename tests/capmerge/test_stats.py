@@ -1,92 +1,144 @@
-"""`capmerge stats` and `rewrite --stats`, from the command line on the example data."""
-
 import json
-import subprocess
-import sys
-from pathlib import Path
+from collections import Counter
+from fractions import Fraction
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from capmerge.tokens import load_tokenizer
+from capmerge.caption_stats import BoundedCounter
+from capmerge.duplicates import RecordHashes, RecordPlaces
+from capmerge.observe import caption_hash
+from capmerge.stats import LONGEST, LengthStats
 
-EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples" / "meta_lat.json"
-
-
-def run(folder, *arguments, code=0):
-    """Run capmerge in `folder`; its standard output."""
-    command = [sys.executable, "-m", "capmerge", *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
-    return done.stdout + done.stderr
+SHARES = st.tuples(st.integers(1, 9), st.integers(1, 9)).map(lambda pair: Fraction(min(pair), max(pair)).as_integer_ratio())
+TEXTS = st.lists(st.tuples(st.integers(0, 400), st.sampled_from("abcdefgh"), SHARES), max_size=60)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A folder with the examples as meta_lat.json."""
-    (tmp_path / "meta_lat.json").write_bytes(EXAMPLES.read_bytes())
-    return tmp_path
+def stats_of(texts):
+    """The statistics of (length, key, share)."""
+    stats = LengthStats()
+    for length, key, share in texts:
+        stats.add([length], [key], share)
+    return stats
 
 
-def test_the_default_source_and_the_json_beside_it(folder):
-    """Without SRC, meta_lat.json here is counted into meta_lat.stats.json, and the table goes to the terminal."""
-    printed = run(folder, "stats")
-    assert "token lengths" in printed
-    assert "records                213" in printed
-    assert (folder / "meta_lat.stats.json").stat().st_size > 1000
+@given(TEXTS, st.randoms(use_true_random=False), st.integers(1, 5))
+def test_parts_merge_exactly(texts, random, parts):
+    """However texts are dealt to workers and in whatever order those are merged, the figures are the same."""
+    dealt = [[] for _ in range(parts)]
+    for text in random.sample(texts, len(texts)):
+        random.choice(dealt).append(text)
+    merged = LengthStats()
+    for part in random.sample(dealt, parts):
+        merged.merge(stats_of(part))
+    assert json.dumps(merged.as_json()) == json.dumps(stats_of(texts).as_json())
 
 
-def test_any_number_of_workers_gives_the_same_json(folder):
-    """The JSON does not depend on --jobs; a file of several blocks."""
-    records = json.loads(EXAMPLES.read_text())
-    many = {f"{n}/{key}": record for n in range(15) for key, record in records.items()}
-    (folder / "many.json").write_text(json.dumps(many, indent=2))
-    documents = []
-    for jobs in (1, 2, 3):
-        run(folder, "stats", "many.json", "-j", jobs, "-o", f"{jobs}.json", "--quiet")
-        documents.append((folder / f"{jobs}.json").read_bytes())
-    assert documents[0] == documents[1] == documents[2]
+@given(TEXTS)
+def test_what_is_written_is_read_back(texts):
+    """JSON keeps every count: what is read back writes the same again."""
+    written = stats_of(texts).as_json()
+    assert LengthStats.from_json(json.loads(json.dumps(written))).as_json() == written
 
 
-def test_rewrite_with_stats_counts_what_stats_counts(folder):
-    """The same pass gives the same per-record figures as counting the rewritten file afterwards."""
-    run(folder, "rewrite", "meta_lat.json", "-o", "out.json", "--stats", "--quiet")
-    run(folder, "stats", "out.json", "-o", "after.json", "--quiet")
-    same_pass, after = (json.loads((folder / name).read_text()) for name in ("out.stats.json", "after.json"))
-    differing = {name for name in same_pass if same_pass[name] != after.get(name)}
-    assert differing <= {"source", "options", "templates", "merge", "resolutions", "tags", "records"}, differing
+@given(TEXTS.filter(bool), st.fractions(0, 1))
+def test_quantiles_are_the_smallest_length_that_holds_enough(texts, part):
+    """A quantile is the smallest length up to which at least that part of the probability lies."""
+    weight = sum(Fraction(*share) for _, _, share in texts)
+    reached = [
+        length
+        for length in sorted({length for length, _, _ in texts})
+        if sum(Fraction(*share) for other, _, share in texts if other <= length) >= part * weight
+    ]
+    assert stats_of(texts).distribution().quantile(part) == reached[0]
 
 
-def test_per_record_tokens_are_those_of_the_tokenizer(folder):
-    """Each line of --per-record holds the token lengths of the record's distinct alternatives, in line order."""
-    run(folder, "rewrite", "meta_lat.json", "-o", "out.json", "--quiet")
-    run(folder, "stats", "out.json", "--per-record", "tokens.jsonl", "--quiet")
-    tokenizer = load_tokenizer("sd1")
-    written = json.loads((folder / "out.json").read_text())
-    lines = [json.loads(line) for line in (folder / "tokens.jsonl").read_text().splitlines()]
-    assert [line["key"] for line in lines] == list(written)
-    for line in lines:
-        caption = written[line["key"]]["caption"]
-        texts = dict.fromkeys(caption.split("\n")) if caption else {}
-        plain = [text.replace("{{", "{").replace("}}", "}") for text in texts]
-        assert line["tokens"] == [len(tokenizer.encode(text)) for text in plain]
+@given(TEXTS.filter(bool), st.integers(1, 300))
+def test_a_cut_counts_what_is_over(texts, limit):
+    """Cut texts, dropped tokens and padding are those of encoding every text at the limit."""
+    cut = stats_of(texts).distribution().cut(limit)
+    weight = sum(Fraction(*share) for _, _, share in texts)
+    tokens = sum(length * Fraction(*share) for length, _, share in texts)
+    kept = sum(min(length, limit) * Fraction(*share) for length, _, share in texts)
+    assert cut.texts == sum(length > limit for length, _, _ in texts)
+    assert cut.share == float(sum(Fraction(*share) for length, _, share in texts if length > limit) / weight)
+    assert cut.dropped_tokens == sum(max(0, length - limit) for length, _, _ in texts)
+    assert cut.dropped_share == (float((tokens - kept) / tokens) if tokens else 0)
+    assert cut.padding_share == float(1 - kept / (limit * weight))
 
 
-def test_figure_and_page_are_whole_and_safe(folder):
-    """The PNG is a PNG; the page shows a hostile caption as text, asks for nothing from elsewhere, and no escape reaches the terminal."""
-    key = "<script>alert(1)</script>\x1b[31m"
-    (folder / "bad.json").write_text(json.dumps({key: {"caption": "<script>alert(2)</script> " * 60, "tags": "a\x1b[2J"}}))
-    printed = run(folder, "stats", "bad.json", "--plot", "p.png", "--report", "r.html")
-    assert (folder / "p.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    page = (folder / "r.html").read_text()
-    assert "<script>alert" not in page
-    assert "&lt;script&gt;alert" in page
-    assert "http://" not in page.replace("http://www.w3.org/", "")
-    assert "\x1b" not in printed
-    assert "\x1b" not in page
+def test_nothing_has_no_figures():
+    """Without texts there is no mean and no quantile, and nothing is cut."""
+    written = stats_of([]).as_json()
+    assert (written["texts"], written["mean"], written["median"], written["max"], written["max_key"]) == (0, None, None, None, None)
+    assert stats_of([]).distribution().cut(75).share == 0
 
 
-def test_existing_files_need_force(folder):
-    """A second run does not replace the first one's figures unless told to."""
-    run(folder, "stats", "--quiet")
-    assert "--force" in run(folder, "stats", "--quiet", code=2)
-    run(folder, "stats", "--quiet", "--force")
+def test_the_longest_are_kept_by_length_then_key():
+    """Twenty of the longest are kept, equal ones by key, whichever came first."""
+    stats = LengthStats()
+    stats.add([7] * 30, [f"{number:02}" for number in reversed(range(30))])
+    stats.add([9, 1], ["z", "a"])
+    assert stats.longest == [(9, "z"), *((7, f"{number:02}") for number in range(LONGEST - 1))]
+
+
+def test_groups_of_75_hold_every_length():
+    """Chunks needed: an empty text takes one, 75 tokens one, 76 two."""
+    grouped = stats_of([(length, "k", (1, 2)) for length in (0, 75, 76, 300)]).distribution().grouped(75)
+    assert grouped == {1: (2, 0.5), 2: (1, 0.25), 4: (1, 0.25)}
+
+
+def test_shares_of_any_size_stay_exact():
+    """A weight that no float tells from another still counts."""
+    share = (10**30 - 1, 10**30)
+    distribution = stats_of([(10, "a", share), (20, "b", (1, 10**30))]).distribution()
+    assert distribution.weight == distribution.unit
+    assert distribution.quantile(Fraction(10**30 - 1, 10**30)) == 10
+    assert distribution.quantile(Fraction(1)) == 20
+
+
+@given(st.lists(st.lists(st.sampled_from(["a", "b", "c", "d", "e", "too long", "longer still"]))), st.integers(1, 6))
+def test_a_bounded_counter_gives_up_whoever_counts(parts, limit):
+    """More distinct texts than the limit end in no counts, however they were dealt; long texts are only numbered."""
+    texts = [text for part in parts for text in part]
+    whole, merged = BoundedCounter(limit, 3), BoundedCounter(limit, 3)
+    whole.update(texts)
+    for part in parts:
+        counter = BoundedCounter(limit, 3)
+        counter.update(part)
+        merged.merge(counter)
+    expected = Counter(text for text in texts if len(text) == 1)
+    assert merged.counts == whole.counts == (expected if len(expected) <= limit else None)
+    if merged.counts is not None:
+        assert merged.long == whole.long == len(texts) - expected.total()
+
+
+@given(st.lists(st.sampled_from(["", "a", "b", "c", "d"]), max_size=40), st.integers(1, 7))
+def test_groups_of_duplicates(captions, step):
+    """Groups are those of equal captions, the largest first, each with its first record; the empty ones are none."""
+    hashes = RecordHashes()
+    data = b"".join(map(caption_hash, captions))
+    for start in range(0, len(data), step):
+        hashes.write(data[start : start + step], new_block=False)
+    groups = hashes.groups()
+    counted = Counter(filter(None, captions))
+    again = [(count, captions.index(caption)) for caption, count in counted.items() if count > 1]
+    assert groups.captions == counted.total()
+    assert groups.distinct == len(counted)
+    assert groups.in_groups == sum(count for count, _ in again)
+    assert groups.largest == sorted(again, key=lambda group: (-group[0], group[1]))
+
+
+def test_a_record_is_found_by_its_number():
+    """Pieces of 3, 0 and 2 records: number 3 is the first of the third piece."""
+    places = RecordPlaces()
+    for start, size, records, last in ((1, 100, 3, False), (101, 5, 0, False), (106, 50, 2, True)):
+        places.write(RecordPlaces.entry(start, size, records, last=last), new_block=True)
+    assert places.places([0, 2, 3, 4]) == [(1, 101, False, 0), (1, 101, False, 2), (106, 156, True, 0), (106, 156, True, 1)]
+
+
+@pytest.mark.parametrize(("a", "b"), [("a", "a "), ("\ud83d", "\ud83e")])
+def test_unlike_captions_have_unlike_hashes(a, b):
+    """A space and a lone surrogate count."""
+    assert caption_hash(a) != caption_hash(b)

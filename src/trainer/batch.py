@@ -1,0 +1,89 @@
+"""Samples and batches: what the loader gives to the loss. Only fields, shapes and units; everything random is drawn before.
+
+B batch, N chunks, L 77, C latent channels (4), H W latent height and width (pixels / 8).
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample exactly as it trains: a pure function of (seed, epoch, data set, record key, repeat)."""
+
+    dataset: int
+    """Which `[[data]]`, from 0."""
+    record: int
+    """Its place in the index."""
+    repeat: int
+    key: str
+    caption: str
+    """The text that is encoded; "" when the caption was dropped."""
+    style: str
+    """`t`, `c` or `b`, as the rewrite marked the drawn line."""
+    ids: tuple[list[list[int]], ...]
+    """For each tokenizer of the family: chunks of 77 ids, as many as this caption needs, at least one."""
+    tokens: int
+    """Of the caption, without BOS and EOS."""
+    dropped_tokens: int
+    """Of those, how many no chunk holds."""
+    latents_CHW: Tensor
+    """float32, scaled by the family's factor."""
+    noise_CHW: Tensor
+    """float32: what the target is made of, offset and further levels included."""
+    input_noise_CHW: Tensor | None
+    """float32: the noise of the input where it differs (input perturbation); None when it is `noise_CHW`."""
+    timestep: int
+    size_conditioning: tuple[float, float, float, float, float, float] | None
+    """Original height, width, crop top, left, target height, width in pixels; None for families without."""
+    mask_HW: Tensor | None
+    """float32 weights in [0, 1] at latent size; None when no mask was asked for."""
+    text_noise_seed: int
+    """For noise on the text states."""
+    events: tuple[str, ...] = ()
+    """What happened to it, for counting: caption_dropped, random_caption, word_repeated, flipped, replaced (no usable latents)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A micro-batch of one rank."""
+
+    step: int
+    """The optimizer step it belongs to, from 0."""
+    epoch: int
+    """From 0."""
+    micro: int
+    """Which micro-batch of the step, from 0."""
+    latents_BCHW: Tensor
+    noise_BCHW: Tensor
+    input_noise_BCHW: Tensor | None
+    timesteps_B: Tensor
+    """int64."""
+    ids: tuple[Tensor, ...]
+    """For each tokenizer (B, N, L) int64."""
+    size_B6: Tensor | None
+    """float32."""
+    mask_B1HW: Tensor | None
+    weights_B: Tensor
+    """float32: 1 for a real sample, 0 for one that only fills a place of a short global batch."""
+    real_samples: int
+    """Real samples of the whole global batch, over all ranks and micro-batches."""
+    text_noise_seeds: tuple[int, ...]
+    keys: tuple[str, ...]
+    """Of the real samples."""
+    captions: tuple[str, ...]
+    """Of the real samples."""
+    counts: dict[str, int]
+    """Over the real samples: "samples", "tokens", "dropped_tokens", "wider_batches" (0 or 1), and every event."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same with its tensors on `device`."""
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                moved[field.name] = value.to(device, non_blocking=True)
+        return replace(self, ids=tuple(ids.to(device, non_blocking=True) for ids in self.ids), **moved)

@@ -1,0 +1,40 @@
+"""The exceptions of a training run that mean a user's mistake or a damaged file, never a bug.
+
+    capmerge.errors.CapmergeError  exit 1
+    └── TrainerError
+        ├── ConfigError            exit 2: one or more settings cannot be carried out, all of them listed
+        ├── LatentsError           a latents file is missing, broken, or of another family
+        ├── ModelError             a model folder is not what the settings say
+        ├── ResumeError            a saved state does not fit the run, or none is complete
+        └── NonFiniteError         the gradient is no number and `train.on_nonfinite` says stop
+
+Every message reads: where, what was found, what was expected, the next step. Only `run` prints and exits.
+"""
+
+from capmerge.errors import CapmergeError
+
+
+class TrainerError(CapmergeError):
+    """Base of all errors of training that are shown as one message without a traceback."""
+
+
+class ConfigError(TrainerError):
+    """The settings cannot be carried out as given."""
+
+    exit_code = 2
+
+
+class LatentsError(TrainerError):
+    """Cached latents are missing, broken, or of another family."""
+
+
+class ModelError(TrainerError):
+    """A model folder is not what the settings say."""
+
+
+class ResumeError(TrainerError):
+    """A saved state does not fit the run, or none is complete."""
+
+
+class NonFiniteError(TrainerError):
+    """A gradient is not finite."""

@@ -9,6 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from trainer.chunks import CutText
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -24,12 +26,8 @@ class Sample:
     """The text that is encoded; "" when the caption was dropped."""
     style: str
     """`t`, `c` or `b`, as the rewrite marked the drawn line."""
-    ids: tuple[list[list[int]], ...]
-    """For each tokenizer of the family: chunks of 77 ids, as many as this caption needs, at least one."""
-    tokens: int
-    """Of the caption, without BOS and EOS."""
-    dropped_tokens: int
-    """Of those, how many no chunk holds."""
+    cut: CutText
+    """The caption's tokens; its batch decides how many chunks there are."""
     latents_CHW: Tensor
     """float32, scaled by the family's factor."""
     noise_CHW: Tensor

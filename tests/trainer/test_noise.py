@@ -16,10 +16,12 @@ CHANCE = Chance(seed=3, epoch=1, key="danbooru/42", dataset=0, repeat=2)
 
 
 def golden(name):
+    """A tensor of the golden file."""
     return torch.tensor(GOLDEN[name])
 
 
 def close(found, name):
+    """`found` is the golden tensor within what its README allows."""
     torch.testing.assert_close(found, golden(name), rtol=1e-4, atol=1e-6)
 
 
@@ -81,6 +83,7 @@ def test_every_part_of_a_sample_s_name_moves_its_noise(other):
 
 
 def correlation(left, right):
+    """How much two tensors move together, 0 to 1."""
     return abs(torch.corrcoef(torch.stack([left.flatten(), right.flatten()]))[0, 1].item())
 
 

@@ -19,6 +19,7 @@ from capmerge.index_rows import RowMaker, RowSink, is_rewritten
 from capmerge.marks import MARK
 from capmerge.output import AtomicFile, ScratchFile
 from capmerge.parallel import run_blocks, useful_jobs
+from capmerge.rewritten import BrokenRecordError
 from capmerge.source import FileSource, fingerprint_text
 from capmerge.spans import iter_placed
 
@@ -131,7 +132,7 @@ class _Indexer:
 
     def __init__(self, name: str, layout: Layout, *, tokens: bool) -> None:
         self._name, self._layout = name, layout
-        self._rows = RowMaker()
+        self._rows = RowMaker(tokens=tokens)
 
     def run(self, block: Block, data: bytes) -> Iterator[tuple[int, bytes]]:
         """The rows of a block's records."""
@@ -140,7 +141,10 @@ class _Indexer:
             for start, end, (key, record) in iter_placed(self._name, self._layout, block, data):
                 if not is_rewritten(record):
                     raise self._error(start, key, record)
-                self._rows.note(start, end, key, record)
+                try:
+                    self._rows.note(start, end, key, record)
+                except BrokenRecordError as error:
+                    raise DataError(self._name, start, key, str(error), "Rewrite the original again, and index that.") from None
         except MiscutError as error:
             miscut = error  # the records before it stand
         yield 0, self._rows.rows()

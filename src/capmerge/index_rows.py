@@ -3,37 +3,49 @@
 Knows nothing of blocks, of repeated keys, or of the file that the rows end in.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from capmerge.index import ROW
-from capmerge.marks import MARK
+from capmerge.index import ROW, TOKEN_COLUMNS
+from capmerge.marks import MARK, WEIGHTS
 from capmerge.output import ScratchFile
 from capmerge.stems import hash_of, stem_of
+from capmerge.tokens_lengths import TextLengths
+from capmerge.trained import trained_alternatives
 
 _MOST_PX = (1 << 32) - 1
 _ROWS_AT_ONCE = 1 << 16
 
 
 class RowMaker:
-    """Notes rewritten records and makes their rows, those of a block together."""
+    """Notes rewritten records and makes their rows, those of a block together; with token lengths if `tokens`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tokens: bool) -> None:
+        self._lengths = TextLengths() if tokens else None
         self._places: list[tuple[int, int]] = []
         self._hashes: list[bytes] = []
         self._leads: list[int] = []
         self._sizes: list[tuple[int, int]] = []
+        self._texts: list[str] = []
+        self._first_texts: list[int] = []
 
     def note(self, start: int, end: int, key: str, record: dict[str, Any]) -> None:
-        """Note a record whose bytes are [start, end)."""
-        self._places.append((start, end))
+        """Note a record whose bytes are [start, end).
+
+        Raises `BrokenRecordError` when its fields do not belong together; then it is not noted.
+        """
+        texts = _texts_of(record)
         stem, leads = stem_of(key)
+        self._places.append((start, end))
         self._hashes.append(hash_of(stem))
         self._leads.append(leads)
         self._sizes.append(size_of(record))
+        if self._lengths:
+            self._first_texts.append(len(self._texts))
+            self._texts += texts
 
     def rows(self) -> bytes:
         """The rows of all that was noted since the last call."""
@@ -45,9 +57,26 @@ class RowMaker:
             rows["stem_hash"] = np.frombuffer(b"".join(self._hashes), "<u8")
             rows["width"], rows["height"] = sizes[:, 0], sizes[:, 1]
             rows["leads"] = self._leads
-            for noted in (self._places, self._hashes, self._leads, self._sizes):
+            if self._lengths:
+                longest = np.maximum.reduceat(self._lengths.count(self._texts), self._first_texts)
+                for column, name in enumerate(TOKEN_COLUMNS):
+                    rows[name] = longest[:, column]
+            for noted in (self._places, self._hashes, self._leads, self._sizes, self._texts, self._first_texts):
                 noted.clear()
         return rows.tobytes()
+
+
+def _texts_of(record: dict[str, Any]) -> Collection[str]:
+    """Every text that can be trained for a rewritten record, in-line wildcards expanded; "" for an empty caption."""
+    caption, letters = record.get("caption"), record[MARK]
+    if caption.__class__ is str and letters.__class__ is str and WEIGHTS not in record and "{" not in caption and "}" not in caption:
+        lines = caption.split("\n")
+        if len(lines) == len(letters) and not letters.strip("tcb"):
+            return lines if len(lines) < 3 else set(lines)
+    texts: dict[str, Any] = {}
+    for alternative in trained_alternatives(record):
+        texts |= alternative.texts
+    return texts or ("",)
 
 
 def is_rewritten(record: Any) -> bool:

@@ -85,7 +85,9 @@ def _check_family(folder: Path, family: FamilyName) -> None:
     if found is not None and found != family:
         raise ModelError(f"{folder}: a model of family {found} by its text encoders, expected {family}. Set model.family or model.path.")
     if found is None:
-        shown = ", ".join(f"{name}: {config.get('model_type')} {config.get('hidden_act')}" for name, config in zip(present, configs, strict=True))
+        shown = ", ".join(
+            f"{name}: {config.get('model_type')} {config.get('hidden_act')}" for name, config in zip(present, configs, strict=True)
+        )
         raise ModelError(f"{folder}: found the text encoders {shown}, expected those of {family}. Set another model.path.")
 
 

@@ -29,7 +29,7 @@ _ADAFACTOR_DEFAULTS = {"relative_step": False, "scale_parameter": False}
 
 
 def build_optimizer(groups: list[dict[str, Any]], settings: OptimizerSettings, device: torch.device) -> Optimizer:
-    """The optimizer that `[optimizer]` names, over parameter groups that each have `params` and `lr`, and a `name` if there are several.
+    """The optimizer that `[optimizer]` names, over parameter groups with `params`, `lr` and `name`.
 
     `Adafactor` is transformers', a name such as AdamW8bit or PagedAdamW bitsandbytes'; of the others torch.optim's come before
     pytorch-optimizer's. One step on three small weights on `device` comes first: what cannot train here (it needs a GPU, a closure,
@@ -143,12 +143,11 @@ class RateSchedule:
     """What a rate is multiplied by at a step, from 0."""
 
     def set_rates(self, step: int) -> dict[str, float]:
-        """Give each group its rate for `step` (from 0), before the optimizer takes it; the rates, as `lr_<name of the group>` or `lr`."""
-        rates = {}
-        for group, base_rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+        """Give each group its rate for `step` (from 0), before the optimizer takes it; the rates by the groups' names."""
+        groups = self.optimizer.param_groups
+        for group, base_rate in zip(groups, self.base_rates, strict=True):
             group["lr"] = base_rate * self.share(step)
-            rates[f"lr_{group['name']}" if "name" in group else "lr"] = group["lr"]
-        return rates
+        return {group["name"]: group["lr"] for group in groups}
 
 
 def build_schedule(optimizer: Optimizer, settings: OptimizerSettings, max_steps: int) -> RateSchedule:
@@ -210,24 +209,24 @@ class Stepped(NamedTuple):
     """False: the gradient was not finite, and weights and optimizer state are as before."""
     grad_norm: float
     """Before clipping."""
-    logged: tuple[float, ...]
-    """The values of the scalars that were handed in."""
+    read: list[float]
+    """The numbers that were handed in to be read along."""
 
 
-def guarded_step(optimizer: Optimizer, grad_norm: Tensor, *logged: Tensor) -> Stepped:
+def guarded_step(optimizer: Optimizer, grad_norm: Tensor, read_along: Tensor) -> Stepped:
     """One step of the optimizer, or none when the norm of `clip_gradients` is not finite; the gradients are gone either way.
 
     The norm is of the reduced gradients, the same number on every rank, so all ranks decide alike without asking each other.
-    Norm and `logged` scalars (a loss) on one device come back in one transfer, which is the only time a step waits for the device;
-    scalars that differ between ranks may be logged, they decide nothing.
+    It comes back in one transfer with `read_along`, numbers (N,) on the same device such as the loss, which decide nothing: the
+    only time that a step waits for the device. Numbers come back as float32: whole ones are exact below 2**24.
     Not for an engine that clips and skips by itself (DeepSpeed).
     """
-    norm, *values = torch.stack([grad_norm.detach().float(), *(scalar.detach().float() for scalar in logged)]).tolist()
+    norm, *numbers = torch.cat((grad_norm.detach().float()[None], read_along.detach().float())).tolist()
     taken = math.isfinite(norm)
     if taken:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return Stepped(taken, norm, tuple(values))
+    return Stepped(taken, norm, numbers)
 
 
 @contextmanager

@@ -170,7 +170,7 @@ def test_every_schedule_is_diffusers_s(name, warmup, arguments):
         scheduler.step()
     for step in reversed(range(20)):
         rates = schedule.set_rates(step)
-        assert rates == {"lr_unet": expected[step][0], "lr_text": expected[step][1]}
+        assert rates == {"unet": expected[step][0], "text": expected[step][1]}
         assert [group["lr"] for group in optimizer.param_groups] == expected[step]
     assert name == "constant" or len({rate for rate, _ in expected}) > 2
 
@@ -182,7 +182,7 @@ def test_rates_need_no_state():
     build_schedule(saved, settings, 10).set_rates(9)
     schedule = build_schedule(optimizer, settings, 10)
     optimizer.load_state_dict(saved.state_dict())
-    assert schedule.set_rates(5) == {"lr_unet": 1e-2 * 0.5, "lr_text": 1e-3 * 0.5}
+    assert schedule.set_rates(5) == {"unet": 1e-2 * 0.5, "text": 1e-3 * 0.5}
 
 
 @pytest.mark.parametrize(
@@ -224,12 +224,12 @@ def test_zero_only_measures():
 
 
 def test_a_finite_norm_is_a_step():
-    """The step is the optimizer's own; norm and logged scalars come back, the gradients are gone."""
+    """The step is the optimizer's own; the norm and what is read along come back, the gradients are gone."""
     optimizer, reference = build(), build()
     weights_of_both = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    stepped = guarded_step(optimizer, clip_gradients(weights_of_both, 0), torch.tensor(0.25))
+    stepped = guarded_step(optimizer, clip_gradients(weights_of_both, 0), torch.tensor([0.25, 3]))
     reference.step()
-    assert (stepped.taken, stepped.logged) == (True, (0.25,))
+    assert (stepped.taken, stepped.read) == (True, [0.25, 3])
     assert stepped.grad_norm == pytest.approx(math.sqrt(sum(p.grad.square().sum() for g in groups() for p in g["params"])))
     assert same(weights(optimizer), weights(reference))
     assert all(parameter.grad is None for parameter in weights_of_both)
@@ -245,7 +245,7 @@ def test_a_broken_gradient_is_no_step(broken, max_norm):
     state = {key: value.clone() for key, value in optimizer.state[optimizer.param_groups[0]["params"][0]].items()}
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     trained[1].grad[2] = broken
-    stepped = guarded_step(optimizer, clip_gradients(trained, max_norm))
+    stepped = guarded_step(optimizer, clip_gradients(trained, max_norm), torch.zeros(1))
     assert not stepped.taken
     assert not math.isfinite(stepped.grad_norm)
     assert same(weights(optimizer), weights(reference))
@@ -253,7 +253,7 @@ def test_a_broken_gradient_is_no_step(broken, max_norm):
     for each in (optimizer, reference):
         for parameter, source in zip(weights_in(each), (p for g in groups() for p in g["params"]), strict=True):
             parameter.grad = source.grad
-        guarded_step(each, clip_gradients(weights_in(each), max_norm))
+        guarded_step(each, clip_gradients(weights_in(each), max_norm), torch.zeros(1))
     assert same(weights(optimizer), weights(reference))
 
 
@@ -263,14 +263,14 @@ def weights_in(optimizer):
 
 
 def test_a_step_is_read_back_once(monkeypatch):
-    """Clipping and stepping ask a tensor for its values one time, whatever is logged."""
+    """Clipping and stepping ask a tensor for its values one time, whatever is read along."""
     reads = []
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__"):
         original = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda self, *a, f=original, n=name: reads.append(n) or f(self, *a))
     optimizer = build_optimizer(groups(), OptimizerSettings(name="SGD"), CPU)
     reads.clear()
-    guarded_step(optimizer, clip_gradients(weights_in(optimizer), 1.0), torch.tensor(1.0), torch.tensor(2.0))
+    guarded_step(optimizer, clip_gradients(weights_in(optimizer), 1.0), torch.tensor([1.0, 2.0]))
     assert reads == ["tolist"]
 
 

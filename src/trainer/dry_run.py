@@ -12,9 +12,8 @@ from trainer.build import build_model
 from trainer.chunks import Chunker
 from trainer.config import resolved_toml, with_seed
 from trainer.datasets import DataSet, open_datasets
-from trainer.derived import Derived, derive, plan_fingerprint
-from trainer.model import freeze_parts, trained_share
-from trainer.plan import open_plan
+from trainer.derived import Derived, EpochPlans, derive
+from trainer.freeze import freeze_parts, trained_share
 from trainer.samples import SampleMaker, build_chunker
 from trainer.settings import Config
 
@@ -43,7 +42,8 @@ def _numbers(config: Config, derived: Derived, ranks: int) -> Iterator[str]:
     yield f"records: {derived.records:,}; samples an epoch: {derived.samples_per_epoch:,}; buckets: {derived.buckets:,}"
     yield f"global batch: {derived.global_batch_size:,} = {micro:,} x {accumulation:,} (accumulation) x {ranks:,} (ranks)"
     yield f"steps: {derived.max_steps:,}; an epoch: {derived.steps_per_epoch:,}; epochs: {derived.max_steps / derived.steps_per_epoch:.3g}"
-    model = build_model(config)
+    assert config.train.seed is not None  # one was drawn
+    model = build_model(config, config.train.seed)
     freeze_parts(model, config)
     for part, (trained, total) in trained_share(model).items():
         yield f"{part}: {trained:,} of {total:,} parameters trained ({trained / total:.1%})"
@@ -52,17 +52,8 @@ def _numbers(config: Config, derived: Derived, ranks: int) -> Iterator[str]:
 def _samples(config: Config, datasets: Sequence[DataSet], derived: Derived) -> Iterator[Sample]:
     """The samples of the first epoch in their order."""
     maker = SampleMaker(config, datasets, derived.max_steps)
-    rows = [dataset.rows for dataset in datasets]
-    assert config.train.seed is not None  # one was drawn
     with tempfile.TemporaryDirectory() as folder:
-        plan = open_plan(
-            Path(folder),
-            seed=config.train.seed,
-            epoch=0,
-            global_batch_size=derived.global_batch_size,
-            sets=rows,
-            fingerprint=plan_fingerprint(config, datasets),
-        )
+        plan = EpochPlans(Path(folder), config, datasets, derived)(0)
         for step in range(plan.steps):
             batch = plan.batch(step)
             for dataset, record, repeat in zip(batch.dataset.tolist(), batch.record.tolist(), batch.repeat.tolist(), strict=True):

@@ -6,31 +6,32 @@
 Every rank walks through the same calls; only printing and writing of single files is left to rank 0.
 """
 
+import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from trainer.build import build_model
 from trainer.checkpoint import check_identity, find_state, load_state, save_state, set_aside_later
-from trainer.config import with_seed
+from trainer.config import resolved_toml, with_seed
 from trainer.datasets import DataSet, open_datasets
-from trainer.derived import Derived, derive, identity
+from trainer.derived import Derived, EpochPlans, derive, identity
 from trainer.engine import build_engine, from_all_ranks, from_rank_0
 from trainer.errors import LatentsError, NonFiniteError
+from trainer.freeze import freeze_parts, parameter_groups, trained_share
 from trainer.interrupts import Interrupts
-from trainer.loader import build_loader
+from trainer.loader import Loader, Share, build_loader
 from trainer.metrics import MetricsFile, progress_fields, save_loss_plot
-from trainer.model import build_model, freeze_parts, parameter_groups, trained_share
-from trainer.model_files import save_model
+from trainer.model_save import save_model
 from trainer.noise import Schedule
-from trainer.optim import build_optimizer, build_schedule, set_step
+from trainer.optim import build_optimizer, build_schedule, weights_for_use
+from trainer.plan import drop_old_plans
 from trainer.run_folder import METRICS_FILE, MODEL_FOLDER, PLANS_FOLDER, PLOT_FILE, check_new, write_run_files
-from trainer.samples import SampleMaker
+from trainer.samples import SampleMaker, build_chunker
 from trainer.settings import Config
 from trainer.steps import StepResult, Trained, train_step
 
@@ -59,10 +60,9 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
             write_run_files(config, fixed)
         if state:
             load_state(engine, state)
-            set_step(trained.rates, state.step, config.optimizer)
         run = _Run(trained, datasets, derived, fixed, step=state.step if state else 0)
         run.say(f"changed since the state was saved: {line}" for line in changed)
-        run.say([run.start_line(resumed=bool(state), asked=bool(resume))])
+        run.say_start(resume)
         run.train(interrupts)
         run.save()
         if interrupts.signal_number is None:
@@ -73,7 +73,8 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
 
 def _build(config: Config, engine: Accelerator, derived: Derived) -> Trained:
     """Model, optimizer and rates, prepared by the engine."""
-    model = build_model(config)
+    assert config.train.seed is not None  # one was drawn
+    model = build_model(config, config.train.seed)
     freeze_parts(model, config)
     bare = build_optimizer(parameter_groups(model, config), config.optimizer, engine.device)
     rates = build_schedule(bare, config.optimizer, derived.max_steps)
@@ -104,34 +105,51 @@ class _Run:
             if self.engine.is_main_process:
                 tqdm.write(line, file=sys.stderr)
 
+    def say_start(self, resume: str | None) -> None:
+        """One line with the derived numbers."""
+        derived, begun = self.derived, "starts"
+        if resume:
+            begun = f"resumes at step {self.step:,}" if self.step else "no state was saved yet: starts again at step 0"
+        shares = self.engine.unwrap_model(self.trained.model)
+        trained = ", ".join(f"{part} {count / total:.1%} of {total:,}" for part, (count, total) in trained_share(shares).items())
+        self.say(
+            [
+                f"{begun}: seed {self.config.train.seed}; {derived.records:,} records, {derived.samples_per_epoch:,} samples an epoch "
+                f"in {derived.buckets:,} buckets; {derived.global_batch_size:,} samples a step, {derived.steps_per_epoch:,} steps an epoch, "
+                f"{derived.max_steps:,} steps; trained: {trained}"
+            ]
+        )
+
     def train(self, interrupts: Interrupts) -> None:
         """Train from the step at hand to the last one, or until a signal."""
-        config, derived = self.config, self.derived
-        loader = iter(self._loader())
+        last, on_nonfinite = self.derived.max_steps, self.config.train.on_nonfinite
+        batches = iter(self._loader())
         stop = False
-        with tqdm(total=derived.max_steps, initial=self.step, unit="step", disable=not self.engine.is_main_process) as bar:
-            while self.step < derived.max_steps and not stop:
-                result = train_step(self.trained, loader, lambda: (interrupts.signal_number is not None, self._clock_asks()))
-                if not result.finite and config.train.on_nonfinite == "stop":
+        with tqdm(total=last, initial=self.step, unit="step", disable=not self.engine.is_main_process) as bar:
+            while self.step < last and not stop:
+                result = train_step(self.trained, batches, self.step, lambda: (interrupts.signal_number is not None, self._clock_asks()))
+                if not result.taken and on_nonfinite == "stop":
                     self._stop_nonfinite(result)
                 self.step += 1
                 self._log(result, bar)
                 stop, by_clock = result.wishes
                 if by_clock or self._step_asks():
                     self.save()
-                self._check_replaced(result)
+                self._count_replaced(result)
 
-    def _loader(self) -> Iterable[Batch]:
+    def _loader(self) -> Loader:
         config, engine = self.config, self.engine
         return build_loader(
-            config,
-            self.datasets,
-            SampleMaker(config, self.datasets, self.derived.max_steps),
-            folder=self.folder / PLANS_FOLDER,
+            SampleMaker(config, self.datasets, self.derived.max_steps).make,
+            EpochPlans(self.folder / PLANS_FOLDER, config, self.datasets, self.derived),
+            [dataset.rows for dataset in self.datasets],
+            build_chunker(config),
+            share=Share(engine.process_index, engine.num_processes, config.train.batch_size, config.train.accumulation),
+            on_missing=[dataset.settings.on_missing for dataset in self.datasets],
+            steps_per_epoch=self.derived.steps_per_epoch,
             start_step=self.step,
             max_steps=self.derived.max_steps,
-            rank=engine.process_index,
-            world_size=engine.num_processes,
+            workers=config.train.workers,
         )
 
     def _clock_asks(self) -> bool:
@@ -158,14 +176,10 @@ class _Run:
             )
 
     def _log(self, result: StepResult, bar: Any) -> None:
-        """Write a step's numbers where they are wanted."""
-        epoch = (self.step - 1) // self.derived.steps_per_epoch
-        if self.config.log.samples:
-            keys, captions = from_all_ranks(self.engine, result.keys), from_all_ranks(self.engine, result.captions)
-        fields = {"step": self.step, "epoch": epoch, "loss": result.loss, "learning_rate": result.learning_rate}
+        """Show a step's numbers, and write them where they are wanted."""
         ...
 
-    def _check_replaced(self, result: StepResult) -> None:
+    def _count_replaced(self, result: StepResult) -> None:
         """Raise `LatentsError` when more samples of the epoch than `MOST_REPLACED` stand for others."""
         if (self.step - 1) % self.derived.steps_per_epoch == 0:
             self.replaced_in_epoch = 0

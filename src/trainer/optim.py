@@ -209,24 +209,24 @@ class Stepped(NamedTuple):
     """False: the gradient was not finite, and weights and optimizer state are as before."""
     grad_norm: float
     """Before clipping."""
-    read: list[float]
-    """The numbers that were handed in to be read along."""
+    logged: tuple[float, ...]
+    """The values of the scalars that were handed in."""
 
 
-def guarded_step(optimizer: Optimizer, grad_norm: Tensor, read_along: Tensor) -> Stepped:
+def guarded_step(optimizer: Optimizer, grad_norm: Tensor, *logged: Tensor) -> Stepped:
     """One step of the optimizer, or none when the norm of `clip_gradients` is not finite; the gradients are gone either way.
 
     The norm is of the reduced gradients, the same number on every rank, so all ranks decide alike without asking each other.
-    It comes back in one transfer with `read_along`, numbers (N,) on the same device such as the loss, which decide nothing: the
-    only time that a step waits for the device. Numbers come back as float32: whole ones are exact below 2**24.
+    Norm and `logged` scalars (a loss) on one device come back in one transfer, which is the only time a step waits for the device;
+    scalars that differ between ranks may be logged, they decide nothing.
     Not for an engine that clips and skips by itself (DeepSpeed).
     """
-    norm, *numbers = torch.cat((grad_norm.detach().float()[None], read_along.detach().float())).tolist()
+    norm, *values = torch.stack([grad_norm.detach().float(), *(scalar.detach().float() for scalar in logged)]).tolist()
     taken = math.isfinite(norm)
     if taken:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return Stepped(taken, norm, numbers)
+    return Stepped(taken, norm, tuple(values))
 
 
 @contextmanager

@@ -224,12 +224,12 @@ def test_zero_only_measures():
 
 
 def test_a_finite_norm_is_a_step():
-    """The step is the optimizer's own; the norm and what is read along come back, the gradients are gone."""
+    """The step is the optimizer's own; norm and logged scalars come back, the gradients are gone."""
     optimizer, reference = build(), build()
     weights_of_both = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    stepped = guarded_step(optimizer, clip_gradients(weights_of_both, 0), torch.tensor([0.25, 3]))
+    stepped = guarded_step(optimizer, clip_gradients(weights_of_both, 0), torch.tensor(0.25))
     reference.step()
-    assert (stepped.taken, stepped.read) == (True, [0.25, 3])
+    assert (stepped.taken, stepped.logged) == (True, (0.25,))
     assert stepped.grad_norm == pytest.approx(math.sqrt(sum(p.grad.square().sum() for g in groups() for p in g["params"])))
     assert same(weights(optimizer), weights(reference))
     assert all(parameter.grad is None for parameter in weights_of_both)
@@ -245,7 +245,7 @@ def test_a_broken_gradient_is_no_step(broken, max_norm):
     state = {key: value.clone() for key, value in optimizer.state[optimizer.param_groups[0]["params"][0]].items()}
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     trained[1].grad[2] = broken
-    stepped = guarded_step(optimizer, clip_gradients(trained, max_norm), torch.zeros(1))
+    stepped = guarded_step(optimizer, clip_gradients(trained, max_norm))
     assert not stepped.taken
     assert not math.isfinite(stepped.grad_norm)
     assert same(weights(optimizer), weights(reference))
@@ -253,7 +253,7 @@ def test_a_broken_gradient_is_no_step(broken, max_norm):
     for each in (optimizer, reference):
         for parameter, source in zip(weights_in(each), (p for g in groups() for p in g["params"]), strict=True):
             parameter.grad = source.grad
-        guarded_step(each, clip_gradients(weights_in(each), max_norm), torch.zeros(1))
+        guarded_step(each, clip_gradients(weights_in(each), max_norm))
     assert same(weights(optimizer), weights(reference))
 
 
@@ -263,14 +263,14 @@ def weights_in(optimizer):
 
 
 def test_a_step_is_read_back_once(monkeypatch):
-    """Clipping and stepping ask a tensor for its values one time, whatever is read along."""
+    """Clipping and stepping ask a tensor for its values one time, whatever is logged."""
     reads = []
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__"):
         original = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda self, *a, f=original, n=name: reads.append(n) or f(self, *a))
     optimizer = build_optimizer(groups(), OptimizerSettings(name="SGD"), CPU)
     reads.clear()
-    guarded_step(optimizer, clip_gradients(weights_in(optimizer), 1.0), torch.tensor([1.0, 2.0]))
+    guarded_step(optimizer, clip_gradients(weights_in(optimizer), 1.0), torch.tensor(1.0), torch.tensor(2.0))
     assert reads == ["tolist"]
 
 

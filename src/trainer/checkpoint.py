@@ -190,4 +190,6 @@ def _sync_files(folder: Path) -> None:
 def _is_disk_error(error: Exception) -> bool:
     """Whether writing failed, not the program."""
     text = str(error).lower()
-    return isinstance(error, OSError) or any(sign in text for sign in ("os error", "no space", "file write failed", "failed writing", "too large"))
+    return isinstance(error, OSError) or any(
+        sign in text for sign in ("os error", "no space", "file write failed", "failed writing", "too large")
+    )

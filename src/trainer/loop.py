@@ -171,7 +171,9 @@ class _Run:
         if saved:
             self.saved_step = self.step
         else:
-            self.say([f"WARNING: step {self.step:,} could not be saved ({problem}). The older states stand; the run goes on. Free some room."])
+            self.say(
+                [f"WARNING: step {self.step:,} could not be saved ({problem}). The older states stand; the run goes on. Free some room."]
+            )
 
     def _log(self, result: StepResult, bar: Any) -> None:
         """Show a step's numbers, and write them where they are wanted."""
@@ -204,5 +206,11 @@ class _Run:
             save_model(self.engine.unwrap_model(self.trained.model), state, self.folder / MODEL_FOLDER, self.config)
             self.say([f"the trained model: {self.folder / MODEL_FOLDER}"])
             drawn = save_loss_plot(self.folder / METRICS_FILE, self.folder / PLOT_FILE)
-            self.say([f"the losses: {self.folder / PLOT_FILE}" if drawn else "no loss plot: matplotlib is not installed (pip install matplotlib)"])
+            self.say(
+                [
+                    f"the losses: {self.folder / PLOT_FILE}"
+                    if drawn
+                    else "no loss plot: matplotlib is not installed (pip install matplotlib)"
+                ]
+            )
         self.engine.wait_for_everyone()

@@ -218,9 +218,7 @@ def test_patterns_choose_parameters_of_the_unet():
     model = make_model("sd1", model={"train_only": ["*attn2*", "conv_in.*"], "freeze": ["*.to_v.*"]})
     trained = {name for name, parameter in model.unet.named_parameters() if parameter.requires_grad}
     assert trained == {
-        name
-        for name, _ in model.unet.named_parameters()
-        if ("attn2" in name or name.startswith("conv_in.")) and ".to_v." not in name
+        name for name, _ in model.unet.named_parameters() if ("attn2" in name or name.startswith("conv_in.")) and ".to_v." not in name
     }
     total = sum(parameter.numel() for parameter in model.unet.parameters())
     some = sum(parameter.numel() for name, parameter in model.unet.named_parameters() if name in trained)

@@ -64,7 +64,7 @@ class AtomicFile:
         try:
             self._temporary.replace(self.target)
             self._published = True
-            _sync_folder(self.target.parent)
+            sync_folder(self.target.parent)
         except OSError as error:
             raise _cannot_write(self.target, error) from error
         self._file.close()
@@ -259,7 +259,7 @@ def _read_all(file: FileIO, size: int) -> bytes:
     return data
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` durable. Windows cannot open folders, and makes renames durable by itself."""
     if os.name == "nt":
         return

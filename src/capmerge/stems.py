@@ -33,6 +33,8 @@ def stem_of(key: str) -> Stem:
     >>> stem_of("a/b.PNG"), stem_of("v1.5"), stem_of("../b.png").leads == ABOVE
     (Stem(text='a/b', leads=0), Stem(text='v1.5', leads=0), True)
     """
+    if "." not in key and key[:1] != "/" and key[-1:] != "/" and "//" not in key and os.sep == "/":
+        return Stem(key, INSIDE)  # nearly all
     dot = key.rfind(".", len(key) - _LONGEST_EXTENSION if len(key) > _LONGEST_EXTENSION else 0)
     if dot > 0 and key[dot - 1] not in "/\\" and key[dot:].lower() in _PICTURES:
         key = key[:dot]

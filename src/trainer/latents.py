@@ -114,7 +114,9 @@ def _scaled(path: Path, name: str, array: NDArray[np.generic], scale: float) -> 
     if not math.isfinite(latents.sum().item()):  # 8 us for 4x128x128; isfinite() of each value takes 105
         broken = int((~torch.isfinite(latents)).sum())
         if broken:
-            raise LatentsError(f'{path}: {broken} of {latents.numel()} numbers of "{name}" are NaN or infinite, expected none. {_CACHE_AGAIN}')
+            raise LatentsError(
+                f'{path}: {broken} of {latents.numel()} numbers of "{name}" are NaN or infinite, expected none. {_CACHE_AGAIN}'
+            )
     return latents
 
 

@@ -29,7 +29,7 @@ _ADAFACTOR_DEFAULTS = {"relative_step": False, "scale_parameter": False}
 
 
 def build_optimizer(groups: list[dict[str, Any]], settings: OptimizerSettings, device: torch.device) -> Optimizer:
-    """The optimizer that `[optimizer]` names, over parameter groups that each have `params` and `lr`, and a `name` if there are several.
+    """The optimizer that `[optimizer]` names, over parameter groups with `params`, `lr` and `name`.
 
     `Adafactor` is transformers', a name such as AdamW8bit or PagedAdamW bitsandbytes'; of the others torch.optim's come before
     pytorch-optimizer's. One step on three small weights on `device` comes first: what cannot train here (it needs a GPU, a closure,
@@ -143,12 +143,11 @@ class RateSchedule:
     """What a rate is multiplied by at a step, from 0."""
 
     def set_rates(self, step: int) -> dict[str, float]:
-        """Give each group its rate for `step` (from 0), before the optimizer takes it; the rates, as `lr_<name of the group>` or `lr`."""
-        rates = {}
-        for group, base_rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+        """Give each group its rate for `step` (from 0), before the optimizer takes it; the rates by the groups' names."""
+        groups = self.optimizer.param_groups
+        for group, base_rate in zip(groups, self.base_rates, strict=True):
             group["lr"] = base_rate * self.share(step)
-            rates[f"lr_{group['name']}" if "name" in group else "lr"] = group["lr"]
-        return rates
+        return {group["name"]: group["lr"] for group in groups}
 
 
 def build_schedule(optimizer: Optimizer, settings: OptimizerSettings, max_steps: int) -> RateSchedule:

@@ -103,7 +103,11 @@ def test_other_float_types(save, dtype):
 @pytest.mark.parametrize(
     ("changes", "asked", "message"),
     [
-        ({"latents": np.zeros((4, 24, 32), np.float32)}, {}, r'"latents" has the shape \(4, 24, 32\), expected \(4, 32, 24\) for the bucket 192x256'),
+        (
+            {"latents": np.zeros((4, 24, 32), np.float32)},
+            {},
+            r'"latents" has the shape \(4, 24, 32\), expected \(4, 32, 24\) for the bucket 192x256',
+        ),
         ({"latents": np.zeros((1, 4, 32, 24), np.float32)}, {}, r"has the shape \(1, 4, 32, 24\)"),
         ({"latents": np.full((4, 32, 24), np.nan, np.float32)}, {}, '3072 of 3072 numbers of "latents" are NaN or infinite'),
         ({"latents": np.full((4, 32, 24), 1e300)}, {}, "NaN or infinite"),

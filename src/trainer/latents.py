@@ -4,7 +4,6 @@ Key names, shapes and meanings: sd-scripts-facts A5, C4, D1, D3. C latent channe
 """
 
 import math
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from trainer.errors import LatentsError
 from trainer.families import Family
-from trainer.npz import Npz
+from trainer.npz import READ_ERRORS, Npz
 
 LATENT_CHANNELS = 4
 PIXELS_A_LATENT = 8
@@ -49,7 +48,7 @@ def load_latents(path: Path, *, family: Family, width: int, height: int, flipped
     try:
         with Npz(path) as npz:
             return _latents(path, npz, family, width, height, flipped, alpha_mask)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except READ_ERRORS as error:
         raise unreadable(path, error) from error
 
 
@@ -192,5 +191,5 @@ def _any_latents(path: Path, family: Family) -> Tensor:
             if not names:
                 raise LatentsError(f'{path}: found {_names(npz)}, expected "latents". {_CACHE_AGAIN}')
             return _scaled(path, names[0], npz[names[0]], family.latent_scale)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except READ_ERRORS as error:
         raise unreadable(path, error) from error

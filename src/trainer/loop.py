@@ -6,7 +6,6 @@
 Every rank walks through the same calls; only printing and writing of single files is left to rank 0.
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,7 @@ from trainer.datasets import DataSet, open_datasets
 from trainer.derived import Derived, EpochPlans, derive, identity
 from trainer.engine import build_engine, from_all_ranks, from_rank_0
 from trainer.errors import LatentsError, NonFiniteError
-from trainer.freeze import freeze_parts, parameter_groups, trained_share
+from trainer.freeze import parameter_groups, trained_share
 from trainer.interrupts import Interrupts
 from trainer.loader import Loader, Share, build_loader
 from trainer.metrics import MetricsFile, progress_fields, save_loss_plot
@@ -73,9 +72,7 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
 
 def _build(config: Config, engine: Accelerator, derived: Derived) -> Trained:
     """Model, optimizer and rates, prepared by the engine."""
-    assert config.train.seed is not None  # one was drawn
-    model = build_model(config, config.train.seed)
-    freeze_parts(model, config)
+    model = build_model(config)
     bare = build_optimizer(parameter_groups(model, config), config.optimizer, engine.device)
     rates = build_schedule(bare, config.optimizer, derived.max_steps)
     prepared, optimizer = engine.prepare(model, bare)
@@ -112,13 +109,12 @@ class _Run:
             begun = f"resumes at step {self.step:,}" if self.step else "no state was saved yet: starts again at step 0"
         shares = self.engine.unwrap_model(self.trained.model)
         trained = ", ".join(f"{part} {count / total:.1%} of {total:,}" for part, (count, total) in trained_share(shares).items())
-        self.say(
-            [
-                f"{begun}: seed {self.config.train.seed}; {derived.records:,} records, {derived.samples_per_epoch:,} samples an epoch "
-                f"in {derived.buckets:,} buckets; {derived.global_batch_size:,} samples a step, {derived.steps_per_epoch:,} steps an epoch, "
-                f"{derived.max_steps:,} steps; trained: {trained}"
-            ]
+        line = (
+            f"{begun}: seed {self.config.train.seed}; {derived.records:,} records, {derived.samples_per_epoch:,} samples an epoch "
+            f"in {derived.buckets:,} buckets; {derived.global_batch_size:,} samples a step, {derived.steps_per_epoch:,} steps an epoch, "
+            f"{derived.max_steps:,} in all; trained: {trained}"
         )
+        self.say([line])
 
     def train(self, interrupts: Interrupts) -> None:
         """Train from the step at hand to the last one, or until a signal."""
@@ -136,6 +132,8 @@ class _Run:
                 if by_clock or self._step_asks():
                     self.save()
                 self._count_replaced(result)
+                if self.step % self.derived.steps_per_epoch == 0 and self.engine.is_local_main_process:
+                    drop_old_plans(self.folder / PLANS_FOLDER, self.step // self.derived.steps_per_epoch)
 
     def _loader(self) -> Loader:
         config, engine = self.config, self.engine
@@ -176,8 +174,29 @@ class _Run:
             )
 
     def _log(self, result: StepResult, bar: Any) -> None:
-        """Show a step's numbers, and write them where they are wanted."""
-        ...
+        """Show a step's numbers, and write them where they are wanted; a line tells of its own step, so a resumed run writes the same."""
+        log = self.config.log
+        shown = progress_fields(result, self.engine.device)
+        bar.set_postfix(shown, refresh=False)
+        bar.update()
+        if self.step % log.every_steps:
+            return
+        fields = {
+            "step": self.step,
+            "epoch": (self.step - 1) // self.derived.steps_per_epoch,
+            "loss": result.loss,
+            "grad_norm": result.grad_norm,
+            **result.rates,
+        }
+        if not result.taken:
+            fields["skipped"] = True
+        if log.trackers:
+            self.engine.log(fields, step=self.step)
+        samples = {}
+        if log.samples:
+            samples = {"keys": from_all_ranks(self.engine, result.keys), "captions": from_all_ranks(self.engine, result.captions)}
+        if self.metrics:
+            self.metrics.write(**fields, **result.counts, **samples)
 
     def _count_replaced(self, result: StepResult) -> None:
         """Raise `LatentsError` when more samples of the epoch than `MOST_REPLACED` stand for others."""
@@ -189,7 +208,7 @@ class _Run:
             self.save()
             raise LatentsError(
                 f"step {self.step:,}: found {self.replaced_in_epoch:,} samples of this epoch without usable latents, expected at most "
-                f"{MOST_REPLACED:.0%} of {self.derived.samples_per_epoch:,}. The files are named above; cache them again, then --resume latest."
+                f"{MOST_REPLACED:.0%} of {self.derived.samples_per_epoch:,}. Their files are named above: cache them again, then --resume latest."
             )
 
     def _stop_nonfinite(self, result: StepResult) -> None:
@@ -201,16 +220,14 @@ class _Run:
 
     def finish(self) -> None:
         """Save the trained model as a diffusers folder, and draw the losses."""
-        state = self.engine.get_state_dict(self.trained.model)  # collective: every rank takes part
-        if self.engine.is_main_process:
-            save_model(self.engine.unwrap_model(self.trained.model), state, self.folder / MODEL_FOLDER, self.config)
-            self.say([f"the trained model: {self.folder / MODEL_FOLDER}"])
-            drawn = save_loss_plot(self.folder / METRICS_FILE, self.folder / PLOT_FILE)
-            self.say(
-                [
-                    f"the losses: {self.folder / PLOT_FILE}"
-                    if drawn
-                    else "no loss plot: matplotlib is not installed (pip install matplotlib)"
-                ]
-            )
+        with weights_for_use(self.trained.optimizer):
+            state = self.engine.get_state_dict(self.trained.model)  # collective: every rank takes part
+            if self.engine.is_main_process:
+                folder = self.folder / MODEL_FOLDER
+                missing = save_model(self.engine.unwrap_model(self.trained.model), state, folder, self.config)
+                self.say([f"the trained model: {folder}" + "".join(f"; {part} is not in it" for part in missing)])
+                drawn = save_loss_plot(self.folder / METRICS_FILE, self.folder / PLOT_FILE)
+                self.say(
+                    [f"the losses: {self.folder / PLOT_FILE}" if drawn else "no loss plot: it needs matplotlib, pip install matplotlib"]
+                )
         self.engine.wait_for_everyone()

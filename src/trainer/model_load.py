@@ -6,7 +6,7 @@ Owns the checks and the reading of safetensors. Knows nothing of training. Nothi
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import init_empty_weights
@@ -22,14 +22,15 @@ from trainer.families import FAMILIES, FamilyName
 from trainer.shapes import VOCABULARY, shape_of
 from trainer.text import encoder_rules
 
-Prediction = str
-_PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction"}
+Prediction = Literal["epsilon", "v"]
+PREDICTION_TYPES: dict[Prediction, str] = {"epsilon": "epsilon", "v": "v_prediction"}
+"""What diffusers calls the predictions of `[noise]`."""
 INNER = "text_model."
 """What stands before the names of a text encoder's tensors in a file, but for its projection."""
 
 
-def load_parts(folder: Path, family: FamilyName, prediction: Prediction) -> tuple[nn.Module, list[nn.Module]]:
-    """The U-Net and the text encoders in `folder`, float32.
+def load_parts(folder: Path, family: FamilyName, prediction: Prediction, *, weights: bool = True) -> tuple[nn.Module, list[nn.Module]]:
+    """The U-Net and the text encoders in `folder`, float32 on the CPU; without `weights` they have shapes alone.
 
     Raises `ModelError` when files are missing or damaged, or are of another family or prediction type.
     """
@@ -43,9 +44,10 @@ def load_parts(folder: Path, family: FamilyName, prediction: Prediction) -> tupl
     problems = [*_unet_problems(unet, encoders, family), *_encoder_problems(names, encoders, family)]
     if problems:
         raise ModelError(f"{folder}: not a {family} model that can be trained here: {'; '.join(problems)}. Set another model.path.")
-    _fill(unet, folder / "unet", "diffusion_pytorch_model")
-    for name, encoder in zip(names, encoders, strict=True):
-        _fill(encoder, folder / name, "model")
+    if weights:
+        _fill(unet, folder / "unet", "diffusion_pytorch_model")
+        for name, encoder in zip(names, encoders, strict=True):
+            _fill(encoder, folder / name, "model")
     return unet, encoders
 
 
@@ -96,7 +98,7 @@ def _check_prediction(folder: Path, prediction: Prediction) -> None:
     if not path.exists():
         return
     found = _read_json(path).get("prediction_type", "epsilon")
-    expected = _PREDICTION_TYPES[prediction]
+    expected = PREDICTION_TYPES[prediction]
     if found != expected:
         raise ModelError(
             f'{path}: prediction_type is "{found}", noise.prediction is "{prediction}". Set noise.prediction to what the model predicts; '
@@ -109,7 +111,7 @@ def _build_unet(folder: Path) -> Any:
     if config.get("_class_name") != UNet2DConditionModel.__name__:
         raise ModelError(f"{folder}: found a {config.get('_class_name')}, expected a UNet2DConditionModel. Set another model.path.")
     try:
-        return UNet2DConditionModel.from_config(config)
+        return UNet2DConditionModel.from_config(config)  # type: ignore[no-untyped-call]
     except (ValueError, TypeError) as error:
         raise ModelError(f"{folder / 'config.json'}: makes no U-Net: {error} Copy the file anew.") from error
 
@@ -136,8 +138,8 @@ def _unet_problems(unet: Any, encoders: list[Any], family: FamilyName) -> Iterat
         pooled, one = encoders[-1].config.projection_dim, found.addition_time_embed_dim
         if found.projection_class_embeddings_input_dim != pooled + 6 * one:
             yield (
-                f"unet has projection_class_embeddings_input_dim {found.projection_class_embeddings_input_dim}, expected {pooled + 6 * one}: "
-                f"projection_dim {pooled} of text_encoder_2 and 6 times addition_time_embed_dim {one}"
+                f"unet has projection_class_embeddings_input_dim {found.projection_class_embeddings_input_dim}, expected "
+                f"{pooled + 6 * one}: projection_dim {pooled} of text_encoder_2, and 6 times addition_time_embed_dim {one}"
             )
 
 

@@ -21,6 +21,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+READ_ERRORS = (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What numpy and zipfile raise for a file that cannot be read, is damaged or holds objects."""
+
 _END = struct.Struct("<4s4H2LH")  # of the central directory; no comment behind it
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
@@ -41,20 +44,16 @@ class _Member(NamedTuple):
 class Npz:
     """An open `.npz` file: its names, and the array of each.
 
-    Raises `OSError`, `ValueError`, `EOFError` or `zipfile.BadZipFile` for what cannot be read, as `numpy.load` does.
+    Raises one of `READ_ERRORS` for what cannot be read, as `numpy.load` does.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._closing = ExitStack()
-        self._file = self._closing.enter_context(path.open("rb", buffering=0))
-        self._members = _members(self._file)
         self._slow: np.lib.npyio.NpzFile | None = None
-        try:
+        with ExitStack() as closing:
+            self._file = closing.enter_context(path.open("rb", buffering=0))
+            self._members = _members(self._file)
             self.names: Collection[str] = self._through_numpy().files if self._members is None else self._members.keys()
-        except BaseException:
-            self._closing.close()
-            raise
+            self._closing = closing.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -69,10 +68,11 @@ class Npz:
 
     def _through_numpy(self) -> np.lib.npyio.NpzFile:
         if self._slow is None:
-            found = np.load(self._path, allow_pickle=False)
-            if not isinstance(found, np.lib.npyio.NpzFile):
-                raise zipfile.BadZipFile("a single array, not a zip of arrays")
-            self._slow = self._closing.enter_context(found)
+            self._file.seek(0)
+            if self._file.read(2) != b"PK":
+                raise zipfile.BadZipFile("not a zip of arrays")  # numpy would take it for a pickle
+            self._file.seek(0)
+            self._slow = np.load(self._file, allow_pickle=False)
         return self._slow
 
 

@@ -132,11 +132,11 @@ class RateSchedule:
     """What a rate is multiplied by at a step, from 0."""
 
     def set_rates(self, step: int) -> dict[str, float]:
-        """Give each group its rate for `step` (from 0), before the optimizer takes it; the rates by the groups' names."""
+        """Give each group its rate for `step` (from 0), before the optimizer takes it; the rates as `lr_<name of the group>`."""
         groups = self.optimizer.param_groups
         for group, base_rate in zip(groups, self.base_rates, strict=True):
             group["lr"] = base_rate * self.share(step)
-        return {group["name"]: group["lr"] for group in groups}
+        return {f"lr_{group['name']}": group["lr"] for group in groups}
 
 
 def build_schedule(optimizer: Optimizer, settings: OptimizerSettings, max_steps: int) -> RateSchedule:

@@ -170,7 +170,7 @@ def test_every_schedule_is_diffusers_s(name, warmup, arguments):
         scheduler.step()
     for step in reversed(range(20)):
         rates = schedule.set_rates(step)
-        assert rates == {"unet": expected[step][0], "text": expected[step][1]}
+        assert rates == {"lr_unet": expected[step][0], "lr_text": expected[step][1]}
         assert [group["lr"] for group in optimizer.param_groups] == expected[step]
     assert name == "constant" or len({rate for rate, _ in expected}) > 2
 
@@ -182,7 +182,7 @@ def test_rates_need_no_state():
     build_schedule(saved, settings, 10).set_rates(9)
     schedule = build_schedule(optimizer, settings, 10)
     optimizer.load_state_dict(saved.state_dict())
-    assert schedule.set_rates(5) == {"unet": 1e-2 * 0.5, "text": 1e-3 * 0.5}
+    assert schedule.set_rates(5) == {"lr_unet": 1e-2 * 0.5, "lr_text": 1e-3 * 0.5}
 
 
 @pytest.mark.parametrize(

@@ -7,19 +7,23 @@ Knows nothing of what the columns mean.
 import json
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from capmerge.errors import StaleError, printable
+from capmerge.errors import BusyError, StaleError, printable
 from capmerge.output import AtomicFile, Buffer
+
+Opened = TypeVar("Opened")
 
 _MAGIC = b"CMCOLS\r\n"
 _ALIGNMENT = 64
 _LONGEST_HEAD = 1 << 20
+_WAIT_SECONDS = 0.2
 
 
 class Column(NamedTuple):
@@ -104,6 +108,26 @@ def parts_of(column: NDArray[Any], rows: int = 1 << 18) -> Iterator[bytes]:
     """The bytes of an array, piece by piece."""
     for start in range(0, len(column), rows):
         yield column[start : start + rows].tobytes()
+
+
+def opened_or_made(target: Path, look: Callable[[], Opened | None], make: Callable[[AtomicFile], Opened]) -> Opened:
+    """What `look` finds, or else what `make` makes in the file it is given; by one process, while others that ask for it wait.
+
+    A process that dies at it leaves its place to the next. Raises `OutputError`, and what `look` and `make` raise.
+    """
+    while True:
+        if (found := look()) is not None:
+            return found
+        try:
+            file = AtomicFile(target)
+        except BusyError:
+            time.sleep(_WAIT_SECONDS)
+            continue
+        try:
+            found = look()  # another process may have made it between the look and the lock
+            return make(file) if found is None else found
+        finally:
+            file.discard()
 
 
 def _aligned(place: int) -> int:

@@ -1,6 +1,5 @@
 """The story of `capmerge index`: metadata -> blocks -> workers note each record -> rows -> one file of columns."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
@@ -12,8 +11,8 @@ from numpy.typing import NDArray
 
 from capmerge.blocks import MAX_RECORD_BYTES, Block, Kind, Layout, read_layout
 from capmerge.codec import MiscutError, Stray, decode
-from capmerge.columns import Column, write_columns
-from capmerge.errors import BusyError, DataError, StaleError
+from capmerge.columns import Column, opened_or_made, write_columns
+from capmerge.errors import DataError, StaleError
 from capmerge.index import KIND, ROW, TOKEN_COLUMNS, VERSION, Index, index_path, open_index, open_indexable
 from capmerge.index_rows import RowMaker, RowSink, is_rewritten
 from capmerge.marks import MARK
@@ -23,30 +22,35 @@ from capmerge.rewritten import BrokenRecordError
 from capmerge.source import FileSource, fingerprint_text
 from capmerge.spans import iter_placed
 
-_WAIT_SECONDS = 0.2
 Progress = Callable[[int], None]
 
 
-def ensure_index(metadata: Path, *, jobs: int = 1, progress: Progress | None = None, tokens: bool | None = None) -> Index:
+def ensure_index(
+    metadata: Path,
+    *,
+    jobs: int = 1,
+    progress: Progress | None = None,
+    tokens: bool | None = None,
+    max_record_bytes: int = MAX_RECORD_BYTES,
+) -> Index:
     """The index of `metadata`, built first when there is none that fits; by one process, while others that ask for it wait.
 
     `progress` is told the offset that is done. `tokens`: whether it has to be one with token lengths; None takes one without,
-    and builds one with them.
+    but builds one with them.
     Raises as `build_index`.
     """
-    while True:
-        if index := _fitting(metadata, tokens):
-            return index
+
+    def look() -> Index | None:
         try:
-            file = AtomicFile(index_path(metadata))
-        except BusyError:
-            time.sleep(_WAIT_SECONDS)
-            continue
-        try:
-            # Another process may have published one between the look and the lock.
-            return _fitting(metadata, tokens) or _build(metadata, file, jobs, progress, MAX_RECORD_BYTES, None, tokens=tokens is not False)
-        finally:
-            file.discard()
+            index = open_index(metadata)
+        except StaleError:
+            return None
+        return index if tokens is None or index.has_tokens == tokens else None
+
+    def make(file: AtomicFile) -> Index:
+        return _build(metadata, file, jobs, progress, max_record_bytes, None, tokens=tokens is not False)
+
+    return opened_or_made(index_path(metadata), look, make)
 
 
 def build_index(
@@ -88,14 +92,6 @@ def write_index(file: AtomicFile, rows: RowSink, source: FileSource, kind: Kind,
     }
     columns = {name: Column(ROW[name], (part.tobytes() for part in _kept_parts(rows, kept, name))) for name in names}
     write_columns(file, about, count, columns)
-
-
-def _fitting(metadata: Path, tokens: bool | None) -> Index | None:  # noqa: FBT001  # as in ensure_index
-    try:
-        index = open_index(metadata)
-    except StaleError:
-        return None
-    return index if tokens is None or index.has_tokens == tokens else None
 
 
 def _build(

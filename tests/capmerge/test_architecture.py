@@ -13,8 +13,8 @@ FLOORS = [
     ["rewritten", "plain", "blocks", "output", "tokens_ids"],
     ["codec", "side_files", "tokens_count", "trained", "columns"],
     ["tokens", "parallel", "spans", "index"],
-    ["cut", "fit", "document", "observe", "tokens_lengths"],
-    ["caption", "histogram", "report", "index_rows"],
+    ["cut", "fit", "document", "observe", "tokens_lengths", "listing_search"],
+    ["caption", "histogram", "report", "index_rows", "listing"],
     ["preview", "gather", "figure", "page_picture", "index_build"],
     ["show", "rewrite", "page"],
     ["verify", "measure", "stats_files"],
@@ -23,7 +23,10 @@ FLOORS = [
 ]
 """A module imports from lower floors only. A new one goes on the lowest floor above all that it needs."""
 
-WITH_NUMPY = ["columns", "duplicates", "index", "index_build", "index_rows", "tokens_count", "tokens_lengths", "tokens_table"]
+WITH_NUMPY = [
+    *("columns", "index", "index_build", "index_rows", "listing", "listing_search"),
+    *("duplicates", "tokens_count", "tokens_lengths", "tokens_table"),
+]
 
 PACKAGE = Path(capmerge.__file__).parent
 MODULES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}

@@ -3,12 +3,15 @@
 One home for the numbers that the dry run shows, the loop runs by, and a resumed run must share.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from trainer.buckets import count_buckets
 from trainer.datasets import DataSet
-from trainer.plan import count_buckets, steps_per_epoch
+from trainer.plan import Plan, open_plan, steps_per_epoch
 from trainer.settings import Config
 
 
@@ -38,7 +41,7 @@ def derive(config: Config, datasets: Sequence[DataSet], world_size: int) -> Deri
     return Derived(
         records=sum(len(dataset.index) for dataset in datasets),
         samples_per_epoch=sum(len(dataset.index) * dataset.settings.repeats for dataset in datasets),
-        buckets=count_buckets(rows),
+        buckets=len(count_buckets(rows)[0]),
         global_batch_size=global_batch_size,
         steps_per_epoch=steps,
         max_steps=min(end for end in ends if end),
@@ -60,3 +63,24 @@ def identity(config: Config, datasets: Sequence[DataSet], derived: Derived) -> d
         found[f"data.{dataset.number}.metadata fingerprint"] = dataset.index.fingerprint
         found[f"data.{dataset.number}.repeats"] = dataset.settings.repeats
     return found
+
+
+class EpochPlans:
+    """The plans of a run's epochs, in files of one folder."""
+
+    def __init__(self, folder: Path, config: Config, datasets: Sequence[DataSet], derived: Derived) -> None:
+        self._folder, self._seed, self._global_batch_size = folder, config.train.seed, derived.global_batch_size
+        self._rows = [dataset.rows for dataset in datasets]
+        self._fingerprint = json.dumps(identity(config, datasets, derived))
+
+    def __call__(self, epoch: int) -> Plan:
+        """The plan of an epoch, from 0; built where it is missing."""
+        assert self._seed is not None  # one was drawn
+        return open_plan(
+            self._folder,
+            seed=self._seed,
+            epoch=epoch,
+            global_batch_size=self._global_batch_size,
+            sets=self._rows,
+            fingerprint=self._fingerprint,
+        )

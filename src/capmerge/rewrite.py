@@ -9,11 +9,12 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from capmerge.blocks import MAX_RECORD_BYTES, Block, Kind, Layout, read_layout
 from capmerge.caption import Merger, Record, RewrittenError, UnmergeableError, copy_of
@@ -27,13 +28,19 @@ from capmerge.marks import MARK
 from capmerge.observe import Observer
 from capmerge.output import AtomicFile, Buffer, OutputFiles, StandardOutput, check_target
 from capmerge.parallel import run_blocks, useful_jobs
-from capmerge.side_files import DATASET, RECEIPT, REJECTS, SIDE_FILES, dataset_config, receipt
+from capmerge.rewritten import BrokenRecordError
+from capmerge.side_files import DATASET, INDEX, RECEIPT, REJECTS, SIDE_FILES, dataset_config, receipt
 from capmerge.source import Source, fingerprint
+from capmerge.spans import spans_written
 from capmerge.tally import Tally
 from capmerge.templates import MergeOptions
 
+if TYPE_CHECKING:
+    from capmerge.index_build import Indexing
+    from capmerge.index_rows import RowMaker
+
 _SAMPLE_RECORDS, _SAMPLE_BYTES = 1000, 8 << 20  # a pipe's bytes are held meanwhile
-_OUT, _REJECTS, *STATS_STREAMS = range(5)
+_OUT, _REJECTS, _ROWS, *STATS_STREAMS = range(6)
 
 
 OnError = Literal["stop", "skip"]
@@ -86,6 +93,8 @@ class RewriteOptions:
     force: bool = False
     stats: Tokenizers | None = None
     """Count the output in the same pass, with these."""
+    index: bool = False
+    """Write the index of the output in the same pass."""
     max_record_bytes: int = MAX_RECORD_BYTES
     start_method: str | None = None
 
@@ -117,7 +126,7 @@ class Counted(NamedTuple):
 class Rewriter:
     """What a worker does with each block of a rewrite, or of statistics alone when `out` is None.
 
-    `make_observer` gives what counts the rewritten records, if anything does.
+    `make_observer` gives what counts the rewritten records, if anything does; `make_rows` what notes them for an index.
     """
 
     def __init__(
@@ -128,10 +137,12 @@ class Rewriter:
         on_error: str,
         out: Format | None,
         make_observer: Callable[[], Observer] | None = None,
+        make_rows: "Callable[[], RowMaker] | None" = None,
     ) -> None:
         self._name, self._layout, self._out = name, layout, out
         self._merger = Merger(merge, reserved_fields(out) if out else ())
         self._observer = make_observer and make_observer()
+        self._rows = make_rows and make_rows()
         self._kept = Counted(Tally(), CaptionStats())
         self._skips = on_error == "skip"
 
@@ -144,11 +155,14 @@ class Rewriter:
             miscut = error  # the pieces before it stand
         if self._observer:
             yield from zip(STATS_STREAMS, self._observer.count(), strict=True)
+        if self._rows:
+            yield _ROWS, self._rows.rows()
         if miscut:
             raise miscut
 
     def _run(self, block: Block, data: bytes) -> Iterator[tuple[int, Buffer]]:
         separator = b""
+        written_bytes = 0
         for piece in iter_block(data, self._layout, block):
             records, left_out, rejects = self.merge(piece)
             if self._observer:
@@ -158,6 +172,9 @@ class Rewriter:
                 parts = (separator, body)
                 assert self._out is not None  # there is a body
                 yield from ((_OUT, part) for part in ((_compressed(b"".join(parts)),) if self._out.gz else parts))
+                if self._rows:
+                    self._note_rows(self._rows, piece, left_out, body, written_bytes + len(separator))
+                    written_bytes += len(separator) + len(body)
                 separator = _SEPARATORS[self._out.kind]
             if rejects:
                 yield _REJECTS, rejects
@@ -185,6 +202,16 @@ class Rewriter:
         if failures and not self._skips:
             number, error = failures[0]
             raise self._error(RecordError, piece, number, str(error), "Rewrite the original again, or use --on-error skip.")
+
+    def _note_rows(self, rows: "RowMaker", piece: Piece, left_out: Collection[int], body: Buffer, offset: int) -> None:
+        """Note the records of a merged piece, which are written as `body` at `offset` in the block's output."""
+        assert self._out is not None  # there is a body
+        numbered = [(number, pair) for number, pair in enumerate(piece.records.pairs) if number not in left_out]
+        for (number, (key, record)), (start, end) in zip(numbered, spans_written(body, self._out.kind, len(numbered)), strict=True):
+            try:
+                rows.note(offset + start, offset + end, key, record)
+            except BrokenRecordError as error:
+                raise self._error(RecordError, piece, number, str(error), "Rewrite the original again.") from None
 
     def rewrite(self, piece: Piece) -> tuple[Buffer, bytes]:
         """A piece's records as they stand in the output, and a line of JSON for each that had to be left out."""
@@ -226,6 +253,8 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
     `warn` is given each warning, `progress` the offset that is done.
     Raises `UsageError`, `DataError`, `OutputError` or `WorkerError`; then nothing new is there.
     """
+    if options.index:
+        _check_indexable(options)
     target = options.target and check_target(options.target, source, force=options.force, side_suffixes=SIDE_FILES)
     layout = read_layout(source, options.max_record_bytes)
     sample = _sample(source, layout, options)
@@ -241,13 +270,23 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
         progress(offset)
 
     files = OutputFiles(target, SIDE_FILES)
+    scratch = ExitStack()
     try:
         records = _RecordSink(main := files.open(), options.format)
         rejects = _RejectSink(partial(files.side, REJECTS) if target else None)
+        indexing = scratch.enter_context(_indexing(target, options.format, records)) if target and options.index else None
         gathered = Gathered(options.stats) if options.stats else None
-        make_observer = gathered.make_observer() if gathered else None
-        work = partial(Rewriter, source.name, layout, options.merge, options.on_error, options.format, make_observer)
-        sinks = [records, rejects, *(gathered.sinks() if gathered else ())]
+        work = partial(
+            Rewriter,
+            source.name,
+            layout,
+            options.merge,
+            options.on_error,
+            options.format,
+            gathered.make_observer() if gathered else None,
+            indexing.make_rows() if indexing else None,
+        )
+        sinks = [records, rejects, indexing.rows if indexing else rejects, *(gathered.sinks() if gathered else ())]
         jobs = useful_jobs(source, options.jobs)
         tally = Tally()
         for counts in run_blocks(source, layout, work, sinks, jobs=jobs, progress=done, start_method=options.start_method):
@@ -258,6 +297,8 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
         read_bytes = source.read_bytes(end)
         statistics = gathered.document(source, layout, options.merge) if gathered else None
         source.check_unchanged()
+        if indexing and isinstance(main, AtomicFile):
+            indexing.write(files.side(INDEX), main.unpublished)
         if target:
             files.side(RECEIPT).write(receipt(source.name, fingerprint(source), options.merge, options.on_error, tally).encode())
             files.side(DATASET).write(dataset_config(target, (source.path or target).resolve().parent, sample.resolutions).encode())
@@ -265,7 +306,24 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
     except BaseException:
         files.discard()
         raise
+    finally:
+        scratch.close()
     return Outcome(tally, read_bytes, main.written_bytes, statistics)
+
+
+def _check_indexable(options: RewriteOptions) -> None:
+    """Raise `UsageError` for an output that has no offsets."""
+    if options.target is None:
+        raise UsageError("--index: standard output cannot be read by offsets. Give -o OUT, a file.")
+    if options.format.gz:
+        shown = printable(str(options.target))
+        raise UsageError(f"{shown}: --index needs offsets, which gzip has not. Choose a -o that does not end in .gz.")
+
+
+def _indexing(target: Path, out: Format, records: "_RecordSink") -> "Indexing":
+    from capmerge.index_build import Indexing
+
+    return Indexing(target, out.kind, lambda: records.block_start)
 
 
 def first_records(source: Source, options: RewriteOptions, count: int) -> Iterator[tuple[str, Any, Record | str]]:
@@ -296,12 +354,15 @@ class _RecordSink:
     def __init__(self, file: AtomicFile | StandardOutput, out: Format) -> None:
         self._file, self._out = file, out
         self._empty = True
+        self.block_start = 0
+        """Where the output of the last block begins."""
 
     def write(self, data: Buffer, *, new_block: bool) -> None:
         """Append the output of a block."""
         if new_block:
             self._write((_OPENINGS if self._empty else _SEPARATORS)[self._out.kind])
             self._empty = False
+            self.block_start = self._file.written_bytes
         self._file.write(data)
 
     def finish(self) -> None:

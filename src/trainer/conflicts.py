@@ -139,9 +139,7 @@ def iter_ignored(config: Config, *, given: bool = False) -> Iterator[Conflict]:
                 yield Conflict((section, key, *argument), _sections(rule), _text(rule, setting, config, config.caption, {}))
 
 
-def _ignored_caption_setting(
-    rule: Rule, key: str, config: Config, captions: list[CaptionSettings], *, given: bool
-) -> Iterator[Conflict]:
+def _ignored_caption_setting(rule: Rule, key: str, config: Config, captions: list[CaptionSettings], *, given: bool) -> Iterator[Conflict]:
     """`[caption]` is without effect when it is in every data set that takes it from there, `[data.caption]` when it is in its own."""
     inheriting = []
     for number, (data, caption) in enumerate(zip(config.data, captions, strict=True)):

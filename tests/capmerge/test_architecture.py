@@ -18,6 +18,8 @@ FLOORS = [
     ["preview", "gather", "figure", "page_picture", "index_build"],
     ["show", "rewrite", "page"],
     ["verify", "measure", "stats_files"],
+    ["cli_frame"],
+    ["cli_index"],
     ["cli"],
     ["__main__"],
 ]

@@ -24,7 +24,8 @@ from capmerge.gather import Tokenizers
 from capmerge.measure import MeasureOptions, measure
 from capmerge.output import side_path, write_whole
 from capmerge.report import text_table
-from capmerge.rewrite import Format, FormatName, OnError, RewriteOptions, first_records, rewrite
+from capmerge.rewrite import RewriteOptions, first_records, rewrite
+from capmerge.rewriter import Format, FormatName, OnError
 from capmerge.side_files import DATASET, SIDE_FILES, load_receipt
 from capmerge.source import Source, open_source
 from capmerge.stats_files import StatsFiles, default_document

@@ -61,6 +61,7 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
             load_state(engine, state)
         run = _Run(trained, datasets, derived, fixed, step=state.step if state else 0)
         run.say(f"changed since the state was saved: {line}" for line in changed)
+        run.say(note for dataset in datasets for note in dataset.notes)
         run.say_start(resume)
         try:
             run.train(interrupts)

@@ -117,7 +117,9 @@ class _Run:
         derived, begun = self.derived, "starts"
         if resume:
             begun = f"resumes at step {self.step:,}" if self.step else "no state was saved yet: starts again at step 0"
-        trained = ", ".join(f"{part} {count / total:.1%} of {total:,}" for part, (count, total) in trained_share(self.trained.bare_model).items())
+        trained = ", ".join(
+            f"{part} {count / total:.1%} of {total:,}" for part, (count, total) in trained_share(self.trained.bare_model).items()
+        )
         line = (
             f"{begun}: seed {self.config.train.seed}; {derived.records:,} records, {derived.samples_per_epoch:,} samples an epoch "
             f"in {derived.buckets:,} buckets; {derived.global_batch_size:,} samples a step, {derived.steps_per_epoch:,} steps an epoch, "

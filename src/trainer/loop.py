@@ -24,7 +24,7 @@ from trainer.errors import LatentsError, NonFiniteError
 from trainer.freeze import parameter_groups, trained_share
 from trainer.interrupts import Interrupts
 from trainer.loader import Loader, Share, build_loader
-from trainer.metrics import MetricsFile, progress_fields, save_loss_plot
+from trainer.metrics import MetricsFile, Recent, peak_memory_bytes, progress_fields, save_loss_plot
 from trainer.model_save import save_model
 from trainer.noise import Schedule
 from trainer.optim import build_optimizer, build_schedule, weights_for_use
@@ -62,10 +62,13 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
         run = _Run(trained, datasets, derived, fixed, step=state.step if state else 0)
         run.say(f"changed since the state was saved: {line}" for line in changed)
         run.say_start(resume)
-        run.train(interrupts)
-        run.save()
-        if interrupts.signal_number is None:
-            run.finish()
+        try:
+            run.train(interrupts)
+            run.save()
+            if interrupts.signal_number is None:
+                run.finish()
+        finally:
+            run.close()
     engine.end_training()
     return interrupts.exit_code
 
@@ -89,12 +92,18 @@ class _Run:
         self.step = step  # optimizer steps that are done
         self.saved_step, self.saved_at = step, time.monotonic()
         self.replaced_in_epoch = 0
+        self.recent = Recent()
         self.metrics: MetricsFile | None = None
         if self.engine.is_main_process:
             self.say(f"a state later than step {step:,} is kept as {path}" for path in set_aside_later(self.folder, step))
             self.metrics = MetricsFile(self.folder / METRICS_FILE, after_step=step)
         if self.config.log.trackers:
             self.engine.init_trackers(self.config.log.project, config={"config": resolved_toml(self.config)})
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self.metrics:
+            self.metrics.close()
 
     def say(self, lines: Iterable[str]) -> None:
         """Print lines once, whatever the number of ranks; the progress bar stays whole."""
@@ -175,28 +184,28 @@ class _Run:
 
     def _log(self, result: StepResult, bar: Any) -> None:
         """Show a step's numbers, and write them where they are wanted; a line tells of its own step, so a resumed run writes the same."""
-        log = self.config.log
-        shown = progress_fields(result, self.engine.device)
-        bar.set_postfix(shown, refresh=False)
+        log, epoch = self.config.log, (self.step - 1) // self.derived.steps_per_epoch
+        self.recent.add(result.counts, result.seconds, result.waited_seconds)
+        line = {
+            "loss": result.loss,
+            "epoch": epoch,
+            "grad_norm": result.grad_norm,
+            **result.rates,
+            **self.recent.speed(self.engine.num_processes),
+        }
+        line |= {"memory_bytes": peak_memory_bytes(self.engine.device), **result.counts}
+        if not result.taken:
+            line["skipped"] = True
+        bar.set_postfix(progress_fields(line, self.recent.event_shares()), refresh=False)
         bar.update()
         if self.step % log.every_steps:
             return
-        fields = {
-            "step": self.step,
-            "epoch": (self.step - 1) // self.derived.steps_per_epoch,
-            "loss": result.loss,
-            "grad_norm": result.grad_norm,
-            **result.rates,
-        }
-        if not result.taken:
-            fields["skipped"] = True
         if log.trackers:
-            self.engine.log(fields, step=self.step)
-        samples = {}
+            self.engine.log(line, step=self.step)
         if log.samples:
-            samples = {"keys": from_all_ranks(self.engine, result.keys), "captions": from_all_ranks(self.engine, result.captions)}
-        if self.metrics:
-            self.metrics.write(**fields, **result.counts, **samples)
+            line |= {"keys": from_all_ranks(self.engine, result.keys), "captions": from_all_ranks(self.engine, result.captions)}
+        if self.metrics and (problem := self.metrics.write(self.step, **line)):
+            self.say([f"WARNING: the numbers of step {self.step:,} are lost: {problem}. The run goes on. Free some room."])
 
     def _count_replaced(self, result: StepResult) -> None:
         """Raise `LatentsError` when more samples of the epoch than `MOST_REPLACED` stand for others."""
@@ -208,7 +217,7 @@ class _Run:
             self.save()
             raise LatentsError(
                 f"step {self.step:,}: found {self.replaced_in_epoch:,} samples of this epoch without usable latents, expected at most "
-                f"{MOST_REPLACED:.0%} of {self.derived.samples_per_epoch:,}. Their files are named above: cache them again, then --resume latest."
+                f"{MOST_REPLACED:.0%} of {self.derived.samples_per_epoch:,}. Cache the files named above again, then --resume latest."
             )
 
     def _stop_nonfinite(self, result: StepResult) -> None:

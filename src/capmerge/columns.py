@@ -96,7 +96,9 @@ class Columns:
     def _mapped(self, mapped: mmap.mmap) -> dict[str, NDArray[Any]]:
         columns = self.about["columns"].items()
         # An array of no rows needs no bytes, which may not be there.
-        return {name: np.frombuffer(mapped, dtype, self.rows, place) if self.rows else np.zeros(0, dtype) for name, (dtype, place) in columns}
+        return {
+            name: np.frombuffer(mapped, dtype, self.rows, place) if self.rows else np.zeros(0, dtype) for name, (dtype, place) in columns
+        }
 
     def __contains__(self, name: str) -> bool:
         return name in self._columns

@@ -148,8 +148,8 @@ def test_a_sample_is_predicted_alike_alone_and_in_a_batch(family):
 def test_size_conditioning_equals_the_golden_file():
     """What SDXL's U-Net makes of original size, crop and target size are sd-scripts' 1536 numbers, behind the pooled vector."""
     golden = json.loads((DATA / "noise_and_loss.json").read_text())["size_embedding"]
-    rows = [sum(pairs, []) for pairs in zip(golden["original_hw"], golden["crop_top_left"], golden["target_hw"], strict=True)]
-    assert rows == SIZES
+    pairs = zip(golden["original_hw"], golden["crop_top_left"], golden["target_hw"], strict=True)
+    assert [[*original, *crop, *target] for original, crop, target in pairs] == SIZES
     model = make_model("sdxl")
     seen = []
     model.unet.add_embedding.register_forward_pre_hook(lambda _module, arguments: seen.append(arguments[0]))

@@ -112,6 +112,8 @@ def test_a_conflict_that_may_come_from_a_mistake_is_not_told(tmp_path):
     said = refusal_of(tmp_path, loss={"knd": "huber", "huber_c": 0.2})
     assert said == "config.toml: unknown key `knd` in [loss]. Did you mean `kind`?"
     assert "has no effect" not in refusal_of(tmp_path, los={"kind": "huber"}, loss={"huber_c": 0.2})
+    sets = [{**LEAST["data"][0], "caption": {"shufle": True}}]
+    assert "has no effect" not in refusal_of(tmp_path, data=sets, caption={"keep_tokens": 1})
 
 
 @pytest.mark.parametrize(
@@ -119,6 +121,7 @@ def test_a_conflict_that_may_come_from_a_mistake_is_not_told(tmp_path):
     [
         ("optimizer.learing_rate=1", "unknown key `learing_rate` in [optimizer]. Did you mean `learning_rate`?"),
         ("optimiser.learning_rate=1", "unknown section [optimiser]. Did you mean [optimizer]?"),
+        ("optimizer.max_steps=5", "unknown key `max_steps` in [optimizer]. Did you mean `train.max_steps`?"),
         ("data.repeets=2", "unknown key `repeets` in [[data]]. Did you mean `repeats`?"),
         ("data.0.caption.shufle=true", "unknown key `shufle` in [data.caption]. Did you mean `shuffle`?"),
         ("train.batch_size=many", '`train.batch_size` is "many", expected a whole number, 1 or more.'),

@@ -76,18 +76,14 @@ class Columns:
                     raise StaleError(f"{shown}: found {printable(found)}, expected {kind!r} of version {version}. {remedy}")
                 if size != self.about["file_bytes"]:
                     raise StaleError(f"{shown}: found {size:,} bytes, expected {self.about['file_bytes']:,}: it is cut off. {remedy}")
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self.rows: int = self.about["rows"]
+                self._columns = self._mapped(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except FileNotFoundError as error:
             raise StaleError(f"{shown}: no such file. {remedy}") from error
         except OSError as error:
             raise StaleError(f"{shown}: the file cannot be read ({error.strerror}). {remedy}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StaleError(f"{shown}: the file is broken ({printable(str(error))}). {remedy}") from error
-        self.rows: int = self.about["rows"]
-        self._columns = {
-            name: np.frombuffer(mapped, dtype, self.rows, place) if self.rows else np.zeros(0, dtype)
-            for name, (dtype, place) in self.about["columns"].items()
-        }
 
     @staticmethod
     def _head(start: bytes) -> dict[str, Any]:
@@ -96,6 +92,13 @@ class Columns:
             raise ValueError("it does not begin as one that capmerge wrote")
         head: dict[str, Any] = json.loads(start[16 : 16 + length])
         return head
+
+    def _mapped(self, mapped: mmap.mmap) -> dict[str, NDArray[Any]]:
+        columns = self.about["columns"].items()
+        # An array of no rows needs no bytes, which may not be there.
+        return {
+            name: np.frombuffer(mapped, dtype, self.rows, place) if self.rows else np.zeros(0, dtype) for name, (dtype, place) in columns
+        }
 
     def __contains__(self, name: str) -> bool:
         return name in self._columns

@@ -1,10 +1,9 @@
 """The story of `capmerge index`: metadata -> blocks -> workers note each record -> rows -> one file of columns."""
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,23 +74,31 @@ def build_index(
         file.discard()
 
 
-def write_index(file: AtomicFile, rows: RowSink, source: FileSource, kind: Kind, *, tokens: bool) -> None:
-    """Write the index of `source` from the rows of all its records."""
-    kept = np.ones(rows.count, bool)
-    kept[_repeated(rows, source, kind)] = False
-    count = int(np.count_nonzero(kept))
-    names = [name for name in ROW.names or () if tokens or name not in TOKEN_COLUMNS]
-    width = _kept_parts(rows, kept, "width")
-    about = {
-        "kind": KIND,
-        "version": VERSION,
-        "layout": kind,
-        "fingerprint": fingerprint_text(source),
-        "repeated": rows.count - count,
-        "without_size": sum(int(np.count_nonzero(part == 0)) for part in width),
-    }
-    columns = {name: Column(ROW[name], (part.tobytes() for part in _kept_parts(rows, kept, name))) for name in names}
-    write_columns(file, about, count, columns)
+class Indexing:
+    """The parent's side of an index of `target`: the sink `rows` of what the workers note, and the writing of the file at the end.
+
+    `block_start` tells what is added to the offsets of a block's rows. To be closed: the rows lie in a scratch file.
+    """
+
+    def __init__(self, target: Path, kind: Kind, block_start: Callable[[], int], *, tokens: bool = True) -> None:
+        self._kind, self._tokens = kind, tokens
+        self._scratch = ScratchFile(index_path(target))
+        self.rows = RowSink(self._scratch, block_start)
+
+    def make_rows(self) -> Callable[[], RowMaker]:
+        """To be called in each worker; it can be pickled."""
+        return partial(RowMaker, tokens=self._tokens)
+
+    def write(self, file: AtomicFile, written: Path) -> None:
+        """Write the index into `file`; `written` is where the metadata lie, all of them."""
+        with FileSource(written) as source:
+            _write(file, self.rows, source, self._kind, tokens=self._tokens)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._scratch.close()
 
 
 def _build(
@@ -104,19 +111,19 @@ def _build(
     *,
     tokens: bool,
 ) -> Index:
-    with open_indexable(metadata) as source, closing(ScratchFile(file.target)) as scratch:
+    with open_indexable(metadata) as source:
         layout = read_layout(source, max_record_bytes, may_be_empty=True)
-        rows = RowSink(scratch, lambda: 0)
-        run_blocks(
-            source,
-            layout,
-            partial(_Indexer, source.name, layout, tokens=tokens),
-            [rows],
-            jobs=useful_jobs(source, jobs),
-            progress=progress or _no_progress,
-            start_method=start_method,
-        )
-        write_index(file, rows, source, layout.kind, tokens=tokens)
+        with Indexing(metadata, layout.kind, _no_start, tokens=tokens) as indexing:
+            run_blocks(
+                source,
+                layout,
+                partial(_Indexer, source.name, layout, indexing.make_rows()),
+                [indexing.rows],
+                jobs=useful_jobs(source, jobs),
+                progress=progress or _no_progress,
+                start_method=start_method,
+            )
+            indexing.write(file, source.path or metadata)
         source.check_unchanged()
         file.sync()
         file.publish()
@@ -126,9 +133,9 @@ def _build(
 class _Indexer:
     """What a worker does with each block."""
 
-    def __init__(self, name: str, layout: Layout, *, tokens: bool) -> None:
+    def __init__(self, name: str, layout: Layout, make_rows: Callable[[], RowMaker]) -> None:
         self._name, self._layout = name, layout
-        self._rows = RowMaker(tokens=tokens)
+        self._rows = make_rows()
 
     def run(self, block: Block, data: bytes) -> Iterator[tuple[int, bytes]]:
         """The rows of a block's records."""
@@ -161,6 +168,25 @@ class _Indexer:
             return DataError(self._name, start, None, record.problem, "Mend the line.")
         problem = f'found a record without "{MARK}", expected what a rewrite writes.'
         return DataError(self._name, start, key, problem, "Give the original file to capmerge rewrite, and index its output.")
+
+
+def _write(file: AtomicFile, rows: RowSink, source: FileSource, kind: Kind, *, tokens: bool) -> None:
+    """Write the index of `source` from the rows of all its records."""
+    kept = np.ones(rows.count, bool)
+    kept[_repeated(rows, source, kind)] = False
+    count = int(np.count_nonzero(kept))
+    names = [name for name in ROW.names or () if tokens or name not in TOKEN_COLUMNS]
+    width = _kept_parts(rows, kept, "width")
+    about = {
+        "kind": KIND,
+        "version": VERSION,
+        "layout": kind,
+        "fingerprint": fingerprint_text(source),
+        "repeated": rows.count - count,
+        "without_size": sum(int(np.count_nonzero(part == 0)) for part in width),
+    }
+    columns = {name: Column(ROW[name], (part.tobytes() for part in _kept_parts(rows, kept, name))) for name in names}
+    write_columns(file, about, count, columns)
 
 
 def _repeated(rows: RowSink, source: FileSource, kind: Kind) -> NDArray[np.int64]:
@@ -202,6 +228,11 @@ def _kept_parts(rows: RowSink, kept: NDArray[np.bool_], name: str) -> Iterator[N
     for part in rows.parts():
         yield part[name][kept[done : done + len(part)]]
         done += len(part)
+
+
+def _no_start() -> int:
+    """Offsets are those in the file already."""
+    return 0
 
 
 def _no_progress(_offset: int) -> None:

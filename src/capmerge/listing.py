@@ -189,7 +189,7 @@ def _make(index: Index, folder: Path, file: AtomicFile, progress: Callable[[int]
         "outside": outside,
         "unlisted": int(np.count_nonzero(found.form[leading_out] == 0)),
     }
-    columns: dict[str, "NDArray[Any]"] = {"form": found.form, **found.sizes}
+    columns: dict[str, NDArray[Any]] = {"form": found.form, **found.sizes}
     write_columns(file, about, len(index), {name: Column(column.dtype, parts_of(column)) for name, column in columns.items()})
     file.sync()
     file.publish()

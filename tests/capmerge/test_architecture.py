@@ -16,8 +16,10 @@ FLOORS = [
     ["cut", "fit", "document", "observe", "tokens_lengths", "listing_search"],
     ["caption", "histogram", "report", "index_rows", "listing"],
     ["preview", "gather", "figure", "page_picture", "index_build"],
-    ["show", "rewrite", "page"],
-    ["verify", "measure", "stats_files"],
+    ["show", "rewriter", "page"],
+    ["rewrite", "verify", "measure", "stats_files"],
+    ["cli_frame"],
+    ["cli_index"],
     ["cli"],
     ["__main__"],
 ]

@@ -6,11 +6,12 @@ the batches are the same: a batch is a pure function of its step and micro-step.
 
 import gc
 import logging
+import os
 import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from threading import Thread
@@ -30,9 +31,10 @@ from trainer.plan import GlobalBatch, Plan, Slots, deal
 MakeSample = Callable[[int, int, int, int, int], Sample]
 """(data set, record, repeat, epoch, step) -> its sample; raises `LatentsError` when its latents are missing or broken."""
 
-_PREFETCHED = 2  # micro-batches a worker has ready; torch's own default
+_PREFETCHED = 2  # micro-batches that a worker has ready; torch's own default
 _MOST_TRIES = 100  # a whole bucket without latents is no gap to fill
 
+_OF_THE_RUN = (signal.SIGINT, signal.SIGTERM)
 _logger = logging.getLogger(__name__)
 
 
@@ -52,10 +54,11 @@ class Share(NamedTuple):
 
 
 class Loader:
-    """The micro-batches of a rank in order: `micro` 0, 1, ... of the first step, then of the next; one way through, `len` in micro-batches.
+    """The micro-batches of a rank in order: `micro` 0, 1, ... of the first step, then of the next; `len` counts micro-batches.
 
-    Records that were replaced are logged as warnings, each once. Raises what a worker met: a `CapmergeError` as it was raised there,
-    anything else with the worker's traceback; `WorkerError` when a worker was killed.
+    The workers live as long as one iterator, which goes over all epochs. Records that were replaced are logged as warnings, each once.
+    Raises what a worker met: a `CapmergeError` as it was raised there, anything else with the worker's traceback; `WorkerError` when a
+    worker was killed.
     """
 
     def __init__(self, loader: "DataLoader[_Loaded]") -> None:
@@ -66,7 +69,7 @@ class Loader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        for loaded in _named_deaths(iter(self._loader)):
+        for loaded in _named_deaths(self._loader):
             for record, line in loaded.replaced:
                 if record not in self._logged:
                     self._logged.add(record)
@@ -102,9 +105,9 @@ def build_loader(
             batch_size=None,
             sampler=_Steps(start_step, max_steps, share.accumulation),
             num_workers=workers,
-            persistent_workers=workers > 0,
             prefetch_factor=_PREFETCHED if workers else None,
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            collate_fn=_as_it_is,
             worker_init_fn=_settle,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # otherwise a loader would draw from the run's own stream
@@ -266,24 +269,59 @@ def _masks(samples: Sequence[Sample]) -> Tensor | None:
     return torch.stack([whole if sample.mask_HW is None else sample.mask_HW for sample in samples]).unsqueeze(1)
 
 
+def _as_it_is(loaded: _Loaded) -> _Loaded:
+    """Torch's own conversion would make lists of tuples."""
+    return loaded
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Block Ctrl-C and SIGTERM while workers are started: they inherit it, and with it all threads that they start."""
+    if sys.platform == "linux":
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_RUN)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    else:
+        yield
+
+
 def _settle(_worker: int) -> None:
-    """Ctrl-C and SIGTERM often reach all processes of a run, and the training process needs its workers to end its step; it ends them.
+    """Make a worker outlive Ctrl-C and SIGTERM, which often reach all processes of a run: the training process ends its step with it.
 
     Frozen objects are not walked by the garbage collector, which would copy the pages they share with the training process.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":
+        Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+    else:  # nobody can tell who sent a signal
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.freeze()
 
 
-def _named_deaths(loaded: Iterator[_Loaded]) -> Iterator[_Loaded]:
-    """`loaded`, with torch's error for a killed worker as a `WorkerError`."""
+def _obey_parent(parent: int) -> None:
+    """End this process at a signal from `parent`, which sends one when it ends without having closed its loader."""
+    if sys.platform == "linux":
+        while signal.sigwaitinfo(_OF_THE_RUN).si_pid != parent:
+            continue
+        os._exit(0)
+
+
+def _named_deaths(loader: "DataLoader[_Loaded]") -> Iterator[_Loaded]:
+    """What `loader` gives, with torch's error for a killed worker as a `WorkerError`."""
     try:
+        with _signals_blocked():
+            loaded = iter(loader)
         yield from loaded
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):
             raise
-        raise WorkerError(
-            f"loading: {str(error).rstrip('. ')}, expected it to live as long as the run. Mostly memory is short: "
-            "lower train.workers or train.batch_size, or give the machine more, also in /dev/shm."
-        ) from error
+        found = str(error).rstrip(". ")
+    else:
+        return
+    # Raised out here, without the error that holds the iterator: while that lives, torch tells of the death again at every SIGCHLD.
+    del loaded
+    raise WorkerError(
+        f"loading: {found}, expected it to live as long as the run. Mostly memory is short: "
+        "lower train.workers or train.batch_size, or give the machine more, also in /dev/shm."
+    )

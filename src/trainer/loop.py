@@ -24,7 +24,7 @@ from trainer.errors import LatentsError, NonFiniteError
 from trainer.freeze import parameter_groups, trained_share
 from trainer.interrupts import Interrupts
 from trainer.loader import Loader, Share, build_loader
-from trainer.metrics import MetricsFile, progress_fields, save_loss_plot
+from trainer.metrics import MetricsFile, Recent, peak_memory_bytes, progress_fields, save_loss_plot
 from trainer.model_save import save_model
 from trainer.noise import Schedule
 from trainer.optim import build_optimizer, build_schedule, weights_for_use
@@ -61,11 +61,15 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
             load_state(engine, state)
         run = _Run(trained, datasets, derived, fixed, step=state.step if state else 0)
         run.say(f"changed since the state was saved: {line}" for line in changed)
+        run.say(note for dataset in datasets for note in dataset.notes)
         run.say_start(resume)
-        run.train(interrupts)
-        run.save()
-        if interrupts.signal_number is None:
-            run.finish()
+        try:
+            run.train(interrupts)
+            run.save()
+            if interrupts.signal_number is None:
+                run.finish()
+        finally:
+            run.close()
     engine.end_training()
     return interrupts.exit_code
 
@@ -76,7 +80,7 @@ def _build(config: Config, engine: Accelerator, derived: Derived) -> Trained:
     bare = build_optimizer(parameter_groups(model, config), config.optimizer, engine.device)
     rates = build_schedule(bare, config.optimizer, derived.max_steps)
     prepared, optimizer = engine.prepare(model, bare)
-    return Trained(engine, config, prepared, optimizer, rates, Schedule.of(config.noise).to(engine.device))
+    return Trained(engine, config, prepared, model, optimizer, rates, Schedule.of(config.noise).to(engine.device))
 
 
 class _Run:
@@ -89,12 +93,18 @@ class _Run:
         self.step = step  # optimizer steps that are done
         self.saved_step, self.saved_at = step, time.monotonic()
         self.replaced_in_epoch = 0
+        self.recent = Recent()
         self.metrics: MetricsFile | None = None
         if self.engine.is_main_process:
             self.say(f"a state later than step {step:,} is kept as {path}" for path in set_aside_later(self.folder, step))
             self.metrics = MetricsFile(self.folder / METRICS_FILE, after_step=step)
         if self.config.log.trackers:
             self.engine.init_trackers(self.config.log.project, config={"config": resolved_toml(self.config)})
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self.metrics:
+            self.metrics.close()
 
     def say(self, lines: Iterable[str]) -> None:
         """Print lines once, whatever the number of ranks; the progress bar stays whole."""
@@ -107,8 +117,9 @@ class _Run:
         derived, begun = self.derived, "starts"
         if resume:
             begun = f"resumes at step {self.step:,}" if self.step else "no state was saved yet: starts again at step 0"
-        shares = self.engine.unwrap_model(self.trained.model)
-        trained = ", ".join(f"{part} {count / total:.1%} of {total:,}" for part, (count, total) in trained_share(shares).items())
+        trained = ", ".join(
+            f"{part} {count / total:.1%} of {total:,}" for part, (count, total) in trained_share(self.trained.bare_model).items()
+        )
         line = (
             f"{begun}: seed {self.config.train.seed}; {derived.records:,} records, {derived.samples_per_epoch:,} samples an epoch "
             f"in {derived.buckets:,} buckets; {derived.global_batch_size:,} samples a step, {derived.steps_per_epoch:,} steps an epoch, "
@@ -175,28 +186,28 @@ class _Run:
 
     def _log(self, result: StepResult, bar: Any) -> None:
         """Show a step's numbers, and write them where they are wanted; a line tells of its own step, so a resumed run writes the same."""
-        log = self.config.log
-        shown = progress_fields(result, self.engine.device)
-        bar.set_postfix(shown, refresh=False)
+        log, epoch = self.config.log, (self.step - 1) // self.derived.steps_per_epoch
+        self.recent.add(result.counts, result.seconds, result.waited_seconds)
+        line = {
+            "loss": result.loss,
+            "epoch": epoch,
+            "grad_norm": result.grad_norm,
+            **result.rates,
+            **self.recent.speed(self.engine.num_processes),
+        }
+        line |= {"memory_bytes": peak_memory_bytes(self.engine.device), **result.counts}
+        if not result.taken:
+            line["skipped"] = True
+        bar.set_postfix(progress_fields(line, self.recent.event_shares()), refresh=False)
         bar.update()
         if self.step % log.every_steps:
             return
-        fields = {
-            "step": self.step,
-            "epoch": (self.step - 1) // self.derived.steps_per_epoch,
-            "loss": result.loss,
-            "grad_norm": result.grad_norm,
-            **result.rates,
-        }
-        if not result.taken:
-            fields["skipped"] = True
         if log.trackers:
-            self.engine.log(fields, step=self.step)
-        samples = {}
+            self.engine.log(line, step=self.step)
         if log.samples:
-            samples = {"keys": from_all_ranks(self.engine, result.keys), "captions": from_all_ranks(self.engine, result.captions)}
-        if self.metrics:
-            self.metrics.write(**fields, **result.counts, **samples)
+            line |= {"keys": from_all_ranks(self.engine, result.keys), "captions": from_all_ranks(self.engine, result.captions)}
+        if self.metrics and (problem := self.metrics.write(self.step, **line)):
+            self.say([f"WARNING: the numbers of step {self.step:,} are lost: {problem}. The run goes on. Free some room."])
 
     def _count_replaced(self, result: StepResult) -> None:
         """Raise `LatentsError` when more samples of the epoch than `MOST_REPLACED` stand for others."""
@@ -208,7 +219,7 @@ class _Run:
             self.save()
             raise LatentsError(
                 f"step {self.step:,}: found {self.replaced_in_epoch:,} samples of this epoch without usable latents, expected at most "
-                f"{MOST_REPLACED:.0%} of {self.derived.samples_per_epoch:,}. Their files are named above: cache them again, then --resume latest."
+                f"{MOST_REPLACED:.0%} of {self.derived.samples_per_epoch:,}. Cache the files named above again, then --resume latest."
             )
 
     def _stop_nonfinite(self, result: StepResult) -> None:
@@ -221,13 +232,12 @@ class _Run:
     def finish(self) -> None:
         """Save the trained model as a diffusers folder, and draw the losses."""
         with weights_for_use(self.trained.optimizer):
-            state = self.engine.get_state_dict(self.trained.model)  # collective: every rank takes part
+            gathered = self.engine.get_state_dict(self.trained.model, unwrap=False)  # collective: every rank takes part
             if self.engine.is_main_process:
                 folder = self.folder / MODEL_FOLDER
-                missing = save_model(self.engine.unwrap_model(self.trained.model), state, folder, self.config)
+                state = {name.removeprefix("module."): tensor for name, tensor in gathered.items()}  # DDP's wrapper
+                missing = save_model(self.trained.bare_model, state, folder, self.config)
                 self.say([f"the trained model: {folder}" + "".join(f"; {part} is not in it" for part in missing)])
-                drawn = save_loss_plot(self.folder / METRICS_FILE, self.folder / PLOT_FILE)
-                self.say(
-                    [f"the losses: {self.folder / PLOT_FILE}" if drawn else "no loss plot: it needs matplotlib, pip install matplotlib"]
-                )
+                problem = save_loss_plot(self.folder / METRICS_FILE, self.folder / PLOT_FILE)
+                self.say([problem or f"the losses: {self.folder / PLOT_FILE}"])
         self.engine.wait_for_everyone()

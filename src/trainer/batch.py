@@ -4,7 +4,6 @@ B batch, N chunks, L 77, C latent channels (4), H W latent height and width (pix
 """
 
 from collections.abc import Callable
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 

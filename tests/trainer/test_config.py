@@ -190,7 +190,7 @@ def test_sections_of_another_kind(tmp_path, text):
     """Whatever stands where a section should, there is a message."""
     for line in refusal(tmp_path, text).splitlines():
         assert line.startswith("config.toml: ")
-        assert "expected" in line or "Add it" in line
+        assert "expected" in line or "Add it" in line or "Did you mean" in line
 
 
 VALUES = [1, -1.5, True, "", "x", [], ["x"], [{}], [[1]], {}, {"x": 1}, {"shuffle": "x"}, [{"metadata": 1, "caption": 2}]]

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 from metadata_builder import (
     COMMAND,
@@ -32,7 +33,7 @@ from capmerge import index_rows
 from capmerge.errors import BusyError, CapmergeError, DataError, StaleError, UsageError
 from capmerge.index import KIND, ROW, TOKEN_COLUMNS, VERSION, index_path, open_index
 from capmerge.index_build import build_index, ensure_index
-from capmerge.output import AtomicFile
+from capmerge.output import AtomicFile, ScratchFile
 from capmerge.tokens import a1111, load_tokenizer
 from capmerge.trained import trained_alternatives
 
@@ -146,6 +147,21 @@ def test_columns_are_read_only_and_small(few):
 def test_a_record_without_a_usable_size_is_kept(fields, size):
     """`train_resolution`, else `image_size`, where they are two whole numbers above 0; else 0 x 0 for the trainer to report."""
     assert index_rows.size_of({"caption": "a", **fields}) == size
+
+
+def test_rows_may_come_in_any_parts(tmp_path):
+    """Rows that are cut where a worker's memory ends come together again, each block's offsets moved to where it begins."""
+    rows = np.zeros(3, ROW)
+    rows["offset"] = [1, 2, 3]
+    data, starts = rows.tobytes(), iter([100, 200])
+    with ScratchFile(tmp_path / "x") as scratch:
+        sink = index_rows.RowSink(scratch, lambda: next(starts))
+        sink.write(data[:50], new_block=True)
+        sink.write(data[50:51], new_block=False)
+        sink.write(data[51:], new_block=False)
+        sink.write(data, new_block=True)
+        assert sink.column("offset").tolist() == [101, 102, 103, 201, 202, 203]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_records_without_size_are_counted(tmp_path):
@@ -264,6 +280,10 @@ def test_a_record_that_is_not_there_any_more_is_an_error(few):
         file.write(b" " + data[:-1])
     with pytest.raises(StaleError, match="not record 3 of its index"):
         index.read(3)
+    few.write_bytes(data.replace(b"1000003", b"9999993"))
+    with pytest.raises(StaleError, match="not record 3 of its index"):
+        index.read(3)
+    assert index.read(4)[0] == "danbooru/1000004"
 
 
 def test_an_index_that_was_replaced_is_not_mixed_up(few):

@@ -42,6 +42,13 @@ def test_records_are_placed_in_any_layout(layout, piece_bytes, monkeypatch):
     assert [(placed.start, placed.end) for placed in found] == walked
 
 
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_a_cut_inside_a_list_is_seen(separators):
+    """What looks like the end of a record between objects of a list is none, though the two halves would parse apart."""
+    records = {f"k{number}": {"list": [{"a": {}, "b": {"c": 1}, "d": {}}, {"e": {}, "f": {}}], "n": {}} for number in range(20)}
+    assert [placed.pair for placed in placed_in(json.dumps(records, separators=separators).encode())] == list(records.items())
+
+
 def test_lines_are_placed():
     """In JSON lines a record is its line; blank lines and a missing last line break are no records."""
     lines = [json.dumps({"image_path": key, **record}) for key, record in RECORDS.items()]

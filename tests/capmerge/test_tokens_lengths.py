@@ -18,7 +18,7 @@ FOREIGN = ("“quoted”,", "日本,", "é,", "&amp;", "&eacute;,", "naïve", "�
 def texts_of(count):
     """Texts of all lengths with commas in every kind of company; a part holds what the clean-up reads across words."""
     rng = random.Random(3)
-    texts = ["", " ", ",", "," * 200, "a\0b, c" * 40]
+    texts = ["", " ", ",", "," * 200]
     for number in range(count):
         words = rng.sample(WORDS, rng.randint(1, len(WORDS))) + (rng.sample(FOREIGN, 2) if number % 5 == 0 else [])
         text = " ".join(rng.choices(words, k=rng.choice((1, 5, 20, 40, 60, 90, 150))))
@@ -34,7 +34,7 @@ def lengths():
 
 def test_lengths_are_those_of_the_ids(lengths):
     """Tokens and chunks of both tokenizers equal those of the ids, the first time and from memory."""
-    texts = texts_of(800)
+    texts = texts_of(800) + ["a\0b, c" * 40] * 300  # NUL keeps the last batch from being counted by pieces
     sd1, sd2 = load_tokenizer("sd1"), load_tokenizer("sd2")
     expected = [[*(len(t.encode(text)) for t in (sd1, sd2)), *(len(a1111(text, t).chunks) for t in (sd1, sd2))] for text in texts]
     assert lengths.count(texts).tolist() == expected
@@ -52,7 +52,7 @@ def test_chunks_are_those_of_the_golden_file(lengths):
 
 def test_commas_are_found():
     """Every comma token is found at its place, and only where it is asked for."""
-    texts = texts_of(300)
+    texts = [*texts_of(300), "word " * 40 + ",", "&amp;", ", " + "word " * 40]
     tokenizer = load_tokenizer("sd1")
     counter = TokenCounter(tokenizer)
     found = counter.count_tokens_and_commas(texts, lambda counts: (counts > 30).nonzero()[0])

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from capmerge.blocks import Block, Layout, next_block, walked_block
+from capmerge.blocks import BLOCK_BYTES, Block, Layout, next_block, walked_block
 from capmerge.codec import MiscutError
 from capmerge.errors import CapmergeError, DataError, WorkerError
 from capmerge.source import FileSource, Source
@@ -78,6 +78,13 @@ def run_blocks(
             return [_run_here(source, layout, make_work(), sinks, progress)]
     with _Pool(source, layout, make_work, jobs, start_method or ("fork" if sys.platform == "linux" else "spawn")) as pool:
         return pool.run(sinks, progress)
+
+
+def useful_jobs(source: Source, jobs: int) -> int:
+    """No more processes than there are blocks."""
+    if source.path is None or source.total_bytes is None:
+        return jobs
+    return max(1, min(jobs, source.total_bytes // BLOCK_BYTES))
 
 
 def _run_here(source: Source, layout: Layout, work: Work, sinks: list[Sink], progress: Callable[[int], None]) -> Any:

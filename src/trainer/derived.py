@@ -3,12 +3,17 @@
 One home for the numbers that the dry run shows, the loop runs by, and a resumed run must share.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trainer.datasets import DataSet
-from trainer.plan import count_buckets, steps_per_epoch
+from trainer.plan import Plan, count_buckets, open_plan, steps_per_epoch
 from trainer.settings import Config
 
 
@@ -59,4 +64,28 @@ def identity(config: Config, datasets: Sequence[DataSet], derived: Derived) -> d
     for dataset in datasets:
         found[f"data.{dataset.number}.metadata fingerprint"] = dataset.index.fingerprint
         found[f"data.{dataset.number}.repeats"] = dataset.settings.repeats
+        if dataset.rows.usable is not None:
+            left_out = hashlib.blake2b(np.packbits(dataset.rows.usable).tobytes(), digest_size=8).hexdigest()
+            found[f"data.{dataset.number} records left out"] = left_out
     return found
+
+
+class EpochPlans:
+    """The plans of a run's epochs, in files of one folder."""
+
+    def __init__(self, folder: Path, config: Config, datasets: Sequence[DataSet], derived: Derived) -> None:
+        self._folder, self._seed, self._global_batch_size = folder, config.train.seed, derived.global_batch_size
+        self._rows = [dataset.rows for dataset in datasets]
+        self._fingerprint = json.dumps(identity(config, datasets, derived))
+
+    def __call__(self, epoch: int) -> Plan:
+        """The plan of an epoch, from 0; built where it is missing."""
+        assert self._seed is not None  # one was drawn
+        return open_plan(
+            self._folder,
+            seed=self._seed,
+            epoch=epoch,
+            global_batch_size=self._global_batch_size,
+            sets=self._rows,
+            fingerprint=self._fingerprint,
+        )

@@ -107,7 +107,7 @@ def build_loader(
             num_workers=workers,
             prefetch_factor=_PREFETCHED if workers else None,
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-            collate_fn=_as_it_is,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batching it gets one sample
             worker_init_fn=_settle,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # otherwise a loader would draw from the run's own stream

@@ -39,6 +39,10 @@ class Model(nn.Module):
         """U-Net and text encoders by name, in the order of `PARTS`."""
         return {name: part for name in PARTS if (part := getattr(self, name)) is not None}
 
+    def text_encoders(self) -> list[tuple[str, nn.Module]]:
+        """The text encoders by name, in the order of the family's tokenizers."""
+        return [(name, part) for name, part in self.parts().items() if name != "unet"]
+
     def train(self, mode: bool = True) -> "Model":  # noqa: FBT001, FBT002 - torch's signature
         """Switch to training, but for the parts that are frozen."""
         super().train(mode)
@@ -62,8 +66,7 @@ class Model(nn.Module):
         """
         states: list[Tensor] = []
         pooled_BP = None
-        encoders = [part for name, part in self.parts().items() if name != "unet"]
-        for encoder, rule, ids_BNL in zip(encoders, self._rules, ids, strict=True):
+        for (_, encoder), rule, ids_BNL in zip(self.text_encoders(), self._rules, ids, strict=True):
             with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trained(encoder)):
                 hidden_BTD, pooled_BP = encode(encoder, ids_BNL, rule, self._chunking)
             states.append(hidden_BTD)

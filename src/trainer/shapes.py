@@ -9,6 +9,8 @@ from capmerge.tokens import BOS_ID, CHUNK_IDS, EOS_ID
 from trainer.families import FamilyName
 
 Size = Literal["tiny", "full"]
+RANDOM = "random"
+"""The `model.path` that is no folder: untrained weights in one of these shapes."""
 
 
 class Shape(NamedTuple):

@@ -1,6 +1,5 @@
 """One optimizer step: micro-batches in, numbers out. Small enough to be tested without a run around it."""
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +12,9 @@ from accelerate import Accelerator
 from trainer.batch import Batch
 from trainer.engine import sum_over_ranks
 from trainer.loss import batch_loss
+from trainer.model import Model
 from trainer.noise import Schedule
-from trainer.optim import clip_gradients
+from trainer.optim import RateSchedule, clip_gradients, guarded_step
 from trainer.settings import Config
 
 
@@ -25,9 +25,10 @@ class Trained:
     engine: Accelerator
     config: Config
     model: torch.nn.Module
+    bare_model: Model
+    """The model without the engine's wrapper. To ask accelerate for it would import DeepSpeed wherever that is installed (2 s)."""
     optimizer: Any
-    rates: torch.optim.lr_scheduler.LRScheduler
-    """On the bare optimizer: the rate is a function of the optimizer step alone, on any number of ranks."""
+    rates: RateSchedule
     schedule: Schedule
 
 
@@ -39,11 +40,11 @@ class StepResult:
     """Mean over the real samples of the global batch."""
     grad_norm: float
     """Of the whole gradient, before clipping."""
-    learning_rate: float
-    """Of the first group, as this step used it."""
-    finite: bool
-    """Whether the optimizer stepped; a gradient that is no number leaves weights and optimizer as they were."""
-    wishes: list[bool]
+    rates: dict[str, float]
+    """The learning rates of this step, by the names of their groups."""
+    taken: bool
+    """False: the gradient was not finite, and weights and optimizer state are as before."""
+    wishes: tuple[bool, ...]
     """Which of the wishes any rank has."""
     replaced: int
     """Samples of all ranks that stand for others whose latents are missing or broken."""
@@ -52,17 +53,18 @@ class StepResult:
     keys: tuple[str, ...]
     """Of this rank's samples."""
     captions: tuple[str, ...]
+    """Of this rank's samples."""
     seconds: float
     waited_seconds: float
     """Of those, how long the loader was waited for."""
 
 
-def train_step(trained: Trained, loader: Iterator[Batch], wishes: Callable[[], Sequence[bool]] = tuple) -> StepResult:
-    """Train the next step's micro-batches from `loader`.
+def train_step(trained: Trained, loader: Iterator[Batch], step: int, wishes: Callable[[], Sequence[bool]] = tuple) -> StepResult:
+    """Train the micro-batches of `step` (from 0), which `loader` gives next.
 
     The loss of a micro-batch is its samples' share of the step's mean, so how the global batch is dealt over ranks and
     micro-batches changes nothing but rounding. Loss, gradient norm and what the ranks must agree on - their `wishes`, asked
-    for when the gradient is there - are read back together: one collective and one wait for the device a step.
+    for when the gradient is there - cross in one collective and are read back together: one wait for the device a step.
     """
     engine, config = trained.engine, trained.config
     start, waited = time.perf_counter(), 0.0
@@ -83,21 +85,18 @@ def train_step(trained: Trained, loader: Iterator[Batch], wishes: Callable[[], S
             loss = batch_loss(trained.model, batch.to(engine.device), trained.schedule, config.noise, config.loss)
             engine.backward(loss.value * undo)
         total += loss.value.detach()
+    rates = trained.rates.set_rates(step)
     norm = clip_gradients([p for p in trained.model.parameters() if p.requires_grad], config.optimizer.clip_grad_norm)
     own = torch.tensor([counts["replaced"], *wishes()], dtype=torch.float32, device=engine.device)
     shared = sum_over_ranks(engine, torch.cat((total[None], own)))
-    loss_read, replaced, *wished, norm_read = torch.cat((shared, norm.float()[None])).tolist()
-    rate = float(trained.rates.get_last_lr()[0])
-    if finite := math.isfinite(norm_read):
-        trained.optimizer.step()
-    trained.optimizer.zero_grad(set_to_none=True)
-    trained.rates.step()
+    stepped = guarded_step(trained.optimizer, norm, *shared)
+    mean_loss, replaced, *wished = stepped.logged
     return StepResult(
-        loss=loss_read,
-        grad_norm=norm_read,
-        learning_rate=rate,
-        finite=finite,
-        wishes=[bool(wish) for wish in wished],
+        loss=mean_loss,
+        grad_norm=stepped.grad_norm,
+        rates=rates,
+        taken=stepped.taken,
+        wishes=tuple(bool(wish) for wish in wished),
         replaced=int(replaced),
         counts=counts,
         keys=tuple(keys),

@@ -49,7 +49,7 @@ def encode(encoder: nn.Module, ids_BNL: Tensor, rule: EncoderRule, chunking: Chu
 
     `encoder` is a CLIPTextModel of transformers, with projection where the rule pools. T is 75 N + 2 for kohya and crop, 77 N for a1111.
     """
-    body: Any = getattr(encoder, "text_model", encoder)  # CLIPTextModel has no inner model from transformers 5 on
+    body = encoder_body(encoder)
     n_batch, n_chunks, n_ids = ids_BNL.shape
     out = body(input_ids=ids_BNL.reshape(n_batch * n_chunks, n_ids), output_hidden_states=not (rule.layer == 1 and rule.final_norm))
     if rule.layer == 1 and rule.final_norm:
@@ -63,6 +63,11 @@ def encode(encoder: nn.Module, ids_BNL: Tensor, rule: EncoderRule, chunking: Chu
     first_BLD = out.last_hidden_state.unflatten(0, (n_batch, n_chunks))[:, 0]
     projection: Any = encoder.text_projection
     return joined_BTD, projection(_at_first_eos(first_BLD, ids_BNL[:, 0]))
+
+
+def encoder_body(encoder: nn.Module) -> Any:
+    """The embeddings, layers and final norm of a text encoder: CLIPTextModel has no inner model from transformers 5 on."""
+    return getattr(encoder, "text_model", encoder)
 
 
 def join_chunks(hidden_BNLD: Tensor, chunking: Chunking) -> Tensor:

@@ -9,13 +9,14 @@ Every rank walks through the same calls; only printing and writing of single fil
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from trainer.build import build_model
-from trainer.checkpoint import check_identity, find_state, load_state, save_state, set_aside_later
+from trainer.checkpoint import check_identity, find_state, is_of, load_state, save_state, set_aside_later
 from trainer.config import resolved_toml, with_seed
 from trainer.datasets import DataSet, open_datasets
 from trainer.derived import Derived, EpochPlans, derive, identity
@@ -29,7 +30,7 @@ from trainer.model_save import save_model
 from trainer.noise import Schedule
 from trainer.optim import build_optimizer, build_schedule, weights_for_use
 from trainer.plan import drop_old_plans
-from trainer.run_folder import METRICS_FILE, MODEL_FOLDER, PLANS_FOLDER, PLOT_FILE, check_new, write_run_files
+from trainer.run_folder import METRICS_FILE, MODEL_FOLDER, PLANS_FOLDER, PLOT_FILE, check_new, claimed, write_run_files
 from trainer.samples import SampleMaker, build_chunker
 from trainer.settings import Config
 from trainer.steps import StepResult, Trained, train_step
@@ -44,21 +45,21 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
     `resume` is `latest` or the path of a state. Raises the errors of `trainer.errors` and `capmerge.errors`.
     """
     output_dir = config.train.output_dir
-    if not resume:
+    state = find_state(output_dir, resume) if resume else None
+    if not resume or (state and not is_of(state, output_dir)):
         check_new(output_dir)
     datasets = open_datasets(config)  # before process groups start: a first launch may build an index for minutes
     engine = build_engine(config)
-    state = find_state(output_dir, resume) if resume else None
     config = from_rank_0(engine, with_seed(config, state.identity["train.seed"] if state else None))
     derived = derive(config, datasets, engine.num_processes)
     fixed = identity(config, datasets, derived)
     changed = check_identity(state, fixed, allow_change=allow_change) if state else []
-    with Interrupts() as interrupts:
+    with Interrupts() as interrupts, claimed(output_dir) if engine.is_main_process else nullcontext():
         trained = _build(config, engine, derived)
-        if engine.is_main_process:
-            write_run_files(config, fixed)
         if state:
             load_state(engine, state)
+        if engine.is_main_process:
+            write_run_files(config, fixed)  # a state that does not fit leaves those of the run as they were
         run = _Run(trained, datasets, derived, fixed, step=state.step if state else 0)
         run.say(f"changed since the state was saved: {line}" for line in changed)
         run.say(note for dataset in datasets for note in dataset.notes)
@@ -68,6 +69,8 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
             run.save()
             if interrupts.signal_number is None:
                 run.finish()
+            else:
+                run.say_stop()
         finally:
             run.close()
     engine.end_training()
@@ -126,6 +129,11 @@ class _Run:
             f"{derived.max_steps:,} in all; trained: {trained}"
         )
         self.say([line])
+
+    def say_stop(self) -> None:
+        """That the run ended early, and how it goes on."""
+        state = "its state is saved" if self.saved_step == self.step else "its state could not be saved"
+        self.say([f"stopped after step {self.step:,} of {self.derived.max_steps:,}; {state}. Go on with --resume latest."])
 
     def train(self, interrupts: Interrupts) -> None:
         """Train from the step at hand to the last one, or until a signal."""

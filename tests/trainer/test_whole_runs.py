@@ -1,6 +1,8 @@
 import json
 import resource
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -191,3 +193,27 @@ def test_a_mistake_in_the_config_shows_no_traceback(config):
     assert done.returncode == 2
     assert "Did you mean `max_steps`?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+def test_two_runs_do_not_share_a_folder(config, tmp_path):
+    """While a run is on its way, another one into its folder is refused, also with --resume."""
+    written = config(train={"max_steps": 1})
+    assert train_here(written) == 0
+    holding = (
+        f"import fcntl; f = open({str(tmp_path / 'run' / '.lock')!r}, 'ab'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", holding], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ConfigError, match="in use by a run that is still on its way"):
+            train_here(written, "train.max_steps=2", resume="latest")
+        other.communicate(b"\n")
+    assert train_here(written, "train.max_steps=2", resume="latest") == 0
+
+
+def test_a_folder_that_cannot_be_made_is_told(config, tmp_path):
+    """An output folder below a file is a mistake of the settings."""
+    (tmp_path / "run").write_text("a file")
+    for folder in ("run", "run/below"):
+        with pytest.raises(ConfigError, match=r"train\.output_dir: .* cannot be written \("):
+            train_here(config(train={"output_dir": str(tmp_path / folder)}))

@@ -37,6 +37,8 @@ from trainer.steps import StepResult, Trained, train_step
 
 MOST_REPLACED = 0.01
 """Share of an epoch's samples that may stand for others whose latents are missing or broken."""
+MOST_SKIPPED = 20
+"""Steps in a row that may be skipped: latents are finite, so one batch may be broken, but not all of them."""
 
 
 def train(config: Config, *, resume: str | None = None, allow_change: bool = False) -> int:
@@ -96,6 +98,7 @@ class _Run:
         self.step = step  # optimizer steps that are done
         self.saved_step, self.saved_at = step, time.monotonic()
         self.replaced_in_epoch = 0
+        self.skipped_in_row = 0
         self.recent = Recent()
         self.metrics: MetricsFile | None = None
         if self.engine.is_main_process:
@@ -139,7 +142,7 @@ class _Run:
         """Train from the step at hand to the last one, or until a signal."""
         last, on_nonfinite = self.derived.max_steps, self.config.train.on_nonfinite
         batches = iter(self._loader())
-        stop = False
+        stop = save_due = False
         with tqdm(total=last, initial=self.step, unit="step", disable=not self.engine.is_main_process) as bar:
             while self.step < last and not stop:
                 result = train_step(self.trained, batches, self.step, lambda: (interrupts.signal_number is not None, self._clock_asks()))
@@ -147,9 +150,12 @@ class _Run:
                     self._stop_nonfinite(result)
                 self.step += 1
                 self._log(result, bar)
+                self._count_skipped(result)
                 stop, by_clock = result.wishes
-                if by_clock or self._step_asks():
+                save_due = save_due or by_clock or self._step_asks()
+                if save_due and result.taken:  # weights that give no finite gradient would push out the states before them
                     self.save()
+                    save_due = False
                 self._count_replaced(result)
                 if self.step % self.derived.steps_per_epoch == 0 and self.engine.is_local_main_process:
                     drop_old_plans(self.folder / PLANS_FOLDER, self.step // self.derived.steps_per_epoch)
@@ -216,6 +222,17 @@ class _Run:
             line |= {"keys": from_all_ranks(self.engine, result.keys), "captions": from_all_ranks(self.engine, result.captions)}
         if self.metrics and (problem := self.metrics.write(self.step, **line)):
             self.say([f"WARNING: the numbers of step {self.step:,} are lost: {problem}. The run goes on. Free some room."])
+
+    def _count_skipped(self, result: StepResult) -> None:
+        """Tell of a skipped step. Raises `NonFiniteError` when `MOST_SKIPPED` are skipped in a row."""
+        self.skipped_in_row = 0 if result.taken else self.skipped_in_row + 1
+        if self.skipped_in_row == 1:
+            self.say([f"WARNING: step {self.step:,} is skipped: the norm of its gradient is {result.grad_norm}."])
+        if self.skipped_in_row == MOST_SKIPPED:
+            raise NonFiniteError(
+                f"step {self.step:,}: found no finite gradient for {MOST_SKIPPED} steps, expected one now and then: the weights are spoilt. "
+                f"The states in {self.folder} are older than that. Lower the learning rate, and --resume latest."
+            )
 
     def _count_replaced(self, result: StepResult) -> None:
         """Raise `LatentsError` when more samples of the epoch than `MOST_REPLACED` stand for others."""

@@ -117,6 +117,15 @@ def test_a_gradient_that_is_no_number(config, tmp_path, asked):
         assert (tmp_path / "run" / "checkpoints" / "step-00000001" / "state.json").exists()
 
 
+def test_spoilt_weights_stop_the_run_and_leave_the_states_before(config, tmp_path, capsys):
+    """Steps that are skipped without end are told and end the run; none of them pushes out the state from before."""
+    optimizer = {"name": "SGD", "learning_rate": 1e30, "text_learning_rate": None}
+    with pytest.raises(NonFiniteError, match=r"step 21: found no finite gradient for 20 steps"):
+        train_here(config(optimizer=optimizer, train={"max_steps": 40, "batch_size": 1}, checkpoint={"every_steps": 1, "keep": 1}))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000001"]
+    assert capsys.readouterr().err.count("WARNING: step 2 is skipped: the norm of its gradient is nan.") == 1
+
+
 def test_a_file_that_vanished_is_replaced_or_stops_the_run(metadata, tmp_path):
     """`on_missing = "skip"` trains the next of the bucket and counts it; "stop" names the file."""
     latents = tmp_path / "latents"

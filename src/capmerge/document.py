@@ -9,7 +9,8 @@ Version 1. A key may be added within a version; none is renamed, removed or give
     options        the merge options; they hold for records that were not rewritten before
     family         as asked; tokenizer: name of the one that counted
     records        counted, of these both / tags_only / caption_only / empty (neither) / rewritten_before; and rejected
-    lengths        tags: each record's tags; captions: each of its caption lines; lines: all alternatives by probability.
+    lengths        tags: each record's tags; captions: each of its caption lines, both as its lines hold them; lines: all
+                   alternatives by probability.
                    Each with texts, weight, tokens, mean, median, p90, p99, p99.9, max, max_key, longest (20 by key) and
                    histogram: exact, one part a share, `texts[i]` of them with `tokens[i]` tokens
     styles         tags / caption / both: the alternatives of that style, as in lengths, and share: of the probability
@@ -74,7 +75,7 @@ def build_document(
         "version": 1,
         "capmerge": capmerge.__version__,
         "source": source,
-        "options": asdict(merge),
+        "options": {**asdict(merge), "lines": list(merge.lines)},
         "family": family,
         "tokenizer": counter.tokenizer.name,
         "records": {"counted": stats.records.counted, **asdict(stats.records)},
@@ -87,24 +88,10 @@ def build_document(
         "advice": _advice(distribution, limits),
         "t5": _t5(stats.t5_lines, _T5_LIMITS, t5),
         "wildcards": _wildcards(stats),
-        "tags": tags
-        and {
-            "occurrences": tags.total(),
-            "distinct": len(tags),
-            "long": stats.tag_counts.long,
-            "most_frequent": [
-                {"tag": tag, "texts": count, "share": count / max(1, stats.records.both + stats.records.tags_only)}
-                for tag, count in sorted(tags.items(), key=lambda item: (-item[1], item[0]))[:MOST_FREQUENT]
-            ],
-        },
+        "tags": None if tags is None else _most_frequent(stats, tags),
         "underscores": _underscores(tags, counter, stats.tags),
         "duplicates": duplicates,
-        "resolutions": None
-        if resolutions is None
-        else [
-            {"resolution": resolution, "records": count}
-            for resolution, count in sorted(resolutions.items(), key=lambda item: (-item[1], item[0]))
-        ],
+        "resolutions": None if resolutions is None else _resolutions(resolutions),
         "literals": dict(sorted(stats.literals.items())),
     }
 
@@ -177,6 +164,25 @@ def _tags(stats: CaptionStats) -> Counter[str] | None:
         tags[tag.strip()] += count
     del tags[""]
     return tags
+
+
+def _most_frequent(stats: CaptionStats, tags: Counter[str]) -> dict[str, Any]:
+    records = max(1, stats.records.both + stats.records.tags_only)
+    return {
+        "occurrences": tags.total(),
+        "distinct": len(tags),
+        "long": stats.tag_counts.long,
+        "most_frequent": [{"tag": tag, "texts": count, "share": count / records} for tag, count in _most_first(tags)[:MOST_FREQUENT]],
+    }
+
+
+def _resolutions(resolutions: Counter[str]) -> list[dict[str, Any]]:
+    return [{"resolution": resolution, "records": count} for resolution, count in _most_first(resolutions)]
+
+
+def _most_first(counts: Counter[str]) -> list[tuple[str, int]]:
+    """The counts, greatest first, equal ones by their text: in the same order whoever counted."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _underscores(tags: Counter[str] | None, counter: TokenCounter, lengths: LengthStats) -> dict[str, Any] | None:

@@ -69,7 +69,7 @@ def build_document(
     lines = stats.all_lines()
     distribution = lines.distribution()
     limits = [distribution.cut(limit) for limit in ([CROPPED_TOKENS[family]] if family in CROPPED_TOKENS else _LIMITS)]
-    tags, resolutions = _tags(stats), stats.resolutions.counts
+    tags, resolutions = stats.tag_counts.counts, stats.resolutions.counts
     return {
         "schema": "capmerge.stats",
         "version": 1,
@@ -152,18 +152,6 @@ def _wildcards(stats: CaptionStats) -> dict[str, Any]:
         "mean_shortest": found.shortest_sum / count,
         "mean": float(found.mean_sum / count),
     }
-
-
-def _tags(stats: CaptionStats) -> Counter[str] | None:
-    """The tags without spaces around them; None when there were too many to count."""
-    counts = stats.tag_counts.counts
-    if counts is None:
-        return None
-    tags: Counter[str] = Counter()
-    for tag, count in counts.items():
-        tags[tag.strip()] += count
-    del tags[""]
-    return tags
 
 
 def _most_frequent(stats: CaptionStats, tags: Counter[str]) -> dict[str, Any]:

@@ -173,10 +173,15 @@ class Rewriter:
         self._kept.tally.add(counted.tally)
         self._kept.stats.merge(counted.stats)
 
+    def is_full(self) -> bool:
+        """Whether the counts that are kept take so much memory that the parent should add them up."""
+        return self._kept.stats.is_large
+
     def result(self) -> Counted:
-        """The counts of this process."""
-        self._kept.stats.count_tags()
-        return self._kept
+        """The counts of this process since the last call."""
+        kept, self._kept = self._kept, Counted(Tally(), CaptionStats())
+        kept.stats.count_tags()
+        return kept
 
     def _observe(self, observer: Observer, piece: Piece, left_out: Collection[int]) -> None:
         """Note the records of a merged piece."""
@@ -250,10 +255,13 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
         sinks = [records, rejects, *(gathered.sinks() if gathered else ())]
         jobs = useful_jobs(source, options.jobs)
         tally = Tally()
-        for counts in run_blocks(source, layout, work, sinks, jobs=jobs, progress=done, start_method=options.start_method):
-            tally.add(counts.tally)
+
+        def collect(counted: Counted) -> None:
+            tally.add(counted.tally)
             if gathered:
-                gathered.stats.merge(counts.stats)
+                gathered.stats.merge(counted.stats)
+
+        run_blocks(source, layout, work, sinks, collect=collect, jobs=jobs, progress=done, start_method=options.start_method)
         records.finish()
         read_bytes = source.read_bytes(end)
         statistics = gathered.document(source, layout, options.merge) if gathered else None

@@ -13,6 +13,7 @@ from capmerge import blocks
 from capmerge.errors import RecordError, UsageError
 from capmerge.gather import Tokenizers
 from capmerge.measure import MeasureOptions, measure
+from capmerge.parallel import run_blocks
 from capmerge.source import open_source
 from capmerge.stats import LengthStats
 from capmerge.tags import spaced
@@ -98,6 +99,28 @@ def test_any_number_of_workers_gives_the_same_document(tmp_path, layout):
     assert found[0] == found[1] == found[2]
     assert json.loads(found[0][0])["records"]["counted"] == 400
     assert [line["key"] for line in read_jsonl(lines)] == list(records)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("stream", [False, True])
+def test_workers_that_are_full_hand_their_counts_over(tmp_path, monkeypatch, stream):
+    """When the tags are too many to keep, a worker gives its counts to the parent as it goes, and no figure changes."""
+    path = tmp_path / ("m.json.gz" if stream else "m.json")
+    written = as_compact(make_records(600))
+    path.write_bytes(gzip.compress(written) if stream else written)
+    expected = statistics(path)
+    monkeypatch.setattr("capmerge.caption_stats._MANY_TAGS", 3)
+    monkeypatch.setattr("capmerge.caption_stats._MOST_UNCOUNTED", 10)
+    calls = []
+
+    def noted(*arguments, collect, **options):
+        run_blocks(*arguments, collect=lambda counted: [calls.append(counted), collect(counted)], **options)
+
+    monkeypatch.setattr("capmerge.measure.run_blocks", noted)
+    for jobs in (1, 2, 3):
+        calls.clear()
+        assert statistics(path, jobs=jobs) == expected
+        assert len(calls) > jobs
 
 
 def test_spawned_workers_count_the_same(tmp_path):

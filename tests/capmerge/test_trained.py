@@ -2,7 +2,7 @@ import copy
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capmerge.caption import Merger
@@ -40,6 +40,7 @@ def merged(record, options=OPTIONS[0]):
 
 
 @pytest.mark.parametrize("options", OPTIONS[:4])
+@settings(deadline=None)
 @given(records=RECORDS)
 def test_what_was_meant_is_read_back(options, records):
     """The alternatives of the rewritten record are those of the original: texts, styles and shares."""
@@ -100,6 +101,7 @@ def test_a_record_that_was_edited_is_refused(change):
 
 
 @pytest.mark.parametrize("options", OPTIONS)
+@settings(deadline=None)
 @given(records=RECORDS)
 def test_the_fast_way_counts_as_the_general_one(options, records):
     """Counting many records at once gives the sums of counting each by `trained_alternatives` and the tokenizer itself."""
@@ -119,6 +121,7 @@ def test_the_fast_way_counts_as_the_general_one(options, records):
     assert counted.tags.distribution().summary()["texts"] == sum(record["capmerge"].strip("c") != "" for _, record in pairs)
 
 
+@settings(deadline=None)
 @given(records=RECORDS)
 def test_plain_records_count_as_any_other(records):
     """What is counted of a plain record is the same when weights that change nothing send it the general way."""

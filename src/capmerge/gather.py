@@ -73,8 +73,8 @@ class Gathered:
         """Where the streams of `observe.Observed` go, in the order of its fields, and behind them that of the places."""
         return [self._hashes, _Lines(self._per_record), self._places]
 
-    def document(self, source: Source, layout: Layout, merge: MergeOptions) -> Document:
-        """The document of the finished run; the captions of the largest groups of duplicates are read from `source` again."""
+    def document(self, name: str, source: Source, layout: Layout, merge: MergeOptions) -> Document:
+        """The document of the file `name`; the captions of the largest groups of duplicates are read from `source` again."""
         groups = self._hashes.groups()
         numbers = [number for _, number in groups.largest]
         firsts: list[tuple[str, str] | None] = [None] * len(numbers)
@@ -82,7 +82,7 @@ class Gathered:
             firsts = [self._read(source, layout, merge, place) for place in self._places.places(numbers)]
         return build_document(
             self.stats,
-            source=Path(source.name).name,
+            source=Path(name).name,
             merge=merge,
             family=self.tokenizers.family,
             counter=self._counters[0],

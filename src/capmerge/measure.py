@@ -51,8 +51,8 @@ def measure(source: Source, options: MeasureOptions, *, progress: Callable[[int]
             gathered.stats.merge(counted.stats)
 
         run_blocks(source, layout, work, sinks, collect=collect, jobs=jobs, progress=progress, start_method=options.start_method)
-        document = gathered.document(source, layout, options.merge)
         source.check_unchanged()
+        document = gathered.document(source.name, source, layout, options.merge)
         if lines:
             lines.sync()
             lines.publish()

@@ -264,8 +264,9 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
         run_blocks(source, layout, work, sinks, collect=collect, jobs=jobs, progress=done, start_method=options.start_method)
         records.finish()
         read_bytes = source.read_bytes(end)
-        statistics = gathered.document(source, layout, options.merge) if gathered else None
         source.check_unchanged()
+        name = target.name if target else source.name
+        statistics = gathered.document(name, source, layout, options.merge) if gathered else None
         if target:
             files.side(RECEIPT).write(receipt(source.name, fingerprint(source), options.merge, options.on_error, tally).encode())
             files.side(DATASET).write(dataset_config(target, (source.path or target).resolve().parent, sample.resolutions).encode())

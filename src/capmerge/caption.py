@@ -17,11 +17,12 @@ from capmerge.plain import PlainMerge
 from capmerge.tags import one_line, spaced
 from capmerge.tally import Tally
 from capmerge.templates import Draw, MergeOptions, Template, line_counts, shares_of, whole_weights
+from capmerge.tokens_vocabulary import BOS, EOS
 from capmerge.wildcard import TooManyOutcomesError, escape, has_brace, outcomes, space_stand_ins
 
 Record: TypeAlias = dict[str, Any]
 
-_SPECIAL_TOKEN = re.compile(r"<\|(?:endoftext|startoftext)\|>", re.IGNORECASE)
+_SPECIAL_TOKEN = re.compile("|".join(map(re.escape, (BOS, EOS))), re.IGNORECASE)
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
 _JSON_NAMES = {list: "a list", dict: "an object", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
 

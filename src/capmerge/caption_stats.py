@@ -9,10 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from capmerge.marks import STYLES
 from capmerge.stats import LengthStats
 
-STYLES = {"t": "tags", "c": "caption", "b": "both"}
-"""Letter of the field `capmerge` -> the style's name."""
 MOST_TAGS = 1 << 20
 """Distinct tags that are counted, at about 130 bytes each. Danbooru has about a million."""
 _MANY_TAGS = 1 << 17

@@ -38,8 +38,9 @@ from fractions import Fraction
 from typing import Any
 
 import capmerge
-from capmerge.caption_stats import STYLES, CaptionStats
-from capmerge.families import CROPPED_TOKENS, T5_IDS, Family
+from capmerge.caption_stats import CaptionStats
+from capmerge.families import ONE_CHUNK, T5_IDS, Family
+from capmerge.marks import STYLES
 from capmerge.stats import Cut, Distribution, LengthStats
 from capmerge.tags import spaced
 from capmerge.templates import MergeOptions
@@ -48,7 +49,9 @@ from capmerge.tokens import CHUNK_TOKENS, TokenCounter
 Document = dict[str, Any]
 MOST_FREQUENT = 100
 _LIMITS = (CHUNK_TOKENS, 2 * CHUNK_TOKENS, 3 * CHUNK_TOKENS)
-"""The max lengths that sd-scripts takes: --max_token_length. Families of `CROPPED_TOKENS` have one of their own."""
+"""The max lengths that sd-scripts takes: --max_token_length. Families of `ONE_CHUNK` take the first."""
+STYLE_WORDS = {"tags": "tags", "caption": "caption", "both": "tags and caption"}
+"""Names of `marks.STYLES`, for reading."""
 _T5_LIMITS = sorted(set(T5_IDS.values()))
 """For any family with a T5: both are in use, FLUX schnell has SD3's."""
 LOSS = Fraction(1, 100)
@@ -68,7 +71,7 @@ def build_document(
     """The document of a finished run."""
     lines = stats.all_lines()
     distribution = lines.distribution()
-    limits = [distribution.cut(limit) for limit in ([CROPPED_TOKENS[family]] if family in CROPPED_TOKENS else _LIMITS)]
+    limits = [distribution.cut(limit) for limit in (_LIMITS[:1] if family in ONE_CHUNK else _LIMITS)]
     tags, resolutions = stats.tag_counts.counts, stats.resolutions.counts
     return {
         "schema": "capmerge.stats",

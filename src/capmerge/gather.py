@@ -12,13 +12,12 @@ from capmerge.caption_stats import CaptionStats
 from capmerge.codec import decode
 from capmerge.document import Document, build_document
 from capmerge.duplicates import Place, RecordHashes, RecordPlaces, as_json
-from capmerge.errors import UsageError, printable
-from capmerge.families import CLIP, T5_IDS, Family
+from capmerge.families import Family
 from capmerge.observe import Observer, whole_caption
 from capmerge.output import AtomicFile
 from capmerge.source import Source
 from capmerge.templates import MergeOptions
-from capmerge.tokens import FileTokenizer, TokenCounter, load_tokenizer, load_tokenizer_file
+from capmerge.tokens import TokenCounter, load_readers
 from capmerge.trained import trained_alternatives
 
 _EXCERPT = 200
@@ -34,18 +33,10 @@ class Tokenizers:
     def load(self) -> tuple[TokenCounter, TokenCounter | None]:
         """The counter of every figure, and that of the T5, if there is one.
 
-        Raises `UsageError` for a tokenizer that is no CLIP's where there is no T5, and as `load_tokenizer_file`.
+        Raises `UsageError` as `tokens.load_readers`.
         """
-        given = load_tokenizer_file(self.path) if self.path else None
-        if given is None or isinstance(given, FileTokenizer):
-            clip = TokenCounter(load_tokenizer(CLIP[self.family]))
-            if given and self.family not in T5_IDS:
-                raise UsageError(
-                    f"--tokenizer {printable(str(self.path))}: it is no CLIP tokenizer, and --family {self.family} reads with CLIP alone. "
-                    f"Give one of CLIP, or --family {' or '.join(T5_IDS)}."
-                )
-            return clip, TokenCounter(given) if given else None
-        return TokenCounter(given), None
+        clip, t5 = load_readers(self.family, self.path)
+        return TokenCounter(clip), TokenCounter(t5) if t5 else None
 
     def observer(self, *, per_record: bool) -> Observer:
         """What a worker counts with."""

@@ -15,11 +15,11 @@ from capmerge.codec import Pair, to_json
 from capmerge.marks import MARK, WEIGHTS
 from capmerge.rewritten import BrokenRecordError
 from capmerge.tokens import TokenCounter
+from capmerge.tokens_vocabulary import BOS, EOS
 from capmerge.trained import Trained, fields_of, trained_alternatives
 
 SPECIAL_LITERALS = {
-    "<|startoftext|>": re.compile(r"<\|startoftext\|>", re.IGNORECASE),
-    "<|endoftext|>": re.compile(r"<\|endoftext\|>", re.IGNORECASE),
+    **{token: re.compile(re.escape(token), re.IGNORECASE) for token in (BOS, EOS)},
     "BREAK": re.compile(r"\bBREAK\b"),
     "|||": re.compile(r"\|\|\|"),
     "{ or }": re.compile(r"[{}]"),

@@ -5,6 +5,8 @@
     ├── DataError            the source's bytes are not what they should be
     │   └── RecordError      one record cannot be merged; `--on-error skip` can leave it out
     ├── OutputError          the output could not be written whole
+    │   └── BusyError        another run is writing it
+    ├── StaleError           an index or a listing is missing, broken, or of something else: it has to be made anew
     └── WorkerError          a worker process ended before its work did
 
 Every message reads: where, what was found, what was expected, the next step. Only `cli` prints and exits;
@@ -52,6 +54,14 @@ class RecordError(DataError):
 
 class OutputError(CapmergeError):
     """The output could not be written; nothing half-written stays under its name."""
+
+
+class BusyError(OutputError):
+    """Another run is writing the output at this moment."""
+
+
+class StaleError(CapmergeError):
+    """An index or a listing is missing, broken, of another version, or of other metadata: it has to be made anew."""
 
 
 class WorkerError(CapmergeError):

@@ -13,8 +13,8 @@ from capmerge.blocks import MAX_RECORD_BYTES, read_layout
 from capmerge.document import Document
 from capmerge.gather import Gathered, Tokenizers
 from capmerge.output import AtomicFile
-from capmerge.parallel import Sink, run_blocks
-from capmerge.rewrite import STATS_STREAMS, Counted, OnError, Rewriter, useful_jobs
+from capmerge.parallel import Sink, run_blocks, useful_jobs
+from capmerge.rewrite import STATS_STREAMS, Counted, OnError, Rewriter
 from capmerge.source import Source
 from capmerge.templates import MergeOptions
 

@@ -3,10 +3,13 @@
 import errno
 import os
 import sys
+from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Self
 
-from capmerge.errors import OutputError, UsageError, printable
+from capmerge.errors import BusyError, OutputError, UsageError, printable
 from capmerge.source import Source
 
 Buffer = bytes | memoryview
@@ -17,7 +20,7 @@ class AtomicFile:
 
     It is written as `.NAME.capmerge-tmp` in the folder of its target. A run that was killed leaves at most that; the
     next run to the same target takes it over. A lock on it keeps two runs to one target apart.
-    Raises `OutputError` when it cannot be written: no room, no permission, another run.
+    Raises `OutputError` when it cannot be written: no room, no permission; `BusyError` while another run writes it.
     """
 
     def __init__(self, target: Path) -> None:
@@ -28,7 +31,7 @@ class AtomicFile:
         try:
             self._file = _open_locked(self._temporary)
         except BlockingIOError as error:
-            raise OutputError(
+            raise BusyError(
                 f"{printable(str(target))}: another run is writing this file. Wait for it, or choose another output."
             ) from error
         except OSError as error:
@@ -41,6 +44,11 @@ class AtomicFile:
         except OSError as error:
             raise _cannot_write(self.target, error) from error
         self.written_bytes += len(data)
+
+    @property
+    def unpublished(self) -> Path:
+        """Where the bytes lie until `publish`."""
+        return self._temporary
 
     def sync(self) -> None:
         """Put all bytes on disk, under the hidden name."""
@@ -56,7 +64,7 @@ class AtomicFile:
         try:
             self._temporary.replace(self.target)
             self._published = True
-            _sync_folder(self.target.parent)
+            sync_folder(self.target.parent)
         except OSError as error:
             raise _cannot_write(self.target, error) from error
         self._file.close()
@@ -68,6 +76,43 @@ class AtomicFile:
                 self._file.close()
             self._temporary.unlink(missing_ok=True)
             self._file.close()
+
+
+class ScratchFile:
+    """Bytes that only this process sees, beside the output they are for; they are gone when it is closed or killed.
+
+    Raises `OutputError` when they cannot be written.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        try:
+            self._file = TemporaryFile(buffering=0, prefix=".capmerge-", dir=target.parent)  # noqa: SIM115  # close() is ours
+        except OSError as error:
+            raise _cannot_write(target, error) from error
+
+    def write(self, data: Buffer) -> None:
+        """Append `data`."""
+        try:
+            _write_all(self._file, data)
+        except OSError as error:
+            raise _cannot_write(self._target, error) from error
+
+    def parts(self, part_bytes: int) -> Iterator[bytes]:
+        """All bytes from the start, in parts of `part_bytes`, the last one shorter."""
+        self._file.seek(0)
+        while part := _read_all(self._file, part_bytes):
+            yield part
+
+    def close(self) -> None:
+        """Remove it."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class StandardOutput:
@@ -206,7 +251,15 @@ def _write_all(file: FileIO, data: Buffer) -> None:
         rest = rest[file.write(rest) :]
 
 
-def _sync_folder(folder: Path) -> None:
+def _read_all(file: FileIO, size: int) -> bytes:
+    """`size` bytes, fewer only at the end of the file."""
+    data = file.read(size)
+    while len(data) < size and (more := file.read(size - len(data))):
+        data += more
+    return data
+
+
+def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` durable. Windows cannot open folders, and makes renames durable by itself."""
     if os.name == "nt":
         return

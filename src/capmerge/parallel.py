@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from capmerge.blocks import Block, Layout, next_block, walked_block
+from capmerge.blocks import BLOCK_BYTES, Block, Layout, next_block, walked_block
 from capmerge.codec import MiscutError
 from capmerge.errors import CapmergeError, DataError, WorkerError
 from capmerge.source import FileSource, Source
@@ -67,9 +67,9 @@ def run_blocks(
     make_work: Callable[[], Work],
     sinks: list[Sink],
     *,
-    collect: Callable[[Any], None],
     jobs: int,
     progress: Callable[[int], None],
+    collect: Callable[[Any], None] = lambda _result: None,
     start_method: str | None = None,
 ) -> None:
     """Work on every block, write the streams to their sinks in the source's order, and `collect` the processes' results.
@@ -84,6 +84,13 @@ def run_blocks(
             return
     with _Pool(source, layout, make_work, jobs, start_method or ("fork" if sys.platform == "linux" else "spawn")) as pool:
         pool.run(sinks, collect, progress)
+
+
+def useful_jobs(source: Source, jobs: int) -> int:
+    """No more processes than there are blocks."""
+    if source.path is None or source.total_bytes is None:
+        return jobs
+    return max(1, min(jobs, source.total_bytes // BLOCK_BYTES))
 
 
 def _run_here(

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from capmerge.blocks import BLOCK_BYTES, MAX_RECORD_BYTES, Block, Kind, Layout, read_layout
+from capmerge.blocks import MAX_RECORD_BYTES, Block, Kind, Layout, read_layout
 from capmerge.caption import Merger, Record, RewrittenError, UnmergeableError, copy_of
 from capmerge.caption_stats import CaptionStats
 from capmerge.codec import IMAGE_PATH, MiscutError, Piece, Records, Stray, encode, iter_block, iter_source, place_of, to_json
@@ -26,7 +26,7 @@ from capmerge.gather import Gathered, Tokenizers
 from capmerge.marks import MARK
 from capmerge.observe import Observer
 from capmerge.output import AtomicFile, Buffer, OutputFiles, StandardOutput, check_target
-from capmerge.parallel import run_blocks
+from capmerge.parallel import run_blocks, useful_jobs
 from capmerge.side_files import DATASET, RECEIPT, REJECTS, SIDE_FILES, dataset_config, receipt
 from capmerge.source import Source, fingerprint
 from capmerge.tally import Tally
@@ -377,13 +377,6 @@ def _check_room(target: Path, source: Source, growth: float) -> None:
             f"{printable(str(target))}: the output will take about {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free there. "
             "Free some room, choose another -o, or an output that ends in .gz."
         )
-
-
-def useful_jobs(source: Source, jobs: int) -> int:
-    """No more processes than there are blocks."""
-    if source.path is None or source.total_bytes is None:
-        return jobs
-    return max(1, min(jobs, source.total_bytes // BLOCK_BYTES))
 
 
 def _compressed(data: Buffer) -> bytes:

@@ -194,6 +194,12 @@ def fingerprint(source: Source) -> dict[str, int | str | None]:
     return {"bytes": source.total_bytes, "blake2b": hashed.hexdigest()}
 
 
+def fingerprint_text(source: Source) -> str:
+    """`fingerprint` of a file as one string of hexadecimal digits."""
+    found = fingerprint(source)
+    return f"{found['bytes']:012x}{found['blake2b']}"
+
+
 def _cannot_read(name: str, error: OSError) -> DataError:
     return DataError(name, None, None, f"the source cannot be read ({error.strerror}).", "Check the disk or the connection to it.")
 

@@ -10,6 +10,7 @@ import functools
 import itertools
 import os
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,8 @@ __all__ = [
     "TokenCounter",
     "Tokenizer",
     "a1111",
+    "a1111_bounds",
+    "a1111_chunk_count",
     "a1111_parts",
     "chunks_needed",
     "clean",
@@ -217,6 +220,35 @@ def a1111(text: str, tokenizer: ClipTokenizer) -> A1111Chunks:
         padding = [tokenizer.pad] * (CHUNK_TOKENS - (end - start))
         chunks.append([tokenizer.bos, *ids[start:end], tokenizer.eos, *padding])
     return A1111Chunks(chunks, spans, token_count)
+
+
+def a1111_chunk_count(n_tokens: int, commas: Sequence[int]) -> int:
+    """How many chunks `a1111` makes of a text without BREAK, given the places of its tokens ",", from 0, in order.
+
+    >>> a1111_chunk_count(140, []), a1111_chunk_count(140, [60])
+    (2, 3)
+    """
+    start, chunks = 0, 1
+    while n_tokens - start > CHUNK_TOKENS:
+        full = start + CHUNK_TOKENS
+        number = bisect_left(commas, full)
+        opens = number < len(commas) and commas[number] == full
+        if opens or number == 0 or commas[number - 1] < full - COMMA_BACKTRACK:
+            start = full
+        else:
+            start = commas[number - 1] + 1
+        chunks += 1
+    return chunks
+
+
+def a1111_bounds(n_tokens: int) -> tuple[int, int]:
+    """The fewest and the most chunks that `a1111` makes of so many tokens without BREAK, wherever the commas stand.
+
+    >>> a1111_bounds(75), a1111_bounds(131), a1111_bounds(132)
+    ((1, 1), (2, 2), (2, 3))
+    """
+    most = 1 + max(0, -(-(n_tokens - CHUNK_TOKENS) // (CHUNK_TOKENS - COMMA_BACKTRACK + 1)))
+    return chunks_needed(n_tokens), most
 
 
 def _a1111_spans(parts: Sequence[Sequence[int]], comma: int | None) -> tuple[list[tuple[int, int]], int]:

@@ -23,6 +23,8 @@ _KEY_BITS = np.uint64(8)
 _FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64)
 _FIRST_BYTES = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
 
+_LETTER_OR_DIGIT = np.array([chr(byte).isascii() and chr(byte).isalnum() for byte in range(256)])
+
 LONGEST_BYTES = 8 * _WIDTHS[-1] - 1
 
 
@@ -62,6 +64,17 @@ class Pieces:
         """The places in `texts` of the texts that hold the pieces with these numbers."""
         places: list[int] = (np.searchsorted(self.first, numbers, side="right") - 1).tolist()
         return places
+
+    def find(self, byte: int) -> tuple[Integers, Integers]:
+        """Every place of an ASCII character in `bytes`, and the number of the piece it stands in."""
+        found = np.flatnonzero(self._padded[: len(self.bytes)] == byte)
+        return found, np.searchsorted(self.starts, found, side="right") - 1
+
+    def ends_a_word(self, places: Integers, numbers: Integers) -> NDArray[np.bool_]:
+        """Whether the character at each of `places` is the last of its piece, of these `numbers`, behind an ASCII letter or digit or alone."""
+        starts = self.starts.take(numbers)
+        alone = places == starts
+        return (places == starts + self.lengths.take(numbers) - 1) & (alone | _LETTER_OR_DIGIT[self._padded[places - 1]])
 
     def keys(self, chosen: Integers, width: int) -> Words:
         """(n_chosen, width): the bytes of each piece as words, filled up with zero."""

@@ -3,6 +3,7 @@
 B batch, N chunks, L 77, C latent channels (4), H W latent height and width (pixels / 8).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -79,9 +80,16 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Self:
         """The same with its tensors on `device`."""
-        moved: dict[str, Any] = {}
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """The same with its tensors in pages that CUDA reads by itself; torch's loader calls it."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        changed: dict[str, Any] = {"ids": tuple(change(ids) for ids in self.ids)}
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
-                moved[field.name] = value.to(device, non_blocking=True)
-        return replace(self, ids=tuple(ids.to(device, non_blocking=True) for ids in self.ids), **moved)
+                changed[field.name] = change(value)
+        return replace(self, **changed)

@@ -1,20 +1,26 @@
 """The sections of a training config, frozen and typed: what each setting means, its unit and its default.
 
-Only values; `config` reads the file, names unknown keys and refuses settings that the others leave without effect.
+Only values, and of each value alone its type and range. `config` reads the file and names what is wrong in it; `conflicts` knows which
+settings leave others without effect. Relative paths count from the current directory, as on a command line.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
+from capmerge.tokens import CHUNK_TOKENS
 from trainer.families import FamilyName
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, no unknown keys, finite numbers."""
+    """Base of all sections: frozen, no unknown keys, finite numbers, and nothing converted: "5" is no number, 1 is not true.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    Only lists become tuples and texts become paths (`strict=False` at those fields): TOML has neither.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelSettings(Section):
@@ -22,14 +28,14 @@ class ModelSettings(Section):
 
     family: FamilyName
     """sd1, sd2 or sdxl. No default."""
-    path: str
-    """A diffusers folder, or "random" for untrained weights. No default."""
+    path: str = Field(min_length=1)
+    """A diffusers folder, or "random" for untrained weights (a folder of that name is "./random"). No default."""
     size: Literal["tiny", "full"] = "tiny"
     """With `path = "random"`: a model of a few hundred kB, or of the family's real shape. Default tiny."""
-    train_only: tuple[str, ...] = ()
+    train_only: tuple[str, ...] = Field(default=(), strict=False)
     """Patterns (`fnmatch`) of U-Net parameter names; when given, only those that match one are trained. Default: all."""
-    freeze: tuple[str, ...] = ()
-    """Patterns (`fnmatch`) of U-Net parameter names that are not trained. Default: none."""
+    freeze: tuple[str, ...] = Field(default=(), strict=False)
+    """Patterns (`fnmatch`) of U-Net parameter names that are not trained, though `train_only` may name them. Default: none."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a quarter slower. Default off."""
 
@@ -52,7 +58,7 @@ class CaptionSettings(Section):
     tag_dropout_rate: float = Field(default=0.0, ge=0, le=1)
     """Chance of each tag to be left out. Default 0."""
     token_warmup_steps: float = Field(default=0.0, ge=0)
-    """Steps (below 1: a share of `train.max_steps`) over which the number of tags grows to all. Default 0: at once."""
+    """Steps (below 1: a share of the run's steps) over which the number of tags grows to all. Default 0: at once."""
     token_warmup_min: int = Field(default=1, ge=1)
     """How many tags the warm-up starts with. Default 1."""
     sentences: bool = False
@@ -66,9 +72,9 @@ class CaptionSettings(Section):
 class DataSettings(Section):
     """`[[data]]`: one set of pictures."""
 
-    metadata: Path
+    metadata: Path = Field(strict=False)
     """A file that `capmerge rewrite` wrote. No default."""
-    latents: Path
+    latents: Path = Field(strict=False)
     """The folder of the cached latents. No default."""
     repeats: int = Field(default=1, ge=1)
     """How often an epoch holds each record. Default 1."""
@@ -80,8 +86,8 @@ class DataSettings(Section):
     """What a missing or broken latents file does: stop the run, or train the next record of its bucket. Default stop."""
     allow_outside: bool = False
     """Whether keys and links may lead out of the latents folder. Default no."""
-    caption: dict[str, Any] = Field(default_factory=dict)
-    """Settings of `[caption]` that are different for this set. Default: none."""
+    caption: CaptionSettings = CaptionSettings()
+    """What is given here replaces `[caption]` for this set; `Config.caption_of` tells the result. Default: nothing."""
 
 
 class TextSettings(Section):
@@ -89,10 +95,10 @@ class TextSettings(Section):
 
     chunking: Literal["kohya", "a1111", "crop"] = "kohya"
     """Chunks joined as sd-scripts does, whole chunks side by side as AUTOMATIC1111 does, or the first 75 tokens. Default kohya."""
-    max_tokens: int | Literal["unlimited"] = 225
-    """Tokens of a caption that are read: a multiple of 75, or "unlimited". Default 225."""
+    max_tokens: Annotated[int, Field(ge=CHUNK_TOKENS, multiple_of=CHUNK_TOKENS)] | Literal["unlimited"] = 225
+    """Tokens of a caption that are read: a multiple of 75, or "unlimited": all of the longest caption in the batch. Default 225."""
     dynamic_chunks: bool = False
-    """Encode a batch at the chunks that its bucket needs instead of always at `max_tokens`. Default off."""
+    """Put captions of the same number of chunks into a batch and encode no more chunks than they need. Default off."""
     clip_skip: int | None = Field(default=None, ge=1, le=11)
     """SD1: which layer from the end gives the states, 1 is the last. Default: the last."""
     embedding_noise: float = Field(default=0.0, ge=0)
@@ -145,10 +151,23 @@ class LossSettings(Section):
     """Add this share of a v-prediction's loss to a noise prediction's; needs `noise.prediction = "epsilon"`. Default 0."""
 
 
+class ScheduleArguments(TypedDict, total=False):
+    """`[optimizer.schedule_arguments]`: each is read by one schedule only."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)  # type: ignore[misc]
+
+    num_cycles: Annotated[int, Field(ge=1)]
+    """cosine_with_restarts: how often the rate falls to 0. Default 1."""
+    power: Annotated[float, Field(gt=0)]
+    """polynomial: 1 falls in a straight line. Default 1."""
+    step_rules: Annotated[str, Field(pattern=r"^([0-9.]+:[0-9]+,)+[0-9.]+$", examples=["1:10,0.1:20,0.01"])]
+    """piecewise_constant: factor of the rate up to a step, and the last factor, as in "1:10,0.1:20,0.01". No default."""
+
+
 class OptimizerSettings(Section):
     """`[optimizer]`: the rates, and how they move."""
 
-    name: str = "AdamW"
+    name: str = Field(default="AdamW", min_length=1)
     """A class of torch.optim, an 8-bit or paged one of bitsandbytes, `Adafactor`, or one of pytorch-optimizer. Default AdamW."""
     learning_rate: float = Field(default=1e-5, ge=0)
     """Of the U-Net; 0 freezes it. Default 1e-5."""
@@ -158,13 +177,13 @@ class OptimizerSettings(Section):
     """SDXL: of the second text encoder; 0 freezes it. Default 0."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the optimizer, such as weight_decay. Default: its own."""
-    schedule: str = "constant"
-    """A schedule of diffusers: constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial, piecewise_constant.
-
-    Default constant."""
+    schedule: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "piecewise_constant"
+    ] = "constant"
+    """How the rate moves over the optimizer steps, as diffusers' schedule of that name. Default constant."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the rate rises from 0. Default 0."""
-    schedule_arguments: dict[str, Any] = Field(default_factory=dict)
+    schedule_arguments: ScheduleArguments = Field(default_factory=ScheduleArguments)
     """Further arguments of the schedule: num_cycles, power, step_rules. Default: its own."""
     clip_grad_norm: float = Field(default=1.0, ge=0)
     """Largest norm of the whole gradient; 0: not clipped. Default 1."""
@@ -173,12 +192,12 @@ class OptimizerSettings(Section):
 class TrainSettings(Section):
     """`[train]`: how long, how large, where to."""
 
-    output_dir: Path
+    output_dir: Path = Field(strict=False)
     """Folder of the run: config, metrics, checkpoints, model. No default."""
     max_steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps. One of `max_steps` and `max_epochs` is needed."""
+    """Optimizer steps. Default: no limit; one of `max_steps` and `max_epochs` is needed, with both the run ends at what comes first."""
     max_epochs: int | None = Field(default=None, ge=1)
-    """Epochs."""
+    """Epochs. Default: no limit."""
     seed: int | None = Field(default=None, ge=0, lt=1 << 63)
     """Of everything random. Default: one is drawn, printed and stored."""
     batch_size: int = Field(default=1, ge=1)
@@ -213,7 +232,7 @@ class LogSettings(Section):
     """Steps between lines of metrics.jsonl. Default 1."""
     samples: bool = False
     """Whether a line lists the keys and captions of its step. Default no."""
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(default=(), strict=False)
     """Trackers of accelerate that get the same numbers. Default: none."""
     project: str = "trainer"
     """Project name for the trackers. Default "trainer"."""
@@ -223,7 +242,7 @@ class Config(Section):
     """A whole run."""
 
     model: ModelSettings
-    data: tuple[DataSettings, ...] = Field(min_length=1)
+    data: tuple[DataSettings, ...] = Field(min_length=1, strict=False)
     caption: CaptionSettings = CaptionSettings()
     text: TextSettings = TextSettings()
     noise: NoiseSettings = NoiseSettings()
@@ -235,4 +254,5 @@ class Config(Section):
 
     def caption_of(self, dataset: int) -> CaptionSettings:
         """`[caption]` with what `data.<dataset>.caption` sets differently."""
-        return CaptionSettings.model_validate(self.caption.model_dump(exclude_unset=True) | self.data[dataset].caption)
+        own = self.data[dataset].caption
+        return self.caption.model_copy(update={name: getattr(own, name) for name in own.model_fields_set})

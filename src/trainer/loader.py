@@ -1,0 +1,289 @@
+"""The micro-batches of one rank in order, from any step on, loaded by worker processes.
+
+Slices plans and collates samples; how a sample comes about, and where plans lie, is told to it. Whatever the number of workers,
+the batches are the same: a batch is a pure function of its step and micro-step.
+"""
+
+import gc
+import logging
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+from threading import Thread
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from capmerge.errors import CapmergeError, WorkerError
+from trainer.batch import Batch, Sample
+from trainer.buckets import SetRows, next_of_bucket
+from trainer.chunks import Chunker
+from trainer.errors import LatentsError
+from trainer.plan import GlobalBatch, Plan, Slots, deal
+
+MakeSample = Callable[[int, int, int, int, int], Sample]
+"""(data set, record, repeat, epoch, step) -> its sample; raises `LatentsError` when its latents are missing or broken."""
+
+_PREFETCHED = 2  # micro-batches a worker has ready; torch's own default
+_MOST_TRIES = 100  # a whole bucket without latents is no gap to fill
+
+_logger = logging.getLogger(__name__)
+
+
+class Share(NamedTuple):
+    """Which part of every global batch a rank trains."""
+
+    rank: int
+    ranks: int
+    batch_size: int
+    """Samples of a micro-batch."""
+    accumulation: int
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of a full global batch."""
+        return self.ranks * self.batch_size * self.accumulation
+
+
+class Loader:
+    """The micro-batches of a rank in order: `micro` 0, 1, ... of the first step, then of the next; one way through, `len` in micro-batches.
+
+    Records that were replaced are logged as warnings, each once. Raises what a worker met: a `CapmergeError` as it was raised there,
+    anything else with the worker's traceback; `WorkerError` when a worker was killed.
+    """
+
+    def __init__(self, loader: "DataLoader[_Loaded]") -> None:
+        self._loader = loader
+        self._logged: set[tuple[int, int]] = set()
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for loaded in _named_deaths(iter(self._loader)):
+            for record, line in loaded.replaced:
+                if record not in self._logged:
+                    self._logged.add(record)
+                    _logger.warning(line)
+            if isinstance(loaded.result, CapmergeError):
+                raise loaded.result
+            yield loaded.result
+
+
+def build_loader(
+    make_sample: MakeSample,
+    open_epoch: Callable[[int], Plan],
+    sets: Sequence[SetRows],
+    chunker: Chunker,
+    *,
+    share: Share,
+    on_missing: Sequence[Literal["stop", "skip"]],
+    steps_per_epoch: int,
+    start_step: int,
+    max_steps: int,
+    workers: int,
+) -> Loader:
+    """All micro-batches of the steps `start_step` .. `max_steps` - 1, over the ends of epochs.
+
+    `open_epoch` gives the plan of an epoch, made for `share.global_batch_size`; `steps_per_epoch` is its `steps`. It is called in the
+    workers, half an epoch ahead in a thread, so that no epoch begins with waiting. `on_missing` stands for each data set.
+    With "skip" the next of its bucket is trained in place of a record without latents, with the event "replaced".
+    """
+    batches = _MicroBatches(make_sample, open_epoch, sets, chunker, share, on_missing, steps_per_epoch, max_steps)
+    return Loader(
+        DataLoader(
+            batches,
+            batch_size=None,
+            sampler=_Steps(start_step, max_steps, share.accumulation),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            prefetch_factor=_PREFETCHED if workers else None,
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            worker_init_fn=_settle,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # otherwise a loader would draw from the run's own stream
+        )
+    )
+
+
+class _Loaded(NamedTuple):
+    """What crosses from a worker to the training process. Errors cross as values: torch would put a traceback into their messages."""
+
+    result: Batch | CapmergeError
+    replaced: list[tuple[tuple[int, int], str]]
+    """(data set, record) without latents, and the line to log."""
+
+
+class _Steps(Sampler[tuple[int, int]]):
+    """All (step, micro) in order."""
+
+    def __init__(self, start_step: int, max_steps: int, accumulation: int) -> None:
+        self._steps, self._accumulation = range(start_step, max_steps), accumulation
+
+    def __len__(self) -> int:
+        return len(self._steps) * self._accumulation
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((step, micro) for step in self._steps for micro in range(self._accumulation))
+
+
+@dataclass
+class _MicroBatches(Dataset[_Loaded]):
+    """(step, micro) -> the rank's micro-batch."""
+
+    make_sample: MakeSample
+    open_epoch: Callable[[int], Plan]
+    sets: Sequence[SetRows]
+    chunker: Chunker
+    share: Share
+    on_missing: Sequence[Literal["stop", "skip"]]
+    steps_per_epoch: int
+    max_steps: int
+    plan: tuple[int, Plan] | None = None
+    """The epoch that is open in this process."""
+    built_ahead: int = 0
+    """The newest epoch whose plan a thread of this process was started for."""
+
+    def __getitem__(self, place: tuple[int, int]) -> _Loaded:
+        replaced: list[tuple[tuple[int, int], str]] = []
+        try:
+            return _Loaded(self._batch(*place, replaced), replaced)
+        except CapmergeError as error:
+            return _Loaded(error, replaced)
+
+    def _batch(self, step: int, micro: int, replaced: list[tuple[tuple[int, int], str]]) -> Batch:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        whole = self._plan(epoch, place).batch(place)
+        rank, ranks, batch_size, accumulation = self.share
+        slots = deal(len(whole.record), ranks=ranks, accumulation=accumulation, batch_size=batch_size)[micro][rank]
+        samples = []
+        for at in slots.places:
+            dataset, record, repeat = int(whole.dataset[at]), int(whole.record[at]), int(whole.repeat[at])
+            try:
+                sample = self.make_sample(dataset, record, repeat, epoch, step)
+            except LatentsError as error:
+                if self.on_missing[dataset] == "stop":
+                    raise
+                sample = self._another(dataset, record, repeat, epoch, step, error, replaced)
+            samples.append(sample)
+        return collate(samples, whole, slots, self.chunker, step=step, epoch=epoch, micro=micro)
+
+    def _another(
+        self,
+        dataset: int,
+        record: int,
+        repeat: int,
+        epoch: int,
+        step: int,
+        error: LatentsError,
+        replaced: list[tuple[tuple[int, int], str]],
+    ) -> Sample:
+        """The sample of the next record of the bucket that has latents."""
+        missing = [(record, error)]
+        for _, other in islice(next_of_bucket(self.sets, dataset, record), _MOST_TRIES - 1):
+            try:
+                sample = self.make_sample(dataset, other, repeat, epoch, step)
+            except LatentsError as again:
+                missing.append((other, again))
+                continue
+            replaced += [((dataset, absent), f"{why} Trained in its place: {sample.key}") for absent, why in missing]
+            return replace(sample, events=(*sample.events, "replaced"))
+        rows = self.sets[dataset]
+        raise LatentsError(
+            f"data.{dataset}, bucket {rows.width[record]} x {rows.height[record]}: found no latents for {len(missing)} records one after "
+            f"the other, expected one to train in the place of the first. Cache their latents, or take them out of the metadata. "
+            f"The first: {error}"
+        )
+
+    def _plan(self, epoch: int, place: int) -> Plan:
+        if self.plan is None or self.plan[0] != epoch:
+            self.plan = epoch, self.open_epoch(epoch)
+        ahead, worker = epoch + 1, get_worker_info()
+        due = place * 2 >= self.steps_per_epoch and ahead * self.steps_per_epoch < self.max_steps
+        if due and self.built_ahead < ahead and (worker is None or worker.id == 0):
+            self.built_ahead = ahead
+            Thread(target=self._build_ahead, args=(ahead,), daemon=True).start()
+        return self.plan[1]
+
+    def _build_ahead(self, epoch: int) -> None:
+        with suppress(CapmergeError):  # the epoch itself meets it again
+            self.open_epoch(epoch)
+
+
+def collate(samples: Sequence[Sample], whole: GlobalBatch, slots: Slots, chunker: Chunker, *, step: int, epoch: int, micro: int) -> Batch:
+    """The micro-batch of `samples`, which stand in the `slots` of the global batch `whole`."""
+    n_chunks, wider = _count_chunks(samples, whole.chunks, chunker)
+    real = samples if slots.weight else ()
+    laid_out = [chunker.lay_out(sample.cut, n_chunks) for sample in samples]
+    counts = Counter(event for sample in real for event in sample.events)
+    counts["samples"] = len(real)
+    counts["tokens"] = sum(sample.cut.tokens for sample in real)
+    counts["dropped_tokens"] = sum(sample.cut.dropped_tokens(n_chunks) for sample in real)
+    counts["wider_batches"] = int(wider and bool(real))
+    input_noise = [sample.noise_CHW if sample.input_noise_CHW is None else sample.input_noise_CHW for sample in samples]
+    sizes = [sample.size_conditioning for sample in samples if sample.size_conditioning is not None]
+    return Batch(
+        step=step,
+        epoch=epoch,
+        micro=micro,
+        latents_BCHW=torch.stack([sample.latents_CHW for sample in samples]),
+        noise_BCHW=torch.stack([sample.noise_CHW for sample in samples]),
+        input_noise_BCHW=torch.stack(input_noise) if any(sample.input_noise_CHW is not None for sample in samples) else None,
+        timesteps_B=torch.tensor([sample.timestep for sample in samples], dtype=torch.int64),
+        ids=tuple(torch.tensor(ids, dtype=torch.int64) for ids in zip(*laid_out, strict=True)),
+        size_B6=torch.tensor(sizes, dtype=torch.float32) if sizes else None,
+        mask_B1HW=_masks(samples),
+        weights_B=torch.full((len(samples),), float(slots.weight)),
+        real_samples=len(whole.record),
+        text_noise_seeds=tuple(sample.text_noise_seed for sample in samples),
+        keys=tuple(sample.key for sample in real),
+        captions=tuple(sample.caption for sample in real),
+        counts=dict(counts),
+    )
+
+
+def _count_chunks(samples: Sequence[Sample], of_bucket: int | None, chunker: Chunker) -> tuple[int, bool]:
+    """How many chunks the batch is encoded at, and whether that is more than its bucket's."""
+    needed = max(chunker.chunks_of(sample.cut) for sample in samples)
+    if chunker.chunking == "crop":
+        return 1, False
+    if of_bucket is not None:
+        return max(of_bucket, needed), needed > of_bucket
+    return chunker.max_chunks or needed, False
+
+
+def _masks(samples: Sequence[Sample]) -> Tensor | None:
+    """Ones for the samples of data sets without masks; None when no sample has one."""
+    if all(sample.mask_HW is None for sample in samples):
+        return None
+    whole = torch.ones(samples[0].latents_CHW.shape[1:])
+    return torch.stack([whole if sample.mask_HW is None else sample.mask_HW for sample in samples]).unsqueeze(1)
+
+
+def _settle(_worker: int) -> None:
+    """Ctrl-C and SIGTERM often reach all processes of a run, and the training process needs its workers to end its step; it ends them.
+
+    Frozen objects are not walked by the garbage collector, which would copy the pages they share with the training process.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    gc.freeze()
+
+
+def _named_deaths(loaded: Iterator[_Loaded]) -> Iterator[_Loaded]:
+    """`loaded`, with torch's error for a killed worker as a `WorkerError`."""
+    try:
+        yield from loaded
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise WorkerError(
+            f"loading: {str(error).rstrip('. ')}, expected it to live as long as the run. Mostly memory is short: "
+            "lower train.workers or train.batch_size, or give the machine more, also in /dev/shm."
+        ) from error

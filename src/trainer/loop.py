@@ -1,0 +1,216 @@
+"""The story of a training run.
+
+    data opened, nothing parsed -> engine -> saved state found -> model -> optimizer -> prepare -> resume
+    -> one line with the derived numbers -> step after step, log and save when due -> the model as a diffusers folder
+
+Every rank walks through the same calls; only printing and writing of single files is left to rank 0.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from trainer.build import build_model
+from trainer.checkpoint import check_identity, find_state, load_state, save_state, set_aside_later
+from trainer.config import resolved_toml, with_seed
+from trainer.datasets import DataSet, open_datasets
+from trainer.derived import Derived, EpochPlans, derive, identity
+from trainer.engine import build_engine, from_all_ranks, from_rank_0
+from trainer.errors import LatentsError, NonFiniteError
+from trainer.freeze import freeze_parts, parameter_groups, trained_share
+from trainer.interrupts import Interrupts
+from trainer.loader import Loader, Share, build_loader
+from trainer.metrics import MetricsFile, progress_fields, save_loss_plot
+from trainer.model_save import save_model
+from trainer.noise import Schedule
+from trainer.optim import build_optimizer, build_schedule, weights_for_use
+from trainer.plan import drop_old_plans
+from trainer.run_folder import METRICS_FILE, MODEL_FOLDER, PLANS_FOLDER, PLOT_FILE, check_new, write_run_files
+from trainer.samples import SampleMaker, build_chunker
+from trainer.settings import Config
+from trainer.steps import StepResult, Trained, train_step
+
+MOST_REPLACED = 0.01
+"""Share of an epoch's samples that may stand for others whose latents are missing or broken."""
+
+
+def train(config: Config, *, resume: str | None = None, allow_change: bool = False) -> int:
+    """Train as `config` says, from the start or from a saved state; the exit code: 0, or 128 + the signal that ended the run.
+
+    `resume` is `latest` or the path of a state. Raises the errors of `trainer.errors` and `capmerge.errors`.
+    """
+    output_dir = config.train.output_dir
+    if not resume:
+        check_new(output_dir)
+    datasets = open_datasets(config)  # before process groups start: a first launch may build an index for minutes
+    engine = build_engine(config)
+    state = find_state(output_dir, resume) if resume else None
+    config = from_rank_0(engine, with_seed(config, state.identity["train.seed"] if state else None))
+    derived = derive(config, datasets, engine.num_processes)
+    fixed = identity(config, datasets, derived)
+    changed = check_identity(state, fixed, allow_change=allow_change) if state else []
+    with Interrupts() as interrupts:
+        trained = _build(config, engine, derived)
+        if engine.is_main_process:
+            write_run_files(config, fixed)
+        if state:
+            load_state(engine, state)
+        run = _Run(trained, datasets, derived, fixed, step=state.step if state else 0)
+        run.say(f"changed since the state was saved: {line}" for line in changed)
+        run.say_start(resume)
+        run.train(interrupts)
+        run.save()
+        if interrupts.signal_number is None:
+            run.finish()
+    engine.end_training()
+    return interrupts.exit_code
+
+
+def _build(config: Config, engine: Accelerator, derived: Derived) -> Trained:
+    """Model, optimizer and rates, prepared by the engine."""
+    assert config.train.seed is not None  # one was drawn
+    model = build_model(config, config.train.seed)
+    freeze_parts(model, config)
+    bare = build_optimizer(parameter_groups(model, config), config.optimizer, engine.device)
+    rates = build_schedule(bare, config.optimizer, derived.max_steps)
+    prepared, optimizer = engine.prepare(model, bare)
+    return Trained(engine, config, prepared, optimizer, rates, Schedule.of(config.noise).to(engine.device))
+
+
+class _Run:
+    """A run on its way."""
+
+    def __init__(self, trained: Trained, datasets: Sequence[DataSet], derived: Derived, fixed: dict[str, Any], *, step: int) -> None:
+        self.trained, self.datasets, self.derived, self.fixed = trained, datasets, derived, fixed
+        self.engine, self.config = trained.engine, trained.config
+        self.folder = self.config.train.output_dir
+        self.step = step  # optimizer steps that are done
+        self.saved_step, self.saved_at = step, time.monotonic()
+        self.replaced_in_epoch = 0
+        self.metrics: MetricsFile | None = None
+        if self.engine.is_main_process:
+            self.say(f"a state later than step {step:,} is kept as {path}" for path in set_aside_later(self.folder, step))
+            self.metrics = MetricsFile(self.folder / METRICS_FILE, after_step=step)
+        if self.config.log.trackers:
+            self.engine.init_trackers(self.config.log.project, config={"config": resolved_toml(self.config)})
+
+    def say(self, lines: Iterable[str]) -> None:
+        """Print lines once, whatever the number of ranks; the progress bar stays whole."""
+        for line in lines:
+            if self.engine.is_main_process:
+                tqdm.write(line, file=sys.stderr)
+
+    def say_start(self, resume: str | None) -> None:
+        """One line with the derived numbers."""
+        derived, begun = self.derived, "starts"
+        if resume:
+            begun = f"resumes at step {self.step:,}" if self.step else "no state was saved yet: starts again at step 0"
+        shares = self.engine.unwrap_model(self.trained.model)
+        trained = ", ".join(f"{part} {count / total:.1%} of {total:,}" for part, (count, total) in trained_share(shares).items())
+        self.say(
+            [
+                f"{begun}: seed {self.config.train.seed}; {derived.records:,} records, {derived.samples_per_epoch:,} samples an epoch "
+                f"in {derived.buckets:,} buckets; {derived.global_batch_size:,} samples a step, {derived.steps_per_epoch:,} steps an epoch, "
+                f"{derived.max_steps:,} steps; trained: {trained}"
+            ]
+        )
+
+    def train(self, interrupts: Interrupts) -> None:
+        """Train from the step at hand to the last one, or until a signal."""
+        last, on_nonfinite = self.derived.max_steps, self.config.train.on_nonfinite
+        batches = iter(self._loader())
+        stop = False
+        with tqdm(total=last, initial=self.step, unit="step", disable=not self.engine.is_main_process) as bar:
+            while self.step < last and not stop:
+                result = train_step(self.trained, batches, self.step, lambda: (interrupts.signal_number is not None, self._clock_asks()))
+                if not result.taken and on_nonfinite == "stop":
+                    self._stop_nonfinite(result)
+                self.step += 1
+                self._log(result, bar)
+                stop, by_clock = result.wishes
+                if by_clock or self._step_asks():
+                    self.save()
+                self._count_replaced(result)
+
+    def _loader(self) -> Loader:
+        config, engine = self.config, self.engine
+        return build_loader(
+            SampleMaker(config, self.datasets, self.derived.max_steps).make,
+            EpochPlans(self.folder / PLANS_FOLDER, config, self.datasets, self.derived),
+            [dataset.rows for dataset in self.datasets],
+            build_chunker(config),
+            share=Share(engine.process_index, engine.num_processes, config.train.batch_size, config.train.accumulation),
+            on_missing=[dataset.settings.on_missing for dataset in self.datasets],
+            steps_per_epoch=self.derived.steps_per_epoch,
+            start_step=self.step,
+            max_steps=self.derived.max_steps,
+            workers=config.train.workers,
+        )
+
+    def _clock_asks(self) -> bool:
+        """Whether it is time to save, by this rank's clock."""
+        minutes = self.config.checkpoint.every_minutes
+        return minutes is not None and time.monotonic() - self.saved_at >= minutes * 60
+
+    def _step_asks(self) -> bool:
+        """Whether to save after this step; the same on all ranks."""
+        wanted, epochs = self.config.checkpoint.every_steps, self.config.checkpoint.every_epochs
+        return bool((wanted and self.step % wanted == 0) or (epochs and self.step % (epochs * self.derived.steps_per_epoch) == 0))
+
+    def save(self) -> None:
+        """Save the full state, unless that of this step is there; a full disk is said loudly, and the run goes on."""
+        if self.step == self.saved_step and self.step:
+            return
+        saved, problem = save_state(self.engine, self.folder, self.step, self.fixed, keep=self.config.checkpoint.keep)
+        self.saved_at = time.monotonic()
+        if saved:
+            self.saved_step = self.step
+        else:
+            self.say(
+                [f"WARNING: step {self.step:,} could not be saved ({problem}). The older states stand; the run goes on. Free some room."]
+            )
+
+    def _log(self, result: StepResult, bar: Any) -> None:
+        """Show a step's numbers, and write them where they are wanted."""
+        ...
+
+    def _count_replaced(self, result: StepResult) -> None:
+        """Raise `LatentsError` when more samples of the epoch than `MOST_REPLACED` stand for others."""
+        if (self.step - 1) % self.derived.steps_per_epoch == 0:
+            self.replaced_in_epoch = 0
+        self.replaced_in_epoch += result.replaced
+        most = MOST_REPLACED * self.derived.samples_per_epoch
+        if self.replaced_in_epoch > most:
+            self.save()
+            raise LatentsError(
+                f"step {self.step:,}: found {self.replaced_in_epoch:,} samples of this epoch without usable latents, expected at most "
+                f"{MOST_REPLACED:.0%} of {self.derived.samples_per_epoch:,}. The files are named above; cache them again, then --resume latest."
+            )
+
+    def _stop_nonfinite(self, result: StepResult) -> None:
+        self.save()
+        raise NonFiniteError(
+            f"step {self.step + 1:,}: the norm of the gradient is {result.grad_norm}, expected a finite number. The state after step "
+            f'{self.step:,} is saved. Lower the learning rate, or set train.on_nonfinite = "skip", and --resume latest.'
+        )
+
+    def finish(self) -> None:
+        """Save the trained model as a diffusers folder, and draw the losses."""
+        state = self.engine.get_state_dict(self.trained.model)  # collective: every rank takes part
+        if self.engine.is_main_process:
+            save_model(self.engine.unwrap_model(self.trained.model), state, self.folder / MODEL_FOLDER, self.config)
+            self.say([f"the trained model: {self.folder / MODEL_FOLDER}"])
+            drawn = save_loss_plot(self.folder / METRICS_FILE, self.folder / PLOT_FILE)
+            self.say(
+                [
+                    f"the losses: {self.folder / PLOT_FILE}"
+                    if drawn
+                    else "no loss plot: matplotlib is not installed (pip install matplotlib)"
+                ]
+            )
+        self.engine.wait_for_everyone()

@@ -1,0 +1,93 @@
+"""`python -m trainer.run config.toml`: the command line, errors to exit codes. Nothing is decided here.
+
+Exit codes: 0, 1 data, 2 usage or settings, 130 Ctrl-C, 141 closed pipe. Everything heavy is imported when it is needed.
+"""
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from capmerge.errors import CapmergeError, UsageError
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def _run(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A TOML file; examples/tiny_sd1.toml is one.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SECTION.KEY=VALUE",
+            help="Replaces a setting of the file, such as train.max_steps=20 or text.chunking=a1111. data.metadata is the first data "
+            "set's, data.1.metadata the second's. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the whole config, what follows from it, and the first samples as they will train.")
+    ] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="latest|PATH", help="Go on from the newest saved state, or from that one.", show_default=False),
+    ] = None,
+    allow_change: Annotated[
+        bool, typer.Option("--allow-change", help="With --resume: go on although seed, metadata or global batch are others.")
+    ] = False,
+) -> None:
+    """Fine-tune SD 1.x, SD 2.x or SDXL on captions that capmerge wrote.
+
+    Relative paths in CONFIG count from the current directory.
+    """
+    with _errors_as_exit_codes():
+        if dry_run and (resume is not None or allow_change):
+            raise UsageError("--dry-run starts no training, so --resume and --allow-change have no effect with it. Leave them out.")
+        if allow_change and resume is None:
+            raise UsageError("--allow-change has no effect without --resume. Leave it out, or add --resume latest.")
+        from trainer.config import load_config
+
+        settings = load_config(config, overrides or [])
+        if dry_run:
+            from trainer.dry_run import show
+
+            show(settings)
+        else:
+            from trainer.loop import train
+
+            train(settings, resume=resume, allow_change=allow_change)
+
+
+@contextmanager
+def _errors_as_exit_codes() -> Iterator[None]:
+    """A user's mistake ends with its message and exit code; a bug goes on with its traceback."""
+    try:
+        yield
+        sys.stdout.flush()  # else a closed pipe would be noticed behind this function only
+    except CapmergeError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("interrupted.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        # The reader has seen enough. Python would complain again when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(141) from None
+
+
+def main() -> None:
+    """The command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # no terminal lacks a character so badly that a run must end
+    app(prog_name="python -m trainer.run")
+
+
+if __name__ == "__main__":
+    main()

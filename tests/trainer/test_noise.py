@@ -1,0 +1,153 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from capmerge.chance import Chance
+from trainer.noise import Schedule, draw_noise, draw_timestep
+from trainer.settings import NoiseSettings
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "noise_and_loss.json").read_text(encoding="utf-8"))
+TIMESTEPS_B = torch.tensor(GOLDEN["timesteps"])
+LATENTS_CHW = torch.zeros(4, 48, 40)
+CHANCE = Chance(seed=3, epoch=1, key="danbooru/42", dataset=0, repeat=2)
+
+
+def golden(name):
+    """A tensor of the golden file."""
+    return torch.tensor(GOLDEN[name])
+
+
+def close(found, name):
+    """`found` is the golden tensor within what its README allows."""
+    torch.testing.assert_close(found, golden(name), rtol=1e-4, atol=1e-6)
+
+
+def test_the_schedule_is_golden():
+    """Signal shares and SNR are sd-scripts' at every golden timestep."""
+    schedule = Schedule.of(NoiseSettings())
+    close(schedule.alphas_cumprod_T[TIMESTEPS_B], "alphas_cumprod")
+    close(schedule.snr_T[TIMESTEPS_B], "snr")
+
+
+def test_the_zero_terminal_schedule_is_golden_and_keeps_the_snr():
+    """The rescale moves what is added to the latents and leaves the SNR of the weights alone."""
+    schedule = Schedule.of(NoiseSettings(prediction="v", zero_terminal_snr=True))
+    close(schedule.alphas_cumprod_T[TIMESTEPS_B], "zero_terminal_snr_alphas_cumprod")
+    assert schedule.alphas_cumprod_T[-1] == 0
+    close(schedule.snr_T[TIMESTEPS_B], "snr")
+
+
+def test_the_schedule_is_that_of_sampling():
+    """All 1000 numbers are bit for bit those that diffusers samples with."""
+    reference = DDPMScheduler(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    assert torch.equal(Schedule.of(NoiseSettings()).alphas_cumprod_T, reference.alphas_cumprod)
+
+
+def test_noisy_latents_and_velocity_are_golden():
+    """Noise is added, and velocity made, in sd-scripts' shares."""
+    schedule = Schedule.of(NoiseSettings()).to("cpu")
+    close(schedule.add_noise(golden("latents"), golden("target"), TIMESTEPS_B), "noisy(latents,noise=target)")
+    close(schedule.velocity(golden("latents"), golden("target"), TIMESTEPS_B), "velocity(latents,noise=target)")
+
+
+def test_the_last_zero_terminal_timestep_is_pure_noise():
+    """Nothing of the latents is left in the input, and the velocity is their negative."""
+    schedule = Schedule.of(NoiseSettings(prediction="v", zero_terminal_snr=True))
+    last_B = torch.full((8,), 999)
+    assert torch.equal(schedule.add_noise(golden("latents"), golden("target"), last_B), golden("target"))
+    assert torch.equal(schedule.velocity(golden("latents"), golden("target"), last_B), -golden("latents"))
+
+
+EVERYTHING = NoiseSettings(offset=0.1, multires_iterations=5, input_perturbation=0.1)
+
+
+def test_noise_is_a_pure_function_of_the_sample():
+    """The global generator neither moves a sample's noise nor is moved by it."""
+    first = draw_noise(LATENTS_CHW, CHANCE, EVERYTHING)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    second = draw_noise(LATENTS_CHW + 5, CHANCE, EVERYTHING)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("other", [{"seed": 4}, {"epoch": 0}, {"key": "danbooru/43"}, {"dataset": 1}, {"repeat": 0}])
+def test_every_part_of_a_sample_s_name_moves_its_noise(other):
+    """Another seed, epoch, record, data set or repeat gives other noise."""
+    ours, _ = draw_noise(LATENTS_CHW, CHANCE, NoiseSettings())
+    theirs, _ = draw_noise(LATENTS_CHW, CHANCE._replace(**other), NoiseSettings())
+    assert correlation(ours, theirs) < 0.05
+
+
+def correlation(left, right):
+    """How much two tensors move together, 0 to 1."""
+    return abs(torch.corrcoef(torch.stack([left.flatten(), right.flatten()]))[0, 1].item())
+
+
+def test_plain_noise_is_normal():
+    """Without options: shape of the latents, float32, mean 0, standard deviation 1, the input's noise no other."""
+    noise_CHW, input_noise_CHW = draw_noise(torch.zeros(4, 128, 128, dtype=torch.float16), CHANCE, NoiseSettings())
+    assert (noise_CHW.shape, noise_CHW.dtype, input_noise_CHW) == ((4, 128, 128), torch.float32, None)
+    assert noise_CHW.mean().item() == pytest.approx(0, abs=0.02)
+    assert noise_CHW.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_offset_moves_each_channel_as_a_whole():
+    """Offset noise is plain noise and one constant for each channel, of the given standard deviation."""
+    constants = []
+    for repeat in range(100):
+        chance = CHANCE._replace(repeat=repeat)
+        moved_CHW = draw_noise(LATENTS_CHW, chance, NoiseSettings(offset=0.5))[0] - draw_noise(LATENTS_CHW, chance, NoiseSettings())[0]
+        constants.append(moved_CHW[:, 0, 0])
+        torch.testing.assert_close(moved_CHW, moved_CHW[:, :1, :1].expand_as(moved_CHW), rtol=0, atol=1e-6)
+    assert torch.cat(constants).std().item() == pytest.approx(0.5, rel=0.15)
+
+
+def test_levels_are_normalised_for_each_sample():
+    """Multi-resolution noise has standard deviation 1 within one sample, whatever its levels drew."""
+    deviations = [
+        draw_noise(LATENTS_CHW, CHANCE._replace(repeat=repeat), NoiseSettings(multires_iterations=6, multires_discount=0.9))[0].std().item()
+        for repeat in range(10)
+    ]
+    assert deviations == pytest.approx([1] * 10, abs=1e-5)
+
+
+def test_the_first_level_is_as_fine_as_the_noise():
+    """Level 0 halves the share of the plain noise's variance, as r**0 = 1 says, and joins no neighbours."""
+    plain_CHW, _ = draw_noise(LATENTS_CHW, CHANCE, NoiseSettings())
+    one_CHW, _ = draw_noise(LATENTS_CHW, CHANCE, NoiseSettings(multires_iterations=1))
+    assert correlation(plain_CHW, one_CHW) == pytest.approx(0.5**0.5, abs=0.03)
+    assert correlation(one_CHW[:, :, 1:], one_CHW[:, :, :-1]) < 0.05
+
+
+def test_coarse_levels_join_neighbours():
+    """The second level makes neighbours alike as the discount says; a level of one pixel is the last."""
+    one, two, last, past = (
+        draw_noise(LATENTS_CHW, CHANCE, NoiseSettings(multires_iterations=levels, multires_discount=1.0))[0] for levels in (1, 2, 7, 50)
+    )
+    assert correlation(two[:, :, 1:], two[:, :, :-1]) > correlation(one[:, :, 1:], one[:, :, :-1]) + 0.1
+    assert torch.equal(last, past)
+
+
+def test_input_perturbation_leaves_the_target_clean():
+    """The input's noise differs from the target's by normal noise of the given size."""
+    clean_CHW, _ = draw_noise(LATENTS_CHW, CHANCE, NoiseSettings())
+    noise_CHW, input_noise_CHW = draw_noise(LATENTS_CHW, CHANCE, NoiseSettings(input_perturbation=0.1))
+    assert torch.equal(noise_CHW, clean_CHW)
+    assert (input_noise_CHW - noise_CHW).std().item() == pytest.approx(0.1, rel=0.03)
+    assert correlation(input_noise_CHW - noise_CHW, noise_CHW) < 0.05
+
+
+def test_timesteps_stay_in_their_range():
+    """Every timestep from the lowest to below the highest is drawn, none other."""
+    settings = NoiseSettings(min_timestep=990, max_timestep=1000)
+    drawn = {draw_timestep(CHANCE._replace(repeat=repeat), settings) for repeat in range(200)}
+    assert drawn == set(range(990, 1000))
+
+
+def test_timesteps_never_change_between_releases():
+    """A run that goes on with a newer release draws what it would have drawn."""
+    assert [draw_timestep(CHANCE._replace(repeat=repeat), NoiseSettings()) for repeat in range(4)] == [674, 372, 886, 300]

@@ -1,0 +1,129 @@
+import json
+import signal
+import subprocess
+import time
+
+import pytest
+from run_builder import (
+    ENVIRONMENT,
+    assert_equal_bits,
+    command,
+    metrics_of,
+    rewrite_examples,
+    run,
+    settings_of,
+    state_of,
+    write_config,
+)
+
+
+@pytest.fixture(scope="module")
+def metadata(tmp_path_factory):
+    """The rewritten examples."""
+    return rewrite_examples(tmp_path_factory.mktemp("examples"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(metadata, tmp_path_factory):
+    """The folder of a run of 8 steps without a break."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    config = write_config(folder / "config_in.toml", settings_of(metadata, folder / "run"))
+    done = run(config)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def test_four_and_four_steps_are_eight(metadata, unbroken, tmp_path):
+    """4 + resume + 4 steps give the weights, optimizer state, captions and metrics of 8, bit for bit."""
+    out = tmp_path / "run"
+    config = write_config(tmp_path / "c.toml", settings_of(metadata, out))
+    assert run(config, "--set", "train.max_steps=4").returncode == 0
+    assert len(metrics_of(out)) == 4
+    done = run(config, "--resume", "latest")
+    assert done.returncode == 0, done.stderr
+    assert "resumes at step 4" in done.stderr
+    assert_equal_bits(state_of(out, 8), state_of(unbroken, 8))
+    assert metrics_of(out) == metrics_of(unbroken)
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(metadata, tmp_path):
+    """SIGKILL in the middle, then resume: the same weights, optimizer state, captions and metrics as without."""
+    sections = settings_of(metadata, tmp_path / "killed", train={"max_steps": 120, "workers": 1}, checkpoint={"every_steps": 3})
+    killed = write_config(tmp_path / "killed.toml", sections)
+    sections["train"]["output_dir"] = str(tmp_path / "whole")
+    whole = write_config(tmp_path / "whole.toml", sections)
+    with subprocess.Popen(command(killed), env=ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not list((tmp_path / "killed").glob("checkpoints/step-*6")):
+            time.sleep(0.05)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    resumed_at = max(int(path.name[5:]) for path in (tmp_path / "killed").glob("checkpoints/step-*"))
+    assert 6 <= resumed_at < 120
+    done = run(killed, "--resume", "latest")
+    assert done.returncode == 0, done.stderr
+    assert f"resumes at step {resumed_at}" in done.stderr
+    assert run(whole).returncode == 0
+    assert_equal_bits(state_of(tmp_path / "killed", 120), state_of(tmp_path / "whole", 120))
+    assert metrics_of(tmp_path / "killed") == metrics_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_any_number_of_workers_gives_the_same_samples(metadata, unbroken, tmp_path, workers):
+    """0, 1 and 3 workers train the same samples to the same losses."""
+    config = write_config(tmp_path / "c.toml", settings_of(metadata, tmp_path / "run", train={"workers": workers}))
+    done = run(config)
+    assert done.returncode == 0, done.stderr
+    assert metrics_of(tmp_path / "run") == metrics_of(unbroken)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_exits(metadata, tmp_path, number, code):
+    """SIGTERM and Ctrl-C end the run after the step at hand, with its state saved and its own exit code."""
+    out = tmp_path / "run"
+    config = write_config(tmp_path / "c.toml", settings_of(metadata, out, train={"max_steps": 100000}))
+    with subprocess.Popen(command(config), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not ((out / "metrics.jsonl").exists() and metrics_of(out)):
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, errors = process.communicate()
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    last = metrics_of(out)[-1]["step"]
+    assert (out / "checkpoints" / f"step-{last:08d}" / "state.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"train": {"seed": 8}}, "train.seed: saved 7, now 8"),
+        ({"train": {"batch_size": 4}}, "global batch size: saved 2, now 4"),
+        ({"data": {"repeats": 2}}, "data.0.repeats: saved 1, now 2"),
+    ],
+)
+def test_another_run_is_refused_by_name(metadata, unbroken, changes, named):
+    """A state is not resumed with another seed, global batch or data, unless asked; nothing is written."""
+    before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")}
+    config = write_config(unbroken.parent / "changed.toml", settings_of(metadata, unbroken, **changes))
+    done = run(config, "--resume", "latest")
+    assert done.returncode == 1
+    assert named in done.stderr
+    assert "--allow-change" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")} == before
+
+
+def test_changed_metadata_is_refused_and_can_be_allowed(metadata, tmp_path):
+    """Other bytes in the metadata are seen by their fingerprint; --allow-change goes on and says what changed."""
+    copy = tmp_path / "meta.json"
+    copy.write_bytes(metadata.read_bytes())
+    config = write_config(tmp_path / "c.toml", settings_of(copy, tmp_path / "run"))
+    assert run(config, "--set", "train.max_steps=2").returncode == 0
+    records = json.loads(copy.read_text(encoding="utf-8"))
+    records.popitem()
+    copy.write_text(json.dumps(records, indent=2), encoding="utf-8")
+    refused = run(config, "--resume", "latest")
+    assert refused.returncode == 1
+    assert "data.0.metadata fingerprint" in refused.stderr
+    allowed = run(config, "--resume", "latest", "--allow-change", "--set", "train.max_steps=3")
+    assert allowed.returncode == 0, allowed.stderr
+    assert "data.0.metadata fingerprint" in allowed.stderr
+    assert [line["step"] for line in metrics_of(tmp_path / "run")] == [1, 2, 3]

@@ -149,7 +149,8 @@ class Rewriter:
 
     def _run(self, block: Block, data: bytes) -> Iterator[tuple[int, Buffer]]:
         separator = b""
-        for piece in iter_block(data, self._layout, block):
+        whole = self._merger.options.fit_tokens is not None  # the tokens of many records are counted at a time
+        for piece in iter_block(data, self._layout, block, whole=whole):
             records, left_out, rejects = self.merge(piece)
             if self._observer:
                 self._observe(self._observer, piece, left_out)

@@ -9,7 +9,6 @@ import typer
 from capmerge.blocks import MAX_RECORD_BYTES
 from capmerge.cli_frame import JobsOption, MaxRecordOption, QuietOption, cores, count_bar, errors_as_exit_codes, progress_bar
 from capmerge.errors import UsageError, printable
-from capmerge.source import open_source
 
 if TYPE_CHECKING:
     from capmerge.index import Index
@@ -44,11 +43,12 @@ def index_file(
             raise UsageError("--relist and --allow-outside say how folders of latents are listed. Give --latents DIR with them.")
         if missing := [folder for folder in folders if not folder.is_dir()]:
             raise UsageError(f"--latents {printable(str(missing[0]))}: there is no such folder. Name the folder of the cached latents.")
+        from capmerge.index import open_indexable
         from capmerge.index_build import build_index, ensure_index
         from capmerge.listing import ensure_listing
 
         started = time.perf_counter()
-        with open_source(str(file)) as source, progress_bar(source, quiet=quiet) as progress:
+        with open_indexable(file) as source, progress_bar(source, quiet=quiet) as progress:
             if force:
                 found = build_index(file, jobs=jobs or cores(), progress=progress, tokens=not no_tokens, max_record_bytes=max_record)
             else:

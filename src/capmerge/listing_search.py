@@ -23,23 +23,22 @@ _FILES_AT_ONCE = 1 << 15
 def iter_latents(folder: str) -> Iterator[tuple[str, str]]:
     """Every latents file in `folder` and below, links to folders followed: its folder as a prefix of stems, and its name without ending.
 
-    A link to a folder that is being walked is passed over. Raises `CapmergeError` for a folder that cannot be listed.
+    A link to a folder on the way to it is passed over. Raises `CapmergeError` for a folder that cannot be listed.
     """
-    waiting: list[tuple[str, str, tuple[str, ...]]] = [(folder, "", (os.path.realpath(folder),))]
+    waiting: list[tuple[str, str, tuple[str, ...]]] = [(folder, "", ())]  # path, prefix, and the real folders that links led out of
     while waiting:
-        path, prefix, links = waiting.pop()
+        path, prefix, passed = waiting.pop()
         with _listed(path) as entries:
             for entry in entries:
                 if entry.name.endswith(ENDING) and not entry.is_dir(follow_symlinks=False):
                     yield prefix, entry.name.removesuffix(ENDING)
                 elif entry.is_dir():
-                    followed = links
+                    here = passed
                     if entry.is_symlink():
-                        real = os.path.realpath(entry.path)
-                        if real in links or (os.path.realpath(path) + os.sep).startswith(real + os.sep):
+                        here, target = (*passed, os.path.realpath(path)), os.path.realpath(entry.path)
+                        if any((place + os.sep).startswith(target + os.sep) for place in here):
                             continue
-                        followed = (*links, real)
-                    waiting.append((entry.path, f"{prefix}{entry.name}/", followed))
+                    waiting.append((entry.path, f"{prefix}{entry.name}/", here))
 
 
 def latents_in(folder: Path) -> Iterator[str]:

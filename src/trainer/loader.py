@@ -4,14 +4,11 @@ Slices plans and collates samples; how a sample comes about, and where plans lie
 the batches are the same: a batch is a pure function of its step and micro-step.
 """
 
-import gc
 import logging
-import os
-import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from threading import Thread
@@ -21,12 +18,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from capmerge.errors import CapmergeError, WorkerError
+from capmerge.errors import CapmergeError
 from trainer.batch import Batch, Sample
 from trainer.buckets import SetRows, next_of_bucket
 from trainer.chunks import Chunker
 from trainer.errors import LatentsError
 from trainer.plan import GlobalBatch, Plan, Slots, deal
+from trainer.worker_processes import iter_items, settle
 
 MakeSample = Callable[[int, int, int, int, int], Sample]
 """(data set, record, repeat, epoch, step) -> its sample; raises `LatentsError` when its latents are missing or broken."""
@@ -34,7 +32,6 @@ MakeSample = Callable[[int, int, int, int, int], Sample]
 _PREFETCHED = 2  # micro-batches that a worker has ready; torch's own default
 _MOST_TRIES = 100  # a whole bucket without latents is no gap to fill
 
-_OF_THE_RUN = (signal.SIGINT, signal.SIGTERM)
 _logger = logging.getLogger(__name__)
 
 
@@ -69,7 +66,7 @@ class Loader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        for loaded in _named_deaths(self._loader):
+        for loaded in iter_items(self._loader):
             for record, line in loaded.replaced:
                 if record not in self._logged:
                     self._logged.add(record)
@@ -107,8 +104,8 @@ def build_loader(
             num_workers=workers,
             prefetch_factor=_PREFETCHED if workers else None,
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-            collate_fn=_as_it_is,
-            worker_init_fn=_settle,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batching it gets one sample
+            worker_init_fn=settle,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # otherwise a loader would draw from the run's own stream
         )
@@ -272,56 +269,3 @@ def _masks(samples: Sequence[Sample]) -> Tensor | None:
 def _as_it_is(loaded: _Loaded) -> _Loaded:
     """Torch's own conversion would make lists of tuples."""
     return loaded
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Block Ctrl-C and SIGTERM while workers are started: they inherit it, and with it all threads that they start."""
-    if sys.platform == "linux":
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_RUN)
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    else:
-        yield
-
-
-def _settle(_worker: int) -> None:
-    """Make a worker outlive Ctrl-C and SIGTERM, which often reach all processes of a run: the training process ends its step with it.
-
-    Frozen objects are not walked by the garbage collector, which would copy the pages they share with the training process.
-    """
-    if sys.platform == "linux":
-        Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
-    else:  # nobody can tell who sent a signal
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    gc.freeze()
-
-
-def _obey_parent(parent: int) -> None:
-    """End this process at a signal from `parent`, which sends one when it ends without having closed its loader."""
-    if sys.platform == "linux":
-        while signal.sigwaitinfo(_OF_THE_RUN).si_pid != parent:
-            continue
-        os._exit(0)
-
-
-def _named_deaths(loader: "DataLoader[_Loaded]") -> Iterator[_Loaded]:
-    """What `loader` gives, with torch's error for a killed worker as a `WorkerError`."""
-    try:
-        with _signals_blocked():
-            loaded = iter(loader)
-        yield from loaded
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
-            raise
-        found = str(error).rstrip(". ")
-    else:
-        return
-    # Raised out here, without the error that holds the iterator: while that lives, torch tells of the death again at every SIGCHLD.
-    del loaded
-    raise WorkerError(
-        f"loading: {found}, expected it to live as long as the run. Mostly memory is short: "
-        "lower train.workers or train.batch_size, or give the machine more, also in /dev/shm."
-    )

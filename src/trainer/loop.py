@@ -188,7 +188,7 @@ class _Run:
         """Show a step's numbers, and write them where they are wanted; a line tells of its own step, so a resumed run writes the same."""
         log, epoch = self.config.log, (self.step - 1) // self.derived.steps_per_epoch
         self.recent.add(result.counts, result.seconds, result.waited_seconds)
-        line = {
+        line: dict[str, Any] = {
             "loss": result.loss,
             "epoch": epoch,
             "grad_norm": result.grad_norm,

@@ -1,3 +1,4 @@
+import gc
 import logging
 import multiprocessing
 import os
@@ -5,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from dataclasses import fields
 from functools import partial
 from itertools import chain
@@ -13,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from capmerge.errors import DataError, WorkerError
 from capmerge.tokens import CHUNK_IDS, load_tokenizer
@@ -20,7 +24,7 @@ from trainer.batch import Sample
 from trainer.buckets import SetRows
 from trainer.chunks import Chunker
 from trainer.errors import LatentsError
-from trainer.loader import Share, build_loader
+from trainer.loader import Share, _Loaded, build_loader
 from trainer.plan import open_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # the machine may have one core
@@ -322,15 +326,21 @@ def test_an_error_of_the_user_crosses_processes_unchanged(load, error, workers):
 
 def test_a_bug_in_a_worker_shows_its_traceback(load):
     """What is no error of the user keeps the place where it happened."""
-    with pytest.raises(ZeroDivisionError, match=r'(?s)Traceback.*test_loader\.py", line \d+, in __call__'):
+    with pytest.raises(ZeroDivisionError, match=r'(?s)Traceback.*test_loader\.py", line \d+, in __call__') as caught:
         list(load([rows_of(10)], Maker(fails=(ZeroDivisionError("bug"),)), workers=1))
+    traceback.clear_frames(caught.tb)  # they hold torch's iterator, which takes five seconds to close from the garbage collector
 
 
 def test_a_killed_worker_is_a_clear_error(load):
-    """As the kernel kills it when memory is short: no waiting, no traceback."""
-    with pytest.raises(WorkerError, match=r"^loading: DataLoader worker \(pid.* Mostly memory is short: lower train\.workers"):
+    """As the kernel kills it when memory is short: no waiting, no traceback.
+
+    The error does not hold torch's iterator, which would make torch raise the death again whenever any process ends.
+    """
+    gc.collect()  # iterators that the errors of other tests held
+    with pytest.raises(WorkerError, match=r"^loading: DataLoader worker \(pid.* Mostly memory is short: lower train\.workers") as caught:
         list(load([rows_of(10)], Maker(kills=True), workers=1))
-    subprocess.run(["true"], check=True)  # torch looks for dead workers whenever a process ends: it knows none any more
+    assert caught.value.__context__ is None
+    assert not [thing for thing in gc.get_objects() if type(thing) is _MultiProcessingDataLoaderIter]
 
 
 @pytest.fixture
@@ -367,6 +377,18 @@ def test_loading_leaves_the_random_state_alone(load):
     before = torch.get_rng_state()
     list(load([rows_of(10)], workers=1))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_torch_pins_every_tensor_of_a_batch(load, monkeypatch):
+    """Where CUDA is, torch's loader walks through what crosses from the workers; here it is seen to reach the tensors."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
+    batch = next(iter(load([rows_of(10)], Maker(SDXL), chunker=SDXL)))
+    result, replaced = pin_memory(_Loaded(batch, [((0, 1), "line")]))
+    assert replaced == [((0, 1), "line")]
+    for name in ("latents_BCHW", "noise_BCHW", "timesteps_B", "size_B6", "weights_B"):
+        assert torch.equal(getattr(result, name), getattr(batch, name) + 1)
+    assert all(torch.equal(ids, before + 1) for ids, before in zip(result.ids, batch.ids, strict=True))
+    assert (result.step, result.keys, result.mask_B1HW) == (batch.step, batch.keys, None)
 
 
 def test_the_next_plan_is_built_ahead(load, tmp_path):

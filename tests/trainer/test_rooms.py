@@ -9,7 +9,7 @@ import capmerge
 import trainer
 
 FLOORS = [
-    ["errors", "families", "interrupts", "order", "publish", "toml", "npz", "tokenizer_files"],
+    ["errors", "families", "interrupts", "order", "publish", "toml", "npz", "tokenizer_files", "worker_processes"],
     ["settings", "chunks", "buckets", "metrics", "shapes"],
     ["batch", "text", "noise", "latents", "plan", "optim", "engine", "captions", "conflicts"],
     ["model", "model_load", "datasets", "checkpoint", "mistakes", "overrides"],
@@ -22,7 +22,20 @@ FLOORS = [
 
 LIGHT = {"errors", "families", "settings", "config", "conflicts", "mistakes", "overrides", "toml", "run"}
 """What `--help` and a mistake in the config need: without torch and its kin."""
-CAPMERGE_ROOMS = {"cli", "cli_frame", "cli_index", "rewrite", "rewriter", "verify", "measure", "parallel", "preview", "show", "page", "report"}
+CAPMERGE_ROOMS = {
+    "cli",
+    "cli_frame",
+    "cli_index",
+    "rewrite",
+    "rewriter",
+    "verify",
+    "measure",
+    "parallel",
+    "preview",
+    "show",
+    "page",
+    "report",
+}
 """The stories of capmerge and what serves them alone: not for the trainer."""
 
 PACKAGE = Path(trainer.__file__).parent
@@ -68,5 +81,7 @@ def test_what_help_needs_is_light(module):
 
 def test_capmerge_knows_nothing_of_the_trainer():
     """No module of capmerge imports trainer."""
-    importing = [path.name for path in Path(capmerge.__file__).parent.glob("*.py") if any(n.startswith("trainer") for n in imported_by(path))]
+    importing = [
+        path.name for path in Path(capmerge.__file__).parent.glob("*.py") if any(n.startswith("trainer") for n in imported_by(path))
+    ]
     assert importing == []

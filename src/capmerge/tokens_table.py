@@ -46,7 +46,7 @@ class Pieces:
         np.add(spaces, 1, out=edges[1:-1])
         self.starts: Integers = edges[:-1]
         self.lengths: Integers = np.diff(edges) - 1
-        sizes = map(len, texts) if joined.isascii() else (len(text.encode("utf-8", "surrogatepass")) for text in texts)
+        sizes = (len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")) for text in texts)
         text_edges = np.cumsum(np.fromiter(sizes, np.int64, len(texts)) + 1)
         self.first: Integers = np.searchsorted(self.starts, np.concatenate(([0], text_edges[:-1])))
 

@@ -185,7 +185,9 @@ def test_one_mistake_is_one_line(tmp_path, sections, said):
     assert refusal_of(tmp_path, **sections) == f"config.toml: {said}"
 
 
-@pytest.mark.parametrize("text", ["model = 3\n", "data = 3\n", "data = []\n", "data = [1]\n", "caption = []\n", "[[datasets]]\nx = 1\n", ""])
+@pytest.mark.parametrize(
+    "text", ["model = 3\n", "data = 3\n", "data = []\n", "data = [1]\n", "caption = []\n", "[[datasets]]\nx = 1\n", ""]
+)
 def test_sections_of_another_kind(tmp_path, text):
     """Whatever stands where a section should, there is a message."""
     for line in refusal(tmp_path, text).splitlines():

@@ -32,6 +32,7 @@ Version 1. A key may be added within a version; none is renamed, removed or give
     literals       text with a meaning of its own -> alternatives that hold it
 """
 
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import asdict
 from fractions import Fraction
@@ -122,14 +123,13 @@ def _advice(distribution: Distribution, limits: list[Cut]) -> dict[str, Any]:
                 f"tokens and cuts {percent(cut.share)} of the alternatives.",
             }
     largest = limits[-1]
-    enough = largest
-    while enough.dropped_share >= LOSS:
-        enough = distribution.cut(enough.limit + CHUNK_TOKENS)
+    chunks = range(-(-distribution.lengths[-1] // CHUNK_TOKENS) + 1)
+    enough = CHUNK_TOKENS * bisect_left(chunks, True, key=lambda count: distribution.cut(CHUNK_TOKENS * count).dropped_share < LOSS)
     return {
         "max_tokens": None,
         "dropped_share": largest.dropped_share,
         "text": f"Even {largest.limit} tokens, the most that this family takes, drop {percent(largest.dropped_share)} of the tokens; "
-        f"{enough.limit} would lose under 1 %.",
+        f"{enough:,} would lose under 1 %.",
     }
 
 

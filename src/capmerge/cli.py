@@ -6,8 +6,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, TextIO
@@ -16,15 +14,18 @@ import typer
 
 import capmerge
 from capmerge.blocks import MAX_RECORD_BYTES
+from capmerge.cli_frame import JobsOption, MaxRecordOption, QuietOption, cores, errors_as_exit_codes, progress_bar, warn
+from capmerge.cli_index import index_file
 from capmerge.cut import Chunking
 from capmerge.document import Document
-from capmerge.errors import CapmergeError, UsageError, printable
+from capmerge.errors import UsageError, printable
 from capmerge.families import Family
 from capmerge.gather import Tokenizers
 from capmerge.measure import MeasureOptions, measure
 from capmerge.output import side_path, write_whole
 from capmerge.report import text_table
-from capmerge.rewrite import Format, FormatName, OnError, RewriteOptions, first_records, rewrite
+from capmerge.rewrite import RewriteOptions, first_records, rewrite
+from capmerge.rewriter import Format, FormatName, OnError
 from capmerge.side_files import DATASET, SIDE_FILES, load_receipt
 from capmerge.source import Source, open_source
 from capmerge.stats_files import StatsFiles, default_document
@@ -101,10 +102,6 @@ OnErrorOption = Annotated[
 AllowRewrittenOption = Annotated[
     bool | None, typer.Option("--allow-rewritten", help="Pass records that are rewritten already through unchanged.", show_default=False)
 ]
-JobsOption = Annotated[
-    int | None, typer.Option("-j", "--jobs", metavar="N", min=1, help="Worker processes. Default: all cores.", show_default=False)
-]
-MaxRecordOption = Annotated[int, typer.Option("--max-record", metavar="BYTES", min=1 << 21, help="The longest record that is read.")]
 FitOption = Annotated[
     tuple[int, str] | None,
     typer.Option(
@@ -127,7 +124,6 @@ PlotOption = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help=
 ReportOption = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="Write one HTML page that needs nothing else.", show_default=False)
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="Print only errors.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -179,6 +175,7 @@ def _rewrite(  # one parameter an option
     plot: PlotOption = None,
     report: ReportOption = None,
     quiet: QuietOption = False,
+    index: Annotated[bool, typer.Option("--index", help="Write the index that a trainer reads in the same pass: OUT.index.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
 ) -> None:
@@ -186,7 +183,7 @@ def _rewrite(  # one parameter an option
 
     SRC is a .json or .jsonl metadata file, .gz of either, or - for standard input.
     """
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, image_size, allow_rewritten)
         asked |= _asked_fit(fit, None if stats and not fit else family)
         target = None if out == "-" else _default_target(src, format_name) if out is None else Path(out)
@@ -195,9 +192,10 @@ def _rewrite(  # one parameter an option
             Format.choose(format_name, target),
             MergeOptions(**asked),
             on_error or "stop",
-            jobs or _cores(),
+            jobs or cores(),
             force=force,
             stats=Tokenizers(family or "sd1", tokenizer) if stats else None,
+            index=index,
             max_record_bytes=max_record,
         )
         if not stats and (plot or report or tokenizer):
@@ -210,8 +208,8 @@ def _rewrite(  # one parameter an option
                 _print_records(source, options, dry_run)
                 return
             started = time.perf_counter()
-            with _progress_bar(source, quiet=quiet) as progress:
-                outcome = rewrite(source, options, warn=_silent if quiet else _warn, progress=progress)
+            with progress_bar(source, quiet=quiet) as progress:
+                outcome = rewrite(source, options, warn=_silent if quiet else warn, progress=progress)
             config = target.name + DATASET if target else None
             written = files.save(outcome.statistics) if outcome.statistics else []
             end = Summary(outcome.tally, outcome.read_bytes, outcome.written_bytes, time.perf_counter() - started, config)
@@ -249,14 +247,14 @@ def _verify(
     SRC and OUT are .json or .jsonl files, or .gz of either.
     The options are those of OUT.capmerge.json, unless any is given here.
     """
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, image_size, allow_rewritten)
         asked |= _asked_fit(fit, family)
         if asked or on_error:
             merge, skips = MergeOptions(**asked), on_error == "skip"
         else:
             merge, skips = load_receipt(Path(out))
-        with open_source(src) as source, open_source(out) as written, _progress_bar(source, quiet=quiet) as progress:
+        with open_source(src) as source, open_source(out) as written, progress_bar(source, quiet=quiet) as progress:
             verified = verify(source, written, merge, skips=skips, max_record_bytes=max_record, progress=progress)
         if not quiet:
             print(verified.text())
@@ -299,18 +297,18 @@ def _stats(
     SRC is a metadata file as for rewrite, or what rewrite made of one; default: meta_lat.json here. A rewritten record is
     counted as it is, any other as rewrite would write it with the same options.
     """
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, None, None)
         asked |= _asked_fit(fit, family if fit else None)
         merge, tokenizers = MergeOptions(**asked), Tokenizers(family or "sd1", tokenizer)
         with open_source(src) as source:
             document = out or (None if src == "-" else default_document(Path(src)))
             files = StatsFiles(document, plot, report, per_record).checked(source, force=force)
-            options = MeasureOptions(merge, tokenizers, files.per_record, on_error or "stop", jobs or _cores(), max_record)
-            with _progress_bar(source, quiet=quiet) as progress:
+            options = MeasureOptions(merge, tokenizers, files.per_record, on_error or "stop", jobs or cores(), max_record)
+            with progress_bar(source, quiet=quiet) as progress:
                 statistics = measure(source, options, progress=progress)
         if asked and statistics["records"]["rewritten_before"]:
-            _warn("records that are rewritten already are counted as they are; the merge options change nothing in them.")
+            warn("records that are rewritten already are counted as they are; the merge options change nothing in them.")
         written = files.save(statistics)
         if not quiet:
             _print_statistics(statistics, [*written, *([files.per_record] if files.per_record else [])], to=sys.stdout)
@@ -355,7 +353,7 @@ def _preview(
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
 ) -> None:
     """Show records before and after, with what CLIP sees of every alternative."""
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from capmerge.preview import Previewer, PreviewOptions, Sampling, iter_previews
         from capmerge.show import Screen
 
@@ -383,7 +381,7 @@ def _preview(
         screen = Screen(colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb")
         unread = 0
         write = _write_beside_bar if key and not quiet and sys.stderr.isatty() else print
-        with open_source(src) as source, _progress_bar(source, quiet=quiet or not key) as progress:
+        with open_source(src) as source, progress_bar(source, quiet=quiet or not key) as progress:
             for preview in iter_previews(source, options, previewer, progress):
                 unread += preview.rewritten
                 for text in screen.lines(preview):
@@ -391,7 +389,10 @@ def _preview(
         if not quiet:
             print(previewer.readers.text())
         if asked and unread:
-            _warn(f"records that are rewritten already are shown as they are ({unread} here); the merge options change nothing in them.")
+            warn(f"records that are rewritten already are shown as they are ({unread} here); the merge options change nothing in them.")
+
+
+app.command("index")(index_file)
 
 
 def main() -> None:
@@ -401,28 +402,6 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # no terminal lacks a character so badly that a run must end
     app(prog_name="capmerge")
-
-
-@contextmanager
-def _errors_as_exit_codes() -> Iterator[None]:
-    """A user's mistake ends with one message and its exit code; a bug goes on with its traceback."""
-    try:
-        yield
-        if sys.stdout is not None:
-            sys.stdout.flush()  # else a closed pipe would be noticed behind this function only
-    except CapmergeError as error:
-        print(f"capmerge: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        print("capmerge: interrupted; no file was written.", file=sys.stderr)
-        raise typer.Exit(130) from None
-    except BrokenPipeError:
-        # The reader has seen enough. Python would complain again when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(141) from None
-    except OSError as error:  # what no library function foresaw: the terminal's device is full, a disk is gone
-        print(f"capmerge: {error.filename or 'standard output'}: {error.strerror}. Check the disk or the device.", file=sys.stderr)
-        raise typer.Exit(1) from None
 
 
 def _terminated(_signal: int, _frame: FrameType | None) -> None:
@@ -474,11 +453,6 @@ def _default_target(src: str, format_name: FormatName | None) -> Path:
     return path.with_name(f"{unzipped.stem}_wildcard.{format_name or 'json'}")
 
 
-def _cores() -> int:
-    """The processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
 def _print_statistics(statistics: Document, written: list[Path], *, to: TextIO) -> None:
     """The table of statistics, and the files they went to."""
     print(f"\n{text_table(statistics)}\n", file=to)
@@ -499,10 +473,6 @@ def _silent(_message: str) -> None:
     """Nothing: --quiet prints only errors."""
 
 
-def _warn(message: str) -> None:
-    print(f"capmerge: {message}", file=sys.stderr)
-
-
 def _print_records(source: Source, options: RewriteOptions, count: int) -> None:
     for key, before, after in first_records(source, options, count):
         print(printable(json.dumps(key, ensure_ascii=False)))
@@ -517,22 +487,3 @@ def _write_beside_bar(line: str) -> None:
     from tqdm import tqdm  # imported already: a bar stands there
 
     tqdm.write(line)
-
-
-@contextmanager
-def _progress_bar(source: Source, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A bar over the bytes of the source, on a terminal only; yields what to call with the offset that is done."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda _offset: None
-        return
-    from tqdm import tqdm  # 50 ms that only a bar needs
-
-    tqdm.monitor_interval = 0  # its thread must not run when workers are forked
-    with tqdm(
-        total=source.total_bytes, unit="B", unit_scale=True, desc=printable(Path(source.name).name), leave=False, mininterval=0.2
-    ) as bar:
-
-        def progress(offset: int) -> None:
-            bar.update(source.read_bytes(offset) - bar.n)
-
-        yield progress

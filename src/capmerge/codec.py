@@ -7,7 +7,7 @@ library, both ways.
 
 import codecs
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -144,6 +144,22 @@ def decode(data: bytes | memoryview, kind: Kind, *, last: bool) -> Records:
     except (orjson.JSONDecodeError, RecursionError):
         pass
     return Records(_loads(text).items(), exact=True)
+
+
+def decode_members(members: Sequence[bytes]) -> list[dict[str, Any]] | None:
+    """Every `"key": value` as an object of its own, all of them decoded at once.
+
+    None when some are not whole, or when only the standard library reads them: then `decode` each. Where the first is known
+    to begin at a key of the top-level object, the answer proves every boundary between two of them: the `},{` put there
+    leaves the parser as deep as it was, so it separates two objects of the list only if it stands at the depth of that object.
+    """
+    try:
+        objects: list[dict[str, Any]] = orjson.loads(b"".join((b"[{", b"},{".join(members), b"}]")))
+    except (orjson.JSONDecodeError, RecursionError):
+        return None
+    if len(objects) != len(members) or _holds_lost_integer(value for members in objects for value in members.values()):
+        return None
+    return objects
 
 
 def encode(records: Records, kind: Kind) -> bytes | memoryview:

@@ -7,19 +7,23 @@ Knows nothing of what the columns mean.
 import json
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from capmerge.errors import StaleError, printable
+from capmerge.errors import BusyError, StaleError, printable
 from capmerge.output import AtomicFile, Buffer
+
+Opened = TypeVar("Opened")
 
 _MAGIC = b"CMCOLS\r\n"
 _ALIGNMENT = 64
 _LONGEST_HEAD = 1 << 20
+_WAIT_SECONDS = 0.2
 
 
 class Column(NamedTuple):
@@ -72,18 +76,14 @@ class Columns:
                     raise StaleError(f"{shown}: found {printable(found)}, expected {kind!r} of version {version}. {remedy}")
                 if size != self.about["file_bytes"]:
                     raise StaleError(f"{shown}: found {size:,} bytes, expected {self.about['file_bytes']:,}: it is cut off. {remedy}")
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self.rows: int = self.about["rows"]
+                self._columns = self._mapped(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except FileNotFoundError as error:
             raise StaleError(f"{shown}: no such file. {remedy}") from error
         except OSError as error:
             raise StaleError(f"{shown}: the file cannot be read ({error.strerror}). {remedy}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StaleError(f"{shown}: the file is broken ({printable(str(error))}). {remedy}") from error
-        self.rows: int = self.about["rows"]
-        self._columns = {
-            name: np.frombuffer(mapped, dtype, self.rows, place) if self.rows else np.zeros(0, dtype)
-            for name, (dtype, place) in self.about["columns"].items()
-        }
 
     @staticmethod
     def _head(start: bytes) -> dict[str, Any]:
@@ -92,6 +92,13 @@ class Columns:
             raise ValueError("it does not begin as one that capmerge wrote")
         head: dict[str, Any] = json.loads(start[16 : 16 + length])
         return head
+
+    def _mapped(self, mapped: mmap.mmap) -> dict[str, NDArray[Any]]:
+        columns = self.about["columns"].items()
+        # An array of no rows needs no bytes, which may not be there.
+        return {
+            name: np.frombuffer(mapped, dtype, self.rows, place) if self.rows else np.zeros(0, dtype) for name, (dtype, place) in columns
+        }
 
     def __contains__(self, name: str) -> bool:
         return name in self._columns
@@ -104,6 +111,26 @@ def parts_of(column: NDArray[Any], rows: int = 1 << 18) -> Iterator[bytes]:
     """The bytes of an array, piece by piece."""
     for start in range(0, len(column), rows):
         yield column[start : start + rows].tobytes()
+
+
+def opened_or_made(target: Path, look: Callable[[], Opened | None], make: Callable[[AtomicFile], Opened]) -> Opened:
+    """What `look` finds, or else what `make` makes in the file it is given; by one process, while others that ask for it wait.
+
+    A process that dies at it leaves its place to the next. Raises `OutputError`, and what `look` and `make` raise.
+    """
+    while True:
+        if (found := look()) is not None:
+            return found
+        try:
+            file = AtomicFile(target)
+        except BusyError:
+            time.sleep(_WAIT_SECONDS)
+            continue
+        try:
+            found = look()  # another process may have made it between the look and the lock
+            return make(file) if found is None else found
+        finally:
+            file.discard()
 
 
 def _aligned(place: int) -> int:

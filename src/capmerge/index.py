@@ -18,6 +18,7 @@ from capmerge.codec import NotJsonError, Stray, decode
 from capmerge.columns import Columns
 from capmerge.errors import StaleError, UsageError, printable
 from capmerge.output import side_path
+from capmerge.side_files import INDEX
 from capmerge.source import FileSource, fingerprint_text, open_source
 from capmerge.stems import hash_of, stem_of
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from capmerge.blocks import Kind
 
 KIND, VERSION = "capmerge.index", 1
-SUFFIX = ".index"
-"""What is added to the metadata's name for its index."""
 
 ROW = np.dtype(
     [
@@ -145,7 +144,7 @@ class Index:
 
 def index_path(metadata: Path) -> Path:
     """Where the index of `metadata` lies: beside it, links followed."""
-    return side_path(metadata.resolve(), SUFFIX)
+    return side_path(metadata.resolve(), INDEX)
 
 
 def open_index(metadata: Path) -> Index:

@@ -1,19 +1,17 @@
 """The story of `capmerge index`: metadata -> blocks -> workers note each record -> rows -> one file of columns."""
 
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from capmerge.blocks import MAX_RECORD_BYTES, Block, Kind, Layout, read_layout
 from capmerge.codec import MiscutError, Stray, decode
-from capmerge.columns import Column, write_columns
-from capmerge.errors import BusyError, DataError, StaleError
+from capmerge.columns import Column, opened_or_made, write_columns
+from capmerge.errors import DataError, StaleError
 from capmerge.index import KIND, ROW, TOKEN_COLUMNS, VERSION, Index, index_path, open_index, open_indexable
 from capmerge.index_rows import RowMaker, RowSink, is_rewritten
 from capmerge.marks import MARK
@@ -23,30 +21,35 @@ from capmerge.rewritten import BrokenRecordError
 from capmerge.source import FileSource, fingerprint_text
 from capmerge.spans import iter_placed
 
-_WAIT_SECONDS = 0.2
 Progress = Callable[[int], None]
 
 
-def ensure_index(metadata: Path, *, jobs: int = 1, progress: Progress | None = None, tokens: bool | None = None) -> Index:
+def ensure_index(
+    metadata: Path,
+    *,
+    jobs: int = 1,
+    progress: Progress | None = None,
+    tokens: bool | None = None,
+    max_record_bytes: int = MAX_RECORD_BYTES,
+) -> Index:
     """The index of `metadata`, built first when there is none that fits; by one process, while others that ask for it wait.
 
     `progress` is told the offset that is done. `tokens`: whether it has to be one with token lengths; None takes one without,
-    and builds one with them.
+    but builds one with them.
     Raises as `build_index`.
     """
-    while True:
-        if index := _fitting(metadata, tokens):
-            return index
+
+    def look() -> Index | None:
         try:
-            file = AtomicFile(index_path(metadata))
-        except BusyError:
-            time.sleep(_WAIT_SECONDS)
-            continue
-        try:
-            # Another process may have published one between the look and the lock.
-            return _fitting(metadata, tokens) or _build(metadata, file, jobs, progress, MAX_RECORD_BYTES, None, tokens=tokens is not False)
-        finally:
-            file.discard()
+            index = open_index(metadata)
+        except StaleError:
+            return None
+        return index if tokens is None or index.has_tokens == tokens else None
+
+    def make(file: AtomicFile) -> Index:
+        return _build(metadata, file, jobs, progress, max_record_bytes, None, tokens=tokens is not False)
+
+    return opened_or_made(index_path(metadata), look, make)
 
 
 def build_index(
@@ -71,31 +74,31 @@ def build_index(
         file.discard()
 
 
-def write_index(file: AtomicFile, rows: RowSink, source: FileSource, kind: Kind, *, tokens: bool) -> None:
-    """Write the index of `source` from the rows of all its records."""
-    kept = np.ones(rows.count, bool)
-    kept[_repeated(rows, source, kind)] = False
-    count = int(np.count_nonzero(kept))
-    names = [name for name in ROW.names or () if tokens or name not in TOKEN_COLUMNS]
-    width = _kept_parts(rows, kept, "width")
-    about = {
-        "kind": KIND,
-        "version": VERSION,
-        "layout": kind,
-        "fingerprint": fingerprint_text(source),
-        "repeated": rows.count - count,
-        "without_size": sum(int(np.count_nonzero(part == 0)) for part in width),
-    }
-    columns = {name: Column(ROW[name], (part.tobytes() for part in _kept_parts(rows, kept, name))) for name in names}
-    write_columns(file, about, count, columns)
+class Indexing:
+    """The parent's side of an index of `target`: the sink `rows` of what the workers note, and the writing of the file at the end.
 
+    `block_start` tells what is added to the offsets of a block's rows. To be closed: the rows lie in a scratch file.
+    """
 
-def _fitting(metadata: Path, tokens: bool | None) -> Index | None:  # noqa: FBT001  # as in ensure_index
-    try:
-        index = open_index(metadata)
-    except StaleError:
-        return None
-    return index if tokens is None or index.has_tokens == tokens else None
+    def __init__(self, target: Path, kind: Kind, block_start: Callable[[], int], *, tokens: bool = True) -> None:
+        self._kind, self._tokens = kind, tokens
+        self._scratch = ScratchFile(index_path(target))
+        self.rows = RowSink(self._scratch, block_start)
+
+    def make_rows(self) -> Callable[[], RowMaker]:
+        """To be called in each worker; it can be pickled."""
+        return partial(RowMaker, tokens=self._tokens)
+
+    def write(self, file: AtomicFile, written: Path) -> None:
+        """Write the index into `file`; `written` is where the metadata lie, all of them."""
+        with FileSource(written) as source:
+            _write(file, self.rows, source, self._kind, tokens=self._tokens)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._scratch.close()
 
 
 def _build(
@@ -108,19 +111,19 @@ def _build(
     *,
     tokens: bool,
 ) -> Index:
-    with open_indexable(metadata) as source, closing(ScratchFile(file.target)) as scratch:
+    with open_indexable(metadata) as source:
         layout = read_layout(source, max_record_bytes, may_be_empty=True)
-        rows = RowSink(scratch, lambda: 0)
-        run_blocks(
-            source,
-            layout,
-            partial(_Indexer, source.name, layout, tokens=tokens),
-            [rows],
-            jobs=useful_jobs(source, jobs),
-            progress=progress or _no_progress,
-            start_method=start_method,
-        )
-        write_index(file, rows, source, layout.kind, tokens=tokens)
+        with Indexing(metadata, layout.kind, _no_start, tokens=tokens) as indexing:
+            run_blocks(
+                source,
+                layout,
+                partial(_Indexer, source.name, layout, indexing.make_rows()),
+                [indexing.rows],
+                jobs=useful_jobs(source, jobs),
+                progress=progress or _no_progress,
+                start_method=start_method,
+            )
+            indexing.write(file, source.path or metadata)
         source.check_unchanged()
         file.sync()
         file.publish()
@@ -130,9 +133,9 @@ def _build(
 class _Indexer:
     """What a worker does with each block."""
 
-    def __init__(self, name: str, layout: Layout, *, tokens: bool) -> None:
+    def __init__(self, name: str, layout: Layout, make_rows: Callable[[], RowMaker]) -> None:
         self._name, self._layout = name, layout
-        self._rows = RowMaker(tokens=tokens)
+        self._rows = make_rows()
 
     def run(self, block: Block, data: bytes) -> Iterator[tuple[int, bytes]]:
         """The rows of a block's records."""
@@ -169,6 +172,25 @@ class _Indexer:
             return DataError(self._name, start, None, record.problem, "Mend the line.")
         problem = f'found a record without "{MARK}", expected what a rewrite writes.'
         return DataError(self._name, start, key, problem, "Give the original file to capmerge rewrite, and index its output.")
+
+
+def _write(file: AtomicFile, rows: RowSink, source: FileSource, kind: Kind, *, tokens: bool) -> None:
+    """Write the index of `source` from the rows of all its records."""
+    kept = np.ones(rows.count, bool)
+    kept[_repeated(rows, source, kind)] = False
+    count = int(np.count_nonzero(kept))
+    names = [name for name in ROW.names or () if tokens or name not in TOKEN_COLUMNS]
+    width = _kept_parts(rows, kept, "width")
+    about = {
+        "kind": KIND,
+        "version": VERSION,
+        "layout": kind,
+        "fingerprint": fingerprint_text(source),
+        "repeated": rows.count - count,
+        "without_size": sum(int(np.count_nonzero(part == 0)) for part in width),
+    }
+    columns = {name: Column(ROW[name], (part.tobytes() for part in _kept_parts(rows, kept, name))) for name in names}
+    write_columns(file, about, count, columns)
 
 
 def _repeated(rows: RowSink, source: FileSource, kind: Kind) -> NDArray[np.int64]:
@@ -210,6 +232,11 @@ def _kept_parts(rows: RowSink, kept: NDArray[np.bool_], name: str) -> Iterator[N
     for part in rows.parts():
         yield part[name][kept[done : done + len(part)]]
         done += len(part)
+
+
+def _no_start() -> int:
+    """Offsets are those in the file already."""
+    return 0
 
 
 def _no_progress(_offset: int) -> None:

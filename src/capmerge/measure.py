@@ -14,7 +14,7 @@ from capmerge.document import Document
 from capmerge.gather import Gathered, Tokenizers
 from capmerge.output import AtomicFile
 from capmerge.parallel import Sink, run_blocks, useful_jobs
-from capmerge.rewrite import STATS_STREAMS, Counted, OnError, Rewriter
+from capmerge.rewriter import STATS_STREAMS, Counted, OnError, Rewriter
 from capmerge.source import Source
 from capmerge.templates import MergeOptions
 

@@ -1,73 +1,37 @@
 """The story of `capmerge rewrite`: source -> blocks -> workers merge each record -> one ordered output.
 
-`Rewriter` is what a worker does with a block. `rewrite` is the whole run, from the first look at the source to the
-rename of the output.
+The whole run, from the first look at the source to the rename of the output; `rewriter` is what a worker does with a block.
 """
 
 import json
 import shutil
 import sys
-import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from capmerge.blocks import MAX_RECORD_BYTES, Block, Kind, Layout, read_layout
+from capmerge.blocks import MAX_RECORD_BYTES, Kind, Layout, read_layout
 from capmerge.caption import Merger, Record, RewrittenError, UnmergeableError, copy_of
-from capmerge.caption_stats import CaptionStats
-from capmerge.codec import IMAGE_PATH, MiscutError, Piece, Records, Stray, encode, iter_block, iter_source, place_of, to_json
+from capmerge.codec import Stray, iter_source
 from capmerge.document import Document
-from capmerge.duplicates import RecordPlaces
-from capmerge.errors import DataError, OutputError, RecordError, UsageError, printable
+from capmerge.errors import OutputError, UsageError, printable
 from capmerge.gather import Gathered, Tokenizers
-from capmerge.marks import MARK
-from capmerge.observe import Observer
 from capmerge.output import AtomicFile, Buffer, OutputFiles, StandardOutput, check_target
 from capmerge.parallel import run_blocks, useful_jobs
-from capmerge.side_files import DATASET, RECEIPT, REJECTS, SIDE_FILES, dataset_config, receipt
+from capmerge.rewriter import SEPARATORS, Counted, Format, OnError, Rewriter, compressed, reserved_fields
+from capmerge.side_files import DATASET, INDEX, RECEIPT, REJECTS, SIDE_FILES, dataset_config, receipt
 from capmerge.source import Source, fingerprint
 from capmerge.tally import Tally
 from capmerge.templates import MergeOptions
 
+if TYPE_CHECKING:
+    from capmerge.index_build import Indexing
+
 _SAMPLE_RECORDS, _SAMPLE_BYTES = 1000, 8 << 20  # a pipe's bytes are held meanwhile
-_OUT, _REJECTS, *STATS_STREAMS = range(5)
-
-
-OnError = Literal["stop", "skip"]
-FormatName = Literal["json", "jsonl", "json.gz", "jsonl.gz"]
-
-
-class Format(NamedTuple):
-    """What the output is written as."""
-
-    kind: Kind
-    gz: bool = False
-
-    @classmethod
-    def choose(cls, name: FormatName | None, target: Path | None) -> "Format":
-        """The format that `--format` asks for, or the target's ending, or JSON.
-
-        Raises `UsageError` when the two disagree: sd-scripts goes by the ending.
-        """
-        asked = cls("jsonl" if name.startswith("jsonl") else "json", name.endswith(".gz")) if name else None
-        if target is None:
-            return asked or cls("json")
-        endings = [suffix.lower() for suffix in target.suffixes[-2:]]
-        gz = endings[-1:] == [".gz"]
-        ending = (endings[:-1] if gz else endings)[-1:]
-        by_name = cls("jsonl" if ending == [".jsonl"] else "json", gz)
-        if asked is None or asked == by_name:
-            return by_name
-        if ending in ([".json"], [".jsonl"]) or asked.kind == "jsonl" or gz:
-            expected = f".{name}"
-            raise UsageError(
-                f"{printable(str(target))}: --format {name} writes a file that ends in {expected}, and readers go by the ending. "
-                f"Name the output *{expected}, or leave --format out."
-            )
-        return asked
 
 
 _JSON = Format("json")
@@ -86,6 +50,8 @@ class RewriteOptions:
     force: bool = False
     stats: Tokenizers | None = None
     """Count the output in the same pass, with these."""
+    index: bool = False
+    """Write the index of the output in the same pass."""
     max_record_bytes: int = MAX_RECORD_BYTES
     start_method: str | None = None
 
@@ -102,136 +68,14 @@ class Outcome:
     """Of the output, when they were asked for."""
 
 
-def reserved_fields(out: Format) -> tuple[str, ...]:
-    """The names that a record must not have in this format."""
-    return (IMAGE_PATH,) if out.kind == "jsonl" else ()
-
-
-class Counted(NamedTuple):
-    """What a worker has counted."""
-
-    tally: Tally
-    stats: CaptionStats
-
-
-class Rewriter:
-    """What a worker does with each block of a rewrite, or of statistics alone when `out` is None.
-
-    `make_observer` gives what counts the rewritten records, if anything does.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        layout: Layout,
-        merge: MergeOptions,
-        on_error: str,
-        out: Format | None,
-        make_observer: Callable[[], Observer] | None = None,
-    ) -> None:
-        self._name, self._layout, self._out = name, layout, out
-        self._merger = Merger(merge, reserved_fields(out) if out else ())
-        self._observer = make_observer and make_observer()
-        self._kept = Counted(Tally(), CaptionStats())
-        self._skips = on_error == "skip"
-
-    def run(self, block: Block, data: bytes) -> Iterator[tuple[int, Buffer]]:
-        """The rewritten records of a block, and the records that had to be left out."""
-        miscut = None
-        try:
-            yield from self._run(block, data)
-        except MiscutError as error:
-            miscut = error  # the pieces before it stand
-        if self._observer:
-            yield from zip(STATS_STREAMS, self._observer.count(), strict=True)
-        if miscut:
-            raise miscut
-
-    def _run(self, block: Block, data: bytes) -> Iterator[tuple[int, Buffer]]:
-        separator = b""
-        whole = self._merger.options.fit_tokens is not None  # the tokens of many records are counted at a time
-        for piece in iter_block(data, self._layout, block, whole=whole):
-            records, left_out, rejects = self.merge(piece)
-            if self._observer:
-                self._observe(self._observer, piece, left_out)
-            body = encode(records, self._out.kind) if self._out else b""
-            if body:
-                parts = (separator, body)
-                assert self._out is not None  # there is a body
-                yield from ((_OUT, part) for part in ((_compressed(b"".join(parts)),) if self._out.gz else parts))
-                separator = _SEPARATORS[self._out.kind]
-            if rejects:
-                yield _REJECTS, rejects
-
-    def take(self) -> Counted:
-        """The counts of the last block."""
-        counted = Counted(self._merger.tally.take(), self._observer.take() if self._observer else CaptionStats())
-        counted.stats.records.rewritten_before = counted.tally.passed
-        return counted
-
-    def keep(self, counted: Counted) -> None:
-        """Add the counts of a block that stands."""
-        self._kept.tally.add(counted.tally)
-        self._kept.stats.merge(counted.stats)
-
-    def is_full(self) -> bool:
-        """Whether the counts that are kept take so much memory that the parent should add them up."""
-        return self._kept.stats.is_large
-
-    def result(self) -> Counted:
-        """The counts of this process since the last call."""
-        kept, self._kept = self._kept, Counted(Tally(), CaptionStats())
-        kept.stats.count_tags()
-        return kept
-
-    def _observe(self, observer: Observer, piece: Piece, left_out: Collection[int]) -> None:
-        """Note the records of a merged piece."""
-        place = RecordPlaces.entry(piece.start, len(piece.data), len(piece.records.pairs), last=piece.last)
-        failures = observer.note(piece.records.pairs, place, left_out)
-        if failures and not self._skips:
-            number, error = failures[0]
-            raise self._error(RecordError, piece, number, str(error), "Rewrite the original again, or use --on-error skip.")
-
-    def rewrite(self, piece: Piece) -> tuple[Buffer, bytes]:
-        """A piece's records as they stand in the output, and a line of JSON for each that had to be left out."""
-        records, _, rejects = self.merge(piece)
-        return encode(records, self._out.kind) if self._out else b"", rejects
-
-    def merge(self, piece: Piece) -> tuple[Records, Collection[int], bytes]:
-        """A piece's records merged, the numbers of those that had to be left out, and a line of JSON for each of them."""
-        records = piece.records
-        failures = self._merger.merge_all(records.values())
-        if not failures:
-            return records, (), b""
-        pairs, rejects = list(records.pairs), []
-        for number, error in failures:
-            key, record = pairs[number]
-            if isinstance(error, RewrittenError):
-                problem = f'found a field "{MARK}": the record is rewritten already, and its braces would double.'
-                next_step = "Give the original file, or --allow-rewritten to pass such records through unchanged."
-                raise self._error(DataError, piece, number, problem, next_step)
-            value, problem = (record.value, record.problem) if isinstance(record, Stray) else (record, str(error))
-            if not self._skips:
-                next_step = "Mend the record, or use --on-error skip to leave such records out and list them."
-                raise self._error(RecordError, piece, number, problem, next_step)
-            rejects.append(to_json({"key": key, "reason": problem, "record": value}) + "\n")
-        self._merger.tally.rejected += len(rejects)
-        left_out = {number for number, _ in failures}
-        kept = [pair for number, pair in enumerate(pairs) if number not in left_out]
-        return Records(kept, records.exact), left_out, "".join(rejects).encode()
-
-    def _error(self, kind: type[DataError], piece: Piece, number: int, problem: str, next_step: str) -> DataError:
-        """The error for one record, with its place in the source."""
-        place = place_of(self._name, self._layout, piece, number)
-        return kind(self._name, place, list(piece.records.pairs)[number][0] or None, problem, next_step)
-
-
 def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], None], progress: Callable[[int], None]) -> Outcome:
     """Rewrite `source` into `options.target` and its side files, which appear together when all is done.
 
     `warn` is given each warning, `progress` the offset that is done.
     Raises `UsageError`, `DataError`, `OutputError` or `WorkerError`; then nothing new is there.
     """
+    if options.index:
+        _check_indexable(options)
     target = options.target and check_target(options.target, source, force=options.force, side_suffixes=SIDE_FILES)
     layout = read_layout(source, options.max_record_bytes)
     sample = _sample(source, layout, options)
@@ -247,13 +91,23 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
         progress(offset)
 
     files = OutputFiles(target, SIDE_FILES)
+    scratch = ExitStack()
     try:
         records = _RecordSink(main := files.open(), options.format)
         rejects = _RejectSink(partial(files.side, REJECTS) if target else None)
+        indexing = scratch.enter_context(_indexing(target, options.format, records)) if target and options.index else None
         gathered = Gathered(options.stats) if options.stats else None
-        make_observer = gathered.make_observer() if gathered else None
-        work = partial(Rewriter, source.name, layout, options.merge, options.on_error, options.format, make_observer)
-        sinks = [records, rejects, *(gathered.sinks() if gathered else ())]
+        work = partial(
+            Rewriter,
+            source.name,
+            layout,
+            options.merge,
+            options.on_error,
+            options.format,
+            gathered.make_observer() if gathered else None,
+            indexing.make_rows() if indexing else None,
+        )
+        sinks = [records, rejects, indexing.rows if indexing else rejects, *(gathered.sinks() if gathered else ())]
         jobs = useful_jobs(source, options.jobs)
         tally = Tally()
 
@@ -266,6 +120,8 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
         records.finish()
         read_bytes = source.read_bytes(end)
         source.check_unchanged()
+        if indexing and isinstance(main, AtomicFile):
+            indexing.write(files.side(INDEX), main.unpublished)
         name = target.name if target else source.name
         statistics = gathered.document(name, source, layout, options.merge) if gathered else None
         if target:
@@ -275,7 +131,24 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
     except BaseException:
         files.discard()
         raise
+    finally:
+        scratch.close()
     return Outcome(tally, read_bytes, main.written_bytes, statistics)
+
+
+def _check_indexable(options: RewriteOptions) -> None:
+    """Raise `UsageError` for an output that has no offsets."""
+    if options.target is None:
+        raise UsageError("--index: standard output cannot be read by offsets. Give -o OUT, a file.")
+    if options.format.gz:
+        shown = printable(str(options.target))
+        raise UsageError(f"{shown}: --index needs offsets, which gzip has not. Choose a -o that does not end in .gz.")
+
+
+def _indexing(target: Path, out: Format, records: "_RecordSink") -> "Indexing":
+    from capmerge.index_build import Indexing
+
+    return Indexing(target, out.kind, lambda: records.block_start)
 
 
 def first_records(source: Source, options: RewriteOptions, count: int) -> Iterator[tuple[str, Any, Record | str]]:
@@ -294,7 +167,6 @@ def first_records(source: Source, options: RewriteOptions, count: int) -> Iterat
             yield key, before, "the record is rewritten already."
 
 
-_SEPARATORS: dict[Kind, bytes] = {"json": b",\n", "jsonl": b"\n"}
 _OPENINGS: dict[Kind, bytes] = {"json": b"{\n", "jsonl": b""}
 _CLOSINGS: dict[Kind, bytes] = {"json": b"\n}", "jsonl": b"\n"}
 _NOTHING: dict[Kind, bytes] = {"json": b"{}", "jsonl": b""}
@@ -306,12 +178,15 @@ class _RecordSink:
     def __init__(self, file: AtomicFile | StandardOutput, out: Format) -> None:
         self._file, self._out = file, out
         self._empty = True
+        self.block_start = 0
+        """Where the output of the last block begins."""
 
     def write(self, data: Buffer, *, new_block: bool) -> None:
         """Append the output of a block."""
         if new_block:
-            self._write((_OPENINGS if self._empty else _SEPARATORS)[self._out.kind])
+            self._write((_OPENINGS if self._empty else SEPARATORS)[self._out.kind])
             self._empty = False
+            self.block_start = self._file.written_bytes
         self._file.write(data)
 
     def finish(self) -> None:
@@ -319,7 +194,7 @@ class _RecordSink:
         self._write((_NOTHING if self._empty else _CLOSINGS)[self._out.kind])
 
     def _write(self, text: bytes) -> None:
-        self._file.write(_compressed(text) if self._out.gz else text)
+        self._file.write(compressed(text) if self._out.gz else text)
 
 
 class _RejectSink:
@@ -357,7 +232,7 @@ def _sample(source: Source, layout: Layout, options: RewriteOptions) -> _Sample:
         body, _ = rewriter.rewrite(piece)
         records += len(piece.records.pairs)
         read_bytes += len(piece.data)
-        written_bytes += len(_compressed(body) if options.format.gz else body)
+        written_bytes += len(compressed(body) if options.format.gz else body)
         for _, record in piece.records.pairs:
             match record:
                 case {"train_resolution": [int(width), int(height)]}:
@@ -378,8 +253,3 @@ def _check_room(target: Path, source: Source, growth: float) -> None:
             f"{printable(str(target))}: the output will take about {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free there. "
             "Free some room, choose another -o, or an output that ends in .gz."
         )
-
-
-def _compressed(data: Buffer) -> bytes:
-    """`data` as a gzip member of its own, without a time stamp: members in a row are a gzip file."""
-    return zlib.compress(data, 6, wbits=31)

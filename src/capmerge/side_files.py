@@ -1,4 +1,4 @@
-"""What lies beside a rewritten file: the receipt that later commands read, and a dataset config for sd-scripts."""
+"""What lies beside a rewritten file: the names of it all, the receipt that later commands read, and a dataset config for sd-scripts."""
 
 import json
 from collections.abc import Iterable
@@ -13,9 +13,9 @@ from capmerge.output import side_path
 from capmerge.tally import Tally
 from capmerge.templates import MergeOptions
 
-REJECTS, RECEIPT, DATASET = ".rejects.jsonl", ".capmerge.json", ".dataset.toml"
+REJECTS, RECEIPT, DATASET, INDEX = ".rejects.jsonl", ".capmerge.json", ".dataset.toml", ".index"
 """What is added to the output's name for its side files."""
-SIDE_FILES = (REJECTS, RECEIPT, DATASET)
+SIDE_FILES = (REJECTS, RECEIPT, DATASET, INDEX)
 
 
 def receipt(source: str, fingerprint: dict[str, Any], merge: MergeOptions, on_error: str, tally: Tally) -> str:

@@ -7,8 +7,8 @@ end, and if `{` + its bytes + `}` is one JSON object, its end is right too.
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from capmerge.blocks import Block, Kind, Layout, walk
-from capmerge.codec import MiscutError, NotJsonError, Pair, decode
+from capmerge.blocks import PIECE_BYTES, Block, Kind, Layout, walk
+from capmerge.codec import MiscutError, NotJsonError, Pair, decode, decode_members
 from capmerge.source import BytesSource
 
 WRITTEN = {
@@ -53,34 +53,60 @@ def _iter_members(name: str, layout: Layout, block: Block, data: bytes) -> Itera
         if whole[-1:] != b"}":
             raise MiscutError(block.start)
         whole = whole[:-1].rstrip(b" \t\n\r")
-    view, start = memoryview(whole), 0
+    start = 0
     while start < len(whole):
-        cut = layout.find_cut(whole, start)
-        while True:
-            end, following = cut or (len(whole), len(whole))
-            try:
-                pairs = _decoded(view[start:end], layout.kind, block.start + start)
-                break
-            except MiscutError:
-                if cut is None:
-                    raise
-            cut = layout.find_cut(whole, end)  # what looked like the record's end stood inside it
-        if len(pairs) == 1:
-            yield Placed(block.start + start, block.start + end, pairs[0])
-        else:
-            yield from _iter_walked(name, layout, block.start + start, view[start:end])
+        spans, batch_end = _seeming_spans(layout, whole, start)
+        objects = decode_members([whole[first:end] for first, end in spans])
+        if objects is not None:
+            for (first, end), members in zip(spans, objects, strict=True):
+                if len(members) == 1:
+                    yield Placed(block.start + first, block.start + end, *members.items())
+                else:
+                    yield from _iter_walked(name, layout, block.start + first, whole[first:end])
+            start = batch_end
+        while start < batch_end:  # one of the cuts stands inside a record, or only the standard library reads them
+            end, following, pairs = _proven(layout, whole, start, block.start)
+            if len(pairs) == 1:
+                yield Placed(block.start + start, block.start + end, pairs[0])
+            else:
+                yield from _iter_walked(name, layout, block.start + start, whole[start:end])
+            start = following
+
+
+def _seeming_spans(layout: Layout, whole: bytes, start: int) -> tuple[list[tuple[int, int]], int]:
+    """[start, end) of what look like the records of the next `PIECE_BYTES`, and where the record behind them begins."""
+    spans, target = [], start + PIECE_BYTES
+    while start < target:
+        end, following = layout.find_cut(whole, start) or (len(whole), len(whole))
+        spans.append((start, end))
         start = following
+        if start == len(whole):
+            break
+    return spans, start
 
 
-def _iter_walked(name: str, layout: Layout, offset: int, data: memoryview) -> Iterator[Placed]:
+def _proven(layout: Layout, whole: bytes, start: int, block_start: int) -> tuple[int, int, list[Pair]]:
+    """The end of the record at `start`, the beginning of the next one, and the record, or several where no cut was seen between them."""
+    cut = layout.find_cut(whole, start)
+    while True:
+        end, following = cut or (len(whole), len(whole))
+        try:
+            return end, following, _decoded(whole[start:end], layout.kind, block_start + start)
+        except MiscutError:
+            if cut is None:
+                raise
+        cut = layout.find_cut(whole, end)  # what looked like the record's end stood inside it
+
+
+def _iter_walked(name: str, layout: Layout, offset: int, data: bytes) -> Iterator[Placed]:
     """Several records between which no cut was seen, or none: valid JSON, as decoding has shown."""
-    for record in walk(BytesSource(name, bytes(data) + b"}", offset), layout, offset):
+    for record in walk(BytesSource(name, data + b"}", offset), layout, offset):
         if record.key is not None:
             member = data[record.start - offset : record.value_end - offset]
             yield Placed(record.start, record.value_end, _decoded(member, layout.kind, record.start)[0])
 
 
-def _decoded(data: bytes | memoryview, kind: Kind, offset: int) -> list[Pair]:
+def _decoded(data: bytes, kind: Kind, offset: int) -> list[Pair]:
     try:
         return [*decode(data, kind, last=False).pairs]
     except NotJsonError as error:

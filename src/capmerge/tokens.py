@@ -233,10 +233,8 @@ def a1111_chunk_count(n_tokens: int, commas: Sequence[int]) -> int:
         full = start + CHUNK_TOKENS
         number = bisect_left(commas, full)
         opens = number < len(commas) and commas[number] == full
-        if opens or number == 0 or commas[number - 1] < full - COMMA_BACKTRACK:
-            start = full
-        else:
-            start = commas[number - 1] + 1
+        near = number > 0 and commas[number - 1] >= full - COMMA_BACKTRACK
+        start = commas[number - 1] + 1 if near and not opens else full
         chunks += 1
     return chunks
 

@@ -25,7 +25,7 @@ class TokensAndCommas(NamedTuple):
 
     counts: "Integers"
     """(n_texts,)."""
-    commas: dict[int, list[int]]
+    commas: dict[int, Sequence[int]]
     """By number of the text: the places among its tokens, from 0, in order."""
 
 
@@ -73,22 +73,20 @@ class TokenCounter:
         tokenizer = self.tokenizer
         assert isinstance(tokenizer, ClipTokenizer)  # no other has a token for the comma alone
         counts = np.zeros(len(texts), np.int64)
-        commas: dict[int, list[int]] = {}
+        commas: dict[int, Sequence[int]] = {}
         adds_up = tokenizer.adds_up and not any("," in literal for literal in tokenizer.added)
         for start in range(0, len(texts), _BATCH):
             batch = texts[start : start + _BATCH]
             counted = self._count_batch(tokenizer, batch) if adds_up else None
             totals = counted.totals if counted else np.array(tokenizer.count_each(batch), np.int64)
             counts[start : start + len(batch)] = totals
-            numbers = asked(totals)
-            if counted and len(numbers):
-                found = self._find_commas(tokenizer, counted, numbers)
-            else:
-                found = {}
-            for number in numbers.tolist():
-                if counted and number not in counted.whole:
-                    commas[start + number] = found.get(number, [])
-                else:
+            numbers = asked(totals).tolist()
+            in_pieces = [number for number in numbers if counted and number not in counted.whole]
+            if counted and in_pieces:
+                found = self._find_commas(tokenizer, counted, np.array(in_pieces, np.int64))
+                commas |= {start + number: places for number, places in zip(in_pieces, found, strict=True)}
+            for number in numbers:
+                if start + number not in commas:
                     commas[start + number] = _commas(tokenizer, batch[number])
         return TokensAndCommas(counts, commas)
 
@@ -114,24 +112,25 @@ class TokenCounter:
             local = list(filter(is_local, numbers))
             new = dict(zip(local, tokenizer.count_each(local), strict=True))
             counts[unknown] = [new.get(text, -1) for text in unknown_texts]
-            whole.update(pieces.places(unknown[counts[unknown] < 0]))
+            foreign = unknown[counts[unknown] < 0]
+            counts[foreign] = 0
+            whole.update(pieces.places(foreign))
             self._table.store(pieces, np.array([numbers[text] for text in new], np.int64), np.array([*new.values()], np.int64))
         totals: Integers = np.add.reduceat(counts, pieces.first)
         for place in whole:
             totals[place] = len(tokenizer.encode(texts[place]))
         return _Counted(pieces, counts, totals, whole)
 
-    def _find_commas(self, tokenizer: ClipTokenizer, counted: "_Counted", numbers: "Integers") -> dict[int, list[int]]:
-        """The commas of the texts with these `numbers`, but not of those that were encoded whole."""
+    def _find_commas(self, tokenizer: ClipTokenizer, counted: "_Counted", numbers: "Integers") -> list[list[int]]:
+        """The commas of each of the texts with these `numbers`, none of which was encoded whole."""
         import numpy as np
 
         pieces, counts = counted.pieces, counted.counts
-        ends = np.append(pieces.first[1:], len(pieces))
-        chosen = np.zeros(len(pieces) + 1, np.int64)  # which pieces belong to these texts
-        np.add.at(chosen, pieces.first[numbers], 1)
-        np.add.at(chosen, ends[numbers], -1)
+        text_of = np.repeat(np.arange(len(pieces.first)), np.diff(pieces.first, append=len(pieces)))  # of each piece
+        wanted = np.zeros(len(pieces.first), bool)
+        wanted[numbers] = True
         commas, of_piece = pieces.find(ord(","))
-        mine = np.cumsum(chosen)[of_piece] > 0
+        mine = wanted[text_of[of_piece]]
         commas, of_piece = commas[mine], of_piece[mine]
         # "tag," with a letter or digit before it, and "," alone: CLIP's pattern makes the comma a word, so it is the piece's last token.
         plain = pieces.ends_a_word(commas, of_piece)
@@ -139,26 +138,23 @@ class TokenCounter:
         is_odd = np.zeros(len(pieces), bool)
         is_odd[odd] = True
         last = of_piece[~is_odd[of_piece]]
-        before = np.cumsum(counts) - counts
-        owners = np.searchsorted(pieces.first, last, side="right") - 1
-        places = before[last] + counts[last] - 1 - before[pieces.first[owners]]
-        found: dict[int, list[int]] = {}
-        for owner, place in zip(owners.tolist(), places.tolist(), strict=True):
-            found.setdefault(owner, []).append(place)
-        owners = np.searchsorted(pieces.first, odd, side="right") - 1
-        starts = before[odd] - before[pieces.first[owners]]
-        touched = set()
-        for owner, start, text in zip(owners.tolist(), starts.tolist(), pieces.texts(odd), strict=True):
-            inside = self._commas_of_piece.get(text)
-            if inside is None:
-                if len(self._commas_of_piece) == _MOST_PIECES_WITH_COMMAS:
-                    self._commas_of_piece.clear()
-                inside = self._commas_of_piece[text] = _commas(tokenizer, text)
-            if inside:
-                found.setdefault(owner, []).extend(start + place for place in inside)
-                touched.add(owner)
-        for owner in touched:
-            found[owner].sort()
+        ends = np.cumsum(counts)
+        inside = [self._commas_inside(tokenizer, text) for text in pieces.texts(odd)]
+        odd_ends = np.repeat(ends[odd] - counts[odd], [len(places) for places in inside])
+        places = np.concatenate((ends[last] - 1, odd_ends + np.array([place for some in inside for place in some], np.int64)))
+        places.sort()
+        starts = (ends[pieces.first] - counts[pieces.first])[numbers]
+        edges = np.searchsorted(places, np.stack((starts, starts + counted.totals[numbers])))
+        places -= np.repeat(starts, edges[1] - edges[0])  # they are of these texts and of no other
+        listed = places.tolist()
+        return [listed[i:j] for i, j in edges.T.tolist()]
+
+    def _commas_inside(self, tokenizer: ClipTokenizer, piece: str) -> list[int]:
+        found = self._commas_of_piece.get(piece)
+        if found is None:
+            if len(self._commas_of_piece) == _MOST_PIECES_WITH_COMMAS:
+                self._commas_of_piece.clear()
+            found = self._commas_of_piece[piece] = _commas(tokenizer, piece)
         return found
 
 

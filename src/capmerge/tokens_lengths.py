@@ -38,7 +38,7 @@ class TextLengths:
         """(n_texts, 4): tokens by SD 1 and by SD 2, chunks by SD 1 and by SD 2."""
         found = np.empty((len(texts), 4), np.int64)
         found[:, 0], found[:, 2] = found[:, 1], found[:, 3] = self._sd1.count(texts)
-        other = [number for number, text in enumerate(texts) if any(literal in text for literal in self._differ)]
+        other = sorted({number for literal in self._differ for number, text in enumerate(texts) if literal in text})
         if other:
             found[other, 1], found[other, 3] = self._sd2.count([texts[number] for number in other])
         return found

@@ -71,10 +71,11 @@ class Pieces:
         return found, np.searchsorted(self.starts, found, side="right") - 1
 
     def ends_a_word(self, places: Integers, numbers: Integers) -> NDArray[np.bool_]:
-        """Whether the character at each of `places` is the last of its piece, of these `numbers`, behind an ASCII letter or digit or alone."""
+        """Whether what stands at each of `places` ends its piece, of these `numbers`, alone or behind an ASCII letter or digit."""
         starts = self.starts.take(numbers)
-        alone = places == starts
-        return (places == starts + self.lengths.take(numbers) - 1) & (alone | _LETTER_OR_DIGIT[self._padded[places - 1]])
+        follows = (places == starts) | _LETTER_OR_DIGIT[self._padded[places - 1]]
+        last: NDArray[np.bool_] = (places == starts + self.lengths.take(numbers) - 1) & follows
+        return last
 
     def keys(self, chosen: Integers, width: int) -> Words:
         """(n_chosen, width): the bytes of each piece as words, filled up with zero."""

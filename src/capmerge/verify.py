@@ -20,7 +20,7 @@ from capmerge.codec import Stray, iter_pairs, iter_source, place_of
 from capmerge.errors import DataError, quoted
 from capmerge.marks import MARK, TAG_SPANS, WEIGHTS
 from capmerge.output import side_path
-from capmerge.rewrite import Format, reserved_fields
+from capmerge.rewriter import Format, reserved_fields
 from capmerge.side_files import REJECTS
 from capmerge.source import Source
 from capmerge.templates import MOST_LINES, Draw, MergeOptions

@@ -12,7 +12,6 @@ Every rank calls every function; only files that one rank must write alone are w
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -23,9 +22,9 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from capmerge.output import sync_folder
 from trainer.engine import sum_over_ranks
 from trainer.errors import ResumeError
+from trainer.publish import publish_folder, sync_files
 
 _FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -147,7 +146,7 @@ def save_state(engine: Accelerator, output_dir: Path, step: int, identity: Mappi
         engine.save_state(str(unfinished))
         if engine.is_main_process:
             (unfinished / _STATE).write_text(json.dumps({"step": step, "identity": dict(identity)}, indent=2) + "\n", encoding="utf-8")
-        _sync_files(unfinished)
+        sync_files(unfinished)  # every rank its own disk's; publishing them is rank 0's
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own errors for a full disk
         if not _is_disk_error(error):
             raise
@@ -166,25 +165,12 @@ def save_state(engine: Accelerator, output_dir: Path, step: int, identity: Mappi
 def _publish(unfinished: Path, final: Path, keep: int) -> str:
     """Rename a finished save and remove states that are not kept; the reason when that failed."""
     try:
-        replaced = final.with_name(f"{_UNFINISHED}replaced-{final.name}")
-        if final.exists():  # the same step was saved before, by a run that was resumed
-            final.rename(replaced)
-        unfinished.rename(final)
-        sync_folder(final.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        publish_folder(unfinished, final)
     except OSError as error:
         return str(error)
     for old in _complete(final.parent.parent)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return ""
-
-
-def _sync_files(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    sync_folder(folder)
 
 
 def _is_disk_error(error: Exception) -> bool:

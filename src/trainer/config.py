@@ -18,7 +18,7 @@ from trainer.errors import ConfigError
 from trainer.mistakes import Mistake, list_mistakes
 from trainer.overrides import apply_overrides
 from trainer.settings import Config, Section
-from trainer.toml import to_key, to_toml
+from trainer.toml import to_toml
 
 _DATA = {"metadata": ".", "latents": "."}
 _STAND_INS: dict[str, Any] = {
@@ -112,11 +112,12 @@ def _where(place: Place, given: Mapping[Place, str], name: str) -> str:
     return name
 
 
-def with_seed(config: Config) -> Config:
-    """The same config with a seed: its own, or one of 63 random bits."""
+def with_seed(config: Config, saved: int | None = None) -> Config:
+    """The same config with a seed: its own, else the one `saved` with the run that goes on, else 63 random bits."""
     if config.train.seed is not None:
         return config
-    return config.model_copy(update={"train": config.train.model_copy(update={"seed": secrets.randbits(63)})})
+    seed = secrets.randbits(63) if saved is None else saved
+    return config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
 
 
 def resolved_toml(config: Config) -> str:
@@ -141,9 +142,11 @@ def _section(section: Section, place: Place, ignored: Mapping[Place, str]) -> st
         if value is None:
             lines.append(f"# {name} is not set")
         elif isinstance(value, Section):  # [data.caption]: only what differs from [caption]
-            lines.append(f"{name} = {to_toml({key: getattr(value, key) for key in value.model_fields if key in value.model_fields_set})}")
+            lines.append(
+                f"{name} = {to_toml({key: getattr(value, key) for key in type(value).model_fields if key in value.model_fields_set})}"
+            )
         elif (*place, name) in ignored:
             lines.append(f"# {name} = {to_toml(value)} has no effect here")
         else:
-            lines.append(f"{to_key(name)} = {to_toml(value)}")
+            lines.append(f"{name} = {to_toml(value)}")
     return "\n".join(lines) + "\n"

@@ -5,7 +5,7 @@ silently without effect. A value that turns a setting off (false, 0, "") asks fo
 may not reach (`checkpoint.every_steps` past `train.max_steps`) is read, and no error either. Knows no files and no pydantic errors.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from trainer.settings import CaptionSettings, Config, Section
@@ -23,7 +23,7 @@ class Rule(NamedTuple):
     """All of these settings have one of these values, ..."""
     instead: str
     """What to do to give them their effect."""
-    unless: Mapping[str, tuple[Any, ...]] = {}  # noqa: RUF012 -- a NamedTuple's default, never changed
+    unless: Mapping[str, tuple[Any, ...]] = {}
     """... and none of these settings has one of these values."""
 
 
@@ -45,6 +45,14 @@ _FROM_TEXT = (
     "caption.tag_dropout_rate",
     "caption.sentences",
 )
+_OF_KEPT = (*_FROM_TEXT, "text.random_caption_rate", "text.word_repeat_rate")
+"""What happens to captions that are not dropped."""
+
+
+def _argument_of(name: str, *schedules: str) -> Rule:
+    schedule = {"optimizer.schedule": schedules}
+    return Rule((f"optimizer.schedule_arguments.{name}",), {}, f"set optimizer.schedule to {' or '.join(schedules)}", unless=schedule)
+
 
 RULES = (
     Rule(("model.size",), {}, 'set model.path to "random"', unless={"model.path": ("random",)}),
@@ -57,9 +65,9 @@ RULES = (
     Rule(("caption.separator",), {**_SPLIT_OFF, "caption.secondary_separator": ("",)}, "set one of these four"),
     Rule(("caption.token_warmup_min",), {"caption.token_warmup_steps": (0,)}, "set caption.token_warmup_steps"),
     Rule(_FROM_TAGS, {"caption.tag_dropout_rate": (1,)}, "set caption.tag_dropout_rate below 1"),
-    Rule((*_FROM_TEXT, "caption.dropout_every_epochs"), {"caption.dropout_rate": (1,)}, "set caption.dropout_rate below 1"),
-    Rule((*_FROM_TEXT, "caption.dropout_rate"), {"caption.dropout_every_epochs": (1,)}, "set caption.dropout_every_epochs to 2 or more"),
-    Rule(_FROM_TEXT, {"text.random_caption_rate": (1,)}, "set text.random_caption_rate below 1"),
+    Rule((*_OF_KEPT, "caption.dropout_every_epochs"), {"caption.dropout_rate": (1,)}, "set caption.dropout_rate below 1"),
+    Rule((*_OF_KEPT, "caption.dropout_rate"), {"caption.dropout_every_epochs": (1,)}, "set caption.dropout_every_epochs to 2 or more"),
+    Rule((*_FROM_TEXT, "text.word_repeat_rate"), {"text.random_caption_rate": (1,)}, "set text.random_caption_rate below 1"),
     Rule(("text.max_tokens", "text.dynamic_chunks"), {"text.chunking": ("crop",)}, "set text.chunking to kohya or a1111"),
     Rule(("text.dynamic_chunks",), {"text.max_tokens": (75,)}, "set text.max_tokens to 150 or more"),
     Rule(("text.clip_skip",), {"model.family": ("sd2", "sdxl")}, "set model.family to sd1"),
@@ -74,24 +82,12 @@ RULES = (
         {"optimizer.schedule": ("constant", "piecewise_constant")},
         "set optimizer.schedule to constant_with_warmup or one that falls",
     ),
-    Rule(
-        ("optimizer.schedule_arguments.num_cycles",),
-        {},
-        "set optimizer.schedule to cosine_with_restarts",
-        unless={"optimizer.schedule": ("cosine_with_restarts",)},
-    ),
-    Rule(
-        ("optimizer.schedule_arguments.power",),
-        {},
-        "set optimizer.schedule to polynomial",
-        unless={"optimizer.schedule": ("polynomial",)},
-    ),
-    Rule(
-        ("optimizer.schedule_arguments.step_rules",),
-        {},
-        "set optimizer.schedule to piecewise_constant",
-        unless={"optimizer.schedule": ("piecewise_constant",)},
-    ),
+    _argument_of("num_cycles", "cosine", "cosine_with_restarts"),
+    _argument_of("power", "polynomial"),
+    _argument_of("lr_end", "polynomial"),
+    _argument_of("f_min", "linear"),
+    _argument_of("f_max", "linear"),
+    _argument_of("step_rules", "piecewise_constant"),
     Rule(("log.project",), {"log.trackers": ((),)}, "set log.trackers"),
 )
 
@@ -99,7 +95,7 @@ ALWAYS = frozenset(
     (
         *("model.family", "model.path", "model.gradient_checkpointing"),
         *("data.metadata", "data.latents", "data.repeats", "data.flip", "data.alpha_mask", "data.on_missing", "data.allow_outside"),
-        *("text.chunking", "text.embedding_noise", "text.random_caption_rate", "text.word_repeat_rate"),
+        *("text.chunking", "text.embedding_noise"),
         *("noise.prediction", "noise.zero_terminal_snr", "noise.offset", "noise.multires_iterations", "noise.input_perturbation"),
         *("noise.min_timestep", "noise.max_timestep"),
         *("loss.kind", "loss.min_snr_gamma", "loss.debiased"),
@@ -135,25 +131,27 @@ def iter_ignored(config: Config, *, given: bool = False) -> Iterator[Conflict]:
                 continue
             holder = getattr(config, section)
             asked = argument[0] in getattr(holder, key) if argument else _asks(holder, key, given=given)
-            if asked and _fires(rule, config, config.caption):
-                yield Conflict((section, key, *argument), _sections(rule), _text(rule, setting, config, config.caption, {}))
+            if asked and all(_fires(rule, config, caption) for caption in captions):
+                yield Conflict((section, key, *argument), _sections(rule), _text(rule, setting, config, captions[0], _own_names(config, 0)))
 
 
-def _ignored_caption_setting(
-    rule: Rule, key: str, config: Config, captions: list[CaptionSettings], *, given: bool
-) -> Iterator[Conflict]:
+def _ignored_caption_setting(rule: Rule, key: str, config: Config, captions: list[CaptionSettings], *, given: bool) -> Iterator[Conflict]:
     """`[caption]` is without effect when it is in every data set that takes it from there, `[data.caption]` when it is in its own."""
     inheriting = []
     for number, (data, caption) in enumerate(zip(config.data, captions, strict=True)):
         if key not in data.caption.model_fields_set:
             inheriting.append(number)
         elif _asks(data.caption, key) and _fires(rule, config, caption):
-            own = {f"caption.{name}": f"data.{number}.caption.{name}" for name in data.caption.model_fields_set}
-            yield Conflict(("data", number, "caption", key), _sections(rule), _text(rule, f"caption.{key}", config, caption, own))
+            text = _text(rule, f"caption.{key}", config, caption, _own_names(config, number))
+            yield Conflict(("data", number, "caption", key), _sections(rule), text)
     if inheriting and _asks(config.caption, key, given=given) and all(_fires(rule, config, captions[number]) for number in inheriting):
-        first = inheriting[0]
-        own = {f"caption.{name}": f"data.{first}.caption.{name}" for name in config.data[first].caption.model_fields_set}
-        yield Conflict(("caption", key), _sections(rule), _text(rule, f"caption.{key}", config, captions[first], own))
+        text = _text(rule, f"caption.{key}", config, captions[inheriting[0]], _own_names(config, inheriting[0]))
+        yield Conflict(("caption", key), _sections(rule), text)
+
+
+def _own_names(config: Config, number: int) -> dict[str, str]:
+    """What a data set gives itself: `caption.shuffle` -> `data.0.caption.shuffle`."""
+    return {f"caption.{name}": f"data.{number}.caption.{name}" for name in config.data[number].caption.model_fields_set}
 
 
 def _asks(section: Section, key: str, *, given: bool = False) -> bool:
@@ -187,7 +185,7 @@ def _text(rule: Rule, setting: str, config: Config, caption: CaptionSettings, ow
 
 def iter_impossible(config: Config) -> Iterator[Conflict]:
     """The combinations of settings that cannot be carried out."""
-    for check in (_no_end, _nothing_trained, _no_timesteps, _last_step_unlearnable, _no_step_rules, _rate_given_twice):
+    for check in (_no_end, _nothing_trained, _no_timesteps, _last_step_unlearnable, _no_step_rules):
         yield from check(config)
     yield from _separators_alike(config)
 
@@ -209,7 +207,7 @@ def _nothing_trained(config: Config) -> Iterator[Conflict]:
 def _no_timesteps(config: Config) -> Iterator[Conflict]:
     low, high = config.noise.min_timestep, config.noise.max_timestep
     if low >= high:
-        text = f"`noise.min_timestep = {low}` is not below `noise.max_timestep = {high}`. Timesteps are drawn from the first to just below the second."
+        text = f"`noise.min_timestep = {low}` is not below `noise.max_timestep = {high}`. Leave room between them."
         yield Conflict(("noise", "min_timestep"), frozenset({"noise"}), text)
 
 
@@ -231,21 +229,12 @@ def _no_step_rules(config: Config) -> Iterator[Conflict]:
         yield Conflict(("optimizer", "schedule"), frozenset({"optimizer"}), text)
 
 
-def _rate_given_twice(config: Config) -> Iterator[Conflict]:
-    for name in ("lr", "params"):
-        if name in config.optimizer.arguments:
-            text = (
-                f"`optimizer.arguments.{name}` would replace what the trainer gives the optimizer itself. "
-                "Remove it; the rates are learning_rate, text_learning_rate and text2_learning_rate."
-            )
-            yield Conflict(("optimizer", "arguments", name), frozenset({"optimizer"}), text)
-
-
 def _separators_alike(config: Config) -> Iterator[Conflict]:
     for number in range(len(config.data)):
         caption = config.caption_of(number)
         if caption.secondary_separator == caption.separator:
             own = config.data[number].caption.model_fields_set & {"separator", "secondary_separator"}
-            text = f"`caption.secondary_separator` has no effect with `caption.separator = {to_toml(caption.separator)}`: it is the same. Remove it."
+            same = f"`caption.separator = {to_toml(caption.separator)}`"
+            text = f"`caption.secondary_separator` has no effect with {same}: it is the same. Remove it."
             place: Place = ("data", number, "caption") if own else ("caption",)
             yield Conflict((*place, "secondary_separator"), frozenset({"caption", "data"}), text)

@@ -13,7 +13,7 @@ from trainer.chunks import Chunker
 from trainer.config import resolved_toml, with_seed
 from trainer.datasets import DataSet, open_datasets
 from trainer.derived import Derived, EpochPlans, derive
-from trainer.freeze import freeze_parts, trained_share
+from trainer.freeze import trained_share
 from trainer.samples import SampleMaker, build_chunker
 from trainer.settings import Config
 
@@ -32,6 +32,8 @@ def show(config: Config) -> None:
     print(resolved_toml(config))
     for line in _numbers(config, derived, ranks):
         print(f"# {line}")
+    for note in (note for dataset in datasets for note in dataset.notes):
+        print(f"# {note}")
     chunker = build_chunker(config)
     for number, sample in enumerate(islice(_samples(config, datasets, derived), FIRST_SAMPLES), 1):
         print(f"\n# sample {number}: {_described(sample, chunker)}\n{printable(sample.caption)}")
@@ -42,10 +44,7 @@ def _numbers(config: Config, derived: Derived, ranks: int) -> Iterator[str]:
     yield f"records: {derived.records:,}; samples an epoch: {derived.samples_per_epoch:,}; buckets: {derived.buckets:,}"
     yield f"global batch: {derived.global_batch_size:,} = {micro:,} x {accumulation:,} (accumulation) x {ranks:,} (ranks)"
     yield f"steps: {derived.max_steps:,}; an epoch: {derived.steps_per_epoch:,}; epochs: {derived.max_steps / derived.steps_per_epoch:.3g}"
-    assert config.train.seed is not None  # one was drawn
-    model = build_model(config, config.train.seed)
-    freeze_parts(model, config)
-    for part, (trained, total) in trained_share(model).items():
+    for part, (trained, total) in trained_share(build_model(config, weights=False)).items():
         yield f"{part}: {trained:,} of {total:,} parameters trained ({trained / total:.1%})"
 
 
@@ -66,6 +65,6 @@ def _described(sample: Sample, chunker: Chunker) -> str:
     dropped = sample.cut.dropped_tokens(chunks)
     events = "".join(f", {event.replace('_', ' ')}" for event in sample.events)
     return (
-        f"{printable(sample.key)} (data.{sample.dataset}, repeat {sample.repeat}), style {sample.style or '-'}, timestep {sample.timestep}, "
-        f"{sample.cut.tokens} tokens in {chunks} chunks ({filled}), {dropped} dropped{events}"
+        f"{printable(sample.key)} (data.{sample.dataset}, repeat {sample.repeat}), style {sample.style or 'none'}, "
+        f"timestep {sample.timestep}, {sample.cut.tokens} tokens, chunks {filled}, {dropped} dropped{events}"
     )

@@ -6,7 +6,6 @@
 Every rank walks through the same calls; only printing and writing of single files is left to rank 0.
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -22,10 +21,10 @@ from trainer.datasets import DataSet, open_datasets
 from trainer.derived import Derived, EpochPlans, derive, identity
 from trainer.engine import build_engine, from_all_ranks, from_rank_0
 from trainer.errors import LatentsError, NonFiniteError
-from trainer.freeze import freeze_parts, parameter_groups, trained_share
+from trainer.freeze import parameter_groups, trained_share
 from trainer.interrupts import Interrupts
 from trainer.loader import Loader, Share, build_loader
-from trainer.metrics import MetricsFile, progress_fields, save_loss_plot
+from trainer.metrics import MetricsFile, Recent, peak_memory_bytes, progress_fields, save_loss_plot
 from trainer.model_save import save_model
 from trainer.noise import Schedule
 from trainer.optim import build_optimizer, build_schedule, weights_for_use
@@ -62,24 +61,26 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
             load_state(engine, state)
         run = _Run(trained, datasets, derived, fixed, step=state.step if state else 0)
         run.say(f"changed since the state was saved: {line}" for line in changed)
+        run.say(note for dataset in datasets for note in dataset.notes)
         run.say_start(resume)
-        run.train(interrupts)
-        run.save()
-        if interrupts.signal_number is None:
-            run.finish()
+        try:
+            run.train(interrupts)
+            run.save()
+            if interrupts.signal_number is None:
+                run.finish()
+        finally:
+            run.close()
     engine.end_training()
     return interrupts.exit_code
 
 
 def _build(config: Config, engine: Accelerator, derived: Derived) -> Trained:
     """Model, optimizer and rates, prepared by the engine."""
-    assert config.train.seed is not None  # one was drawn
-    model = build_model(config, config.train.seed)
-    freeze_parts(model, config)
+    model = build_model(config)
     bare = build_optimizer(parameter_groups(model, config), config.optimizer, engine.device)
     rates = build_schedule(bare, config.optimizer, derived.max_steps)
     prepared, optimizer = engine.prepare(model, bare)
-    return Trained(engine, config, prepared, optimizer, rates, Schedule.of(config.noise).to(engine.device))
+    return Trained(engine, config, prepared, model, optimizer, rates, Schedule.of(config.noise).to(engine.device))
 
 
 class _Run:
@@ -92,12 +93,18 @@ class _Run:
         self.step = step  # optimizer steps that are done
         self.saved_step, self.saved_at = step, time.monotonic()
         self.replaced_in_epoch = 0
+        self.recent = Recent()
         self.metrics: MetricsFile | None = None
         if self.engine.is_main_process:
             self.say(f"a state later than step {step:,} is kept as {path}" for path in set_aside_later(self.folder, step))
             self.metrics = MetricsFile(self.folder / METRICS_FILE, after_step=step)
         if self.config.log.trackers:
             self.engine.init_trackers(self.config.log.project, config={"config": resolved_toml(self.config)})
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self.metrics:
+            self.metrics.close()
 
     def say(self, lines: Iterable[str]) -> None:
         """Print lines once, whatever the number of ranks; the progress bar stays whole."""
@@ -110,15 +117,15 @@ class _Run:
         derived, begun = self.derived, "starts"
         if resume:
             begun = f"resumes at step {self.step:,}" if self.step else "no state was saved yet: starts again at step 0"
-        shares = self.engine.unwrap_model(self.trained.model)
-        trained = ", ".join(f"{part} {count / total:.1%} of {total:,}" for part, (count, total) in trained_share(shares).items())
-        self.say(
-            [
-                f"{begun}: seed {self.config.train.seed}; {derived.records:,} records, {derived.samples_per_epoch:,} samples an epoch "
-                f"in {derived.buckets:,} buckets; {derived.global_batch_size:,} samples a step, {derived.steps_per_epoch:,} steps an epoch, "
-                f"{derived.max_steps:,} steps; trained: {trained}"
-            ]
+        trained = ", ".join(
+            f"{part} {count / total:.1%} of {total:,}" for part, (count, total) in trained_share(self.trained.bare_model).items()
         )
+        line = (
+            f"{begun}: seed {self.config.train.seed}; {derived.records:,} records, {derived.samples_per_epoch:,} samples an epoch "
+            f"in {derived.buckets:,} buckets; {derived.global_batch_size:,} samples a step, {derived.steps_per_epoch:,} steps an epoch, "
+            f"{derived.max_steps:,} in all; trained: {trained}"
+        )
+        self.say([line])
 
     def train(self, interrupts: Interrupts) -> None:
         """Train from the step at hand to the last one, or until a signal."""
@@ -136,6 +143,8 @@ class _Run:
                 if by_clock or self._step_asks():
                     self.save()
                 self._count_replaced(result)
+                if self.step % self.derived.steps_per_epoch == 0 and self.engine.is_local_main_process:
+                    drop_old_plans(self.folder / PLANS_FOLDER, self.step // self.derived.steps_per_epoch)
 
     def _loader(self) -> Loader:
         config, engine = self.config, self.engine
@@ -176,8 +185,29 @@ class _Run:
             )
 
     def _log(self, result: StepResult, bar: Any) -> None:
-        """Show a step's numbers, and write them where they are wanted."""
-        ...
+        """Show a step's numbers, and write them where they are wanted; a line tells of its own step, so a resumed run writes the same."""
+        log, epoch = self.config.log, (self.step - 1) // self.derived.steps_per_epoch
+        self.recent.add(result.counts, result.seconds, result.waited_seconds)
+        line: dict[str, Any] = {
+            "loss": result.loss,
+            "epoch": epoch,
+            "grad_norm": result.grad_norm,
+            **result.rates,
+            **self.recent.speed(self.engine.num_processes),
+        }
+        line |= {"memory_bytes": peak_memory_bytes(self.engine.device), **result.counts}
+        if not result.taken:
+            line["skipped"] = True
+        bar.set_postfix(progress_fields(line, self.recent.event_shares()), refresh=False)
+        bar.update()
+        if self.step % log.every_steps:
+            return
+        if log.trackers:
+            self.engine.log(line, step=self.step)
+        if log.samples:
+            line |= {"keys": from_all_ranks(self.engine, result.keys), "captions": from_all_ranks(self.engine, result.captions)}
+        if self.metrics and (problem := self.metrics.write(self.step, **line)):
+            self.say([f"WARNING: the numbers of step {self.step:,} are lost: {problem}. The run goes on. Free some room."])
 
     def _count_replaced(self, result: StepResult) -> None:
         """Raise `LatentsError` when more samples of the epoch than `MOST_REPLACED` stand for others."""
@@ -189,7 +219,7 @@ class _Run:
             self.save()
             raise LatentsError(
                 f"step {self.step:,}: found {self.replaced_in_epoch:,} samples of this epoch without usable latents, expected at most "
-                f"{MOST_REPLACED:.0%} of {self.derived.samples_per_epoch:,}. The files are named above; cache them again, then --resume latest."
+                f"{MOST_REPLACED:.0%} of {self.derived.samples_per_epoch:,}. Cache the files named above again, then --resume latest."
             )
 
     def _stop_nonfinite(self, result: StepResult) -> None:
@@ -201,16 +231,13 @@ class _Run:
 
     def finish(self) -> None:
         """Save the trained model as a diffusers folder, and draw the losses."""
-        state = self.engine.get_state_dict(self.trained.model)  # collective: every rank takes part
-        if self.engine.is_main_process:
-            save_model(self.engine.unwrap_model(self.trained.model), state, self.folder / MODEL_FOLDER, self.config)
-            self.say([f"the trained model: {self.folder / MODEL_FOLDER}"])
-            drawn = save_loss_plot(self.folder / METRICS_FILE, self.folder / PLOT_FILE)
-            self.say(
-                [
-                    f"the losses: {self.folder / PLOT_FILE}"
-                    if drawn
-                    else "no loss plot: matplotlib is not installed (pip install matplotlib)"
-                ]
-            )
+        with weights_for_use(self.trained.optimizer):
+            gathered = self.engine.get_state_dict(self.trained.model, unwrap=False)  # collective: every rank takes part
+            if self.engine.is_main_process:
+                folder = self.folder / MODEL_FOLDER
+                state = {name.removeprefix("module."): tensor for name, tensor in gathered.items()}  # DDP's wrapper
+                missing = save_model(self.trained.bare_model, state, folder, self.config)
+                self.say([f"the trained model: {folder}" + "".join(f"; {part} is not in it" for part in missing)])
+                problem = save_loss_plot(self.folder / METRICS_FILE, self.folder / PLOT_FILE)
+                self.say([problem or f"the losses: {self.folder / PLOT_FILE}"])
         self.engine.wait_for_everyone()

@@ -51,7 +51,7 @@ def list_mistakes(error: ValidationError, document: dict[str, Any]) -> list[Mist
 
 
 def _setting_of(loc: tuple[str | int, ...]) -> Place:
-    """pydantic's place without what lies inside a value: types of a union, places in a list."""
+    """The place that pydantic tells, without what lies inside a value: types of a union, places in a list."""
     place: Place = ()
     for part in loc:
         if place and place != ("data",) and not _keys_of(_annotation_at(place)):
@@ -101,7 +101,7 @@ def _header(place: Place, document: dict[str, Any]) -> str:
     """The table at a place as it stands in the file: `[train]`, `[[data]]`, `[data.caption]`."""
     name = printable(".".join(part for part in place if isinstance(part, str)))
     header = "[[data]]" if name == "data" else f"[{name}]"
-    return f"{header} of data.{place[1]}" if place[0] == "data" and len(document["data"]) > 1 else header
+    return f"{header} of data.{place[1]}" if place[0] == "data" and len(place) > 1 and len(document["data"]) > 1 else header
 
 
 def _unknown(setting: Place, document: dict[str, Any]) -> Mistake:
@@ -143,11 +143,11 @@ def _wrong(setting: Place, document: dict[str, Any]) -> str:
     value: Any = document
     for part in setting:
         value = value[part]
-    name = _name(setting, document)
     if setting[:1] == ("data",) and len(setting) < 3:
         if isinstance(value, dict):
             return "found [data], expected [[data]] in double brackets: it may stand several times."
         return f"`data` is {_shown(document['data'])}, expected [[data]] with metadata and latents, at least once."
+    name = _name(setting, document)
     if _keys_of(_annotation_at(setting)):
         return f"`{name}` is {_shown(value)}, expected a section {_header(setting, document)}."
     near = get_close_matches(value, _words(_annotation_at(setting)), n=1) if isinstance(value, str) else []

@@ -17,7 +17,7 @@ _FORM = "section.key=value, such as train.max_steps=20"
 def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[Place, str], list[str]]:
     """Which override gave which setting, and a line for each override that cannot be read; `document` is changed in place.
 
-    `data.metadata=...` is the first data set's, `data.1.metadata=...` the second's, which may be new; the last override of a setting counts.
+    `data.metadata=...` is the first data set's, `data.1.metadata=...` the second's, which may be new; the last one of a setting counts.
     """
     given: dict[Place, str] = {}
     problems = []

@@ -1,6 +1,6 @@
 """`python -m trainer.run config.toml`: the command line, errors to exit codes. Nothing is decided here.
 
-Exit codes: 0, 1 data, 2 usage or settings, 130 Ctrl-C, 141 closed pipe. Everything heavy is imported when it is needed.
+Exit codes: 0, 1 data, 2 usage or settings, 130 Ctrl-C, 141 closed pipe, 143 terminated. Everything heavy is imported when it is needed.
 """
 
 import io
@@ -19,7 +19,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 @app.command()
 def _run(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A TOML file; examples/tiny_sd1.toml is one.", show_default=False)],
+    config: Annotated[str, typer.Argument(metavar="CONFIG", show_default=False)],
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -43,7 +43,7 @@ def _run(
 ) -> None:
     """Fine-tune SD 1.x, SD 2.x or SDXL on captions that capmerge wrote.
 
-    Relative paths in CONFIG count from the current directory.
+    CONFIG is a TOML file; examples/tiny_sd1.toml is one to start from. Relative paths in it count from the current directory.
     """
     with _errors_as_exit_codes():
         if dry_run and (resume is not None or allow_change):
@@ -60,7 +60,8 @@ def _run(
         else:
             from trainer.loop import train
 
-            train(settings, resume=resume, allow_change=allow_change)
+            if code := train(settings, resume=resume, allow_change=allow_change):
+                raise typer.Exit(code)
 
 
 @contextmanager

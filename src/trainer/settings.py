@@ -152,14 +152,20 @@ class LossSettings(Section):
 
 
 class ScheduleArguments(TypedDict, total=False):
-    """`[optimizer.schedule_arguments]`: each is read by one schedule only."""
+    """`[optimizer.schedule_arguments]`: each is read by some schedules only."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)  # type: ignore[misc]
 
-    num_cycles: Annotated[int, Field(ge=1)]
-    """cosine_with_restarts: how often the rate falls to 0. Default 1."""
+    num_cycles: Annotated[float, Field(gt=0)]
+    """cosine_with_restarts: how often the rate falls to 0. Default 1. cosine: how many whole waves. Default 0.5: one fall to 0."""
     power: Annotated[float, Field(gt=0)]
     """polynomial: 1 falls in a straight line. Default 1."""
+    lr_end: Annotated[float, Field(ge=0)]
+    """polynomial: the rate at the end, of the U-Net's. Default 1e-7."""
+    f_min: Annotated[float, Field(ge=0)]
+    """linear: factor of the rate at the end. Default 0."""
+    f_max: Annotated[float, Field(ge=0)]
+    """linear: factor of the rate after warm-up. Default 1."""
     step_rules: Annotated[str, Field(pattern=r"^([0-9.]+:[0-9]+,)+[0-9.]+$", examples=["1:10,0.1:20,0.01"])]
     """piecewise_constant: factor of the rate up to a step, and the last factor, as in "1:10,0.1:20,0.01". No default."""
 
@@ -184,7 +190,7 @@ class OptimizerSettings(Section):
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the rate rises from 0. Default 0."""
     schedule_arguments: ScheduleArguments = Field(default_factory=ScheduleArguments)
-    """Further arguments of the schedule: num_cycles, power, step_rules. Default: its own."""
+    """Further arguments of the schedule, such as num_cycles. Default: its own."""
     clip_grad_norm: float = Field(default=1.0, ge=0)
     """Largest norm of the whole gradient; 0: not clipped. Default 1."""
 

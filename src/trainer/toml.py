@@ -14,10 +14,10 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def to_toml(value: Any) -> str:
-    """One line of TOML for a value as `tomllib` makes them, a tuple, or a path (as its text).
+    r"""One line of TOML for a value as `tomllib` makes them, a tuple, or a path (as its text).
 
     >>> to_toml({"betas": (0.9, 0.999), "name": 'a "b"'})
-    '{betas = [0.9, 0.999], name = "a \\\\"b\\\\""}'
+    '{betas = [0.9, 0.999], name = "a \\"b\\""}'
     """
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -26,7 +26,7 @@ def to_toml(value: Any) -> str:
     if isinstance(value, str | Path):
         return _text(str(value))
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{to_key(key)} = {to_toml(one)}" for key, one in value.items()) + "}"
+        return "{" + ", ".join(f"{_key(key)} = {to_toml(one)}" for key, one in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(to_toml, value)) + "]"
     if isinstance(value, date | time):  # a datetime is a date
@@ -34,7 +34,7 @@ def to_toml(value: Any) -> str:
     raise TypeError(f"{type(value).__name__} has no form in TOML")
 
 
-def to_key(key: str) -> str:
+def _key(key: str) -> str:
     """A key, in quotes where it needs them."""
     return key if _BARE_KEY.fullmatch(key) else _text(key)
 

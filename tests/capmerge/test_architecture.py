@@ -13,17 +13,22 @@ FLOORS = [
     ["rewritten", "plain", "blocks", "output", "tokens_ids"],
     ["codec", "side_files", "tokens_count", "trained", "columns"],
     ["tokens", "parallel", "spans", "index"],
-    ["cut", "fit", "document", "observe", "tokens_lengths"],
-    ["caption", "histogram", "report", "index_rows"],
+    ["cut", "fit", "document", "observe", "tokens_lengths", "listing_search"],
+    ["caption", "histogram", "report", "index_rows", "listing"],
     ["preview", "gather", "figure", "page_picture", "index_build"],
-    ["show", "rewrite", "page"],
-    ["verify", "measure", "stats_files"],
+    ["show", "rewriter", "page"],
+    ["rewrite", "verify", "measure", "stats_files"],
+    ["cli_frame"],
+    ["cli_index"],
     ["cli"],
     ["__main__"],
 ]
 """A module imports from lower floors only. A new one goes on the lowest floor above all that it needs."""
 
-WITH_NUMPY = ["columns", "duplicates", "index", "index_build", "index_rows", "tokens_count", "tokens_lengths", "tokens_table"]
+WITH_NUMPY = [
+    *("columns", "index", "index_build", "index_rows", "listing", "listing_search"),
+    *("duplicates", "tokens_count", "tokens_lengths", "tokens_table"),
+]
 
 PACKAGE = Path(capmerge.__file__).parent
 MODULES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}

@@ -35,7 +35,7 @@ def small_blocks(monkeypatch):
     """Many blocks in a small file, for forked workers too."""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 20_000)
     monkeypatch.setattr(blocks, "PIECE_BYTES", 4_000)
-    monkeypatch.setattr("capmerge.rewrite.BLOCK_BYTES", 20_000)
+    monkeypatch.setattr("capmerge.parallel.BLOCK_BYTES", 20_000)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from capmerge import blocks
 from capmerge.blocks import MAX_RECORD_BYTES, read_layout
 from capmerge.codec import iter_source
 from capmerge.errors import DataError
-from capmerge.rewrite import Format, Rewriter
+from capmerge.rewriter import Format, Rewriter
 from capmerge.source import open_source
 from capmerge.templates import MergeOptions
 from capmerge.verify import verify

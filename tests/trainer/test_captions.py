@@ -24,6 +24,7 @@ def rewritten(tags=TAGS, caption=SENTENCE, **options):
 
 
 def train(record, *, text=None, seed=7, epoch=0, key="a.png", dataset=0, repeat=0, step=0, max_steps=100, **settings):
+    """`train_caption` with the usual sample; `settings` are those of `[caption]`."""
     return train_caption(
         record,
         CaptionSettings(**settings),

@@ -41,6 +41,7 @@ def save(tmp_path):
 
 
 def load(path, *, family=SD1, width=192, height=256, flipped=False, alpha_mask=False):
+    """`load_latents` with the usual bucket."""
     return load_latents(path, family=family, width=width, height=height, flipped=flipped, alpha_mask=alpha_mask)
 
 
@@ -103,7 +104,11 @@ def test_other_float_types(save, dtype):
 @pytest.mark.parametrize(
     ("changes", "asked", "message"),
     [
-        ({"latents": np.zeros((4, 24, 32), np.float32)}, {}, r'"latents" has the shape \(4, 24, 32\), expected \(4, 32, 24\) for the bucket 192x256'),
+        (
+            {"latents": np.zeros((4, 24, 32), np.float32)},
+            {},
+            r'"latents" has the shape \(4, 24, 32\), expected \(4, 32, 24\) for the bucket 192x256',
+        ),
         ({"latents": np.zeros((1, 4, 32, 24), np.float32)}, {}, r"has the shape \(1, 4, 32, 24\)"),
         ({"latents": np.full((4, 32, 24), np.nan, np.float32)}, {}, '3072 of 3072 numbers of "latents" are NaN or infinite'),
         ({"latents": np.full((4, 32, 24), 1e300)}, {}, "NaN or infinite"),
@@ -136,13 +141,13 @@ def test_damage_is_never_trained(save, how):
     whole = path.read_bytes()
     for size in (0, 10, 100, len(whole) // 2, len(whole) - 30, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(LatentsError, match="expected an .npz of plain arrays"):
+        with pytest.raises(LatentsError, match=r"expected an [.]npz of plain arrays"):
             load(path)
     path.write_bytes(whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:])
     with pytest.raises(LatentsError, match=r"CRC|decompress|shape|NaN"):
         load(path)
     path.write_bytes(b"\0" * len(whole))
-    with pytest.raises(LatentsError, match="expected an .npz of plain arrays"):
+    with pytest.raises(LatentsError, match=r"expected an [.]npz of plain arrays"):
         load(path)
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -13,8 +14,11 @@ from run_builder import (
     run,
     settings_of,
     state_of,
+    train_here,
     write_config,
 )
+
+from trainer.errors import ResumeError
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +71,12 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(metadata, tmp_path):
     assert metrics_of(tmp_path / "killed") == metrics_of(tmp_path / "whole")
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")  # on a machine with two cores
 @pytest.mark.parametrize("workers", [1, 3])
 def test_any_number_of_workers_gives_the_same_samples(metadata, unbroken, tmp_path, workers):
     """0, 1 and 3 workers train the same samples to the same losses."""
     config = write_config(tmp_path / "c.toml", settings_of(metadata, tmp_path / "run", train={"workers": workers}))
-    done = run(config)
-    assert done.returncode == 0, done.stderr
+    assert train_here(config) == 0
     assert metrics_of(tmp_path / "run") == metrics_of(unbroken)
 
 
@@ -104,26 +108,48 @@ def test_another_run_is_refused_by_name(metadata, unbroken, changes, named):
     """A state is not resumed with another seed, global batch or data, unless asked; nothing is written."""
     before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")}
     config = write_config(unbroken.parent / "changed.toml", settings_of(metadata, unbroken, **changes))
-    done = run(config, "--resume", "latest")
-    assert done.returncode == 1
-    assert named in done.stderr
-    assert "--allow-change" in done.stderr
+    with pytest.raises(ResumeError, match=r".*--allow-change") as refused:
+        train_here(config, resume="latest")
+    assert named in str(refused.value)
     assert {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")} == before
 
 
-def test_changed_metadata_is_refused_and_can_be_allowed(metadata, tmp_path):
+def test_changed_metadata_is_refused_and_can_be_allowed(metadata, tmp_path, capsys):
     """Other bytes in the metadata are seen by their fingerprint; --allow-change goes on and says what changed."""
     copy = tmp_path / "meta.json"
     copy.write_bytes(metadata.read_bytes())
     config = write_config(tmp_path / "c.toml", settings_of(copy, tmp_path / "run"))
-    assert run(config, "--set", "train.max_steps=2").returncode == 0
+    assert train_here(config, "train.max_steps=2") == 0
     records = json.loads(copy.read_text(encoding="utf-8"))
     records.popitem()
     copy.write_text(json.dumps(records, indent=2), encoding="utf-8")
-    refused = run(config, "--resume", "latest")
-    assert refused.returncode == 1
-    assert "data.0.metadata fingerprint" in refused.stderr
-    allowed = run(config, "--resume", "latest", "--allow-change", "--set", "train.max_steps=3")
-    assert allowed.returncode == 0, allowed.stderr
-    assert "data.0.metadata fingerprint" in allowed.stderr
+    with pytest.raises(ResumeError, match=r"data\.0\.metadata fingerprint"):
+        train_here(config, resume="latest")
+    capsys.readouterr()
+    assert train_here(config, "train.max_steps=3", resume="latest", allow_change=True) == 0
+    assert "data.0.metadata fingerprint" in capsys.readouterr().err
     assert [line["step"] for line in metrics_of(tmp_path / "run")] == [1, 2, 3]
+
+
+def test_latest_needs_a_run_but_no_state(metadata, tmp_path, capsys):
+    """--resume latest starts a run again that was killed before its first save, and refuses a folder without a run."""
+    config = write_config(tmp_path / "c.toml", settings_of(metadata, tmp_path / "run"))
+    with pytest.raises(ResumeError, match="found no run there"):
+        train_here(config, resume="latest")
+    assert train_here(config, "train.max_steps=1") == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert train_here(config, "train.max_steps=2", resume="latest") == 0
+    assert "no state was saved yet" in capsys.readouterr().err
+    assert [line["step"] for line in metrics_of(tmp_path / "run")] == [1, 2]
+
+
+def test_going_on_from_an_older_state_keeps_the_later_ones(metadata, tmp_path):
+    """Resumed from an older state, a run trains the same steps again, and the state that it had is kept under another name."""
+    out = tmp_path / "run"
+    config = write_config(tmp_path / "c.toml", settings_of(metadata, out, train={"max_steps": 3}, checkpoint={"every_steps": 1, "keep": 9}))
+    assert train_here(config) == 0
+    before, lines = state_of(out, 3), metrics_of(out)
+    assert train_here(config, resume=str(out / "checkpoints" / "step-00000002")) == 0
+    assert_equal_bits(state_of(out, 3), before)
+    assert metrics_of(out) == lines
+    assert (out / "checkpoints" / "before-resume-step-00000003" / "state.json").exists()

@@ -175,12 +175,15 @@ def walked_block(source: Window, layout: Layout, start: int) -> Block:
     raise AssertionError("walk() ends with a last record")
 
 
-def iter_pieces(data: bytes, layout: Layout, block: Block) -> Iterator[tuple[int, memoryview, bool]]:
-    """The pieces of a block's bytes, each about `PIECE_BYTES`: offset in the block, bytes, whether it ends the source."""
+def iter_pieces(data: bytes, layout: Layout, block: Block, *, whole: bool = False) -> Iterator[tuple[int, memoryview, bool]]:
+    """The pieces of a block's bytes, each about `PIECE_BYTES`: offset in the block, bytes, whether it ends the source.
+
+    `whole`: the block as one piece.
+    """
     view = memoryview(data)
     start = 0
     while True:
-        cut = None if block.walked else layout.find_cut(data, start + PIECE_BYTES)
+        cut = None if block.walked or whole else layout.find_cut(data, start + PIECE_BYTES)
         if cut is None:
             yield start, view[start:], block.last
             return

@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from capmerge.marks import STYLES
 from capmerge.stats import LengthStats
 
-STYLES = {"t": "tags", "c": "caption", "b": "both"}
-"""Letter of the field `capmerge` -> the style's name."""
 MOST_TAGS = 1 << 20
-"""Distinct tags that are counted, at about 160 bytes each in every process. Danbooru has about a million."""
+"""Distinct tags that are counted, at about 130 bytes each. Danbooru has about a million."""
+_MANY_TAGS = 1 << 17
 MOST_RESOLUTIONS = 1 << 16
 _FIRST_PRUNED = 1 << 14
 # The processor's cache decides: few texts at once, so that their tags are in it from being cut to being counted, and many
@@ -26,7 +26,7 @@ LONGEST_TAG = 64
 
 
 def split_tags(texts: list[str]) -> list[str]:
-    """All tags of the texts; spaces around some may remain."""
+    """All tags of the texts; white space around some may remain, and some may be blank."""
     joined = ", ".join(texts)
     return joined.split(", ") if joined.count(",") == joined.count(", ") else joined.split(",")
 
@@ -34,7 +34,8 @@ def split_tags(texts: list[str]) -> list[str]:
 class BoundedCounter:
     """Counts of texts, of at most `limit` distinct ones; past it there are none, whoever saw which part of them.
 
-    Texts over `longest` characters are only numbered, in `long`.
+    White space around a text does not count, and blank texts are none. Those over `longest` characters are only
+    numbered, in `long`.
     """
 
     def __init__(self, limit: int, longest: int) -> None:
@@ -46,9 +47,13 @@ class BoundedCounter:
 
     @property
     def counts(self) -> Counter[str] | None:
-        """Text -> how often; None when there are too many."""
+        """Stripped text -> how often; None when there are too many."""
         self._prune()
         return None if self.overflowed else self._counts
+
+    def __len__(self) -> int:
+        """How many are held, those to be pruned among them."""
+        return len(self._counts)
 
     def update(self, texts: Iterable[str]) -> None:
         """Count each of `texts`; of a `Counter`, add its counts."""
@@ -68,9 +73,14 @@ class BoundedCounter:
             self.update(counts)
 
     def _prune(self) -> None:
-        """Take long texts out. It is done each time that the texts have doubled, not for each of them."""
-        for text in [text for text in self._counts if len(text) > self.longest]:
-            self.long += self._counts.pop(text)
+        """Strip texts and take long ones out. It is done each time that the texts have doubled, not for each of them."""
+        for text in [text for text in self._counts if len(text) > self.longest or text != text.strip()]:
+            count, stripped = self._counts.pop(text), text.strip()
+            if len(stripped) > self.longest:
+                self.long += count
+            else:
+                self._counts[stripped] += count
+        self._counts.pop("", None)
         # More than `limit` in one part means more than `limit` in the whole: any other split comes to the same.
         if len(self._counts) > self.limit:
             self.overflowed = True
@@ -164,6 +174,11 @@ class CaptionStats:
         self.tag_counts.merge(other.tag_counts)
         self.resolutions.merge(other.resolutions)
         self.literals.update(other.literals)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it takes a worker more than some 20 MB: it is time to add it to the sum, which is held once."""
+        return len(self.tag_counts) > _MANY_TAGS
 
     def count_tags(self) -> None:
         """Count the tags that `merge` has put off."""

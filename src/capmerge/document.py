@@ -9,7 +9,8 @@ Version 1. A key may be added within a version; none is renamed, removed or give
     options        the merge options; they hold for records that were not rewritten before
     family         as asked; tokenizer: name of the one that counted
     records        counted, of these both / tags_only / caption_only / empty (neither) / rewritten_before; and rejected
-    lengths        tags: each record's tags; captions: each of its caption lines; lines: all alternatives by probability.
+    lengths        tags: each record's tags; captions: each of its caption lines, both as its lines hold them; lines: all
+                   alternatives by probability.
                    Each with texts, weight, tokens, mean, median, p90, p99, p99.9, max, max_key, longest (20 by key) and
                    histogram: exact, one part a share, `texts[i]` of them with `tokens[i]` tokens
     styles         tags / caption / both: the alternatives of that style, as in lengths, and share: of the probability
@@ -37,8 +38,9 @@ from fractions import Fraction
 from typing import Any
 
 import capmerge
-from capmerge.caption_stats import STYLES, CaptionStats
-from capmerge.families import CROPPED_TOKENS, T5_IDS, Family
+from capmerge.caption_stats import CaptionStats
+from capmerge.families import ONE_CHUNK, T5_IDS, Family
+from capmerge.marks import STYLES
 from capmerge.stats import Cut, Distribution, LengthStats
 from capmerge.tags import spaced
 from capmerge.templates import MergeOptions
@@ -47,7 +49,9 @@ from capmerge.tokens import CHUNK_TOKENS, TokenCounter
 Document = dict[str, Any]
 MOST_FREQUENT = 100
 _LIMITS = (CHUNK_TOKENS, 2 * CHUNK_TOKENS, 3 * CHUNK_TOKENS)
-"""The max lengths that sd-scripts takes: --max_token_length. Families of `CROPPED_TOKENS` have one of their own."""
+"""The max lengths that sd-scripts takes: --max_token_length. Families of `ONE_CHUNK` take the first."""
+STYLE_WORDS = {"tags": "tags", "caption": "caption", "both": "tags and caption"}
+"""Names of `marks.STYLES`, for reading."""
 _T5_LIMITS = sorted(set(T5_IDS.values()))
 """For any family with a T5: both are in use, FLUX schnell has SD3's."""
 LOSS = Fraction(1, 100)
@@ -67,14 +71,14 @@ def build_document(
     """The document of a finished run."""
     lines = stats.all_lines()
     distribution = lines.distribution()
-    limits = [distribution.cut(limit) for limit in ([CROPPED_TOKENS[family]] if family in CROPPED_TOKENS else _LIMITS)]
-    tags, resolutions = _tags(stats), stats.resolutions.counts
+    limits = [distribution.cut(limit) for limit in (_LIMITS[:1] if family in ONE_CHUNK else _LIMITS)]
+    tags, resolutions = stats.tag_counts.counts, stats.resolutions.counts
     return {
         "schema": "capmerge.stats",
         "version": 1,
         "capmerge": capmerge.__version__,
         "source": source,
-        "options": asdict(merge),
+        "options": {**asdict(merge), "lines": list(merge.lines)},
         "family": family,
         "tokenizer": counter.tokenizer.name,
         "records": {"counted": stats.records.counted, **asdict(stats.records)},
@@ -87,24 +91,10 @@ def build_document(
         "advice": _advice(distribution, limits),
         "t5": _t5(stats.t5_lines, _T5_LIMITS, t5),
         "wildcards": _wildcards(stats),
-        "tags": tags
-        and {
-            "occurrences": tags.total(),
-            "distinct": len(tags),
-            "long": stats.tag_counts.long,
-            "most_frequent": [
-                {"tag": tag, "texts": count, "share": count / max(1, stats.records.both + stats.records.tags_only)}
-                for tag, count in sorted(tags.items(), key=lambda item: (-item[1], item[0]))[:MOST_FREQUENT]
-            ],
-        },
+        "tags": None if tags is None else _most_frequent(stats, tags),
         "underscores": _underscores(tags, counter, stats.tags),
         "duplicates": duplicates,
-        "resolutions": None
-        if resolutions is None
-        else [
-            {"resolution": resolution, "records": count}
-            for resolution, count in sorted(resolutions.items(), key=lambda item: (-item[1], item[0]))
-        ],
+        "resolutions": None if resolutions is None else _resolutions(resolutions),
         "literals": dict(sorted(stats.literals.items())),
     }
 
@@ -167,16 +157,23 @@ def _wildcards(stats: CaptionStats) -> dict[str, Any]:
     }
 
 
-def _tags(stats: CaptionStats) -> Counter[str] | None:
-    """The tags without spaces around them; None when there were too many to count."""
-    counts = stats.tag_counts.counts
-    if counts is None:
-        return None
-    tags: Counter[str] = Counter()
-    for tag, count in counts.items():
-        tags[tag.strip()] += count
-    del tags[""]
-    return tags
+def _most_frequent(stats: CaptionStats, tags: Counter[str]) -> dict[str, Any]:
+    records = max(1, stats.records.both + stats.records.tags_only)
+    return {
+        "occurrences": tags.total(),
+        "distinct": len(tags),
+        "long": stats.tag_counts.long,
+        "most_frequent": [{"tag": tag, "texts": count, "share": count / records} for tag, count in _most_first(tags)[:MOST_FREQUENT]],
+    }
+
+
+def _resolutions(resolutions: Counter[str]) -> list[dict[str, Any]]:
+    return [{"resolution": resolution, "records": count} for resolution, count in _most_first(resolutions)]
+
+
+def _most_first(counts: Counter[str]) -> list[tuple[str, int]]:
+    """The counts, greatest first, equal ones by their text: in the same order whoever counted."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _underscores(tags: Counter[str] | None, counter: TokenCounter, lengths: LengthStats) -> dict[str, Any] | None:

@@ -9,9 +9,10 @@ from typing import Any
 
 from capmerge.document import Document, percent
 from capmerge.errors import printable
-from capmerge.families import CROPPED_TOKENS
+from capmerge.families import ONE_CHUNK
 from capmerge.histogram import GRID, INK, LIMIT, histogram
 from capmerge.stats import LengthStats
+from capmerge.tokens import CHUNK_IDS
 
 _PALE = "#666666"
 
@@ -49,8 +50,8 @@ def _draw_lengths(axes: Any, document: Document) -> None:
     axes.yaxis.set_major_formatter(lambda height, _: f"{height:,g}")
     axes.yaxis.set_minor_formatter(lambda *_: "")
     axes.set_ylabel(shown.height_label)
-    for row, cut in enumerate(document["limits"]):
-        _draw_limit(axes, row, cut["limit"], f"{cut['limit']}: cuts {percent(cut['share'])}")
+    for row, (limit, label) in enumerate(shown.limits):
+        _draw_limit(axes, row, limit, label)
     if shown.styles:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=10, borderaxespad=0.3)  # above: it hides nothing
     else:
@@ -69,7 +70,7 @@ def _draw_dropped(axes: Any, document: Document) -> None:
     axes.set_ylim(0, 100)
     axes.set_xlim(0, max(longest, *(cut["limit"] for cut in document["limits"])) * 1.08)
     axes.set_ylabel("tokens dropped, %")
-    one_chunk = " (77 places with start and end; one chunk)" if document["family"] in CROPPED_TOKENS else ""
+    one_chunk = f" ({CHUNK_IDS} places with start and end; one chunk)" if document["family"] in ONE_CHUNK else ""
     axes.set_xlabel(f"tokens, by the tokenizer of {printable(document['tokenizer'])}{one_chunk}")
     _dress(axes)
 

@@ -2,16 +2,12 @@
 
 from typing import NamedTuple
 
-from capmerge.document import Document, percent
+from capmerge.document import STYLE_WORDS, Document, percent
 from capmerge.stats import LengthStats
 
 INK, LIMIT, GRID = "#222222", "#b3261e", "#e4e4e4"
 _MOST_BINS = 120
-_STYLES = {  # Okabe and Ito's colours: told apart by colour-blind eyes
-    "tags": ("#0072b2", "tags"),
-    "caption": ("#e69f00", "caption"),
-    "both": ("#009e73", "tags and caption"),
-}
+_COLOURS = {"tags": "#0072b2", "caption": "#e69f00", "both": "#009e73"}  # Okabe and Ito's: told apart by colour-blind eyes
 
 
 class StyleBars(NamedTuple):
@@ -31,6 +27,8 @@ class Histogram(NamedTuple):
     top: float
     height_label: str
     styles: list[StyleBars]
+    limits: list[tuple[int, str]]
+    """Each max length, with what it cuts."""
 
 
 def histogram(document: Document) -> Histogram:
@@ -46,9 +44,9 @@ def histogram(document: Document) -> Histogram:
         heights = [0] * bins
         for length, weight in zip(distribution.lengths, distribution.weights, strict=True):
             heights[length // width] += weight
-        colour, words = _STYLES[name]
-        label = f"{words}: {percent(document['styles'][name]['share'])} of what is drawn, mean {distribution.mean():.0f} tokens"
-        styles.append(StyleBars(colour, label, [height / distribution.unit for height in heights]))
+        label = f"{STYLE_WORDS[name]}: {percent(document['styles'][name]['share'])} of what is drawn, mean {distribution.mean():.0f} tokens"
+        styles.append(StyleBars(_COLOURS[name], label, [height / distribution.unit for height in heights]))
     seen = [height for style in styles for height in style.heights if height]
     bin_label = "token" if width == 1 else f"{width} tokens"
-    return Histogram(width, bins, min(seen, default=1) * 0.7, max(seen, default=1), f"lines drawn, for each {bin_label}", styles)
+    limits = [(cut["limit"], f"{cut['limit']}: cuts {percent(cut['share'])}") for cut in document["limits"]]
+    return Histogram(width, bins, min(seen, default=1) * 0.7, max(seen, default=1), f"lines drawn, for each {bin_label}", styles, limits)

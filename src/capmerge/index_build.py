@@ -160,6 +160,10 @@ class _Indexer:
     def keep(self, counted: None) -> None:
         """Nothing is counted."""
 
+    def is_full(self) -> bool:
+        """Nothing is counted."""
+        return False
+
     def result(self) -> None:
         """Nothing is counted."""
 

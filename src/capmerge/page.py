@@ -9,7 +9,7 @@ from html import escape
 from capmerge.document import Document
 from capmerge.errors import printable
 from capmerge.page_picture import svg_picture
-from capmerge.report import Section, is_number, sections
+from capmerge.report import Section, sections
 
 _SHOWN = 50
 _STYLE = """
@@ -53,7 +53,7 @@ def html_page(document: Document) -> str:
 def _section(section: Section) -> str:
     parts = [f"<h2>{_text(section.title)}</h2>"]
     if section.rows:
-        flush = [all(is_number(row[i]) or row[i] in ("", "-") for row in section.rows) and i > 0 for i in range(len(section.rows[0]))]
+        flush = section.flush_right()
         head = "".join(_cell("th", cell, number=number) for cell, number in zip(section.heads, flush, strict=True))
         rows = ["".join(_cell("td", cell, number=number) for cell, number in zip(row, flush, strict=True)) for row in section.rows]
         lines = "\n".join(f"<tr>{row}</tr>" for row in rows)

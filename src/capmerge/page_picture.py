@@ -3,7 +3,7 @@
 from html import escape
 from math import floor, log10
 
-from capmerge.document import Document, percent
+from capmerge.document import Document
 from capmerge.histogram import GRID, INK, LIMIT, Histogram, histogram
 
 _WIDTH, _HEIGHT = 900, 380
@@ -13,8 +13,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 12, 90, 46
 class _Axes:
     """From tokens and heights to places in the picture; heights on a log axis."""
 
-    def __init__(self, shown: Histogram, limits: list[int]) -> None:
-        self.end = max(shown.bins * shown.width, *limits) * 1.12
+    def __init__(self, shown: Histogram) -> None:
+        self.end = max(shown.bins * shown.width, *(limit for limit, _ in shown.limits)) * 1.12
         self.low = floor(log10(shown.floor))
         self.high = max(log10(shown.top) + 0.2 * (log10(shown.top) - self.low), self.low + 1)  # room for the labels of the limits
 
@@ -29,8 +29,8 @@ class _Axes:
 def svg_picture(document: Document) -> str:
     """An `<svg>` element with the histograms by style, the limits, and a legend with shares."""
     shown = histogram(document)
-    axes = _Axes(shown, [cut["limit"] for cut in document["limits"]])
-    parts = [*_grid(axes, shown), *_bars(axes, shown), *_limits(axes, document), *_legend(shown)]
+    axes = _Axes(shown)
+    parts = [*_grid(axes, shown), *_bars(axes, shown), *_limits(axes, shown), *_legend(shown)]
     label = "Histogram of token lengths by style, with the max lengths and what they cut"
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img" aria-label="{label}">\n' + "\n".join(parts) + "\n</svg>"
 
@@ -63,13 +63,13 @@ def _bars(axes: _Axes, shown: Histogram) -> list[str]:
     return parts
 
 
-def _limits(axes: _Axes, document: Document) -> list[str]:
+def _limits(axes: _Axes, shown: Histogram) -> list[str]:
     parts = []
-    for row, cut in enumerate(document["limits"]):  # each label in a row of its own: a long tail brings the limits close together
-        x = axes.x(cut["limit"])
+    for row, (limit, label) in enumerate(shown.limits):  # each label in a row of its own: a long tail brings the limits close together
+        x = axes.x(limit)
         dashes = 'stroke-dasharray="5 4"'
         parts.append(f'<line x1="{x}" y1="{_TOP - 2}" x2="{x}" y2="{_HEIGHT - _BOTTOM}" stroke="{LIMIT}" {dashes}/>')
-        parts.append(_label(x + 4, _TOP + 10 + 15 * row, f"{cut['limit']}: cuts {percent(cut['share'])}", colour=LIMIT))
+        parts.append(_label(x + 4, _TOP + 10 + 15 * row, label, colour=LIMIT))
     return parts
 
 

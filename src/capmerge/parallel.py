@@ -47,8 +47,11 @@ class Work(Protocol):
     def keep(self, counted: Any) -> None:
         """Add what `take` gave for a block that stands. A block that began at a wrong cut is worked on and never kept."""
 
+    def is_full(self) -> bool:
+        """Whether so much is kept that it is time to hand it over."""
+
     def result(self) -> Any:
-        """All that was kept, at the end."""
+        """All that was kept since the last call; the work forgets it."""
 
 
 class Sink(Protocol):
@@ -66,18 +69,21 @@ def run_blocks(
     *,
     jobs: int,
     progress: Callable[[int], None],
+    collect: Callable[[Any], None] = lambda _result: None,
     start_method: str | None = None,
-) -> list[Any]:
-    """Work on every block, write the streams to their sinks in the source's order, and return the processes' results.
+) -> None:
+    """Work on every block, write the streams to their sinks in the source's order, and `collect` the processes' results.
 
-    `make_work` is called once in each process; it must be picklable. `progress` is told the offset that is done.
+    Each process has one result or more; they come in any order. `make_work` is called once in each process; it must be
+    picklable. `progress` is told the offset that is done.
     `start_method` is "fork" or "spawn"; the default is fork on Linux, where it is cheap and safe (no thread runs yet).
     """
     if jobs == 1:
         with _no_garbage_collection():
-            return [_run_here(source, layout, make_work(), sinks, progress)]
+            _run_here(source, layout, make_work(), sinks, collect, progress)
+            return
     with _Pool(source, layout, make_work, jobs, start_method or ("fork" if sys.platform == "linux" else "spawn")) as pool:
-        return pool.run(sinks, progress)
+        pool.run(sinks, collect, progress)
 
 
 def useful_jobs(source: Source, jobs: int) -> int:
@@ -87,7 +93,14 @@ def useful_jobs(source: Source, jobs: int) -> int:
     return max(1, min(jobs, source.total_bytes // BLOCK_BYTES))
 
 
-def _run_here(source: Source, layout: Layout, work: Work, sinks: list[Sink], progress: Callable[[int], None]) -> Any:
+def _run_here(
+    source: Source,
+    layout: Layout,
+    work: Work,
+    sinks: list[Sink],
+    collect: Callable[[Any], None],
+    progress: Callable[[int], None],
+) -> None:
     """The whole story in one process."""
     block = next_block(source, layout, layout.first)
     while True:
@@ -101,8 +114,10 @@ def _run_here(source: Source, layout: Layout, work: Work, sinks: list[Sink], pro
             continue
         work.keep(work.take())
         progress(block.end)
+        if block.last or work.is_full():
+            collect(work.result())
         if block.last:
-            return work.result()
+            return
         source.release(block.next_start)
         block = next_block(source, layout, block.next_start)
 
@@ -152,7 +167,7 @@ class _Free:
     """Whether what that block has counted is kept."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Answer:
     """Worker to parent: output of a block."""
 
@@ -163,6 +178,8 @@ class _Answer:
     finished: bool
     error: MiscutError | CapmergeError | str | None = None
     """Why the block ended early; a string is the traceback of a bug."""
+    result: Any = None
+    """What the worker had kept of earlier blocks, when it was full."""
 
 
 class _Slots:
@@ -263,7 +280,7 @@ class _Pool:
             worker.process.join()
             worker.slots.close(unlink=True)
 
-    def run(self, sinks: list[Sink], progress: Callable[[int], None]) -> list[Any]:
+    def run(self, sinks: list[Sink], collect: Callable[[Any], None], progress: Callable[[int], None]) -> None:
         """Hand out blocks, write what comes back in order."""
         pending: dict[int, _Pending] = {}  # in the source's order
         void: dict[int, _Pending] = {}  # blocks that began at a wrong cut
@@ -280,10 +297,14 @@ class _Pool:
             if not pending and isinstance(upcoming, DataError):
                 raise upcoming
             if not pending and not void:
-                return self._results()
+                self._collect_last(collect)
+                return
             for answer, worker in self._receive():
                 if answer.finished:
                     worker.queued -= 1
+                if answer.result is not None:
+                    collect(answer.result)
+                    answer.result = None  # the answer may wait for the blocks before it
                 if answer.number in pending:
                     pending[answer.number].answers.append(answer)
                 else:
@@ -339,10 +360,11 @@ class _Pool:
         workers = [self._by_end[end] for end in self._ready()]
         return [(worker.receive(), worker) for worker in workers]
 
-    def _results(self) -> list[Any]:
+    def _collect_last(self, collect: Callable[[Any], None]) -> None:
         for worker in self._workers:
             worker.send(None)
-        return [worker.receive() for worker in self._workers]
+        for worker in self._workers:
+            collect(worker.receive())
 
 
 def _waiter(ends: list[Connection]) -> Callable[[], list[Connection]]:
@@ -430,4 +452,6 @@ class _WorkerLoop:
         except Exception:  # noqa: BLE001  # a bug: the parent shows it
             error = traceback.format_exc()
         self._counted[task.number] = work.take()
-        self._connection.send(_Answer(task.number, slot, chunks, finished=True, error=error))
+        # With an answer, never on its own: the parent is sure to be reading then, not sending a block.
+        result = work.result() if work.is_full() else None
+        self._connection.send(_Answer(task.number, slot, chunks, finished=True, error=error, result=result))

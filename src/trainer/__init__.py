@@ -1,4 +1,4 @@
 """Fine-tuning of SD 1.x, SD 2.x and SDXL on captions written by `capmerge`.
 
-Nothing is built here yet: this release holds the caption tools. The package name is taken so that both install as one.
+The rooms of this package, floor by floor, are listed in the README; `loop` is the story.
 """

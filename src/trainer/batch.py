@@ -80,16 +80,13 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Self:
         """The same with its tensors on `device`."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """The same with its tensors in pages that CUDA reads by itself; torch's loader calls it."""
-        return self._each(Tensor.pin_memory)
+        """The same with its tensors in page-locked memory, from which a GPU takes them without waiting; a loader calls it."""
+        return self._with_tensors(Tensor.pin_memory)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        changed: dict[str, Any] = {"ids": tuple(change(ids) for ids in self.ids)}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                changed[field.name] = change(value)
-        return replace(self, **changed)
+    def _with_tensors(self, made: Callable[[Tensor], Tensor]) -> Self:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors: dict[str, Any] = {name: made(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, ids=tuple(map(made, self.ids)), **tensors)

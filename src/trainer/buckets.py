@@ -58,7 +58,7 @@ def triple_of(code: int) -> tuple[int, int, int]:
     return *divmod(sides, 1 << _SIDE_BITS), chunks
 
 
-def count_buckets(sets: Sequence[SetRows]) -> tuple[Numbers, NDArray[np.int64]]:
+def bucket_sizes(sets: Sequence[SetRows]) -> tuple[Numbers, NDArray[np.int64]]:
     """The codes of all buckets in ascending order, and how many samples an epoch has of each.
 
     Raises `LatentsError` when no record is usable.

@@ -146,7 +146,7 @@ def save_state(engine: Accelerator, output_dir: Path, step: int, identity: Mappi
         engine.save_state(str(unfinished))
         if engine.is_main_process:
             (unfinished / _STATE).write_text(json.dumps({"step": step, "identity": dict(identity)}, indent=2) + "\n", encoding="utf-8")
-        sync_files(unfinished)
+        sync_files(unfinished)  # every rank its own disk's; publishing them is rank 0's
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own errors for a full disk
         if not _is_disk_error(error):
             raise

@@ -3,15 +3,17 @@
 One home for the numbers that the dry run shows, the loop runs by, and a resumed run must share.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.buckets import count_buckets
+import numpy as np
+
 from trainer.datasets import DataSet
-from trainer.plan import Plan, open_plan, steps_per_epoch
+from trainer.plan import Plan, count_buckets, open_plan, steps_per_epoch
 from trainer.settings import Config
 
 
@@ -41,7 +43,7 @@ def derive(config: Config, datasets: Sequence[DataSet], world_size: int) -> Deri
     return Derived(
         records=sum(len(dataset.index) for dataset in datasets),
         samples_per_epoch=sum(len(dataset.index) * dataset.settings.repeats for dataset in datasets),
-        buckets=len(count_buckets(rows)[0]),
+        buckets=count_buckets(rows),
         global_batch_size=global_batch_size,
         steps_per_epoch=steps,
         max_steps=min(end for end in ends if end),
@@ -62,6 +64,9 @@ def identity(config: Config, datasets: Sequence[DataSet], derived: Derived) -> d
     for dataset in datasets:
         found[f"data.{dataset.number}.metadata fingerprint"] = dataset.index.fingerprint
         found[f"data.{dataset.number}.repeats"] = dataset.settings.repeats
+        if dataset.rows.usable is not None:
+            left_out = hashlib.blake2b(np.packbits(dataset.rows.usable).tobytes(), digest_size=8).hexdigest()
+            found[f"data.{dataset.number} records left out"] = left_out
     return found
 
 

@@ -32,6 +32,8 @@ def show(config: Config) -> None:
     print(resolved_toml(config))
     for line in _numbers(config, derived, ranks):
         print(f"# {line}")
+    for note in (note for dataset in datasets for note in dataset.notes):
+        print(f"# {note}")
     chunker = build_chunker(config)
     for number, sample in enumerate(islice(_samples(config, datasets, derived), FIRST_SAMPLES), 1):
         print(f"\n# sample {number}: {_described(sample, chunker)}\n{printable(sample.caption)}")

@@ -28,6 +28,8 @@ def build_engine(config: Config) -> Accelerator:
             f"log.trackers: {', '.join(missing)} is not installed. Install it (pip install {' '.join(missing)}), or remove it."
         )
     return Accelerator(
+        # Without a device to find, accelerate would start no process group, and each rank would train alone.
+        cpu=not torch.accelerator.is_available(),
         mixed_precision=_PRECISION[config.train.precision],
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.train.accumulation, sync_with_dataloader=False),
         log_with=list(config.log.trackers) or None,

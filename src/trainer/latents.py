@@ -47,7 +47,7 @@ def load_latents(path: Path, *, family: Family, width: int, height: int, flipped
     """
     try:
         with Npz(path) as npz:
-            return _latents(path, npz, family, width, height, flipped, alpha_mask)
+            return _latents(path, npz, family, width, height, flipped=flipped, alpha_mask=alpha_mask)
     except READ_ERRORS as error:
         raise unreadable(path, error) from error
 
@@ -68,7 +68,7 @@ def _one_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def _latents(path: Path, npz: Npz, family: Family, width: int, height: int, flipped: bool, alpha_mask: bool) -> Latents:
+def _latents(path: Path, npz: Npz, family: Family, width: int, height: int, *, flipped: bool, alpha_mask: bool) -> Latents:
     shape = (LATENT_CHANNELS, height // PIXELS_A_LATENT, width // PIXELS_A_LATENT)
     suffix = f"_{shape[1]}x{shape[2]}"
     if f"latents{suffix}" not in npz.names:
@@ -160,15 +160,22 @@ def _numbers(path: Path, npz: Npz, name: str, count: int) -> list[float]:
     return [float(number) for number in array.tolist()]
 
 
-def check_latent_scale(paths: Sequence[Path], family: Family) -> str | None:
-    """A warning when latents do not have the family's scale; None when they do, or there are none.
+def check_latent_scale(paths: Sequence[Path], family: Family, *, skip_broken: bool = False) -> str | None:
+    """A warning when the latents of `paths` do not have the family's scale; None when they do, or there are none.
 
-    Reads `FILES_CHECKED` evenly spaced files, whatever their buckets. Raises `LatentsError` as `load_latents` does.
+    Reads `FILES_CHECKED` evenly spaced files, whatever their buckets.
+    Raises `LatentsError` as `load_latents` does for a file that cannot be read, unless such files are skipped.
     """
     asked = paths if len(paths) <= FILES_CHECKED else [paths[place * len(paths) // FILES_CHECKED] for place in range(FILES_CHECKED)]
-    count, total, squares = 0, 0.0, 0.0
+    files, count, total, squares = 0, 0, 0.0, 0.0
     for path in asked:
-        latents = _any_latents(path, family).double()
+        try:
+            latents = _any_latents(path, family).double()
+        except LatentsError:
+            if skip_broken:
+                continue
+            raise
+        files += 1
         count += latents.numel()
         total += latents.sum().item()
         squares += latents.square().sum().item()
@@ -178,7 +185,7 @@ def check_latent_scale(paths: Sequence[Path], family: Family) -> str | None:
     if LEAST_DEVIATION <= deviation <= LARGEST_DEVIATION:
         return None
     return (
-        f"{asked[0].parent}: scaled by {family.latent_scale}, the latents of {len(asked)} files have a standard deviation of {deviation:.2f}, "
+        f"scaled by {family.latent_scale}, the latents of {files} files have a standard deviation of {deviation:.2f}, "
         f"expected {LEAST_DEVIATION} to {LARGEST_DEVIATION} for {family.name}. Check model.family: they seem to be of another one."
     )
 

@@ -4,9 +4,7 @@ Slices plans and collates samples; how a sample comes about, and where plans lie
 the batches are the same: a batch is a pure function of its step and micro-step.
 """
 
-import gc
 import logging
-import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,17 +18,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from capmerge.errors import CapmergeError, WorkerError
+from capmerge.errors import CapmergeError
 from trainer.batch import Batch, Sample
 from trainer.buckets import SetRows, next_of_bucket
 from trainer.chunks import Chunker
 from trainer.errors import LatentsError
 from trainer.plan import GlobalBatch, Plan, Slots, deal
+from trainer.worker_processes import iter_items, settle
 
 MakeSample = Callable[[int, int, int, int, int], Sample]
 """(data set, record, repeat, epoch, step) -> its sample; raises `LatentsError` when its latents are missing or broken."""
 
-_PREFETCHED = 2  # micro-batches a worker has ready; torch's own default
+_PREFETCHED = 2  # micro-batches that a worker has ready; torch's own default
 _MOST_TRIES = 100  # a whole bucket without latents is no gap to fill
 
 _logger = logging.getLogger(__name__)
@@ -52,10 +51,11 @@ class Share(NamedTuple):
 
 
 class Loader:
-    """The micro-batches of a rank in order: `micro` 0, 1, ... of the first step, then of the next; one way through, `len` in micro-batches.
+    """The micro-batches of a rank in order: `micro` 0, 1, ... of the first step, then of the next; `len` counts micro-batches.
 
-    Records that were replaced are logged as warnings, each once. Raises what a worker met: a `CapmergeError` as it was raised there,
-    anything else with the worker's traceback; `WorkerError` when a worker was killed.
+    The workers live as long as one iterator, which goes over all epochs. Records that were replaced are logged as warnings, each once.
+    Raises what a worker met: a `CapmergeError` as it was raised there, anything else with the worker's traceback; `WorkerError` when a
+    worker was killed.
     """
 
     def __init__(self, loader: "DataLoader[_Loaded]") -> None:
@@ -66,7 +66,7 @@ class Loader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        for loaded in _named_deaths(iter(self._loader)):
+        for loaded in iter_items(self._loader):
             for record, line in loaded.replaced:
                 if record not in self._logged:
                     self._logged.add(record)
@@ -102,10 +102,10 @@ def build_loader(
             batch_size=None,
             sampler=_Steps(start_step, max_steps, share.accumulation),
             num_workers=workers,
-            persistent_workers=workers > 0,
             prefetch_factor=_PREFETCHED if workers else None,
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-            worker_init_fn=_settle,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batching it gets one sample
+            worker_init_fn=settle,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # otherwise a loader would draw from the run's own stream
         )
@@ -266,24 +266,6 @@ def _masks(samples: Sequence[Sample]) -> Tensor | None:
     return torch.stack([whole if sample.mask_HW is None else sample.mask_HW for sample in samples]).unsqueeze(1)
 
 
-def _settle(_worker: int) -> None:
-    """Ctrl-C and SIGTERM often reach all processes of a run, and the training process needs its workers to end its step; it ends them.
-
-    Frozen objects are not walked by the garbage collector, which would copy the pages they share with the training process.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    gc.freeze()
-
-
-def _named_deaths(loaded: Iterator[_Loaded]) -> Iterator[_Loaded]:
-    """`loaded`, with torch's error for a killed worker as a `WorkerError`."""
-    try:
-        yield from loaded
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
-            raise
-        raise WorkerError(
-            f"loading: {str(error).rstrip('. ')}, expected it to live as long as the run. Mostly memory is short: "
-            "lower train.workers or train.batch_size, or give the machine more, also in /dev/shm."
-        ) from error
+def _as_it_is(loaded: _Loaded) -> _Loaded:
+    """Torch's own conversion would make lists of tuples."""
+    return loaded

@@ -61,6 +61,7 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
             load_state(engine, state)
         run = _Run(trained, datasets, derived, fixed, step=state.step if state else 0)
         run.say(f"changed since the state was saved: {line}" for line in changed)
+        run.say(note for dataset in datasets for note in dataset.notes)
         run.say_start(resume)
         try:
             run.train(interrupts)
@@ -79,7 +80,7 @@ def _build(config: Config, engine: Accelerator, derived: Derived) -> Trained:
     bare = build_optimizer(parameter_groups(model, config), config.optimizer, engine.device)
     rates = build_schedule(bare, config.optimizer, derived.max_steps)
     prepared, optimizer = engine.prepare(model, bare)
-    return Trained(engine, config, prepared, optimizer, rates, Schedule.of(config.noise).to(engine.device))
+    return Trained(engine, config, prepared, model, optimizer, rates, Schedule.of(config.noise).to(engine.device))
 
 
 class _Run:
@@ -116,8 +117,9 @@ class _Run:
         derived, begun = self.derived, "starts"
         if resume:
             begun = f"resumes at step {self.step:,}" if self.step else "no state was saved yet: starts again at step 0"
-        shares = self.engine.unwrap_model(self.trained.model)
-        trained = ", ".join(f"{part} {count / total:.1%} of {total:,}" for part, (count, total) in trained_share(shares).items())
+        trained = ", ".join(
+            f"{part} {count / total:.1%} of {total:,}" for part, (count, total) in trained_share(self.trained.bare_model).items()
+        )
         line = (
             f"{begun}: seed {self.config.train.seed}; {derived.records:,} records, {derived.samples_per_epoch:,} samples an epoch "
             f"in {derived.buckets:,} buckets; {derived.global_batch_size:,} samples a step, {derived.steps_per_epoch:,} steps an epoch, "
@@ -186,7 +188,7 @@ class _Run:
         """Show a step's numbers, and write them where they are wanted; a line tells of its own step, so a resumed run writes the same."""
         log, epoch = self.config.log, (self.step - 1) // self.derived.steps_per_epoch
         self.recent.add(result.counts, result.seconds, result.waited_seconds)
-        line = {
+        line: dict[str, Any] = {
             "loss": result.loss,
             "epoch": epoch,
             "grad_norm": result.grad_norm,
@@ -230,13 +232,12 @@ class _Run:
     def finish(self) -> None:
         """Save the trained model as a diffusers folder, and draw the losses."""
         with weights_for_use(self.trained.optimizer):
-            state = self.engine.get_state_dict(self.trained.model)  # collective: every rank takes part
+            gathered = self.engine.get_state_dict(self.trained.model, unwrap=False)  # collective: every rank takes part
             if self.engine.is_main_process:
                 folder = self.folder / MODEL_FOLDER
-                missing = save_model(self.engine.unwrap_model(self.trained.model), state, folder, self.config)
+                state = {name.removeprefix("module."): tensor for name, tensor in gathered.items()}  # DDP's wrapper
+                missing = save_model(self.trained.bare_model, state, folder, self.config)
                 self.say([f"the trained model: {folder}" + "".join(f"; {part} is not in it" for part in missing)])
-                drawn = save_loss_plot(self.folder / METRICS_FILE, self.folder / PLOT_FILE)
-                self.say(
-                    [f"the losses: {self.folder / PLOT_FILE}" if drawn else "no loss plot: it needs matplotlib, pip install matplotlib"]
-                )
+                problem = save_loss_plot(self.folder / METRICS_FILE, self.folder / PLOT_FILE)
+                self.say([problem or f"the losses: {self.folder / PLOT_FILE}"])
         self.engine.wait_for_everyone()

@@ -46,7 +46,7 @@ def batch_loss(model: Model, batch: Batch, schedule: Schedule, noise: NoiseSetti
     target_BCHW = batch.noise_BCHW
     if noise.prediction == "v":
         target_BCHW = schedule.velocity(batch.latents_BCHW, batch.noise_BCHW, batch.timesteps_B)
-    elements_BCHW = distance(prediction_BCHW.float(), target_BCHW.float(), _threshold_B(schedule, batch.timesteps_B, loss), loss)
+    elements_BCHW = distance(prediction_BCHW.float(), target_BCHW, _threshold_B(schedule, batch.timesteps_B, loss), loss)
     if batch.mask_B1HW is not None:
         elements_BCHW = elements_BCHW * batch.mask_B1HW  # the mean is not renormalised: what is masked out makes a sample count less
     losses_B = elements_BCHW.mean(dim=(1, 2, 3)) * snr_weights(schedule.snr_T[batch.timesteps_B], noise, loss) * batch.weights_B

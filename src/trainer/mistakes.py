@@ -101,7 +101,7 @@ def _header(place: Place, document: dict[str, Any]) -> str:
     """The table at a place as it stands in the file: `[train]`, `[[data]]`, `[data.caption]`."""
     name = printable(".".join(part for part in place if isinstance(part, str)))
     header = "[[data]]" if name == "data" else f"[{name}]"
-    return f"{header} of data.{place[1]}" if place[0] == "data" and len(document["data"]) > 1 else header
+    return f"{header} of data.{place[1]}" if place[0] == "data" and len(place) > 1 and len(document["data"]) > 1 else header
 
 
 def _unknown(setting: Place, document: dict[str, Any]) -> Mistake:

@@ -117,7 +117,8 @@ def _build_unet(folder: Path) -> Any:
 
 
 def _build_encoder(folder: Path, *, pooled: bool) -> Any:
-    config = _read_json(folder / "config.json")
+    # transformers 4.48 stored "_attn_implementation_autoset", which turns its fast attention off when it is read again
+    config = {key: value for key, value in _read_json(folder / "config.json").items() if not key.startswith("_")}
     try:
         return (CLIPTextModelWithProjection if pooled else CLIPTextModel)(CLIPTextConfig.from_dict(config))
     except (ValueError, TypeError) as error:

@@ -89,7 +89,8 @@ def _write_part(part: Any, tensors: dict[str, Tensor], folder: Path) -> None:
     folder.mkdir()
     named = {key if key.startswith((INNER, "text_projection.")) else INNER + key: tensor for key, tensor in tensors.items()}
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    content = part.config.to_dict() | {"architectures": [type(part).__name__], "torch_dtype": dtype}
+    content = {key: value for key, value in part.config.to_dict().items() if not key.startswith("_")}
+    content |= {"architectures": [type(part).__name__], "torch_dtype": dtype}
     content.pop("dtype", None)  # as read from the source, whose precision may be another; transformers 4 knows torch_dtype alone
     _write_json(folder / "config.json", content)
     save_file(named, folder / "model.safetensors", {"format": "pt"})

@@ -9,17 +9,19 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Collection
 from contextlib import ExitStack
 from functools import lru_cache
 from io import BytesIO, FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 READ_ERRORS = (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What numpy and zipfile raise for a file that cannot be read, is damaged or holds objects."""
@@ -117,7 +119,7 @@ def _read(file: FileIO, name: str, member: _Member) -> NDArray[np.generic] | Non
     file.seek(member.start)
     if file.readinto(buffer.data) != len(buffer):
         return None
-    local = _LOCAL.unpack_from(buffer)
+    local = _LOCAL.unpack_from(buffer.data)
     start = _LOCAL.size + local[9] + local[10]
     stored = buffer[start : start + member.size]
     if local[0] != b"PK\3\4" or buffer[_LOCAL.size : _LOCAL.size + local[9]].tobytes() != f"{name}.npy".encode("ascii"):

@@ -12,12 +12,11 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from diffusers.optimization import TYPE_TO_SCHEDULER_FUNCTION, SchedulerType
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from trainer.errors import ConfigError
 from trainer.settings import OptimizerSettings
@@ -84,15 +83,10 @@ def _classes(module: ModuleType) -> dict[str, type[Any]]:
 def _named(name: str, known: dict[str, type[Any]], more: str = "") -> type[Any]:
     if name in known:
         return known[name]
-    all_of_them = "a class of torch.optim or pytorch-optimizer, or an 8-bit, 32-bit or paged one of bitsandbytes"
-    raise ConfigError(f"optimizer.name: unknown optimizer `{name}`.{_alike(name, known, all_of_them)}{more}")
-
-
-def _alike(name: str, known: Iterable[str], all_of_them: str) -> str:
-    """A hint at the names most like `name`, or at all of them when none is."""
     by_lower = {name.lower(): name for name in known}
-    near = [by_lower[lower] for lower in difflib.get_close_matches(name.lower(), by_lower)]
-    return f" Did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else f" Expected {all_of_them}."
+    near = " or ".join(f"`{by_lower[lower]}`" for lower in difflib.get_close_matches(name.lower(), by_lower))
+    all_of_them = "Expected a class of torch.optim or pytorch-optimizer, or an 8-bit, 32-bit or paged one of bitsandbytes."
+    raise ConfigError(f"optimizer.name: unknown optimizer `{name}`. {f'Did you mean {near}?' if near else all_of_them}{more}")
 
 
 def _checked_arguments(optimizer_class: type[Any], settings: OptimizerSettings) -> dict[str, Any]:
@@ -104,7 +98,11 @@ def _checked_arguments(optimizer_class: type[Any], settings: OptimizerSettings) 
     defaults = _ADAFACTOR_DEFAULTS if settings.name == "Adafactor" else {}
     if defaults:
         accepted -= {"relative_step", "warmup_init"}  # rates of its own
-    _refuse_unknown("optimizer.arguments", settings.arguments, accepted, f"optimizer.name = {settings.name}")
+    unknown = ", ".join(f"`{name}`" for name in settings.arguments if name not in accepted)
+    if unknown:
+        raise ConfigError(
+            f"optimizer.arguments: unknown argument {unknown} for optimizer.name = {settings.name}, expected {', '.join(sorted(accepted))}."
+        )
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.arguments.items()}
     return {**defaults, **given}
 
@@ -113,15 +111,6 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
     """The names of all parameters that can be given by name."""
     found = inspect.signature(function).parameters.values()
     return {parameter.name for parameter in found if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)}
-
-
-def _refuse_unknown(where: str, given: Iterable[str], accepted: set[str], chosen: str) -> None:
-    unknown = [name for name in given if name not in accepted]
-    if unknown:
-        names = ", ".join(f"`{name}`" for name in unknown)
-        rate = " The rate is optimizer.learning_rate." if "lr" in unknown else ""
-        expected = f"expected {', '.join(sorted(accepted))}" if accepted else "it takes none"
-        raise ConfigError(f"{where}: unknown argument {names} for {chosen}, {expected}.{rate}")
 
 
 def _said(error: Exception) -> str:
@@ -143,47 +132,33 @@ class RateSchedule:
     """What a rate is multiplied by at a step, from 0."""
 
     def set_rates(self, step: int) -> dict[str, float]:
-        """Give each group its rate for `step` (from 0), before the optimizer takes it; the rates by the groups' names."""
+        """Give each group its rate for `step` (from 0), before the optimizer takes it; the rates as `lr_<name of the group>`."""
         groups = self.optimizer.param_groups
         for group, base_rate in zip(groups, self.base_rates, strict=True):
             group["lr"] = base_rate * self.share(step)
-        return {group["name"]: group["lr"] for group in groups}
+        return {f"lr_{group['name']}": group["lr"] for group in groups}
 
 
 def build_schedule(optimizer: Optimizer, settings: OptimizerSettings, max_steps: int) -> RateSchedule:
     """The schedule of diffusers that `optimizer.schedule` names, over `max_steps` optimizer steps.
 
-    To be built before a saved state is loaded: that brings the groups' rates of its own step.
-    `lr_end` of the polynomial schedule is the first group's; the other groups shrink as it does.
-    Raises `ConfigError` for an unknown name, an argument or warm-up that the schedule does not have, and values that it refuses.
+    To be built before a saved state is loaded: that brings the groups' rates of its own step. The rate at which the polynomial
+    schedule ends is the first group's; the others shrink as it does.
+    Raises `ConfigError` for a rate or arguments that the schedule refuses.
     """
-    known: dict[str, Any] = {kind.value: function for kind, function in TYPE_TO_SCHEDULER_FUNCTION.items()}
-    if settings.schedule not in known:
-        raise ConfigError(
-            f"optimizer.schedule: unknown schedule `{settings.schedule}`.{_alike(settings.schedule, known, ', '.join(known))}"
-        )
-    chosen = f"optimizer.schedule = {settings.schedule}"
-    function = known[settings.schedule]
-    parameters = _parameters(function)
-    if settings.warmup_steps and "num_warmup_steps" not in parameters:
-        with_warmup = ", ".join(name for name in known if "num_warmup_steps" in _parameters(known[name]))
-        raise ConfigError(
-            f"optimizer.warmup_steps: found {settings.warmup_steps}, but {chosen} has no warm-up. "
-            f"Use one that has ({with_warmup}), or remove warmup_steps."
-        )
-    ours = {"num_warmup_steps": settings.warmup_steps, "num_training_steps": max_steps}
-    _refuse_unknown("optimizer.schedule_arguments", settings.schedule_arguments, parameters - {"optimizer", "last_epoch", *ours}, chosen)
+    function: Any = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(settings.schedule)]
+    steps = {"num_warmup_steps": settings.warmup_steps, "num_training_steps": max_steps}
+    arguments = {name: value for name, value in steps.items() if name in _parameters(function)} | dict(settings.schedule_arguments)
     base_rates = tuple(group["lr"] for group in optimizer.param_groups)
     # diffusers makes a scheduler that counts its own calls; its function of the step, taken from one over a stand-in, counts nothing.
     stand_in = torch.optim.SGD([Parameter(torch.zeros(()))], lr=base_rates[0])
     try:
-        scheduler = function(stand_in, **{name: ours[name] for name in ours if name in parameters}, **settings.schedule_arguments)
-        assert isinstance(scheduler, LambdaLR)
-        (share,) = scheduler.lr_lambdas
+        (share,) = function(stand_in, **arguments).lr_lambdas
         share(max_steps - 1)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"optimizer.schedule_arguments: found {settings.schedule_arguments} for {chosen}: {_said(error)}. Correct them."
+            f"optimizer.schedule: {settings.schedule} cannot move a rate of {base_rates[0]} over {max_steps} steps with "
+            f"optimizer.schedule_arguments = {dict(settings.schedule_arguments)}: {_said(error)}. Change them, or choose another schedule."
         ) from error
     return RateSchedule(optimizer, base_rates, share)
 

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from capmerge.chance import Chance
 from capmerge.errors import OutputError, printable
-from trainer.buckets import WINDOW, SetRows, count_buckets, iter_usable, triple_of
+from trainer.buckets import WINDOW, SetRows, bucket_sizes, iter_usable, triple_of
 from trainer.order import Groups, Numbers, fill_in_order
 
 if sys.platform != "win32":
@@ -113,8 +113,13 @@ def steps_per_epoch(sets: Sequence[SetRows], global_batch_size: int) -> int:
 
     Raises `LatentsError` when no record is usable.
     """
-    _, sizes = count_buckets(sets)
+    _, sizes = bucket_sizes(sets)
     return int(np.sum(-(-sizes // global_batch_size)))
+
+
+def count_buckets(sets: Sequence[SetRows]) -> int:
+    """How many kinds of batches there are. Raises `LatentsError` when no record is usable."""
+    return len(bucket_sizes(sets)[0])
 
 
 def open_plan(folder: Path, *, seed: int, epoch: int, global_batch_size: int, sets: Sequence[SetRows], fingerprint: str) -> Plan:
@@ -191,7 +196,7 @@ def _opened(path: Path, identity: bytes) -> Plan | None:
 
 
 def _build(path: Path, identity: bytes, seed: int, epoch: int, global_batch_size: int, sets: Sequence[SetRows]) -> None:
-    codes, sizes = count_buckets(sets)
+    codes, sizes = bucket_sizes(sets)
     n_batches = -(-sizes // global_batch_size)
     n_samples, steps = int(sizes.sum()), int(n_batches.sum())
     n_numbers = np.cumsum([0, *(len(rows.width) * rows.repeats for rows in sets)])

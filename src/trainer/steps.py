@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from trainer.batch import Batch
 from trainer.engine import sum_over_ranks
 from trainer.loss import batch_loss
+from trainer.model import Model
 from trainer.noise import Schedule
 from trainer.optim import RateSchedule, clip_gradients, guarded_step
 from trainer.settings import Config
@@ -24,6 +25,8 @@ class Trained:
     engine: Accelerator
     config: Config
     model: torch.nn.Module
+    bare_model: Model
+    """The model without the engine's wrapper. To ask accelerate for it would import DeepSpeed wherever that is installed (2 s)."""
     optimizer: Any
     rates: RateSchedule
     schedule: Schedule

@@ -172,6 +172,7 @@ def test_a_filled_place_counts_nothing():
     assert (found.losses_B[5:] == 0).all()
     assert (prediction.grad[5:] == 0).all()
     assert (prediction.grad[:5] != 0).any()
+    assert not found.losses_B.requires_grad
 
 
 def test_slices_of_a_step_add_up():

@@ -124,12 +124,18 @@ def test_the_first_level_is_as_fine_as_the_noise():
 
 
 def test_coarse_levels_join_neighbours():
-    """The second level makes neighbours alike as the discount says; a level of one pixel is the last."""
-    one, two, last, past = (
-        draw_noise(LATENTS_CHW, CHANCE, NoiseSettings(multires_iterations=levels, multires_discount=1.0))[0] for levels in (1, 2, 7, 50)
-    )
-    assert correlation(two[:, :, 1:], two[:, :, :-1]) > correlation(one[:, :, 1:], one[:, :, :-1]) + 0.1
+    """The second level makes neighbours alike, the more the less it is discounted; a level of one pixel is the last."""
+    none, weak, strong = (neighbours(iterations=levels, discount=discount) for levels, discount in ((1, 1.0), (2, 0.3), (2, 1.0)))
+    assert none < 0.01 < weak < 0.03  # 0.3 squared of the strong one's, about
+    assert strong > 0.1
+    last, past = (draw_noise(LATENTS_CHW, CHANCE, NoiseSettings(multires_iterations=levels))[0] for levels in (7, 50))
     assert torch.equal(last, past)
+
+
+def neighbours(iterations, discount):
+    """How alike pixels beside each other are in multi-resolution noise."""
+    noise_CHW, _ = draw_noise(torch.zeros(4, 128, 128), CHANCE, NoiseSettings(multires_iterations=iterations, multires_discount=discount))
+    return correlation(noise_CHW[:, :, 1:], noise_CHW[:, :, :-1])
 
 
 def test_input_perturbation_leaves_the_target_clean():

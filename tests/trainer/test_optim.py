@@ -97,7 +97,7 @@ def test_a_name_that_cannot_be(name, message):
             {"weight_decy": 1},
             "optimizer.arguments: unknown argument `weight_decy` for optimizer.name = AdamW, expected .*weight_decay",
         ),
-        ("AdamW", {"lr": 1}, "unknown argument `lr` .* The rate is optimizer.learning_rate"),
+        ("AdamW", {"lr": 1}, "unknown argument `lr`"),
         ("Adafactor", {"relative_step": True}, "unknown argument `relative_step`"),
         ("AdamW", {"betas": [0.9, 2.0]}, "AdamW .* cannot train here, .*Invalid beta"),
         ("AdamW", {"betas": "high"}, "AdamW .* cannot train here"),
@@ -146,9 +146,9 @@ SCHEDULES = [
     ("constant", 0, {}),
     ("constant_with_warmup", 4, {}),
     ("linear", 4, {}),
-    ("cosine", 4, {"num_cycles": 1.5}),
+    ("cosine", 4, {}),
     ("cosine_with_restarts", 4, {"num_cycles": 3}),
-    ("polynomial", 4, {"power": 2.0, "lr_end": 1e-3}),
+    ("polynomial", 4, {"power": 2.0}),
     ("piecewise_constant", 0, {"step_rules": "1:5,0.1:12,0.01"}),
 ]
 
@@ -170,7 +170,7 @@ def test_every_schedule_is_diffusers_s(name, warmup, arguments):
         scheduler.step()
     for step in reversed(range(20)):
         rates = schedule.set_rates(step)
-        assert rates == {"unet": expected[step][0], "text": expected[step][1]}
+        assert rates == {"lr_unet": expected[step][0], "lr_text": expected[step][1]}
         assert [group["lr"] for group in optimizer.param_groups] == expected[step]
     assert name == "constant" or len({rate for rate, _ in expected}) > 2
 
@@ -182,27 +182,26 @@ def test_rates_need_no_state():
     build_schedule(saved, settings, 10).set_rates(9)
     schedule = build_schedule(optimizer, settings, 10)
     optimizer.load_state_dict(saved.state_dict())
-    assert schedule.set_rates(5) == {"unet": 1e-2 * 0.5, "text": 1e-3 * 0.5}
+    assert schedule.set_rates(5) == {"lr_unet": 1e-2 * 0.5, "lr_text": 1e-3 * 0.5}
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "rate", "message"),
     [
-        ({"schedule": "cosin"}, "optimizer.schedule: unknown schedule `cosin`. Did you mean `cosine`"),
-        ({"schedule": "adafactor"}, "unknown schedule `adafactor`. Expected linear, cosine"),
-        ({"warmup_steps": 5}, "optimizer.warmup_steps: found 5, but optimizer.schedule = constant has no warm-up.*constant_with_warmup"),
-        ({"schedule_arguments": {"power": 2}}, "unknown argument `power` for optimizer.schedule = constant, it takes none"),
-        ({"schedule": "polynomial", "schedule_arguments": {"num_cycles": 2}}, "unknown argument `num_cycles`.*expected lr_end, power"),
-        ({"schedule": "polynomial", "schedule_arguments": {"lr_end": 1.0}}, "must be smaller than initial lr"),
-        ({"schedule": "piecewise_constant"}, "step_rules"),
-        ({"schedule": "piecewise_constant", "schedule_arguments": {"step_rules": [1, 2]}}, "found {'step_rules'"),
-        ({"schedule": "cosine", "schedule_arguments": {"num_cycles": "many"}}, "found {'num_cycles': 'many'}"),
+        ({"schedule": "polynomial"}, 1e-8, r"polynomial cannot move a rate of 1e-08 over 20 steps .*must be smaller than initial lr"),
+        (
+            {"schedule": "piecewise_constant", "schedule_arguments": {"step_rules": "1.1.1:5,0.1"}},
+            1e-4,
+            "'step_rules': '1.1.1:5,0.1'.*could not",
+        ),
     ],
 )
-def test_schedules_that_cannot_be(changes, message):
-    """Unknown names and arguments, a warm-up without effect and values that make no sense are refused when the run starts."""
+def test_what_a_schedule_refuses(changes, rate, message):
+    """Rates and arguments that mean nothing to the schedule are refused when the run starts, with its words."""
+    optimizer = build()
+    optimizer.param_groups[0]["lr"] = rate
     with pytest.raises(ConfigError, match=message):
-        build_schedule(build(), OptimizerSettings(**changes), 20)
+        build_schedule(optimizer, OptimizerSettings(**changes), 20)
 
 
 def test_clipping_scales_all_gradients_together():

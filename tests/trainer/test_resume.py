@@ -71,6 +71,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(metadata, tmp_path):
     assert metrics_of(tmp_path / "killed") == metrics_of(tmp_path / "whole")
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")  # on a machine with two cores
 @pytest.mark.parametrize("workers", [1, 3])
 def test_any_number_of_workers_gives_the_same_samples(metadata, unbroken, tmp_path, workers):
     """0, 1 and 3 workers train the same samples to the same losses."""

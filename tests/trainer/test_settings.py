@@ -76,17 +76,16 @@ def type_of_field(section: str, field: str) -> str | None:
 class Reader(ast.NodeVisitor):
     """Follows sections through the functions of a module."""
 
-    def __init__(self, attributes: dict[str, set[str]], reads: set[tuple[str, str]]) -> None:
-        self.attributes, self.reads = attributes, reads
+    def __init__(self, attributes: dict[str, set[str]], reads: set[tuple[str, str]], strings: set[str]) -> None:
+        self.attributes, self.reads, self.strings = attributes, reads, strings
         self.names: list[dict[str, str]] = [{}]
 
     def types(self, node: ast.expr) -> set[str]:
         """What an expression may be."""
         match node:
             case ast.Name(id=name):
-                return {scope[name] for scope in reversed(self.names) if name in scope} and {
-                    next(scope[name] for scope in reversed(self.names) if name in scope)
-                }
+                kind = next((scope[name] for scope in reversed(self.names) if name in scope), None)
+                return {kind} if kind else set()
             case ast.Attribute(value=value, attr=attr):
                 holders = {one for one in self.types(value) if one in SECTIONS and attr in SECTIONS[one].model_fields}
                 self.reads |= {(one, attr) for one in holders}
@@ -95,8 +94,12 @@ class Reader(ast.NodeVisitor):
             case ast.Subscript(value=value):
                 return {one.strip("[]") for one in self.types(value)}
             case ast.Call(func=ast.Attribute(attr="caption_of")):
-                self.reads.add(("DataSettings", "caption"))
+                self.reads |= {("DataSettings", "caption"), ("Config", "caption")}
                 return {"CaptionSettings"}
+            case ast.Call(func=ast.Name(id="getattr"), args=[holder, key, *_]):
+                names = {key.value} if isinstance(key, ast.Constant) else self.strings  # out of a table in the same module
+                sections = self.types(holder) & SECTIONS.keys()
+                self.reads |= {(one, name) for one in sections for name in names if name in SECTIONS[one].model_fields}
             case ast.Call(func=ast.Name(id="with_seed" | "from_rank_0" | "load_config" as name), args=args):
                 return {"Config"} if name != "from_rank_0" else self.types(args[-1])
             case ast.BoolOp(values=values):
@@ -160,10 +163,12 @@ class Reader(ast.NodeVisitor):
 
     visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = _visit_with_loops_first  # noqa: N815 -- ast's names
 
-    def visit_Attribute(self, node: ast.Attribute) -> None:
+    def visit_Attribute(self, node: ast.Attribute | ast.Call) -> None:
         """Any use of an attribute."""
         self.types(node)
         self.generic_visit(node)
+
+    visit_Call = visit_Attribute  # noqa: N815 -- as above
 
 
 def read_settings(sources: list[str]) -> set[tuple[str, str]]:
@@ -171,9 +176,10 @@ def read_settings(sources: list[str]) -> set[tuple[str, str]]:
     attributes: dict[str, set[str]] = {}
     reads: set[tuple[str, str]] = set()
     trees = [ast.parse(source) for source in sources]
+    strings = [{one.value for one in ast.walk(tree) if isinstance(one, ast.Constant) and isinstance(one.value, str)} for tree in trees]
     for _ in range(3):  # what is assigned in one module is used in another
-        for tree in trees:
-            Reader(attributes, reads).visit(tree)
+        for tree, said in zip(trees, strings, strict=True):
+            Reader(attributes, reads, said).visit(tree)
     return reads
 
 
@@ -189,6 +195,11 @@ def read_settings(sources: list[str]) -> set[tuple[str, str]]:
         ("class A:\n one: LossSettings\n def f(self):\n  return self.one.kind", {("LossSettings", "kind")}),
         ("class A:\n def f(self, a: LossSettings):\n  self.x, self.y = 1, a\n  self.y.kind", {("LossSettings", "kind")}),
         ("def f(kind, config):\n return kind.kind", set()),
+        ("A = ['kind', 'x']\ndef f(a: LossSettings):\n return [getattr(a, key) for key in A]", {("LossSettings", "kind")}),
+        (
+            "def f(config: Config):\n c = config.caption_of(0)\n c.pick",
+            {*((one, "caption") for one in ("Config", "DataSettings")), ("CaptionSettings", "pick")},
+        ),
     ],
 )
 def test_the_reader_follows_sections(source, reads):

@@ -59,7 +59,7 @@ def reference_states(encoder, chunks, *, layer: int, normed: bool, keep_whole_ch
 
 
 def reference_pooled(encoder, chunk):
-    """The product x @ P, where P is stored transposed: of the normed last state at the first EOS of the first chunk, at BOS if there is none."""
+    """The product x @ P, where P is stored transposed: of the normed last state at the chunk's first EOS, or at BOS if there is none."""
     place = next((position for position in range(77) if chunk[position] == 49407), 0)
     normed = encoder_body(encoder).final_layer_norm(layer_outputs(encoder, chunk)[-1][place])
     return normed @ encoder.text_projection.weight.T

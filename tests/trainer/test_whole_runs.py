@@ -40,6 +40,7 @@ def test_an_example_of_each_family_trains_from_end_to_end(family, metadata, tmp_
     assert (out / "loss.png").stat().st_size > 10_000
     trained = load_config(out / "config.toml")
     trained = trained.model_copy(update={"model": trained.model.model_copy(update={"path": str(out / "model")})})
+    assert {path.stat().st_mode & 0o044 for path in (out / "model").rglob("*.safetensors")} == {out.stat().st_mode & 0o044}
     saved = dict(build_model(trained).state_dict())
     state = state_of(out, 20)
     assert all(torch.equal(saved[name], state[name]) for name in saved)

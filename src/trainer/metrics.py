@@ -1,0 +1,249 @@
+"""What is logged and shown of a run: metrics.jsonl, the line beside the progress bar, the loss plot. Knows no model, data or ranks."""
+
+import io
+import json
+import math
+import sys
+from array import array
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import torch
+
+from capmerge.errors import OutputError, printable
+from capmerge.output import AtomicFile, write_whole
+
+Curve = npt.NDArray[np.float64]
+
+_NO_EVENTS = {"samples", "tokens", "dropped_tokens", "wider_batches"}
+"""What of `Batch.counts` is not counted in samples that something happened to."""
+
+
+class MetricsFile:
+    """`metrics.jsonl`, appended to: a line of JSON for each step that is logged, on its way to disk when `write` returns.
+
+    What it holds past `after_step` is removed first: those steps are to come again. Raises `OutputError` when that fails.
+    """
+
+    def __init__(self, path: Path, *, after_step: int) -> None:
+        if path.exists():
+            cut_back(path, after_step)
+        try:
+            self._file = FileIO(path, "a")
+        except OSError as error:
+            raise OutputError(f"{printable(str(path))}: cannot write, {error.strerror}. Check the folder and its permissions.") from error
+
+    def write(self, step: int, loss: float, **fields: Any) -> str:
+        """Append the line of `step` (how many are done then); "", or why it could not be written: then the file ends with the line before.
+
+        A number that JSON does not have (NaN, infinite) becomes null.
+        """
+        line = {name: _finite(value) for name, value in {"step": step, "loss": loss, **fields}.items()}
+        rest = memoryview(json.dumps(line, allow_nan=False).encode() + b"\n")  # ASCII: captions may hold lone surrogates
+        end = self._file.seek(0, 2)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            with suppress(OSError):  # a half line that cannot even be cut off is passed over by whoever reads
+                self._file.truncate(end)
+            return f"{self._file.name}: cannot write, {error.strerror}"
+        return ""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def cut_back(path: Path, after_step: int) -> None:
+    """Remove the lines of steps past `after_step`, and what is no whole line, as a killed run may leave it; all or nothing."""
+    rewritten = AtomicFile(path.resolve())
+    try:
+        for line, _ in _iter_lines(path, after_step):
+            rewritten.write(line)
+        if rewritten.written_bytes != path.stat().st_size:
+            rewritten.sync()
+            rewritten.publish()
+    finally:
+        rewritten.discard()
+
+
+def _iter_lines(path: Path, after_step: float = math.inf) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The whole lines of steps up to `after_step`, as bytes and as values."""
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                values = orjson.loads(line) if line.endswith(b"\n") else None
+            except orjson.JSONDecodeError:
+                continue
+            if isinstance(values, dict) and isinstance(values.get("step"), int) and values["step"] <= after_step:
+                yield line, values
+
+
+class Recent:
+    """The last steps, up to 100: their speed, and how often what happened."""
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[Mapping[str, int], float, float]] = deque(maxlen=100)
+
+    def add(self, counts: Mapping[str, int], seconds: float, waited_seconds: float) -> None:
+        """Take in a step: its `Batch.counts` on this rank, how long it took, and how long of that the loader was waited for."""
+        self._steps.append((counts, seconds, waited_seconds))
+
+    def speed(self, ranks: int = 1) -> dict[str, float]:
+        """`samples_per_second` of all ranks, as if each had as many as this one, and `data_wait`, the share of the time that was waited."""
+        seconds = sum(seconds for _, seconds, _ in self._steps) or math.inf
+        return {
+            "samples_per_second": sum(counts["samples"] for counts, _, _ in self._steps) * ranks / seconds,
+            "data_wait": sum(waited for _, _, waited in self._steps) / seconds,
+        }
+
+    def event_shares(self) -> dict[str, float]:
+        """For each event that happened, by name: the share of this rank's samples that it happened to."""
+        total: Counter[str] = Counter()
+        for counts, _, _ in self._steps:
+            total.update(counts)
+        return {event: total[event] / total["samples"] for event in sorted(total.keys() - _NO_EVENTS) if total[event]}
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that was taken at once since the start: tensors on a CUDA device, else the resident set of this process.
+
+    0 where the system does not tell (Windows).
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def progress_fields(line: Mapping[str, Any], event_shares: Mapping[str, float]) -> dict[str, str]:
+    """What stands behind the progress bar, from the fields of a line of metrics and `Recent.event_shares`.
+
+    >>> progress_fields({"loss": 0.12345, "lr_unet": 1e-5, "data_wait": 0.034, "memory_bytes": 2500000000}, {"flipped": 0.5})
+    {'loss': '0.123', 'lr': '1e-05', 'wait': '3%', 'mem': '2.5 GB', 'flipped': '50%'}
+    """
+    line = {**line, "lr": _rate(line), "memory_gb": line.get("memory_bytes", 0) / 1e9 or None}
+    fields = {label: form.format(line[name]) for name, (label, form) in _SHOWN.items() if line.get(name) is not None}
+    return fields | {event: f"{share:.1%}" if share < 0.1 else f"{share:.0%}" for event, share in event_shares.items()}
+
+
+def _rate(line: Mapping[str, Any]) -> float | None:
+    """The learning rate of the first group; the others move as it does."""
+    return next((value for name, value in line.items() if name.startswith("lr_")), None)
+
+
+_SHOWN = {
+    "loss": ("loss", "{:.3g}"),
+    "lr": ("lr", "{:.3g}"),
+    "samples_per_second": ("samples/s", "{:.3g}"),
+    "data_wait": ("wait", "{:.0%}"),
+    "memory_gb": ("mem", "{:.1f} GB"),
+}
+"""Label and form of the fields behind the progress bar."""
+
+_LOSS, _MEDIAN, _PALE, _GRID = "#9ecae1", "#08519c", "#666666", "#e4e4e4"
+_MOST_POINTS = 4000
+"""Points of a drawn line: about twice the picture's pixels."""
+_LOG_SPREAD = 20
+
+
+def save_loss_plot(metrics_path: Path, png_path: Path) -> str:
+    """Draw the losses of `metrics.jsonl` with their running median, and the learning rate below; "", or why there is no picture.
+
+    The axis of losses is logarithmic when they span more than a factor of `_LOG_SPREAD`, as those of single samples do, or after a spike.
+    """
+    try:
+        import matplotlib as mpl
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, MaxNLocator
+    except ImportError as error:
+        return f"no loss plot: {error}. Install matplotlib (pip install matplotlib) to get one."
+    steps, losses, rates = _read_curves(metrics_path)
+    drawn = np.isfinite(losses)
+    if not drawn.any():
+        return f"no loss plot: there is no loss in {printable(str(metrics_path))}."
+    with mpl.rc_context({"font.size": 10, "axes.unicode_minus": False, "text.parse_math": False}):
+        figure = Figure(figsize=(9, 5.4), dpi=130, layout="constrained")
+        FigureCanvasAgg(figure)
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        skipped = np.count_nonzero(~drawn)
+        skipped_note = f", {skipped:,} of them not finite" if skipped else ""
+        figure.suptitle(f"{printable(metrics_path.resolve().parent.name)}: losses up to step {steps[-1]:,.0f}{skipped_note}", fontsize=13)
+        spread = _draw_losses(upper, steps[drawn], losses[drawn])
+        if spread > _LOG_SPREAD:
+            upper.set_yscale("log")
+            upper.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if spread < 1000 else (1,)))
+            upper.yaxis.set_minor_formatter(lambda *_: "")
+        upper.yaxis.set_major_formatter(lambda loss, _: f"{loss:g}")
+        lower.plot(*_thinned(steps, rates), color=_MEDIAN, linewidth=1.4, marker="o" if len(steps) == 1 else None)
+        highest = rates[np.isfinite(rates)].max(initial=0)
+        lower.set_ylim(0, highest * 1.15 or 1)
+        lower.set_ylabel("learning rate", fontsize=9)
+        lower.yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
+        lower.set_xlabel("step")
+        lower.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True))
+        lower.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}" if step.is_integer() else "")
+        for axes in (upper, lower):
+            axes.grid(axis="y", color=_GRID, linewidth=0.8)
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.tick_params(colors=_PALE)
+        figure.align_ylabels()
+        written = io.BytesIO()
+        figure.savefig(written, format="png", metadata={"Software": None})
+    try:
+        write_whole(png_path, written.getvalue())
+    except OutputError as error:
+        return f"no loss plot: {error}"
+    return ""
+
+
+def _read_curves(path: Path) -> tuple[Curve, Curve, Curve]:
+    """Steps, losses and learning rates of the lines; NaN where a line has none."""
+    columns = array("d"), array("d"), array("d")
+    for _, line in _iter_lines(path):
+        for column, value in zip(columns, (line["step"], line.get("loss"), _rate(line)), strict=True):
+            column.append(math.nan if value is None else value)
+    steps, losses, rates = (np.frombuffer(column) if column else np.empty(0) for column in columns)
+    return steps, losses, rates
+
+
+def _draw_losses(axes: Any, steps: Curve, losses: Curve) -> float:
+    """Every loss as a pale line, the running median over it; how many times the smallest loss the largest is."""
+    window = max(5, len(steps) // 20)
+    few = len(steps) <= 60
+    axes.plot(*_thinned(steps, losses), color=_LOSS, linewidth=1.2 if few else 0.7, marker="o" if few else None, label="loss of a step")
+    if len(steps) > 2 * window:
+        middles = np.unique(np.linspace(0, len(steps) - 1, 400).astype(int))
+        medians = [np.median(losses[max(0, middle - window // 2) : middle + window // 2 + 1]) for middle in middles]
+        axes.plot(steps[middles], medians, color=_MEDIAN, linewidth=1.8, label=f"median of {window:,} steps")
+    axes.set_ylabel("loss")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.2)  # above: it hides nothing
+    return float(losses.max() / losses.min()) if losses.min() > 0 else 0.0
+
+
+def _thinned(steps: Curve, values: Curve) -> tuple[Curve, Curve]:
+    """The same line in at most `_MOST_POINTS` points: of each stretch of steps its lowest and its highest value, so no spike is lost."""
+    if len(steps) <= _MOST_POINTS:
+        return steps, values
+    stretches = np.array_split(np.arange(len(steps)), _MOST_POINTS // 2)
+    kept = sorted({place for stretch in stretches for place in (stretch[values[stretch].argmin()], stretch[values[stretch].argmax()])})
+    return steps[kept], values[kept]

@@ -9,7 +9,7 @@ import capmerge
 
 FLOORS = [
     ["errors", "chance", "families", "marks", "tags", "tally", "tokens_clean", "tokens_table", "stats", "duplicates", "stems"],
-    ["wildcard", "templates", "source", "summary", "tokens_vocabulary", "caption_stats"],
+    ["wildcard", "templates", "source", "scan", "summary", "tokens_vocabulary", "caption_stats"],
     ["rewritten", "plain", "blocks", "output", "tokens_ids"],
     ["codec", "side_files", "tokens_count", "trained", "columns"],
     ["tokens", "parallel", "spans", "index"],

@@ -17,11 +17,14 @@ from capmerge.plain import PlainMerge
 from capmerge.tags import one_line, spaced
 from capmerge.tally import Tally
 from capmerge.templates import Draw, MergeOptions, Template, line_counts, shares_of, whole_weights
+from capmerge.tokens_vocabulary import BOS, EOS
 from capmerge.wildcard import TooManyOutcomesError, escape, has_brace, outcomes, space_stand_ins
 
 Record: TypeAlias = dict[str, Any]
 
-_SPECIAL_TOKEN = re.compile(r"<\|(?:endoftext|startoftext)\|>", re.IGNORECASE)
+_Lengths: TypeAlias = list[list[int] | None] | None
+
+_SPECIAL_TOKEN = re.compile("|".join(map(re.escape, (BOS, EOS))), re.IGNORECASE)
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
 _JSON_NAMES = {list: "a list", dict: "an object", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
 
@@ -70,30 +73,55 @@ class Merger:
         self.options = options
         self.tally = Tally()
         self._templates = options.templates()
+        self._shares = shares_of(self._templates)
         self._format_fields = tuple(reserved)
-        self._plain = (
-            PlainMerge(options, self.literals, (MARK, TAG_SPANS, WEIGHTS, *reserved), self.tally) if PlainMerge.serves(options) else None
-        )
+        self._literals: dict[Template, list[str]] = {}
         self._fitter = Fitter(options, self.line, self.literals) if options.fit_tokens else None
+        self._plain = self._tried = None
+        if PlainMerge.serves(options):
+            names = (MARK, TAG_SPANS, WEIGHTS, *reserved)
+            self._plain = PlainMerge(options, self.literals, names, self.tally)
+            self._tried = PlainMerge(options, self.literals, names, Tally()) if self._fitter else None
 
     def merge_all(self, records: Collection[Any]) -> list[tuple[int, UnmergeableError | RewrittenError]]:
         """Merge every record of a block in place; the number of each that could not be, and why."""
         self.tally.records += len(records)
-        numbers = self._plain.merge_all(records) if self._plain else range(len(records))
+        listed = list(records)
+        numbers, lengths = self._merge_plain(listed)
         if not numbers:
             return []
         failures: list[tuple[int, UnmergeableError | RewrittenError]] = []
-        listed = list(records)
-        fitted = self.fit_all(listed)
-        for number in numbers:
+        others = [listed[number] for number in numbers]
+        for number, record, fitted in zip(numbers, others, self.fit_all(others, lengths) or [None] * len(others), strict=True):
             try:
-                self.merge(listed[number], fitted[number] if fitted else None)
+                self.merge(record, fitted)
             except (UnmergeableError, RewrittenError) as error:
                 failures.append((number, error))
         return failures
 
-    def fit_all(self, records: Sequence[Any]) -> list[Fitted | None]:
-        """What `--fit` makes of each of many records, to be handed to `merge`: quicker than one by one. Empty without `--fit`."""
+    def _merge_plain(self, records: list[Any]) -> tuple[Sequence[int], _Lengths]:
+        """Merge in place the plain records, with `--fit` those that it leaves as they are.
+
+        The numbers of the others, which are not touched, and the lengths of their lines, where they are known.
+        """
+        if self._plain is None:
+            return range(len(records)), None
+        if self._fitter is None or self._tried is None:
+            return self._plain.merge_all(records), None
+        copies = [copy_of(record) for record in records]
+        unknown = set(self._tried.merge_all(copies))
+        plain = [number for number in range(len(records)) if number not in unknown]
+        lengths = dict(zip(plain, self._fitter.lengths_of([copies[number]["caption"].split("\n") for number in plain]), strict=True))
+        fitting = {number for number in plain if max(lengths[number]) <= self._fitter.limit}
+        self._plain.merge_all([records[number] for number in plain if number in fitting])
+        others = [number for number in range(len(records)) if number not in fitting]
+        return others, [lengths.get(number) for number in others]
+
+    def fit_all(self, records: Sequence[Any], lengths: _Lengths = None) -> list[Fitted | None]:
+        """What `--fit` makes of each of many records, to be handed to `merge`: quicker than one by one. Empty without `--fit`.
+
+        `lengths`: the tokens of each record's lines, or None where they are not known.
+        """
         if self._fitter is None:
             return []
         asked: dict[int, list[Draw]] = {}
@@ -101,7 +129,8 @@ class Merger:
             if isinstance(record, dict) and MARK not in record:
                 with suppress(UnmergeableError):  # `merge` raises it in its place
                     asked[number] = self._asked(record)
-        fitted = dict(zip(asked, self._fitter.fit_all(list(asked.values())), strict=True))
+        known = [lengths[number] if lengths else None for number in asked]
+        fitted = dict(zip(asked, self._fitter.fit_all(list(asked.values()), known), strict=True))
         return [fitted.get(number) for number in range(len(records))]
 
     def merge(self, record: Any, fitted: Fitted | None = None) -> None:
@@ -172,11 +201,24 @@ class Merger:
     def fitted(self, record: Record) -> Fitted:
         """`draws`, and what `--fit` did to get there."""
         draws = self._asked(record)
-        return self._fitter.fit_all([draws])[0] if self._fitter else Fitted(draws, [], [], 0)
+        return self._fitter.fit_all([draws], [None])[0] if self._fitter else Fitted(draws, [], [], 0)
 
     def _asked(self, record: Record) -> list[Draw]:
         """What the templates ask for with the fields that `record` has, in the order it is written; shares sum to 1."""
         tags, captions = self._tags(record), self._captions(record)
+        templates, shares = self._templates, self._shares
+        if not tags or not captions:
+            templates = self._templates_for(tags, captions)
+            shares = shares_of(templates)
+        return [
+            Draw(template, tags, caption, share / len(lines) if len(lines) > 1 else share)
+            for template, share in zip(templates, shares, strict=True)
+            for lines in [captions if "caption" in template.fields else [""]]
+            for caption in lines
+        ]
+
+    def _templates_for(self, tags: str, captions: list[str]) -> tuple[Template, ...]:
+        """What the templates are for a record that lacks tags, captions or both."""
         missing = [name for name, found in (("tags", tags), ("caption", captions)) if not found]
         templates: list[Template] = []
         for given in self._templates:
@@ -188,12 +230,7 @@ class Merger:
         if not templates and len(missing) == 1:
             # Every template asks for the field that is missing. The text that the record has must not be lost.
             templates = [Template(("tags",) if tags else ("caption",), ("", ""))]
-        return [
-            Draw(template, tags, caption, share / len(lines))
-            for template, share in zip(templates, shares_of(templates), strict=True)
-            for lines in [captions if "caption" in template.fields else [""]]
-            for caption in lines
-        ]
+        return tuple(templates)
 
     @staticmethod
     def _check_names(record: Record, reserved: Collection[str]) -> None:
@@ -254,12 +291,23 @@ class Merger:
 
     def line(self, draw: Draw) -> str:
         """The line of one draw, as written."""
-        return self._fill(draw).line
+        first, *others = self._literals_of(draw.template)
+        line = first
+        for field, literal in zip(draw.template.fields, others, strict=True):
+            line += draw.value(field) + literal
+        return self._fill(draw).line if has_brace(line) else line  # without a brace nothing is escaped
+
+    def _literals_of(self, template: Template) -> list[str]:
+        """`literals`, worked out once."""
+        found = self._literals.get(template)
+        if found is None:
+            found = self._literals[template] = self.literals(template)
+        return found
 
     def _fill(self, draw: Draw) -> Alternative:
         """The alternative of one draw."""
         template = draw.template
-        first, *others = self.literals(template)
+        first, *others = self._literals_of(template)
         line, text, start, end = escape(first), first, 0, 0
         for field, literal in zip(template.fields, others, strict=True):
             value = draw.value(field)

@@ -9,24 +9,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from capmerge.marks import STYLES
 from capmerge.stats import LengthStats
 
-STYLES = {"t": "tags", "c": "caption", "b": "both"}
-"""Letter of the field `capmerge` -> the style's name."""
 MOST_TAGS = 1 << 20
-"""Distinct tags that are counted, at about 160 bytes each in every process. Danbooru has about a million."""
+"""Distinct tags that are counted, at about 130 bytes each. Danbooru has about a million."""
+_MANY_TAGS = 1 << 17
 MOST_RESOLUTIONS = 1 << 16
 _FIRST_PRUNED = 1 << 14
 # The processor's cache decides: few texts at once, so that their tags are in it from being cut to being counted, and many
 # one after the other, so that the counts are. Together it is half the time.
 _TEXTS_AT_ONCE = 64
-_MOST_UNCOUNTED = 1 << 13
+_MOST_UNCOUNTED, _MOST_UNCOUNTED_LETTERS = 1 << 13, 1 << 22
 LONGEST_TAG = 64
 """Characters; longer ones are prose, and would fill the memory."""
 
 
 def split_tags(texts: list[str]) -> list[str]:
-    """All tags of the texts; spaces around some may remain."""
+    """All tags of the texts; white space around some may remain, and some may be blank."""
     joined = ", ".join(texts)
     return joined.split(", ") if joined.count(",") == joined.count(", ") else joined.split(",")
 
@@ -34,7 +34,8 @@ def split_tags(texts: list[str]) -> list[str]:
 class BoundedCounter:
     """Counts of texts, of at most `limit` distinct ones; past it there are none, whoever saw which part of them.
 
-    Texts over `longest` characters are only numbered, in `long`.
+    White space around a text does not count, and blank texts are none. Those over `longest` characters are only
+    numbered, in `long`.
     """
 
     def __init__(self, limit: int, longest: int) -> None:
@@ -46,9 +47,13 @@ class BoundedCounter:
 
     @property
     def counts(self) -> Counter[str] | None:
-        """Text -> how often; None when there are too many."""
+        """Stripped text -> how often; None when there are too many."""
         self._prune()
         return None if self.overflowed else self._counts
+
+    def __len__(self) -> int:
+        """How many are held, those to be pruned among them."""
+        return len(self._counts)
 
     def update(self, texts: Iterable[str]) -> None:
         """Count each of `texts`; of a `Counter`, add its counts."""
@@ -68,9 +73,14 @@ class BoundedCounter:
             self.update(counts)
 
     def _prune(self) -> None:
-        """Take long texts out. It is done each time that the texts have doubled, not for each of them."""
-        for text in [text for text in self._counts if len(text) > self.longest]:
-            self.long += self._counts.pop(text)
+        """Strip texts and take long ones out. It is done each time that the texts have doubled, not for each of them."""
+        for text in [text for text in self._counts if len(text) > self.longest or text != text.strip()]:
+            count, stripped = self._counts.pop(text), text.strip()
+            if len(stripped) > self.longest:
+                self.long += count
+            else:
+                self._counts[stripped] += count
+        self._counts.pop("", None)
         # More than `limit` in one part means more than `limit` in the whole: any other split comes to the same.
         if len(self._counts) > self.limit:
             self.overflowed = True
@@ -144,6 +154,7 @@ class CaptionStats:
     tag_counts: BoundedCounter = field(default_factory=lambda: BoundedCounter(MOST_TAGS, LONGEST_TAG))
     uncounted_tags: list[str] = field(default_factory=list)
     """Texts of tags that `count_tags` has not counted into `tag_counts` yet."""
+    _uncounted_letters: int = 0
     resolutions: BoundedCounter = field(default_factory=lambda: BoundedCounter(MOST_RESOLUTIONS, LONGEST_TAG))
     """`"832x1216"` -> records."""
     literals: Counter[str] = field(default_factory=Counter)
@@ -159,15 +170,21 @@ class CaptionStats:
         self.t5_lines.merge(other.t5_lines)
         self.wildcards.add(other.wildcards)
         self.uncounted_tags += other.uncounted_tags
-        if len(self.uncounted_tags) >= _MOST_UNCOUNTED:
+        self._uncounted_letters += sum(map(len, other.uncounted_tags))
+        if len(self.uncounted_tags) >= _MOST_UNCOUNTED or self._uncounted_letters >= _MOST_UNCOUNTED_LETTERS:
             self.count_tags()
         self.tag_counts.merge(other.tag_counts)
         self.resolutions.merge(other.resolutions)
         self.literals.update(other.literals)
 
+    @property
+    def is_large(self) -> bool:
+        """Whether it takes a worker more than some 20 MB: it is time to add it to the sum, which is held once."""
+        return len(self.tag_counts) > _MANY_TAGS
+
     def count_tags(self) -> None:
         """Count the tags that `merge` has put off."""
-        texts, self.uncounted_tags = self.uncounted_tags, []
+        texts, self.uncounted_tags, self._uncounted_letters = self.uncounted_tags, [], 0
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             self.tag_counts.update(split_tags(texts[start : start + _TEXTS_AT_ONCE]))
 

@@ -213,11 +213,13 @@ def _rewrite(  # one parameter an option
             config = target.name + DATASET if target else None
             written = files.save(outcome.statistics) if outcome.statistics else []
             end = Summary(outcome.tally, outcome.read_bytes, outcome.written_bytes, time.perf_counter() - started, config)
-        if not quiet:
-            print(end.text(), file=sys.stdout if target else sys.stderr)
-            _print_statistics(outcome.statistics, written, to=sys.stdout if target else sys.stderr)
         if summary:
             write_whole(summary, json.dumps(end.as_dict(), indent=2) + "\n")
+        if not quiet:
+            screen = sys.stdout if target else sys.stderr
+            print(end.text(), file=screen)
+            if outcome.statistics:
+                _print_statistics(outcome.statistics, written, to=screen)
 
 
 @app.command("verify")
@@ -451,10 +453,8 @@ def _default_target(src: str, format_name: FormatName | None) -> Path:
     return path.with_name(f"{unzipped.stem}_wildcard.{format_name or 'json'}")
 
 
-def _print_statistics(statistics: Document | None, written: list[Path], *, to: TextIO) -> None:
-    """The table of statistics, if there are any, and the files they went to."""
-    if statistics is None:
-        return
+def _print_statistics(statistics: Document, written: list[Path], *, to: TextIO) -> None:
+    """The table of statistics, and the files they went to."""
     print(f"\n{text_table(statistics)}\n", file=to)
     for path in written:
         print(f"written: {printable(str(path))}", file=to)

@@ -64,12 +64,12 @@ class Piece(NamedTuple):
     records: Records
 
 
-def iter_block(data: bytes, layout: Layout, block: Block) -> Iterator[Piece]:
-    """The decoded pieces of one block.
+def iter_block(data: bytes, layout: Layout, block: Block, *, whole: bool = False) -> Iterator[Piece]:
+    """The decoded pieces of one block, or the `whole` as one.
 
     Raises `MiscutError` where the bytes are not whole records; the pieces before it stand.
     """
-    for start, piece, last in iter_pieces(data, layout, block):
+    for start, piece, last in iter_pieces(data, layout, block, whole=whole):
         try:
             records = decode(piece, layout.kind, last=last)
         except NotJsonError as error:

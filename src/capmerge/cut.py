@@ -3,7 +3,6 @@
 from itertools import chain
 from typing import Literal, NamedTuple
 
-from capmerge.errors import UsageError
 from capmerge.tokens import CHUNK_TOKENS, ClipTokenizer, Tokenizer, a1111, a1111_parts, kohya_spans
 
 Chunking = Literal["kohya", "a1111"]
@@ -69,9 +68,3 @@ def crop(text: str, tokenizer: Tokenizer, limit: int) -> Cut:
     kept, rest = pairs[:limit], pairs[limit:]
     parts = [Part(number, "".join(piece for _, piece in some), len(some)) for number, some in ((1, kept), (None, rest)) if some or number]
     return Cut(parts, 1)
-
-
-def check_max_tokens(max_tokens: int) -> None:
-    """Raise `UsageError` unless `max_tokens` fills whole chunks."""
-    if max_tokens < CHUNK_TOKENS or max_tokens % CHUNK_TOKENS:
-        raise UsageError(f"--max-tokens {max_tokens}: expected a multiple of {CHUNK_TOKENS}, such as 75, 150 or 225.")

@@ -1,44 +1,18 @@
-r"""The statistics document: what `<stem>.stats.json` holds, and all that a table, figure or page is drawn from.
+"""The statistics document: what `<stem>.stats.json` holds, and all that a table, figure or page is drawn from.
 
-Version 1. A key may be added within a version; none is renamed, removed or given another meaning. Shares are floats from
-0 to 1, of the probability that an alternative is drawn unless they say otherwise; all other numbers are whole, but for means.
-
-    schema         "capmerge.stats", and version: 1
-    capmerge       the program's version
-    source         name of the file
-    options        the merge options; they hold for records that were not rewritten before
-    family         as asked; tokenizer: name of the one that counted
-    records        counted, of these both / tags_only / caption_only / empty (neither) / rewritten_before; and rejected
-    lengths        tags: each record's tags; captions: each of its caption lines; lines: all alternatives by probability.
-                   Each with texts, weight, tokens, mean, median, p90, p99, p99.9, max, max_key, longest (20 by key) and
-                   histogram: exact, one part a share, `texts[i]` of them with `tokens[i]` tokens
-    styles         tags / caption / both: the alternatives of that style, as in lengths, and share: of the probability
-    chunks         by how many chunks of 75 tokens an alternative needs: texts, share
-    limits         for each max length: texts and share that are cut, dropped_tokens of them, dropped_share of all tokens,
-                   padding_share of all places if everything is encoded at that length
-    advice         max_tokens: the smallest that drops less than 1 % of the tokens (null: none that the family takes);
-                   dropped_share; text
-    t5             null, or tokenizer, lengths and limits of all alternatives in tokens of the T5; a limit of 256 leaves
-                   room_tokens for the caption
-    wildcards      alternatives with in-line wildcards, counted at their longest: mean_longest, mean_shortest, mean tokens;
-                   not_listed: those with too many outcomes to list
-    tags           occurrences, distinct, most_frequent (100: tag, texts, share of the records with tags);
-                   null where there are more than `caption_stats.MOST_TAGS` distinct ones; long: tags over 64 characters
-    underscores    what `--underscores space` would save: tags, saved_tokens, share of the tokens of all tags; or null
-    duplicates     whole captions that stand more than once: captions, distinct, duplicated, share, largest (20 groups:
-                   captions, record: number of the first from 0, its key and caption; null where a pipe cannot be read again)
-    resolutions    resolution, records: most first; null where there are too many; of train_resolution, else image_size
-    literals       text with a meaning of its own -> alternatives that hold it
+`docs/stats.md` names every key. Within version 1 a key may be added; none is renamed, removed or given another meaning.
 """
 
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import asdict
 from fractions import Fraction
 from typing import Any
 
 import capmerge
-from capmerge.caption_stats import STYLES, CaptionStats
-from capmerge.families import CROPPED_TOKENS, T5_IDS, Family
+from capmerge.caption_stats import CaptionStats
+from capmerge.families import ONE_CHUNK, T5_IDS, Family
+from capmerge.marks import STYLES
 from capmerge.stats import Cut, Distribution, LengthStats
 from capmerge.tags import spaced
 from capmerge.templates import MergeOptions
@@ -47,7 +21,9 @@ from capmerge.tokens import CHUNK_TOKENS, TokenCounter
 Document = dict[str, Any]
 MOST_FREQUENT = 100
 _LIMITS = (CHUNK_TOKENS, 2 * CHUNK_TOKENS, 3 * CHUNK_TOKENS)
-"""The max lengths that sd-scripts takes: --max_token_length. Families of `CROPPED_TOKENS` have one of their own."""
+"""The max lengths that sd-scripts takes: --max_token_length. Families of `ONE_CHUNK` take the first."""
+STYLE_WORDS = {"tags": "tags", "caption": "caption", "both": "tags and caption"}
+"""Names of `marks.STYLES`, for reading."""
 _T5_LIMITS = sorted(set(T5_IDS.values()))
 """For any family with a T5: both are in use, FLUX schnell has SD3's."""
 LOSS = Fraction(1, 100)
@@ -67,14 +43,14 @@ def build_document(
     """The document of a finished run."""
     lines = stats.all_lines()
     distribution = lines.distribution()
-    limits = [distribution.cut(limit) for limit in ([CROPPED_TOKENS[family]] if family in CROPPED_TOKENS else _LIMITS)]
-    tags, resolutions = _tags(stats), stats.resolutions.counts
+    limits = [distribution.cut(limit) for limit in (_LIMITS[:1] if family in ONE_CHUNK else _LIMITS)]
+    tags, resolutions = stats.tag_counts.counts, stats.resolutions.counts
     return {
         "schema": "capmerge.stats",
         "version": 1,
         "capmerge": capmerge.__version__,
         "source": source,
-        "options": asdict(merge),
+        "options": {**asdict(merge), "lines": list(merge.lines)},
         "family": family,
         "tokenizer": counter.tokenizer.name,
         "records": {"counted": stats.records.counted, **asdict(stats.records)},
@@ -87,24 +63,10 @@ def build_document(
         "advice": _advice(distribution, limits),
         "t5": _t5(stats.t5_lines, _T5_LIMITS, t5),
         "wildcards": _wildcards(stats),
-        "tags": tags
-        and {
-            "occurrences": tags.total(),
-            "distinct": len(tags),
-            "long": stats.tag_counts.long,
-            "most_frequent": [
-                {"tag": tag, "texts": count, "share": count / max(1, stats.records.both + stats.records.tags_only)}
-                for tag, count in sorted(tags.items(), key=lambda item: (-item[1], item[0]))[:MOST_FREQUENT]
-            ],
-        },
+        "tags": None if tags is None else _most_frequent(stats, tags),
         "underscores": _underscores(tags, counter, stats.tags),
         "duplicates": duplicates,
-        "resolutions": None
-        if resolutions is None
-        else [
-            {"resolution": resolution, "records": count}
-            for resolution, count in sorted(resolutions.items(), key=lambda item: (-item[1], item[0]))
-        ],
+        "resolutions": None if resolutions is None else _resolutions(resolutions),
         "literals": dict(sorted(stats.literals.items())),
     }
 
@@ -132,14 +94,13 @@ def _advice(distribution: Distribution, limits: list[Cut]) -> dict[str, Any]:
                 f"tokens and cuts {percent(cut.share)} of the alternatives.",
             }
     largest = limits[-1]
-    enough = largest
-    while enough.dropped_share >= LOSS:
-        enough = distribution.cut(enough.limit + CHUNK_TOKENS)
+    chunks = range(-(-distribution.lengths[-1] // CHUNK_TOKENS) + 1)
+    enough = CHUNK_TOKENS * bisect_left(chunks, True, key=lambda count: distribution.cut(CHUNK_TOKENS * count).dropped_share < LOSS)
     return {
         "max_tokens": None,
         "dropped_share": largest.dropped_share,
         "text": f"Even {largest.limit} tokens, the most that this family takes, drop {percent(largest.dropped_share)} of the tokens; "
-        f"{enough.limit} would lose under 1 %.",
+        f"{enough:,} would lose under 1 %.",
     }
 
 
@@ -167,16 +128,23 @@ def _wildcards(stats: CaptionStats) -> dict[str, Any]:
     }
 
 
-def _tags(stats: CaptionStats) -> Counter[str] | None:
-    """The tags without spaces around them; None when there were too many to count."""
-    counts = stats.tag_counts.counts
-    if counts is None:
-        return None
-    tags: Counter[str] = Counter()
-    for tag, count in counts.items():
-        tags[tag.strip()] += count
-    del tags[""]
-    return tags
+def _most_frequent(stats: CaptionStats, tags: Counter[str]) -> dict[str, Any]:
+    records = max(1, stats.records.both + stats.records.tags_only)
+    return {
+        "occurrences": tags.total(),
+        "distinct": len(tags),
+        "long": stats.tag_counts.long,
+        "most_frequent": [{"tag": tag, "texts": count, "share": count / records} for tag, count in _most_first(tags)[:MOST_FREQUENT]],
+    }
+
+
+def _resolutions(resolutions: Counter[str]) -> list[dict[str, Any]]:
+    return [{"resolution": resolution, "records": count} for resolution, count in _most_first(resolutions)]
+
+
+def _most_first(counts: Counter[str]) -> list[tuple[str, int]]:
+    """The counts, greatest first, equal ones by their text: in the same order whoever counted."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _underscores(tags: Counter[str] | None, counter: TokenCounter, lengths: LengthStats) -> dict[str, Any] | None:

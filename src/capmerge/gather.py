@@ -12,13 +12,12 @@ from capmerge.caption_stats import CaptionStats
 from capmerge.codec import decode
 from capmerge.document import Document, build_document
 from capmerge.duplicates import Place, RecordHashes, RecordPlaces, as_json
-from capmerge.errors import UsageError, printable
-from capmerge.families import CLIP, T5_IDS, Family
+from capmerge.families import Family
 from capmerge.observe import Observer, whole_caption
 from capmerge.output import AtomicFile
 from capmerge.source import Source
 from capmerge.templates import MergeOptions
-from capmerge.tokens import FileTokenizer, TokenCounter, load_tokenizer, load_tokenizer_file
+from capmerge.tokens import TokenCounter, load_readers
 from capmerge.trained import trained_alternatives
 
 _EXCERPT = 200
@@ -34,18 +33,10 @@ class Tokenizers:
     def load(self) -> tuple[TokenCounter, TokenCounter | None]:
         """The counter of every figure, and that of the T5, if there is one.
 
-        Raises `UsageError` for a tokenizer that is no CLIP's where there is no T5, and as `load_tokenizer_file`.
+        Raises `UsageError` as `tokens.load_readers`.
         """
-        given = load_tokenizer_file(self.path) if self.path else None
-        if given is None or isinstance(given, FileTokenizer):
-            clip = TokenCounter(load_tokenizer(CLIP[self.family]))
-            if given and self.family not in T5_IDS:
-                raise UsageError(
-                    f"--tokenizer {printable(str(self.path))}: it is no CLIP tokenizer, and --family {self.family} reads with CLIP alone. "
-                    f"Give one of CLIP, or --family {' or '.join(T5_IDS)}."
-                )
-            return clip, TokenCounter(given) if given else None
-        return TokenCounter(given), None
+        clip, t5 = load_readers(self.family, self.path)
+        return TokenCounter(clip), TokenCounter(t5) if t5 else None
 
     def observer(self, *, per_record: bool) -> Observer:
         """What a worker counts with."""
@@ -73,8 +64,8 @@ class Gathered:
         """Where the streams of `observe.Observed` go, in the order of its fields, and behind them that of the places."""
         return [self._hashes, _Lines(self._per_record), self._places]
 
-    def document(self, source: Source, layout: Layout, merge: MergeOptions) -> Document:
-        """The document of the finished run; the captions of the largest groups of duplicates are read from `source` again."""
+    def document(self, name: str, source: Source, layout: Layout, merge: MergeOptions) -> Document:
+        """The document of the file `name`; the captions of the largest groups of duplicates are read from `source` again."""
         groups = self._hashes.groups()
         numbers = [number for _, number in groups.largest]
         firsts: list[tuple[str, str] | None] = [None] * len(numbers)
@@ -82,7 +73,7 @@ class Gathered:
             firsts = [self._read(source, layout, merge, place) for place in self._places.places(numbers)]
         return build_document(
             self.stats,
-            source=Path(source.name).name,
+            source=Path(name).name,
             merge=merge,
             family=self.tokenizers.family,
             counter=self._counters[0],

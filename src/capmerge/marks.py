@@ -5,6 +5,8 @@ MARK = "capmerge"
 
 `t` tags only, `c` caption only, `b` both; `""` when `caption` is `""`. Its presence says that the record is rewritten.
 """
+STYLES = {"t": "tags", "c": "caption", "b": "both"}
+"""Letter -> the style's name."""
 TAG_SPANS = "capmerge_tags"
 """For each `b`, the [start, end) of its tag part in code points of the line as written."""
 WEIGHTS = "capmerge_weights"

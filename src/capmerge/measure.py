@@ -14,7 +14,7 @@ from capmerge.document import Document
 from capmerge.gather import Gathered, Tokenizers
 from capmerge.output import AtomicFile
 from capmerge.parallel import Sink, run_blocks, useful_jobs
-from capmerge.rewriter import STATS_STREAMS, OnError, Rewriter
+from capmerge.rewriter import STATS_STREAMS, Counted, OnError, Rewriter
 from capmerge.source import Source
 from capmerge.templates import MergeOptions
 
@@ -46,10 +46,13 @@ def measure(source: Source, options: MeasureOptions, *, progress: Callable[[int]
         work = partial(Rewriter, source.name, layout, merge, options.on_error, None, gathered.make_observer())
         sinks: list[Sink] = [_Nowhere()] * STATS_STREAMS[0] + gathered.sinks()
         jobs = useful_jobs(source, options.jobs)
-        for counted in run_blocks(source, layout, work, sinks, jobs=jobs, progress=progress, start_method=options.start_method):
+
+        def collect(counted: Counted) -> None:
             gathered.stats.merge(counted.stats)
-        document = gathered.document(source, layout, options.merge)
+
+        run_blocks(source, layout, work, sinks, collect=collect, jobs=jobs, progress=progress, start_method=options.start_method)
         source.check_unchanged()
+        document = gathered.document(source.name, source, layout, options.merge)
         if lines:
             lines.sync()
             lines.publish()

@@ -15,11 +15,11 @@ from capmerge.codec import Pair, to_json
 from capmerge.marks import MARK, WEIGHTS
 from capmerge.rewritten import BrokenRecordError
 from capmerge.tokens import TokenCounter
-from capmerge.trained import Trained, trained_alternatives
+from capmerge.tokens_vocabulary import BOS, EOS
+from capmerge.trained import Trained, fields_of, trained_alternatives
 
 SPECIAL_LITERALS = {
-    "<|startoftext|>": re.compile(r"<\|startoftext\|>", re.IGNORECASE),
-    "<|endoftext|>": re.compile(r"<\|endoftext\|>", re.IGNORECASE),
+    **{token: re.compile(re.escape(token), re.IGNORECASE) for token in (BOS, EOS)},
     "BREAK": re.compile(r"\bBREAK\b"),
     "|||": re.compile(r"\|\|\|"),
     "{ or }": re.compile(r"[{}]"),
@@ -70,10 +70,10 @@ class Observer:
             resolution = record.get("train_resolution") or record.get("image_size")
             if resolution.__class__ is list and len(resolution) == 2:
                 resolutions.append(f"{resolution[0]}x{resolution[1]}")
-            if record[MARK] == "tc" and WEIGHTS not in record:
-                caption = record["caption"]
+            caption = record.get("caption")
+            if record[MARK] == "tc" and caption.__class__ is str and WEIGHTS not in record:
                 lines = caption.split("\n")
-                if len(lines) == 2 and "{" not in caption and "}" not in caption and lines[0] != lines[1]:
+                if len(lines) == 2 and "{" not in caption and "}" not in caption and lines[0] and lines[1] and lines[0] != lines[1]:
                     plain += lines
                     keys.append(key)
                     hashes[number] = caption_hash(lines[1])
@@ -121,21 +121,20 @@ class Observer:
 
     def _count_others(self, others: "list[_Other]") -> list[list[int]]:
         """Count records of any kind; the tokens of each one's alternatives."""
-        texts = dict.fromkeys(text for other in others for a in other.alternatives for text in (*a.texts, a.tags, a.caption))
+        texts = dict.fromkeys(text for other in others for a in other.alternatives for text in (*a.texts, a.tags, *a.captions))
         counted = dict(zip(texts, self._counter.count_tokens(list(texts)), strict=True))
         t5 = dict(zip(texts, self._t5.count_tokens(list(texts)), strict=True)) if self._t5 else None
         return [self._count_other(other, counted, t5) for other in others]
 
     def _count_other(self, other: "_Other", counted: dict[str, int], t5: dict[str, int] | None) -> list[int]:
         stats, key = self.stats, [other.key]
-        tags = list(dict.fromkeys(a.tags for a in other.alternatives if a.tags))
-        captions = list(dict.fromkeys(a.caption for a in other.alternatives if a.caption))
+        tags, captions = fields_of(other.alternatives)
         kind = ("both" if captions else "tags_only") if tags else ("caption_only" if captions else "empty")
         setattr(stats.records, kind, getattr(stats.records, kind) + 1)
-        for text in tags:
-            stats.tags.add([counted[text]], key)
-        for text in captions:
-            stats.captions.add([counted[text]], key)
+        if tags:
+            stats.tags.add([counted[tags]], key)
+            stats.uncounted_tags.append(tags)
+        stats.captions.add([max(counted[text] for text in texts) for texts in captions], key * len(captions))
         lengths = []
         for a in other.alternatives:
             longest = max(counted[text] for text in a.texts)
@@ -150,7 +149,6 @@ class Observer:
                 wildcards.longest_sum += longest
                 wildcards.shortest_sum += min(counted[text] for text in a.texts)
                 wildcards.mean_sum += sum((p * counted[text] for text, p in a.texts.items()), Fraction(0))
-        stats.uncounted_tags += tags
         self._count_literals([max(a.texts, key=len) for a in other.alternatives])
         return lengths
 
@@ -161,8 +159,8 @@ class Observer:
 
 
 def whole_caption(alternatives: list[Trained]) -> str:
-    """A record's caption, all its lines; "" when it has none."""
-    return "\n".join(dict.fromkeys(alternative.caption for alternative in alternatives if alternative.caption))
+    """A record's caption, all its lines and what their in-line wildcards give; "" when it has none."""
+    return "\n".join(text for texts in fields_of(alternatives)[1] for text in texts)
 
 
 def caption_hash(caption: str) -> bytes:

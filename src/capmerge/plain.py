@@ -37,8 +37,8 @@ class PlainMerge:
 
     @staticmethod
     def serves(options: MergeOptions) -> bool:
-        """Whether no literal text of the options needs the grammar's care, and no tokens need to be counted."""
-        if options.fit_tokens:
+        """Whether no literal text of the options needs the grammar's care, and `--fit` finds its lines one by one."""
+        if options.fit_tokens and options.inline:
             return False
         literals = [options.prefix, options.suffix, *(literal for template in options.templates() for literal in template.literals)]
         return not any(char in literal for literal in literals for char in "{}|")

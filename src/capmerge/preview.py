@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 from capmerge.blocks import MAX_RECORD_BYTES, read_layout
 from capmerge.caption import Merger, UnmergeableError, copy_of
 from capmerge.codec import Stray, iter_source
-from capmerge.cut import Chunking, Cut, Cutter, check_max_tokens, crop
+from capmerge.cut import Chunking, Cut, Cutter, crop
 from capmerge.errors import UsageError, printable, quoted
-from capmerge.families import CLIP, CROPPED_TOKENS, T5_IDS, Family
+from capmerge.families import ONE_CHUNK, T5_IDS, Family
 from capmerge.fit import Fitted, longest_texts
 from capmerge.marks import MARK, WEIGHTS
 from capmerge.rewritten import BrokenRecordError, Written, place_drawn, written_alternatives
 from capmerge.source import Source
 from capmerge.templates import MergeOptions
-from capmerge.tokens import ClipTokenizer, FileTokenizer, TokenCounter, load_tokenizer, load_tokenizer_file
+from capmerge.tokens import CHUNK_TOKENS, FileTokenizer, TokenCounter, count_chunks, load_readers
 from capmerge.wildcard import Drawn, Pick, draw_line, parse_line
 
-DEFAULT_MAX_TOKENS = 225
+DEFAULT_MAX_TOKENS = 3 * CHUNK_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +57,13 @@ class PreviewOptions:
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
-            check_max_tokens(self.max_tokens)
-        cropped = CROPPED_TOKENS.get(self.family)
-        if cropped and self.max_tokens not in (None, cropped):
+            count_chunks(self.max_tokens)
+        one_chunk = self.family in ONE_CHUNK
+        if one_chunk and self.max_tokens not in (None, CHUNK_TOKENS):
             raise UsageError(
-                f"--max-tokens {self.max_tokens}: CLIP reads {cropped} tokens of a caption with --family {self.family}. Leave it out."
+                f"--max-tokens {self.max_tokens}: CLIP reads {CHUNK_TOKENS} tokens of a caption with --family {self.family}. Leave it out."
             )
-        if cropped and self.chunking == "a1111":
+        if one_chunk and self.chunking == "a1111":
             raise UsageError(f"--chunking a1111: captions are not cut into chunks with --family {self.family}. Leave one of them out.")
 
 
@@ -77,26 +77,10 @@ class Readers(NamedTuple):
 
     @classmethod
     def load(cls, options: PreviewOptions) -> "Readers":
-        """The readers that the options ask for.
-
-        Raises `UsageError` for a tokenizer that is no CLIP's where there is no T5.
-        """
-        family = options.family
-        clip, t5 = load_tokenizer(CLIP[family]), None
-        if options.tokenizer:
-            given = load_tokenizer_file(options.tokenizer)
-            if isinstance(given, ClipTokenizer):
-                clip = given
-            elif family in T5_IDS:
-                t5 = given
-            else:
-                raise UsageError(
-                    f"--tokenizer {printable(options.tokenizer)}: it is no CLIP tokenizer, and --family {family} reads with CLIP alone. "
-                    f"Give one of CLIP, or --family {' or '.join(T5_IDS)}."
-                )
-        assert isinstance(clip, ClipTokenizer)  # families are CLIP's
-        limit = CROPPED_TOKENS.get(family) or (DEFAULT_MAX_TOKENS if options.chunking == "kohya" else None)
-        return cls(Cutter(clip, options.chunking, options.max_tokens or limit), t5, T5_IDS.get(family, 0))
+        """The readers that the options ask for. Raises `UsageError` as `tokens.load_readers`."""
+        clip, t5 = load_readers(options.family, options.tokenizer)
+        limit = CHUNK_TOKENS if options.family in ONE_CHUNK else DEFAULT_MAX_TOKENS if options.chunking == "kohya" else None
+        return cls(Cutter(clip, options.chunking, options.max_tokens or limit), t5, T5_IDS.get(options.family, 0))
 
     def text(self) -> str:
         """What they are, in a line."""

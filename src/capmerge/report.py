@@ -1,14 +1,18 @@
 """Statistics in words and columns: the table for a terminal, and the sections that a page shows too. From the document alone."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from capmerge.document import Document, percent
+from capmerge.caption_stats import LONGEST_TAG, MOST_TAGS
+from capmerge.document import STYLE_WORDS, Document, percent
 from capmerge.errors import printable
-from capmerge.families import CROPPED_TOKENS, T5_IDS
+from capmerge.families import ONE_CHUNK, T5_IDS
+from capmerge.tokens import CHUNK_IDS
 
 _SHOWN = 10
 _WIDEST_LABEL = 44
+_NUMBER = re.compile(r"(?:under |over )?[0-9.,-]*(?: %)?")
 LENGTH_COLUMNS = ("mean", "median", "p90", "p99", "p99.9", "max")
 
 
@@ -19,6 +23,11 @@ class Section(NamedTuple):
     heads: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     note: str = ""
+
+    def flush_right(self) -> list[bool]:
+        """Whether each column is set flush right: all but the first, where every cell is a count, a mean, a share or empty."""
+        columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.heads)
+        return [number > 0 and all(map(_NUMBER.fullmatch, column)) for number, column in enumerate(columns)]
 
 
 def text_table(document: Document) -> str:
@@ -54,14 +63,13 @@ def _records(document: Document) -> Section:
         ("without tags", *_of(records["caption_only"] + records["empty"], records["counted"])),
         ("without caption", *_of(records["tags_only"] + records["empty"], records["counted"])),
         ("alternatives", f"{document['lengths']['lines']['texts']:,}", ""),
-        *((f"  {_STYLE_NAMES[name]}", f"{style['texts']:,}", percent(style["share"])) for name, style in styles.items() if style["texts"]),
+        *((f"  {STYLE_WORDS[name]}", f"{style['texts']:,}", percent(style["share"])) for name, style in styles.items() if style["texts"]),
     ]
     note = "Shares of alternatives are of the probability that they are drawn."
     return Section(f"{document['source']}: records and alternatives", ("", "number", "share"), rows, note)
 
 
 _RECORD_ROWS = (("tags and caption", "both"), ("tags only", "tags_only"), ("caption only", "caption_only"), ("neither", "empty"))
-_STYLE_NAMES = {"tags": "tags", "caption": "caption", "both": "tags and caption"}
 
 
 def _lengths(document: Document) -> Section:
@@ -87,8 +95,8 @@ _LIMIT_HEADS = ("max length", "cut", "share cut", "tokens dropped", "share dropp
 
 def _limits(document: Document) -> Section:
     note = "Padding: empty places for tokens if everything is encoded at that length."
-    if document["family"] in CROPPED_TOKENS:
-        note += " The 77 places of CLIP hold them with start and end; this family has one such chunk."
+    if document["family"] in ONE_CHUNK:
+        note += f" The {CHUNK_IDS} places of CLIP hold them with start and end; this family has one such chunk."
     return Section("what a max length cuts", _LIMIT_HEADS, [_limit_row(str(cut["limit"]), cut) for cut in document["limits"]], note)
 
 
@@ -127,7 +135,7 @@ def _longest(document: Document, shown: int) -> Section:
 def _tags(document: Document, shown: int) -> Section:
     tags, underscores = document["tags"], document["underscores"]
     if tags is None:
-        return Section("most frequent tags", (), [], "Not counted: there are over a million distinct ones, so they are hardly tags.")
+        return Section("most frequent tags", (), [], f"Not counted: there are over {MOST_TAGS:,} distinct ones, so they are hardly tags.")
     rows = [(entry["tag"], f"{entry['texts']:,}", percent(entry["share"])) for entry in tags["most_frequent"][:shown]]
     note = f"{tags['distinct']:,} distinct tags, {tags['occurrences']:,} in all."
     if underscores["saved_tokens"]:
@@ -135,7 +143,7 @@ def _tags(document: Document, shown: int) -> Section:
             f" --underscores space would save {underscores['saved_tokens']:,} tokens, {percent(underscores['share'])} of those of all tags."
         )
     if tags["long"]:
-        note += f" {tags['long']:,} over 64 characters are left out: they are hardly tags."
+        note += f" {tags['long']:,} over {LONGEST_TAG} characters are left out: they are hardly tags."
     return Section("most frequent tags", ("tag", "number", "of records with tags"), rows, note)
 
 
@@ -180,16 +188,10 @@ def _number(value: float | None) -> str:
     return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
 
 
-def is_number(cell: str) -> bool:
-    """Whether a cell is set flush right: a count, a mean or a share."""
-    return not cell.strip("0123456789.,-% ") and cell != ""
-
-
 def _section_text(section: Section) -> str:
     rows = [tuple(_short(printable(cell)) for cell in row) for row in (section.heads, *section.rows) if row]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)] if rows else []
-    right = [bool(section.rows) and all(is_number(row[i]) or row[i] in ("", "-") for row in section.rows) for i in range(len(widths))]
-    pads: list[Callable[[str, int], str]] = [str.rjust if flush and i else str.ljust for i, flush in enumerate(right)]
+    pads: list[Callable[[str, int], str]] = [str.rjust if flush else str.ljust for flush in section.flush_right()]
     lines = ["  ".join(pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True)).rstrip() for row in rows]
     note = [printable(section.note)] if section.note else []
     return "\n".join([printable(section.title), *(f"  {line}" for line in [*lines, *note])])

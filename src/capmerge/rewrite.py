@@ -22,7 +22,7 @@ from capmerge.errors import OutputError, UsageError, printable
 from capmerge.gather import Gathered, Tokenizers
 from capmerge.output import AtomicFile, Buffer, OutputFiles, StandardOutput, check_target
 from capmerge.parallel import run_blocks, useful_jobs
-from capmerge.rewriter import SEPARATORS, Format, OnError, Rewriter, compressed, reserved_fields
+from capmerge.rewriter import SEPARATORS, Counted, Format, OnError, Rewriter, compressed, reserved_fields
 from capmerge.side_files import DATASET, INDEX, RECEIPT, REJECTS, SIDE_FILES, dataset_config, receipt
 from capmerge.source import Source, fingerprint
 from capmerge.tally import Tally
@@ -110,16 +110,21 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
         sinks = [records, rejects, indexing.rows if indexing else rejects, *(gathered.sinks() if gathered else ())]
         jobs = useful_jobs(source, options.jobs)
         tally = Tally()
-        for counts in run_blocks(source, layout, work, sinks, jobs=jobs, progress=done, start_method=options.start_method):
-            tally.add(counts.tally)
+
+        def collect(counted: Counted) -> None:
+            tally.add(counted.tally)
             if gathered:
-                gathered.stats.merge(counts.stats)
+                gathered.stats.merge(counted.stats)
+
+        run_blocks(source, layout, work, sinks, collect=collect, jobs=jobs, progress=done, start_method=options.start_method)
         records.finish()
         read_bytes = source.read_bytes(end)
-        statistics = gathered.document(source, layout, options.merge) if gathered else None
         source.check_unchanged()
         if indexing and isinstance(main, AtomicFile):
-            indexing.write(files.side(INDEX), main.unpublished)
+            with main.read_back() as written:
+                indexing.write(files.side(INDEX), written)
+        name = target.name if target else source.name
+        statistics = gathered.document(name, source, layout, options.merge) if gathered else None
         if target:
             files.side(RECEIPT).write(receipt(source.name, fingerprint(source), options.merge, options.on_error, tally).encode())
             files.side(DATASET).write(dataset_config(target, (source.path or target).resolve().parent, sample.resolutions).encode())

@@ -115,7 +115,8 @@ class Rewriter:
     def _run(self, block: Block, data: bytes) -> Iterator[tuple[int, Buffer]]:
         separator = b""
         written_bytes = 0
-        for piece in iter_block(data, self._layout, block):
+        whole = self._merger.options.fit_tokens is not None  # the tokens of many records are counted at a time
+        for piece in iter_block(data, self._layout, block, whole=whole):
             records, left_out, rejects = self.merge(piece)
             if self._observer:
                 self._observe(self._observer, piece, left_out)
@@ -142,10 +143,15 @@ class Rewriter:
         self._kept.tally.add(counted.tally)
         self._kept.stats.merge(counted.stats)
 
+    def is_full(self) -> bool:
+        """Whether the counts that are kept take so much memory that the parent should add them up."""
+        return self._kept.stats.is_large
+
     def result(self) -> Counted:
-        """The counts of this process."""
-        self._kept.stats.count_tags()
-        return self._kept
+        """The counts of this process since the last call."""
+        kept, self._kept = self._kept, Counted(Tally(), CaptionStats())
+        kept.stats.count_tags()
+        return kept
 
     def _observe(self, observer: Observer, piece: Piece, left_out: Collection[int]) -> None:
         """Note the records of a merged piece."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from capmerge.marks import MARK, WEIGHTS
+from capmerge.marks import MARK, STYLES, WEIGHTS
 from capmerge.wildcard import Drawn, escape, parse_line
 
 
@@ -43,7 +43,7 @@ def written_alternatives(record: dict[str, Any]) -> list[Written]:
             lines = [escape(parsed.option(0, number)) for number in range(len(parsed.groups[0]))]
     if len(lines) != len(letters):
         raise BrokenRecordError(f'found {len(lines)} lines and {len(letters)} letters in "{MARK}", expected one letter a line.')
-    if unknown := set(letters) - set("tcb"):
+    if unknown := set(letters) - STYLES.keys():
         raise BrokenRecordError(f'found the letter {min(unknown)!r} in "{MARK}", expected t, c or b.')
     if weights is None:
         weights = [1] * len(lines)

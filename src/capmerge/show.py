@@ -7,9 +7,9 @@ from typing import Any
 
 from capmerge.cut import Cut, Part
 from capmerge.errors import printable
+from capmerge.marks import STYLES
 from capmerge.preview import Preview, Shown
 
-_STYLES = {"t": "tags", "c": "caption", "b": "both"}
 _CHUNK_COLOURS = ("36", "33", "35", "34")  # cyan, yellow, magenta, blue: two in a row are never alike
 _RED, _BOLD, _DIM = "31", "1", "2"
 
@@ -40,7 +40,7 @@ class Screen:
                 yield f"     T5, {_length(shown.t5_cut)}: {self._cut(shown.t5_cut)}"
         for unfit in preview.unfit:
             what = "left out" if unfit.left_out else "cut"
-            yield f"  {what} by --fit: {_STYLES[unfit.style]}, {unfit.tokens:,} tokens"
+            yield f"  {what} by --fit: {STYLES[unfit.style]}, {unfit.tokens:,} tokens"
             yield f"     {self._part(Part(None, unfit.text, 0))}"
         if preview.drawn:
             yield f"  drawn: {printable(preview.drawn.text)}"
@@ -62,7 +62,7 @@ def _heading(shown: Shown) -> str:
     times = len(shown.written.places)
     repeated = f", on {times} lines" if times > 1 else ""
     longest = f", longest of {shown.texts:,} texts" if shown.texts > 1 else ""
-    return f"{_STYLES[shown.written.style]}, {_percent(shown.written.share)}{repeated}: {_length(shown.cut)}{longest}"
+    return f"{STYLES[shown.written.style]}, {_percent(shown.written.share)}{repeated}: {_length(shown.cut)}{longest}"
 
 
 def _length(cut: Cut) -> str:

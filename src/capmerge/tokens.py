@@ -10,12 +10,12 @@ import functools
 import itertools
 import os
 import re
-from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from capmerge.errors import UsageError
+from capmerge.errors import UsageError, printable
+from capmerge.families import CLIP, T5_IDS, Family
 from capmerge.tokens_clean import clean
 from capmerge.tokens_count import TokenCounter
 from capmerge.tokens_ids import ClipTokenizer, FileTokenizer
@@ -35,13 +35,14 @@ __all__ = [
     "Tokenizer",
     "a1111",
     "a1111_bounds",
-    "a1111_chunk_count",
     "a1111_parts",
     "chunks_needed",
     "clean",
+    "count_chunks",
     "dropped_tokens",
     "kohya",
     "kohya_spans",
+    "load_readers",
     "load_tokenizer",
     "load_tokenizer_file",
 ]
@@ -99,6 +100,22 @@ def load_tokenizer_file(path: str | os.PathLike[str]) -> Tokenizer:
     return FileTokenizer(os.fspath(path), found)
 
 
+def load_readers(family: Family, path: str | os.PathLike[str] | None = None) -> tuple[ClipTokenizer, FileTokenizer | None]:
+    """What reads the captions of a model `family`: its CLIP, or the one at `path`, and the T5 at `path` if the family has a T5.
+
+    Raises UsageError for a tokenizer that is no CLIP's where there is no T5, and as `load_tokenizer_file`.
+    """
+    given = load_tokenizer_file(path) if path else None
+    if isinstance(given, ClipTokenizer):
+        return given, None
+    if given and family not in T5_IDS:
+        raise UsageError(
+            f"--tokenizer {printable(given.name)}: it is no CLIP tokenizer, and --family {family} reads with CLIP alone. "
+            f"Give one of CLIP, or --family {' or '.join(T5_IDS)}."
+        )
+    return _load_family(CLIP[family]), given
+
+
 def chunks_needed(n_tokens: int) -> int:
     """How many chunks of 75 hold `n_tokens`; an empty caption takes one too.
 
@@ -121,7 +138,7 @@ def kohya(ids: Sequence[int], max_tokens: int, tokenizer: ClipTokenizer) -> list
 
     Raises UsageError if `max_tokens` is not a positive multiple of 75.
     """
-    n_chunks = _n_chunks(max_tokens)
+    n_chunks = count_chunks(max_tokens)
     bos, eos, pad = tokenizer.bos, tokenizer.eos, tokenizer.pad
     kept = list(ids[:max_tokens])
     row = [*kept, eos, *[pad] * (max_tokens - len(kept))]  # without the leading BOS
@@ -147,11 +164,12 @@ def kohya_spans(n_tokens: int, max_tokens: int) -> list[tuple[int, int]]:
 
     Raises UsageError if `max_tokens` is not a positive multiple of 75.
     """
-    edges = [min(n_tokens, chunk * CHUNK_TOKENS) for chunk in range(_n_chunks(max_tokens) + 1)]
+    edges = [min(n_tokens, chunk * CHUNK_TOKENS) for chunk in range(count_chunks(max_tokens) + 1)]
     return list(itertools.pairwise(edges))
 
 
-def _n_chunks(max_tokens: int) -> int:
+def count_chunks(max_tokens: int) -> int:
+    """How many chunks `max_tokens` are. Raises UsageError if they do not fill whole ones."""
     if max_tokens < CHUNK_TOKENS or max_tokens % CHUNK_TOKENS:
         raise UsageError(f"{max_tokens} tokens: expected a multiple of {CHUNK_TOKENS}, such as 75, 150 or 225.")
     return max_tokens // CHUNK_TOKENS
@@ -200,23 +218,6 @@ def a1111(text: str, tokenizer: ClipTokenizer) -> A1111Chunks:
         padding = [tokenizer.pad] * (CHUNK_TOKENS - (end - start))
         chunks.append([tokenizer.bos, *ids[start:end], tokenizer.eos, *padding])
     return A1111Chunks(chunks, spans, token_count)
-
-
-def a1111_chunk_count(n_tokens: int, commas: Sequence[int]) -> int:
-    """How many chunks `a1111` makes of a text without BREAK, given the places of its tokens ",", from 0, in order.
-
-    >>> a1111_chunk_count(140, []), a1111_chunk_count(140, [60])
-    (2, 3)
-    """
-    start, chunks = 0, 1
-    while n_tokens - start > CHUNK_TOKENS:
-        full = start + CHUNK_TOKENS
-        number = bisect_left(commas, full)
-        opens = number < len(commas) and commas[number] == full
-        near = number > 0 and commas[number - 1] >= full - COMMA_BACKTRACK
-        start = commas[number - 1] + 1 if near and not opens else full
-        chunks += 1
-    return chunks
 
 
 def a1111_bounds(n_tokens: int) -> tuple[int, int]:

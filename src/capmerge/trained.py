@@ -4,6 +4,7 @@ What `rewritten` reads back, with in-line wildcards drawn out and the tags told 
 merged first, so that what the options would give and what a file holds are one and the same.
 """
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -24,10 +25,10 @@ class Trained(NamedTuple):
     """Of the record's probability."""
     tags: str
     """The part that is tags; "" for style `c`."""
-    caption: str
-    """The part that is no tags, its commas and spaces towards them taken off; "" for style `t`."""
+    captions: tuple[str, ...]
+    """All that is no tags, without the commas and spaces towards them: a text, or all of its in-line wildcards; none for style `t`."""
     listed: bool = True
-    """Whether `texts` are all outcomes: past `wildcard.MOST_OUTCOMES` they are the longest and the shortest."""
+    """Whether `texts` are all outcomes: where those are too many to list they are the longest and the shortest."""
 
 
 def trained_alternatives(record: dict[str, Any]) -> list[Trained]:
@@ -49,16 +50,29 @@ def trained_alternatives(record: dict[str, Any]) -> list[Trained]:
     ]
 
 
+def fields_of(alternatives: Sequence[Trained]) -> tuple[str, list[tuple[str, ...]]]:
+    """A record's tags and the texts of each of its caption lines, as its lines hold them; "" and none when it has none.
+
+    Each from the lines of its own style, `t` or `c`, and from those of both only where there are none: else a text would count
+    once for each template that holds it. Of several lines of tags it is the first. A template's fixed text, a prefix too, is
+    told from tags by the span in a line of both, and otherwise belongs to the field that it stands beside.
+    """
+    tags = [alternative.tags for style in "tb" for alternative in alternatives if alternative.style == style]
+    style = "c" if any(alternative.style == "c" for alternative in alternatives) else "b"
+    captions = dict.fromkeys(alternative.captions for alternative in alternatives if alternative.style == style)
+    return tags[0] if tags else "", [texts for texts in captions if any(texts)]
+
+
 def _trained(written: Written, span: list[int] | None) -> Trained:
     line, share = written.line, (written.share.numerator, written.share.denominator)
     texts, listed = _outcomes(line)
     if span is None:
-        text = next(iter(texts))
-        return Trained(texts, written.style, share, text if written.style == "t" else "", "" if written.style == "t" else text, listed)
+        is_tags = written.style == "t"
+        return Trained(texts, written.style, share, next(iter(texts)) if is_tags else "", () if is_tags else tuple(texts), listed)
     start, end = span
-    around = (line[:start].strip(", "), line[end:].strip(", "))
-    tags, caption = (next(iter(_outcomes(part)[0])) for part in (line[start:end], max(around, key=len)))
-    return Trained(texts, written.style, share, tags, caption, listed)
+    around = ", ".join(filter(None, (line[:start].strip(", "), line[end:].strip(", "))))
+    tags, captions = (tuple(_outcomes(part)[0]) for part in (line[start:end], around))
+    return Trained(texts, written.style, share, tags[0], captions, listed)
 
 
 def _is_span(span: Any) -> bool:
@@ -66,7 +80,7 @@ def _is_span(span: Any) -> bool:
 
 
 def _outcomes(line: str) -> tuple[dict[str, Fraction], bool]:
-    """Every text of a line with its probability, and True; past `MOST_OUTCOMES` the two extremes, and False."""
+    """Every text of a line with its probability, and True; where they are too many to list the two extremes, and False."""
     if not has_brace(line):
         return {line: Fraction(1)}, True
     try:

@@ -230,7 +230,7 @@ class _Run:
             self.say([f"WARNING: step {self.step:,} is skipped: the norm of its gradient is {result.grad_norm}."])
         if self.skipped_in_row == MOST_SKIPPED:
             raise NonFiniteError(
-                f"step {self.step:,}: found no finite gradient for {MOST_SKIPPED} steps, expected some: the weights are spoilt. "
+                f"step {self.step:,}: found no finite gradient for {MOST_SKIPPED} steps, expected one at least: the weights are spoilt. "
                 f"The states in {self.folder} are older than that. Lower the learning rate, and --resume latest."
             )
 

@@ -66,6 +66,7 @@ def option_sets(draw):
     """Any options that can be carried out, most of them with a fast way."""
     layout, lines = draw(LAYOUT | PLAIN_LINES.map(lambda lines: (None, lines)) | OTHER_LINES.map(lambda lines: (None, lines)))
     affix = PLAIN_AFFIX | st.sampled_from(["{", "a|"])
+    fit_tokens, fit_by = draw(st.sampled_from([(None, "drop"), (None, "drop"), (2, "drop"), (9, "drop"), (16, "trim")]))
     return MergeOptions(
         layout=layout,
         lines=lines,
@@ -77,6 +78,8 @@ def option_sets(draw):
         suffix=draw(affix),
         image_size=draw(st.booleans()),
         allow_rewritten=draw(st.booleans()),
+        fit_tokens=fit_tokens,
+        fit_by=fit_by,
     )
 
 
@@ -91,6 +94,8 @@ FAST_OPTIONS = [
     {"lines": ("{tags}=999", "{caption}"), "weights": "field"},
     {"lines": ("{tags}=999", "{caption}")},
     {"prefix": "p ", "suffix": " 100%", "caption_lines": "join", "caption_wildcards": True, "image_size": False},
+    {"fit_tokens": 8},
+    {"lines": ("{tags}=5", "{caption}", "{tags}, {caption}=4"), "fit_tokens": 20, "fit_by": "trim"},
 ]
 
 

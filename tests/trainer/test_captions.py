@@ -179,8 +179,9 @@ def test_warmup_keeps_what_is_shorter_than_its_least():
 
 def test_sentences_are_not_touched():
     """Style `c` trains as it is; of style `b` only the tags move, in both orders."""
-    record = plain(f"{SENTENCE}", "c")
-    assert set(texts(record, 30, shuffle=True, tag_dropout_rate=0.5, token_warmup_steps=99)) == {SENTENCE}
+    for sentence in (SENTENCE, "One,two ||| three , four"):
+        asked = {"shuffle": True, "tag_dropout_rate": 0.5, "token_warmup_steps": 99, "keep_tokens_separator": "|||"}
+        assert set(texts(plain(sentence, "c"), 30, **asked)) == {sentence}
     for layout in ("concat", "concat-caption-first"):
         found = texts(rewritten(layout=layout), 100, shuffle=True)
         assert all(SENTENCE in text for text in found)

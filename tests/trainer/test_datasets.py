@@ -1,11 +1,13 @@
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from run_builder import LATENTS, rewrite_examples, settings_of
 
+from capmerge.errors import CapmergeError
 from capmerge.index_build import build_index
 from trainer.datasets import open_datasets
 from trainer.errors import LatentsError
@@ -124,6 +126,17 @@ def test_keys_that_lead_out(metadata, tmp_path):
     with pytest.raises(LatentsError, match=r"The keys of 21 lead out of that folder: data.allow_outside = true looks there too\."):
         open_one(changed, tmp_path)
     assert open_one(changed, tmp_path, data={"allow_outside": True}).rows.usable is None
+
+
+def test_links_that_lead_out(metadata, tmp_path):
+    """A link to a file outside of the folder is refused when it would be read, unless that is allowed."""
+    latents = tmp_path / "latents"
+    shutil.copytree(LATENTS, latents, copy_function=lambda source, target: Path(target).symlink_to(source))
+    dataset = open_one(metadata, tmp_path, data={"latents": str(latents)})
+    with pytest.raises(CapmergeError, match="allow_outside"):
+        dataset.latents_file(0, dataset.index.read(0)[0])
+    allowed = open_one(metadata, tmp_path, data={"latents": str(latents), "allow_outside": True})
+    assert allowed.latents_file(0, dataset.index.read(0)[0]).is_symlink()
 
 
 @pytest.mark.parametrize(("chunking", "column"), [("kohya", "tokens_sd1"), ("a1111", "chunks_sd1")])

@@ -71,6 +71,21 @@ def test_a_pure_function(metadata, tmp_path):
     assert len({sample.timestep for sample in (first, *others)}) > 1
 
 
+def test_a_set_has_captions_of_its_own(metadata, tmp_path):
+    """The second set draws by its own number and settings."""
+    sections = settings_of(metadata, tmp_path / "run")
+    sets = [sections["data"], sections["data"] | {"caption": {"dropout_every_epochs": 2}}]
+    config = Config.model_validate(sections | {"data": sets})
+    datasets = open_datasets(config, jobs=1)
+    maker = SampleMaker(config, datasets, max_steps=100)
+    records = [datasets[0].index.read(number) for number in range(20)]
+    for dataset in (0, 1):
+        expected = [draw(record["caption"], 7, 0, key, dataset=dataset) for key, record in records]
+        assert [maker.make(dataset, number, 0, 0, 0).caption for number in range(20)] == expected
+    assert maker.make(0, 0, 0, 1, 0).caption
+    assert not maker.make(1, 0, 0, 1, 0).caption
+
+
 def test_half_are_flipped(metadata, tmp_path):
     """With `data.flip` about half of the samples take the flipped latents, and say so."""
     maker, (dataset,) = maker_of(metadata, tmp_path, data={"flip": True})

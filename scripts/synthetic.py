@@ -6,7 +6,7 @@ A record is about 1.17 kB, as in a file of 12 million records and 14 GB. Same ar
 import json
 import random
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,8 @@ class Corpus:
         return " ".join(words).capitalize() + "."
 
 
-def write_metadata(path: Path, size_bytes: int, layout: str = "indent2", seed: int = 0) -> None:
-    """Write about `size_bytes` in `layout`: indent2, indent4 (raw UTF-8), compact, or jsonl."""
+def write_metadata(path: Path, size_bytes: int, layout: str = "indent2", seed: int = 0, records: int | None = None) -> None:
+    """Write about `size_bytes`, at most so many `records`, in `layout`: indent2, indent4 (raw UTF-8), compact, or jsonl."""
     dump = {
         "indent2": lambda pair: json.dumps(dict([pair]), indent=2)[2:-2],
         "indent4": lambda pair: json.dumps(dict([pair]), indent=4, ensure_ascii=False)[2:-2],
@@ -73,7 +73,7 @@ def write_metadata(path: Path, size_bytes: int, layout: str = "indent2", seed: i
     written = 0
     with path.open("w", encoding="utf-8", newline="") as file:
         file.write(opening)
-        for pair in Corpus(seed).records():
+        for pair in islice(Corpus(seed).records(), records):
             text = dump(pair)
             file.write(separator + text if written else text)
             written += len(text) + len(separator)

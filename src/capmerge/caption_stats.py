@@ -20,7 +20,7 @@ _FIRST_PRUNED = 1 << 14
 # The processor's cache decides: few texts at once, so that their tags are in it from being cut to being counted, and many
 # one after the other, so that the counts are. Together it is half the time.
 _TEXTS_AT_ONCE = 64
-_MOST_UNCOUNTED = 1 << 13
+_MOST_UNCOUNTED, _MOST_UNCOUNTED_LETTERS = 1 << 13, 1 << 22
 LONGEST_TAG = 64
 """Characters; longer ones are prose, and would fill the memory."""
 
@@ -154,6 +154,7 @@ class CaptionStats:
     tag_counts: BoundedCounter = field(default_factory=lambda: BoundedCounter(MOST_TAGS, LONGEST_TAG))
     uncounted_tags: list[str] = field(default_factory=list)
     """Texts of tags that `count_tags` has not counted into `tag_counts` yet."""
+    _uncounted_letters: int = 0
     resolutions: BoundedCounter = field(default_factory=lambda: BoundedCounter(MOST_RESOLUTIONS, LONGEST_TAG))
     """`"832x1216"` -> records."""
     literals: Counter[str] = field(default_factory=Counter)
@@ -169,7 +170,8 @@ class CaptionStats:
         self.t5_lines.merge(other.t5_lines)
         self.wildcards.add(other.wildcards)
         self.uncounted_tags += other.uncounted_tags
-        if len(self.uncounted_tags) >= _MOST_UNCOUNTED:
+        self._uncounted_letters += sum(map(len, other.uncounted_tags))
+        if len(self.uncounted_tags) >= _MOST_UNCOUNTED or self._uncounted_letters >= _MOST_UNCOUNTED_LETTERS:
             self.count_tags()
         self.tag_counts.merge(other.tag_counts)
         self.resolutions.merge(other.resolutions)
@@ -182,7 +184,7 @@ class CaptionStats:
 
     def count_tags(self) -> None:
         """Count the tags that `merge` has put off."""
-        texts, self.uncounted_tags = self.uncounted_tags, []
+        texts, self.uncounted_tags, self._uncounted_letters = self.uncounted_tags, [], 0
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             self.tag_counts.update(split_tags(texts[start : start + _TEXTS_AT_ONCE]))
 

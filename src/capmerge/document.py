@@ -1,37 +1,9 @@
-r"""The statistics document: what `<stem>.stats.json` holds, and all that a table, figure or page is drawn from.
+"""The statistics document: what `<stem>.stats.json` holds, and all that a table, figure or page is drawn from.
 
-Version 1. A key may be added within a version; none is renamed, removed or given another meaning. Shares are floats from
-0 to 1, of the probability that an alternative is drawn unless they say otherwise; all other numbers are whole, but for means.
-
-    schema         "capmerge.stats", and version: 1
-    capmerge       the program's version
-    source         name of the file
-    options        the merge options; they hold for records that were not rewritten before
-    family         as asked; tokenizer: name of the one that counted
-    records        counted, of these both / tags_only / caption_only / empty (neither) / rewritten_before; and rejected
-    lengths        tags: each record's tags; captions: each of its caption lines, both as its lines hold them; lines: all
-                   alternatives by probability.
-                   Each with texts, weight, tokens, mean, median, p90, p99, p99.9, max, max_key, longest (20 by key) and
-                   histogram: exact, one part a share, `texts[i]` of them with `tokens[i]` tokens
-    styles         tags / caption / both: the alternatives of that style, as in lengths, and share: of the probability
-    chunks         by how many chunks of 75 tokens an alternative needs: texts, share
-    limits         for each max length: texts and share that are cut, dropped_tokens of them, dropped_share of all tokens,
-                   padding_share of all places if everything is encoded at that length
-    advice         max_tokens: the smallest that drops less than 1 % of the tokens (null: none that the family takes);
-                   dropped_share; text
-    t5             null, or tokenizer, lengths and limits of all alternatives in tokens of the T5; a limit of 256 leaves
-                   room_tokens for the caption
-    wildcards      alternatives with in-line wildcards, counted at their longest: mean_longest, mean_shortest, mean tokens;
-                   not_listed: those with too many outcomes to list
-    tags           occurrences, distinct, most_frequent (100: tag, texts, share of the records with tags);
-                   null where there are more than `caption_stats.MOST_TAGS` distinct ones; long: tags over 64 characters
-    underscores    what `--underscores space` would save: tags, saved_tokens, share of the tokens of all tags; or null
-    duplicates     whole captions that stand more than once: captions, distinct, duplicated, share, largest (20 groups:
-                   captions, record: number of the first from 0, its key and caption; null where a pipe cannot be read again)
-    resolutions    resolution, records: most first; null where there are too many; of train_resolution, else image_size
-    literals       text with a meaning of its own -> alternatives that hold it
+`docs/stats.md` names every key. Within version 1 a key may be added; none is renamed, removed or given another meaning.
 """
 
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import asdict
 from fractions import Fraction
@@ -122,14 +94,13 @@ def _advice(distribution: Distribution, limits: list[Cut]) -> dict[str, Any]:
                 f"tokens and cuts {percent(cut.share)} of the alternatives.",
             }
     largest = limits[-1]
-    enough = largest
-    while enough.dropped_share >= LOSS:
-        enough = distribution.cut(enough.limit + CHUNK_TOKENS)
+    chunks = range(-(-distribution.lengths[-1] // CHUNK_TOKENS) + 1)
+    enough = CHUNK_TOKENS * bisect_left(chunks, True, key=lambda count: distribution.cut(CHUNK_TOKENS * count).dropped_share < LOSS)
     return {
         "max_tokens": None,
         "dropped_share": largest.dropped_share,
         "text": f"Even {largest.limit} tokens, the most that this family takes, drop {percent(largest.dropped_share)} of the tokens; "
-        f"{enough.limit} would lose under 1 %.",
+        f"{enough:,} would lose under 1 %.",
     }
 
 

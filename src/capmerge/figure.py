@@ -10,7 +10,7 @@ from typing import Any
 from capmerge.document import Document, percent
 from capmerge.errors import printable
 from capmerge.families import ONE_CHUNK
-from capmerge.histogram import GRID, INK, LIMIT, histogram
+from capmerge.histogram import GRID, INK, LIMIT, Histogram, histogram
 from capmerge.stats import LengthStats
 from capmerge.tokens import CHUNK_IDS
 
@@ -28,8 +28,9 @@ def draw_figure(document: Document, ending: str) -> bytes:
         figure = Figure(figsize=(9, 6.2), dpi=130, layout="constrained")
         FigureCanvasAgg(figure)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.4))
-        _draw_lengths(upper, document)
-        _draw_dropped(lower, document)
+        shown = histogram(document)
+        _draw_lengths(upper, shown)
+        _draw_dropped(lower, shown, document)
         figure.suptitle(f"{printable(document['source'])}: what CLIP will see", color=INK, fontsize=13)
         figure.align_ylabels()
         written = io.BytesIO()
@@ -38,13 +39,11 @@ def draw_figure(document: Document, ending: str) -> bytes:
     return written.getvalue()
 
 
-def _draw_lengths(axes: Any, document: Document) -> None:
+def _draw_lengths(axes: Any, shown: Histogram) -> None:
     """Histograms by style, the limits across them, what they cut in the legend."""
-    shown = histogram(document)
-    edges = [i * shown.width for i in range(shown.bins + 1)]
     for style in shown.styles:
-        axes.stairs(style.heights, edges, baseline=shown.floor, fill=True, color=style.colour, alpha=0.35)
-        axes.stairs(style.heights, edges, baseline=shown.floor, color=style.colour, linewidth=1.4, label=style.label)
+        axes.stairs(style.heights, shown.edges, baseline=shown.floor, fill=True, color=style.colour, alpha=0.35)
+        axes.stairs(style.heights, shown.edges, baseline=shown.floor, color=style.colour, linewidth=1.4, label=style.label)
     axes.set_yscale("log")
     axes.set_ylim(shown.floor, shown.top * (shown.top / shown.floor) ** 0.22)  # room for the labels of the limits
     axes.yaxis.set_major_formatter(lambda height, _: f"{height:,g}")
@@ -59,16 +58,16 @@ def _draw_lengths(axes: Any, document: Document) -> None:
     _dress(axes)
 
 
-def _draw_dropped(axes: Any, document: Document) -> None:
+def _draw_dropped(axes: Any, shown: Histogram, document: Document) -> None:
     """The share of the tokens that a max length drops, over all lengths."""
     distribution = LengthStats.from_json(document["lengths"]["lines"]).distribution()
-    longest = distribution.maximum or 1
-    lengths = list(range(0, longest + 1, max(1, longest // 400)))
-    axes.plot(lengths, [100 * distribution.cut(length).dropped_share for length in lengths], color=INK, linewidth=1.4)
+    axes.plot(shown.edges, [100 * distribution.cut(length).dropped_share for length in shown.edges], color=INK, linewidth=1.4)
     for row, cut in enumerate(document["limits"]):
         _draw_limit(axes, row, cut["limit"], f"drops {percent(cut['dropped_share'])}")
     axes.set_ylim(0, 100)
-    axes.set_xlim(0, max(longest, *(cut["limit"] for cut in document["limits"])) * 1.08)
+    axes.set_xscale("log" if shown.log_tokens else "linear")
+    axes.set_xlim(int(shown.log_tokens), shown.end * 1.08)
+    axes.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
     axes.set_ylabel("tokens dropped, %")
     one_chunk = f" ({CHUNK_IDS} places with start and end; one chunk)" if document["family"] in ONE_CHUNK else ""
     axes.set_xlabel(f"tokens, by the tokenizer of {printable(document['tokenizer'])}{one_chunk}")
@@ -79,7 +78,8 @@ def _draw_limit(axes: Any, row: int, limit: int, label: str) -> None:
     """One limit with its label, each in a row of its own: a long tail brings the limits close together."""
     axes.axvline(limit, color=LIMIT, linewidth=1.1, linestyle=(0, (4, 3)))
     place = {"xy": (limit, 1), "xycoords": ("data", "axes fraction"), "xytext": (3, -2 - 11 * row), "textcoords": "offset points"}
-    axes.annotate(label, **place, va="top", color=LIMIT, fontsize=8.5)
+    behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}  # where the lines of other limits are close
+    axes.annotate(label, **place, va="top", color=LIMIT, fontsize=8.5, bbox=behind)
 
 
 def _dress(axes: Any) -> None:

@@ -14,7 +14,7 @@ from capmerge.errors import UsageError
 from capmerge.families import CLIP
 from capmerge.templates import Draw, MergeOptions, Template
 from capmerge.tokens import TokenCounter, load_tokenizer
-from capmerge.wildcard import MOST_OUTCOMES, has_brace, parse_line, unbreakable_spans
+from capmerge.wildcard import has_brace, parse_line, unbreakable_spans
 
 # A full stop, a question or exclamation mark with the quotes or brackets it closes; the Chinese and Japanese ones need no space behind.
 _SENTENCE_END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s+[^a-z\s])|[。！？]+[」』”’）]*""")  # noqa: RUF001
@@ -181,7 +181,7 @@ class Fitter:
 def longest_texts(lines: Sequence[str], counter: TokenCounter) -> list[tuple[str, int]]:
     """Of each line the text with the most tokens that it can become, the first of equals, and its tokens.
 
-    A line of more than `MOST_OUTCOMES` texts gives the one made of each group's longest option.
+    A line of too many texts to list gives the one made of each group's longest option.
     """
     texts = [_texts(line, counter) if has_brace(line) else [line] for line in lines]
     counts = iter(counter.count_tokens([text for some in texts for text in some]))
@@ -193,7 +193,7 @@ def longest_texts(lines: Sequence[str], counter: TokenCounter) -> list[tuple[str
 
 def _texts(line: str, counter: TokenCounter) -> list[str]:
     parsed = parse_line(line)
-    if parsed.ways <= MOST_OUTCOMES:
+    if parsed.is_listable():
         return [parsed.text(drawn) for drawn in product(*(range(len(options)) for options in parsed.groups))]
     counts = [counter.count_tokens(options) for options in parsed.groups]
     return [parsed.text([of_group.index(max(of_group)) for of_group in counts])]

@@ -1,12 +1,16 @@
 """What both pictures of token lengths show, on paper and on the page: bins, colours and labels, from the document alone."""
 
+from bisect import bisect_right
+from fractions import Fraction
 from typing import NamedTuple
 
 from capmerge.document import STYLE_WORDS, Document, percent
-from capmerge.stats import LengthStats
+from capmerge.stats import Distribution, LengthStats
 
 INK, LIMIT, GRID = "#222222", "#b3261e", "#e4e4e4"
 _MOST_BINS = 120
+_LONG_TAIL = 10
+"""Times the length of nine in ten lines: a longest line past that would leave all others in a few bins, so the axis is a log one."""
 _COLOURS = {"tags": "#0072b2", "caption": "#e69f00", "both": "#009e73"}  # Okabe and Ito's: told apart by colour-blind eyes
 
 
@@ -19,10 +23,11 @@ class StyleBars(NamedTuple):
 
 
 class Histogram(NamedTuple):
-    """Histograms over bins [i * width, (i + 1) * width) of tokens; heights between `floor` and `top`, for a log axis."""
+    """Histograms over bins [edges[i], edges[i + 1]) of tokens; heights between `floor` and `top`, for a log axis."""
 
-    width: int
-    bins: int
+    edges: list[int]
+    log_tokens: bool
+    """Whether the axis of tokens is a log one too, from 1; then the first bin holds the empty lines."""
     floor: float
     top: float
     height_label: str
@@ -30,23 +35,37 @@ class Histogram(NamedTuple):
     limits: list[tuple[int, str]]
     """Each max length, with what it cuts."""
 
+    @property
+    def end(self) -> int:
+        """Where the axis of tokens ends at the least."""
+        return max(self.edges[-1], *(limit for limit, _ in self.limits))
+
 
 def histogram(document: Document) -> Histogram:
     """The histograms of the styles that there are."""
-    found = {name: LengthStats.from_json(style).distribution() for name, style in document["styles"].items()}
-    longest = max((distribution.maximum or 0 for distribution in found.values()), default=0)
-    width = max(1, -(-longest // _MOST_BINS))
-    bins = longest // width + 1
+    edges, log_tokens = _edges(LengthStats.from_json(document["lengths"]["lines"]).distribution())
     styles = []
-    for name, distribution in found.items():
+    for name, style in document["styles"].items():
+        distribution = LengthStats.from_json(style).distribution()
         if not distribution.lengths:
             continue
-        heights = [0] * bins
+        heights = [0] * (len(edges) - 1)
         for length, weight in zip(distribution.lengths, distribution.weights, strict=True):
-            heights[length // width] += weight
-        label = f"{STYLE_WORDS[name]}: {percent(document['styles'][name]['share'])} of what is drawn, mean {distribution.mean():.0f} tokens"
+            heights[max(0, bisect_right(edges, length) - 1)] += weight
+        label = f"{STYLE_WORDS[name]}: {percent(style['share'])} of what is drawn, mean {distribution.mean():,.0f} tokens"
         styles.append(StyleBars(_COLOURS[name], label, [height / distribution.unit for height in heights]))
     seen = [height for style in styles for height in style.heights if height]
-    bin_label = "token" if width == 1 else f"{width} tokens"
+    width = edges[-1] - edges[-2]
+    bin_label = "bar" if log_tokens else "token" if width == 1 else f"{width} tokens"
     limits = [(cut["limit"], f"{cut['limit']}: cuts {percent(cut['share'])}") for cut in document["limits"]]
-    return Histogram(width, bins, min(seen, default=1) * 0.7, max(seen, default=1), f"lines drawn, for each {bin_label}", styles, limits)
+    floor, top = min(seen, default=1) * 0.7, max(seen, default=1)
+    return Histogram(edges, log_tokens, floor, top, f"lines drawn, for each {bin_label}", styles, limits)
+
+
+def _edges(lines: Distribution) -> tuple[list[int], bool]:
+    """The edges of the bins, and whether they are those of a log axis."""
+    longest = lines.maximum or 0
+    if longest > _LONG_TAIL * max(100, lines.quantile(Fraction(9, 10)) or 0):
+        return sorted({int((longest + 1) ** (i / _MOST_BINS)) for i in range(_MOST_BINS)} | {longest + 1}), True
+    width = max(1, -(-longest // _MOST_BINS))
+    return [i * width for i in range(longest // width + 2)], False

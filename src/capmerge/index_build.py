@@ -89,10 +89,9 @@ class Indexing:
         """To be called in each worker; it can be pickled."""
         return partial(RowMaker, tokens=self._tokens)
 
-    def write(self, file: AtomicFile, written: Path) -> None:
-        """Write the index into `file`; `written` is where the metadata lie, all of them."""
-        with FileSource(written) as source:
-            _write(file, self.rows, source, self._kind, tokens=self._tokens)
+    def write(self, file: AtomicFile, metadata: FileSource) -> None:
+        """Write the index of the whole `metadata` into `file`."""
+        _write(file, self.rows, metadata, self._kind, tokens=self._tokens)
 
     def __enter__(self) -> Self:
         return self
@@ -123,7 +122,7 @@ def _build(
                 progress=progress or _no_progress,
                 start_method=start_method,
             )
-            indexing.write(file, source.path or metadata)
+            indexing.write(file, source)
         source.check_unchanged()
         file.sync()
         file.publish()

@@ -10,7 +10,7 @@ from tempfile import TemporaryFile
 from typing import Self
 
 from capmerge.errors import BusyError, OutputError, UsageError, printable
-from capmerge.source import Source
+from capmerge.source import FileSource, Source
 
 Buffer = bytes | memoryview
 
@@ -45,10 +45,12 @@ class AtomicFile:
             raise _cannot_write(self.target, error) from error
         self.written_bytes += len(data)
 
-    @property
-    def unpublished(self) -> Path:
-        """Where the bytes lie until `publish`."""
-        return self._temporary
+    def read_back(self) -> FileSource:
+        """All that was written, as a source to be closed before anything more is written.
+
+        It shares the writer's handle: Windows lets no other one read what is locked.
+        """
+        return FileSource(self._temporary, os.dup(self._file.fileno()))
 
     def sync(self) -> None:
         """Put all bytes on disk, under the hidden name."""

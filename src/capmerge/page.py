@@ -8,21 +8,30 @@ from html import escape
 
 from capmerge.document import Document
 from capmerge.errors import printable
+from capmerge.histogram import GRID, INK, LIMIT
 from capmerge.page_picture import svg_picture
 from capmerge.report import Section, sections
 
 _SHOWN = 50
 _STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }
+:root { color-scheme: light dark; --ink: INK; --paper: #fff; --pale: #555; --grid: GRID; --limit: LIMIT; --advice: #eef5fa; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e6e6; --paper: #17191c; --pale: #a8adb3; --grid: #3a3f45; --limit: #ff8a80; --advice: #1e2a33; }
+}
+body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper); }
+body { margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }
 h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 2rem 0 .4rem; }
-.advice { border-left: 4px solid #0072b2; background: #eef5fa; padding: .7rem 1rem; }
+.advice { border-left: 4px solid #0072b2; background: var(--advice); padding: .7rem 1rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #e4e4e4; vertical-align: top; }
+th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid var(--grid); vertical-align: top; }
 th, td { white-space: pre-wrap; overflow-wrap: anywhere; }
-th { color: #555; font-weight: 600; } .n { text-align: right; white-space: nowrap; overflow-wrap: normal; }
-p.note, footer { color: #555; font-size: .9rem; } svg { max-width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; }
+th { color: var(--pale); font-weight: 600; } .n { text-align: right; white-space: nowrap; overflow-wrap: normal; }
+p.note, footer { color: var(--pale); font-size: .9rem; }
+svg { max-width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: var(--ink); }
+svg .grid { stroke: var(--grid); } svg .axis { stroke: var(--ink); }
+svg line.limit { stroke: var(--limit); stroke-dasharray: 5 4; } svg text.limit { fill: var(--limit); }
+svg text.limit { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }
 """
 
 
@@ -37,7 +46,7 @@ def html_page(document: Document) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <title>{title}</title>
-<style>{_STYLE}</style>
+<style>{_STYLE.replace("INK", INK).replace("GRID", GRID).replace("LIMIT", LIMIT)}</style>
 </head>
 <body>
 <h1>{title}</h1>

@@ -5,53 +5,23 @@ handed over), work on them, and answer through slots of shared memory; the pipes
 block. A worker has a few slots and at most two blocks waiting, so memory is bounded whatever the output grows to.
 """
 
-import gc
-import mmap
 import multiprocessing
 import selectors
-import signal
 import sys
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from multiprocessing.shared_memory import SharedMemory
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from capmerge.blocks import BLOCK_BYTES, Block, Layout, next_block, walked_block
 from capmerge.codec import MiscutError
-from capmerge.errors import CapmergeError, DataError, WorkerError
-from capmerge.source import FileSource, Source
+from capmerge.errors import DataError, WorkerError
+from capmerge.source import Source
+from capmerge.worker import Answer, Free, Slots, Task, Work, no_garbage_collection, work_on_blocks
 
-_SLOT_BYTES = 2 << 20  # the output of a block; pages not used take no memory
-_SLOTS = 6  # a block that weights make six times longer does not wait for the blocks before it
 _QUEUED_BLOCKS = 2  # one at work, one waiting
-
-
-class Work(Protocol):
-    """What is done with each block; one object a process."""
-
-    def run(self, block: Block, data: bytes) -> Iterator[tuple[int, bytes | memoryview]]:
-        """The output of one block: the number of a stream, and bytes to append to it.
-
-        Raises `codec.MiscutError` where the bytes are not whole records; what was given before it stands.
-        """
-
-    def take(self) -> Any:
-        """What the last block has counted; the work forgets it."""
-
-    def keep(self, counted: Any) -> None:
-        """Add what `take` gave for a block that stands. A block that began at a wrong cut is worked on and never kept."""
-
-    def is_full(self) -> bool:
-        """Whether so much is kept that it is time to hand it over."""
-
-    def result(self) -> Any:
-        """All that was kept since the last call; the work forgets it."""
 
 
 class Sink(Protocol):
@@ -79,7 +49,7 @@ def run_blocks(
     `start_method` is "fork" or "spawn"; the default is fork on Linux, where it is cheap and safe (no thread runs yet).
     """
     if jobs == 1:
-        with _no_garbage_collection():
+        with no_garbage_collection():
             _run_here(source, layout, make_work(), sinks, collect, progress)
             return
     with _Pool(source, layout, make_work, jobs, start_method or ("fork" if sys.platform == "linux" else "spawn")) as pool:
@@ -122,18 +92,6 @@ def _run_here(
         block = next_block(source, layout, block.next_start)
 
 
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Records hold no cycles: reference counts free them at once, and looking for cycles costs a fifth of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 class _BlockOutput:
     """The output of one block on its way to the sinks."""
 
@@ -146,77 +104,16 @@ class _BlockOutput:
         self._begun.add(stream)
 
 
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """Parent to worker: work on this block."""
-
-    number: int
-    block: Block
-    data: bytes | None
-    """The block's bytes, when the worker cannot read them itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Free:
-    """Parent to worker: this slot is written out, or its bytes are not wanted."""
-
-    slot: int
-    finished: int | None = None
-    """The block whose last answer was in the slot."""
-    stands: bool = True
-    """Whether what that block has counted is kept."""
-
-
-@dataclass(slots=True)
-class _Answer:
-    """Worker to parent: output of a block."""
-
-    number: int
-    slot: int
-    chunks: list[tuple[int, int, int]]
-    """Stream, and [start, end) in the slot."""
-    finished: bool
-    error: MiscutError | CapmergeError | str | None = None
-    """Why the block ended early; a string is the traceback of a bug."""
-    result: Any = None
-    """What the worker had kept of earlier blocks, when it was full."""
-
-
-class _Slots:
-    """A worker's shared memory: anonymous where a fork hands it down (no limit of /dev/shm applies), else by name."""
-
-    def __init__(self, start_method: str) -> None:
-        size = _SLOT_BYTES * _SLOTS
-        self._named = None if start_method == "fork" else SharedMemory(create=True, size=size)
-        self._memory = memoryview(self._named.buf if self._named else mmap.mmap(-1, size))  # type: ignore[arg-type]  # buf is None only when closed
-
-    def __getitem__(self, slot: int) -> memoryview:
-        return self._memory[slot * _SLOT_BYTES : (slot + 1) * _SLOT_BYTES]
-
-    def __getstate__(self) -> SharedMemory | None:
-        return self._named  # only spawn pickles it
-
-    def __setstate__(self, named: SharedMemory) -> None:
-        self._named, self._memory = named, memoryview(named.buf)  # type: ignore[arg-type]
-
-    def close(self, *, unlink: bool) -> None:
-        self._memory.release()
-        if self._named is not None:
-            self._named.close()
-            if unlink:
-                self._named.unlink()
-
-
 class _Worker:
     """The parent's side of one worker process."""
 
     def __init__(self, context: Any, start_method: str) -> None:
         self.connection, self.far_end = context.Pipe()
-        self.slots = _Slots(start_method)
+        self.slots = Slots(start_method)
         self.queued = 0
         self.process: Any = None
 
-    def send(self, message: _Task | _Free | None) -> None:
+    def send(self, message: Task | Free | None) -> None:
         try:
             self.connection.send(message)
         except OSError as error:
@@ -246,7 +143,7 @@ class _Pending:
     block: Block
     worker: _Worker
     output: _BlockOutput
-    answers: deque[_Answer] = field(default_factory=deque)
+    answers: deque[Answer] = field(default_factory=deque)
 
 
 class _Pool:
@@ -261,7 +158,7 @@ class _Pool:
             # A forked child holds every end that is open now; it must close them, or it would never see its parent die.
             inherited = [end for end in ends if end is not worker.far_end] if start_method == "fork" else []
             arguments = (worker.far_end, inherited, worker.slots, make_work, source.path)
-            worker.process = context.Process(target=_work, args=arguments, daemon=True)
+            worker.process = context.Process(target=work_on_blocks, args=arguments, daemon=True)
             worker.process.start()
         for worker in self._workers:
             worker.far_end.close()
@@ -291,7 +188,7 @@ class _Pool:
                 data = None if self._source.path else self._source.window(upcoming.start, upcoming.end - upcoming.start)
                 pending[count] = _Pending(upcoming, worker, _BlockOutput(sinks))
                 worker.queued += 1
-                worker.send(_Task(count, upcoming, data))
+                worker.send(Task(count, upcoming, data))
                 count += 1
                 upcoming = self._after(upcoming)
             if not pending and isinstance(upcoming, DataError):
@@ -308,7 +205,7 @@ class _Pool:
                 if answer.number in pending:
                     pending[answer.number].answers.append(answer)
                 else:
-                    worker.send(_Free(answer.slot, answer.number if answer.finished else None, stands=False))
+                    worker.send(Free(answer.slot, answer.number if answer.finished else None, stands=False))
                     if answer.finished:
                         del void[answer.number]
             while pending:
@@ -319,14 +216,14 @@ class _Pool:
                 slot = head.worker.slots[answer.slot]
                 for stream, start, end in answer.chunks:
                     head.output.write(stream, slot[start:end])
-                head.worker.send(_Free(answer.slot, number if answer.finished else None))
+                head.worker.send(Free(answer.slot, number if answer.finished else None))
                 if not answer.finished:
                     continue
                 del pending[number]
                 if isinstance(answer.error, MiscutError):
                     for dropped, block in pending.items():
                         for waiting in block.answers:
-                            block.worker.send(_Free(waiting.slot, dropped if waiting.finished else None, stands=False))
+                            block.worker.send(Free(waiting.slot, dropped if waiting.finished else None, stands=False))
                         if not block.answers or not block.answers[-1].finished:
                             void[dropped] = block
                     pending.clear()
@@ -355,7 +252,7 @@ class _Pool:
         # A block that is sent as bytes goes to an idle worker: sending to a busy one would hold the parent up.
         return worker if worker.queued < (_QUEUED_BLOCKS if self._source.path else 1) else None
 
-    def _receive(self) -> list[tuple[_Answer, _Worker]]:
+    def _receive(self) -> list[tuple[Answer, _Worker]]:
         """At least one answer; raises `WorkerError` when a worker is gone."""
         workers = [self._by_end[end] for end in self._ready()]
         return [(worker.receive(), worker) for worker in workers]
@@ -375,83 +272,3 @@ def _waiter(ends: list[Connection]) -> Callable[[], list[Connection]]:
     for end in ends:
         selector.register(end, selectors.EVENT_READ)
     return lambda: [key.fileobj for key, _ in selector.select()]  # type: ignore[misc]
-
-
-def _work(connection: Connection, inherited: list[Connection], slots: _Slots, make_work: Callable[[], Work], path: Path | None) -> None:
-    """The life of a worker process; it ends when the parent says so, or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for end in inherited:
-        end.close()
-    try:
-        with _no_garbage_collection():
-            _WorkerLoop(connection, slots, path).run(make_work())
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the parent is gone, and so is any use of this work
-    finally:
-        slots.close(unlink=False)
-
-
-class _WorkerLoop:
-    """The worker's side of the pipe."""
-
-    def __init__(self, connection: Connection, slots: _Slots, path: Path | None) -> None:
-        self._connection, self._slots = connection, slots
-        self._file = FileSource(path) if path else None
-        self._tasks: deque[_Task | None] = deque()
-        self._free = list(range(_SLOTS))
-        self._counted: dict[int, Any] = {}  # of blocks that may not stand
-
-    def run(self, work: Work) -> None:
-        while True:
-            while not self._tasks:
-                self._take_message(work)
-            task = self._tasks.popleft()
-            if task is None:
-                self._connection.send(work.result())
-                return
-            self._answer(task, work)
-
-    def _take_message(self, work: Work) -> None:
-        message = self._connection.recv()
-        if isinstance(message, _Free):
-            self._free.append(message.slot)
-            if message.finished is not None:
-                counted = self._counted.pop(message.finished)
-                if message.stands:
-                    work.keep(counted)
-        else:
-            self._tasks.append(message)
-
-    def _take_slot(self, work: Work) -> int:
-        while not self._free:
-            self._take_message(work)
-        return self._free.pop()  # the last one freed: the processor still has its pages at hand
-
-    def _answer(self, task: _Task, work: Work) -> None:
-        block, data = task.block, task.data
-        slot, used = self._take_slot(work), 0
-        chunks: list[tuple[int, int, int]] = []
-        error: MiscutError | CapmergeError | str | None = None
-        try:
-            if data is None:
-                assert self._file is not None  # the parent sends the bytes of a source without a path
-                data = self._file.window(block.start, block.end - block.start)
-            for stream, chunk in work.run(block, data):
-                rest = memoryview(chunk)
-                while rest:
-                    if used == _SLOT_BYTES:
-                        self._connection.send(_Answer(task.number, slot, chunks, finished=False))
-                        slot, used, chunks = self._take_slot(work), 0, []
-                    part = rest[: _SLOT_BYTES - used]
-                    self._slots[slot][used : used + len(part)] = part
-                    chunks.append((stream, used, used + len(part)))
-                    used, rest = used + len(part), rest[len(part) :]
-        except (MiscutError, CapmergeError) as raised:
-            error = raised
-        except Exception:  # noqa: BLE001  # a bug: the parent shows it
-            error = traceback.format_exc()
-        self._counted[task.number] = work.take()
-        # With an answer, never on its own: the parent is sure to be reading then, not sending a block.
-        result = work.result() if work.is_full() else None
-        self._connection.send(_Answer(task.number, slot, chunks, finished=True, error=error, result=result))

@@ -1,5 +1,6 @@
 """Statistics in words and columns: the table for a terminal, and the sections that a page shows too. From the document alone."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from capmerge.tokens import CHUNK_IDS
 
 _SHOWN = 10
 _WIDEST_LABEL = 44
+_NUMBER = re.compile(r"(?:under |over )?[0-9.,-]*(?: %)?")
 LENGTH_COLUMNS = ("mean", "median", "p90", "p99", "p99.9", "max")
 
 
@@ -25,7 +27,7 @@ class Section(NamedTuple):
     def flush_right(self) -> list[bool]:
         """Whether each column is set flush right: all but the first, where every cell is a count, a mean, a share or empty."""
         columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.heads)
-        return [number > 0 and not any(cell.strip("0123456789.,-% ") for cell in column) for number, column in enumerate(columns)]
+        return [number > 0 and all(map(_NUMBER.fullmatch, column)) for number, column in enumerate(columns)]
 
 
 def text_table(document: Document) -> str:

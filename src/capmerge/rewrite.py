@@ -121,7 +121,8 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
         read_bytes = source.read_bytes(end)
         source.check_unchanged()
         if indexing and isinstance(main, AtomicFile):
-            indexing.write(files.side(INDEX), main.unpublished)
+            with main.read_back() as written:
+                indexing.write(files.side(INDEX), written)
         name = target.name if target else source.name
         statistics = gathered.document(name, source, layout, options.merge) if gathered else None
         if target:

@@ -9,6 +9,7 @@ import hashlib
 import os
 import sys
 import zlib
+from io import FileIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, Self, cast
 
@@ -31,13 +32,13 @@ class Window(Protocol):
 
 
 class FileSource:
-    """A plain file, read at any offset."""
+    """A plain file, read at any offset; through `descriptor`, if it is given."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, descriptor: int | None = None) -> None:
         self.name = str(path)
         self.path: Path | None = path
         """Where other processes can read it; None for what can be read only once."""
-        self._file = path.open("rb", buffering=0)
+        self._file = path.open("rb", buffering=0) if descriptor is None else FileIO(descriptor, "rb")
         self.total_bytes: int | None = os.fstat(self._file.fileno()).st_size
         self._opened_as = _identity(self._file.fileno())
 

@@ -10,7 +10,6 @@ import functools
 import itertools
 import os
 import re
-from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +35,6 @@ __all__ = [
     "Tokenizer",
     "a1111",
     "a1111_bounds",
-    "a1111_chunk_count",
     "a1111_parts",
     "chunks_needed",
     "clean",
@@ -220,23 +218,6 @@ def a1111(text: str, tokenizer: ClipTokenizer) -> A1111Chunks:
         padding = [tokenizer.pad] * (CHUNK_TOKENS - (end - start))
         chunks.append([tokenizer.bos, *ids[start:end], tokenizer.eos, *padding])
     return A1111Chunks(chunks, spans, token_count)
-
-
-def a1111_chunk_count(n_tokens: int, commas: Sequence[int]) -> int:
-    """How many chunks `a1111` makes of a text without BREAK, given the places of its tokens ",", from 0, in order.
-
-    >>> a1111_chunk_count(140, []), a1111_chunk_count(140, [60])
-    (2, 3)
-    """
-    start, chunks = 0, 1
-    while n_tokens - start > CHUNK_TOKENS:
-        full = start + CHUNK_TOKENS
-        number = bisect_left(commas, full)
-        opens = number < len(commas) and commas[number] == full
-        near = number > 0 and commas[number - 1] >= full - COMMA_BACKTRACK
-        start = commas[number - 1] + 1 if near and not opens else full
-        chunks += 1
-    return chunks
 
 
 def a1111_bounds(n_tokens: int) -> tuple[int, int]:

@@ -10,6 +10,9 @@ from capmerge.tokens_clean import is_local
 from capmerge.tokens_ids import ClipTokenizer, FileTokenizer
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from capmerge.tokens_table import Integers, Pieces
 
 __all__ = ["TokenCounter", "TokensAndCommas"]
@@ -25,8 +28,8 @@ class TokensAndCommas(NamedTuple):
 
     counts: "Integers"
     """(n_texts,)."""
-    commas: dict[int, Sequence[int]]
-    """By number of the text: the places among its tokens, from 0, in order."""
+    commas: "Integers"
+    """Their places in the row of all tokens of all texts, from 0, in order."""
 
 
 class TokenCounter:
@@ -72,23 +75,24 @@ class TokenCounter:
 
         tokenizer = self.tokenizer
         assert isinstance(tokenizer, ClipTokenizer)  # no other has a token for the comma alone
-        counts = np.zeros(len(texts), np.int64)
-        commas: dict[int, Sequence[int]] = {}
         adds_up = tokenizer.adds_up and not any("," in literal for literal in tokenizer.added)
+        counts, commas, done = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
         for start in range(0, len(texts), _BATCH):
             batch = texts[start : start + _BATCH]
             counted = self._count_batch(tokenizer, batch) if adds_up else None
             totals = counted.totals if counted else np.array(tokenizer.count_each(batch), np.int64)
-            counts[start : start + len(batch)] = totals
-            numbers = asked(totals).tolist()
-            in_pieces = [number for number in numbers if counted and number not in counted.whole]
-            if counted and in_pieces:
-                found = self._find_commas(tokenizer, counted, np.array(in_pieces, np.int64))
-                commas |= {start + number: places for number, places in zip(in_pieces, found, strict=True)}
-            for number in numbers:
-                if start + number not in commas:
-                    commas[start + number] = _commas(tokenizer, batch[number])
-        return TokensAndCommas(counts, commas)
+            starts = np.cumsum(totals) - totals + done
+            chosen = np.zeros(len(batch), bool)
+            chosen[asked(totals)] = True
+            for number in np.flatnonzero(chosen).tolist():
+                if counted is None or number in counted.whole:
+                    commas.append(np.array(_commas(tokenizer, batch[number]), np.int64) + starts[number])
+                    chosen[number] = False
+            if counted and chosen.any():
+                commas.append(self._find_commas(tokenizer, counted, starts, chosen))
+            counts.append(totals)
+            done += int(totals.sum())
+        return TokensAndCommas(np.concatenate(counts), np.sort(np.concatenate(commas)))
 
     @property
     def pieces_held(self) -> int:
@@ -121,33 +125,26 @@ class TokenCounter:
             totals[place] = len(tokenizer.encode(texts[place]))
         return _Counted(pieces, counts, totals, whole)
 
-    def _find_commas(self, tokenizer: ClipTokenizer, counted: "_Counted", numbers: "Integers") -> list[list[int]]:
-        """The commas of each of the texts with these `numbers`, none of which was encoded whole."""
+    def _find_commas(self, tokenizer: ClipTokenizer, counted: "_Counted", starts: "Integers", chosen: "NDArray[np.bool_]") -> "Integers":
+        """The commas in the `chosen` texts, none of which was encoded whole; `starts` is the place of each text's first token."""
         import numpy as np
 
         pieces, counts = counted.pieces, counted.counts
-        text_of = np.repeat(np.arange(len(pieces.first)), np.diff(pieces.first, append=len(pieces)))  # of each piece
-        wanted = np.zeros(len(pieces.first), bool)
-        wanted[numbers] = True
-        commas, of_piece = pieces.find(ord(","))
-        mine = wanted[text_of[of_piece]]
-        commas, of_piece = commas[mine], of_piece[mine]
+        commas, of_piece, of_text = pieces.find(ord(","), chosen)
+        before = np.cumsum(counts) - counts
+        starts = starts - before.take(pieces.first)
         # "tag," with a letter or digit before it, and "," alone: CLIP's pattern makes the comma a word, so it is the piece's last token.
         plain = pieces.ends_a_word(commas, of_piece)
-        odd = np.unique(of_piece[~plain])
+        odd, first = np.unique(of_piece[~plain], return_index=True)
+        text_of_odd = of_text[~plain][first]
         is_odd = np.zeros(len(pieces), bool)
         is_odd[odd] = True
-        last = of_piece[~is_odd[of_piece]]
-        ends = np.cumsum(counts)
+        plain &= ~is_odd[of_piece]
+        last = of_piece[plain]
         inside = [self._commas_inside(tokenizer, text) for text in pieces.texts(odd)]
-        odd_ends = np.repeat(ends[odd] - counts[odd], [len(places) for places in inside])
-        places = np.concatenate((ends[last] - 1, odd_ends + np.array([place for some in inside for place in some], np.int64)))
-        places.sort()
-        starts = (ends[pieces.first] - counts[pieces.first])[numbers]
-        edges = np.searchsorted(places, np.stack((starts, starts + counted.totals[numbers])))
-        places -= np.repeat(starts, edges[1] - edges[0])  # they are of these texts and of no other
-        listed = places.tolist()
-        return [listed[i:j] for i, j in edges.T.tolist()]
+        odd_starts = np.repeat(before[odd] + starts[text_of_odd], [len(places) for places in inside])
+        odd_places = odd_starts + np.array([place for some in inside for place in some], np.int64)
+        return np.concatenate((before[last] + counts[last] - 1 + starts[of_text[plain]], odd_places))
 
     def _commas_inside(self, tokenizer: ClipTokenizer, piece: str) -> list[int]:
         found = self._commas_of_piece.get(piece)

@@ -10,19 +10,20 @@ from numpy.typing import NDArray
 
 from capmerge.tokens import (
     CHUNK_TOKENS,
+    COMMA_BACKTRACK,
     ClipTokenizer,
     TokenCounter,
     a1111,
     a1111_bounds,
-    a1111_chunk_count,
     a1111_parts,
     load_tokenizer,
 )
 
-__all__ = ["TextLengths"]
+__all__ = ["TextLengths", "a1111_chunk_counts"]
 
 Integers = NDArray[np.int64]
 
+_NOWHERE = -(1 << 62)
 _CERTAIN = 4 * CHUNK_TOKENS  # from this many tokens on the number of chunks always depends on the commas
 _OPEN = np.array([len(set(a1111_bounds(n))) > 1 for n in range(_CERTAIN + 1)])
 
@@ -38,7 +39,7 @@ class TextLengths:
         """(n_texts, 4): tokens by SD 1 and by SD 2, chunks by SD 1 and by SD 2."""
         found = np.empty((len(texts), 4), np.int64)
         found[:, 0], found[:, 2] = found[:, 1], found[:, 3] = self._sd1.count(texts)
-        other = sorted({number for literal in self._differ for number, text in enumerate(texts) if literal in text})
+        other = _holding(self._differ, texts)
         if other:
             found[other, 1], found[other, 3] = self._sd2.count([texts[number] for number in other])
         return found
@@ -58,21 +59,45 @@ class _Lengths:
         # What AUTOMATIC1111 reads of a text without its backslashes is counted beside the text itself.
         with_breaks: list[int] = []
         unescaped: dict[int, str] = {}
-        for number, text in enumerate(texts):
-            if "\\" in text or "BREAK" in text:
-                parts = a1111_parts(text)
-                if len(parts) > 1:
-                    with_breaks.append(number)
-                elif parts[0] != text:
-                    unescaped[number] = parts[0]
-        found = self._counter.count_tokens_and_commas([*texts, *unescaped.values()], _depends_on_commas)
-        chunks = np.maximum(1, -(-found.counts // CHUNK_TOKENS))
-        for number, commas in found.commas.items():
-            chunks[number] = a1111_chunk_count(int(found.counts[number]), commas)
+        for number in _holding(("\\", "BREAK"), texts):
+            parts = a1111_parts(texts[number])
+            if len(parts) > 1:
+                with_breaks.append(number)
+            elif parts[0] != texts[number]:
+                unescaped[number] = parts[0]
+        counts, commas = self._counter.count_tokens_and_commas([*texts, *unescaped.values()], _depends_on_commas)
+        chunks = a1111_chunk_counts(counts, commas)
         chunks[[*unescaped]] = chunks[len(texts) :]
         for number in with_breaks:
             chunks[number] = len(a1111(texts[number], self.tokenizer).chunks)
-        return found.counts[: len(texts)], chunks[: len(texts)]
+        return counts[: len(texts)], chunks[: len(texts)]
+
+
+def _holding(words: Sequence[str], texts: Sequence[str]) -> list[int]:
+    """The numbers of the texts that hold one of `words`."""
+    joined = "\n".join(texts)
+    held = [word for word in words if word in joined]
+    return [number for number, text in enumerate(texts) if any(word in text for word in held)] if held else []
+
+
+def a1111_chunk_counts(counts: Integers, commas: Integers) -> Integers:
+    """How many chunks `tokens.a1111` makes of texts of so many tokens and without BREAK, given the places of their tokens ",".
+
+    `commas`: as in `TokensAndCommas`. All texts are cut at once, one more chunk off each in a turn.
+    """
+    ends = np.cumsum(counts)
+    here = ends - counts
+    edges = np.concatenate(([_NOWHERE], commas, [-_NOWHERE]))
+    chunks = np.ones(len(counts), np.int64)
+    long = np.flatnonzero(counts > CHUNK_TOKENS)
+    while len(long):
+        full = here[long] + CHUNK_TOKENS
+        number = np.searchsorted(edges, full)
+        near = (edges[number - 1] >= full - COMMA_BACKTRACK) & (edges[number] != full)
+        here[long] = np.where(near, edges[number - 1] + 1, full)
+        chunks[long] += 1
+        long = long[ends[long] - here[long] > CHUNK_TOKENS]
+    return chunks
 
 
 def _depends_on_commas(counts: Integers) -> Integers:

@@ -23,32 +23,30 @@ _KEY_BITS = np.uint64(8)
 _FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64)
 _FIRST_BYTES = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
 
+_NOT_SPACE = np.uint8(~ord(" ") & 0xFF)  # the space and NUL are the only bytes without any of these bits
 _LETTER_OR_DIGIT = np.array([chr(byte).isascii() and chr(byte).isalnum() for byte in range(256)])
 
 LONGEST_BYTES = 8 * _WIDTHS[-1] - 1
 
 
 class Pieces:
-    """The pieces of `" ".join(texts).split(" ")` as places in its UTF-8 bytes.
+    """The pieces of `" ".join(texts).split(" ")` as places in UTF-8 bytes, in which NUL stands between the texts.
 
     `starts`, `lengths`: int64 (n_pieces,), in bytes. `first`: int64 (n_texts,), the number of each text's first piece.
-    `hold_nul`: whether a NUL character is among them; then keys are ambiguous, as they are filled up with zero.
+    `hold_nul`: whether a text holds a NUL of its own; then the pieces are of no use: keys are filled up with zero.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
-        joined = " ".join(texts)
-        self.bytes = joined.encode("utf-8", "surrogatepass")
-        self.hold_nul = b"\0" in self.bytes
+        self.bytes = "\0".join(texts).encode("utf-8", "surrogatepass")
+        self.hold_nul = self.bytes.count(0) != len(texts) - 1
         self._padded = np.frombuffer(self.bytes + bytes(8 * _WIDTHS[-1]), np.uint8)
-        spaces = np.flatnonzero(self._padded[: len(self.bytes)] == ord(" "))
-        edges = np.empty(len(spaces) + 2, np.int64)
+        ends = np.flatnonzero((self._padded[: len(self.bytes)] & _NOT_SPACE) == 0)
+        edges = np.empty(len(ends) + 2, np.int64)
         edges[0], edges[-1] = 0, len(self.bytes) + 1
-        np.add(spaces, 1, out=edges[1:-1])
+        np.add(ends, 1, out=edges[1:-1])
         self.starts: Integers = edges[:-1]
         self.lengths: Integers = np.diff(edges) - 1
-        sizes = (len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")) for text in texts)
-        text_edges = np.cumsum(np.fromiter(sizes, np.int64, len(texts)) + 1)
-        self.first: Integers = np.searchsorted(self.starts, np.concatenate(([0], text_edges[:-1])))
+        self.first: Integers = np.concatenate(([0], np.flatnonzero(self._padded.take(ends) == 0) + 1))
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -65,10 +63,13 @@ class Pieces:
         places: list[int] = (np.searchsorted(self.first, numbers, side="right") - 1).tolist()
         return places
 
-    def find(self, byte: int) -> tuple[Integers, Integers]:
-        """Every place of an ASCII character in `bytes`, and the number of the piece it stands in."""
+    def find(self, byte: int, chosen: NDArray[np.bool_]) -> tuple[Integers, Integers, Integers]:
+        """Every place of an ASCII character in the `chosen` texts: in `bytes`, and the numbers of the piece and the text it stands in."""
         found = np.flatnonzero(self._padded[: len(self.bytes)] == byte)
-        return found, np.searchsorted(self.starts, found, side="right") - 1
+        texts = np.searchsorted(self.starts.take(self.first), found, side="right") - 1
+        mine = chosen[texts]
+        found = found[mine]
+        return found, np.searchsorted(self.starts, found, side="right") - 1, texts[mine]
 
     def ends_a_word(self, places: Integers, numbers: Integers) -> NDArray[np.bool_]:
         """Whether what stands at each of `places` ends its piece, of these `numbers`, alone or behind an ASCII letter or digit."""

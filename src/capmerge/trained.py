@@ -28,7 +28,7 @@ class Trained(NamedTuple):
     captions: tuple[str, ...]
     """All that is no tags, without the commas and spaces towards them: a text, or all of its in-line wildcards; none for style `t`."""
     listed: bool = True
-    """Whether `texts` are all outcomes: past `wildcard.MOST_OUTCOMES` they are the longest and the shortest."""
+    """Whether `texts` are all outcomes: where those are too many to list they are the longest and the shortest."""
 
 
 def trained_alternatives(record: dict[str, Any]) -> list[Trained]:
@@ -80,7 +80,7 @@ def _is_span(span: Any) -> bool:
 
 
 def _outcomes(line: str) -> tuple[dict[str, Fraction], bool]:
-    """Every text of a line with its probability, and True; past `MOST_OUTCOMES` the two extremes, and False."""
+    """Every text of a line with its probability, and True; where they are too many to list the two extremes, and False."""
     if not has_brace(line):
         return {line: Fraction(1)}, True
     try:

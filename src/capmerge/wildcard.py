@@ -25,10 +25,11 @@ _OPEN, _CLOSE = "\u2985", "\u2986"
 _FUSES_OPEN, _FUSES_CLOSE = re.compile(_OPEN + r"(?=\{\{)"), re.compile(_CLOSE + r"(?=\}\})")
 
 MOST_OUTCOMES = 4096
+_MOST_LETTERS = 1 << 24  # of all outcomes of a line together
 
 
 class TooManyOutcomesError(ValueError):
-    """A caption whose wildcards multiply to more than `MOST_OUTCOMES` texts."""
+    """A caption whose wildcards multiply to more than `MOST_OUTCOMES` texts, or to so long ones that they would fill the memory."""
 
 
 def has_brace(text: str) -> bool:
@@ -80,7 +81,7 @@ def line_outcomes(line: str) -> dict[str, Fraction]:
         return {line: Fraction(1)}
     parsed = parse_line(line)
     count = parsed.ways
-    if count > MOST_OUTCOMES:
+    if not parsed.is_listable():
         raise TooManyOutcomesError(f"the wildcards of one line give {count} texts, at most {MOST_OUTCOMES} are listed")
     found: dict[str, Fraction] = {}
     for drawn in product(*(range(len(options)) for options in parsed.groups)):
@@ -102,6 +103,11 @@ class Line(NamedTuple):
     def ways(self) -> int:
         """How many ways there are to draw from it."""
         return prod(map(len, self.groups))
+
+    def is_listable(self) -> bool:
+        """Whether there are few enough texts to list, at most `MOST_OUTCOMES`, and they fit into the memory."""
+        letters = sum(map(len, self.literals)) + sum(max(map(len, options)) for options in self.groups)
+        return self.ways <= MOST_OUTCOMES and self.ways * letters <= _MOST_LETTERS
 
     def text(self, drawn: Sequence[int]) -> str:
         """The text with the option of each group that `drawn` numbers, braces unescaped."""

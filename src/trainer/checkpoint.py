@@ -12,6 +12,7 @@ Every rank calls every function; only files that one rank must write alone are w
 """
 
 import json
+import pickle
 import re
 import shutil
 from collections.abc import Mapping
@@ -58,10 +59,18 @@ def find_state(output_dir: Path, wanted: str) -> State | None:
 def _read_state(folder: Path) -> State:
     try:
         found = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-        return State(folder, found["step"], found["identity"])
+        state = State(folder, found["step"], found["identity"])
+        if type(state.step) is not int or not isinstance(state.identity, dict):
+            raise ValueError(f"found the step {state.step!r}")  # noqa: TRY301 -- one of the ways to be no state
     except (OSError, ValueError, KeyError, TypeError) as error:
         expected = f"expected a folder such as {_FOLDER}/step-00001000 with {_STATE} in it"
         raise ResumeError(f"{folder}: no complete state ({error}), {expected}. Name another one, or use --resume latest.") from None
+    return state
+
+
+def is_of(state: State, output_dir: Path) -> bool:
+    """Whether a state is one of the run in that folder."""
+    return state.folder.resolve().parent == (output_dir / _FOLDER).resolve()
 
 
 def _complete(output_dir: Path) -> list[Path]:
@@ -116,14 +125,14 @@ def set_aside_later(output_dir: Path, step: int) -> list[Path]:
 def load_state(engine: Accelerator, state: State) -> None:
     """Put the saved weights, optimizer state and chance of every rank in place.
 
-    Raises `ResumeError` when they do not fit the model or optimizer of this run.
+    Raises `ResumeError` when they are damaged, or do not fit the model or optimizer of this run.
     """
     try:
         engine.load_state(str(state.folder))
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
         problem = " ".join(str(error).split())[:400]
         raise ResumeError(
-            f"{state.folder}: the saved state does not fit this run's model or optimizer ({problem}). "
+            f"{state.folder}: the saved state is damaged, or does not fit this run's model or optimizer ({problem}). "
             "Set [model] and [optimizer] as they were, or name another state."
         ) from error
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from trainer.datasets import DataSet
-from trainer.plan import Plan, count_buckets, open_plan, steps_per_epoch
+from trainer.plan import Plan, count_epoch, open_plan
 from trainer.settings import Config
 
 
@@ -38,12 +38,12 @@ def derive(config: Config, datasets: Sequence[DataSet], world_size: int) -> Deri
     """The numbers of `config` on `world_size` ranks."""
     rows = [dataset.rows for dataset in datasets]
     global_batch_size = config.train.batch_size * config.train.accumulation * world_size
-    steps = steps_per_epoch(rows, global_batch_size)
+    buckets, steps = count_epoch(rows, global_batch_size)
     ends = [config.train.max_steps, config.train.max_epochs and config.train.max_epochs * steps]
     return Derived(
         records=sum(len(dataset.index) for dataset in datasets),
         samples_per_epoch=sum(len(dataset.index) * dataset.settings.repeats for dataset in datasets),
-        buckets=count_buckets(rows),
+        buckets=buckets,
         global_batch_size=global_batch_size,
         steps_per_epoch=steps,
         max_steps=min(end for end in ends if end),

@@ -9,13 +9,14 @@ Every rank walks through the same calls; only printing and writing of single fil
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from trainer.build import build_model
-from trainer.checkpoint import check_identity, find_state, load_state, save_state, set_aside_later
+from trainer.checkpoint import check_identity, find_state, is_of, load_state, save_state, set_aside_later
 from trainer.config import resolved_toml, with_seed
 from trainer.datasets import DataSet, open_datasets
 from trainer.derived import Derived, EpochPlans, derive, identity
@@ -29,13 +30,15 @@ from trainer.model_save import save_model
 from trainer.noise import Schedule
 from trainer.optim import build_optimizer, build_schedule, weights_for_use
 from trainer.plan import drop_old_plans
-from trainer.run_folder import METRICS_FILE, MODEL_FOLDER, PLANS_FOLDER, PLOT_FILE, check_new, write_run_files
+from trainer.run_folder import METRICS_FILE, MODEL_FOLDER, PLANS_FOLDER, PLOT_FILE, check_new, claimed, write_run_files
 from trainer.samples import SampleMaker, build_chunker
 from trainer.settings import Config
 from trainer.steps import StepResult, Trained, train_step
 
 MOST_REPLACED = 0.01
 """Share of an epoch's samples that may stand for others whose latents are missing or broken."""
+MOST_SKIPPED = 20
+"""Steps in a row that may be skipped: latents are finite, so one batch may be broken, but not all of them."""
 
 
 def train(config: Config, *, resume: str | None = None, allow_change: bool = False) -> int:
@@ -44,21 +47,21 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
     `resume` is `latest` or the path of a state. Raises the errors of `trainer.errors` and `capmerge.errors`.
     """
     output_dir = config.train.output_dir
-    if not resume:
+    state = find_state(output_dir, resume) if resume else None
+    if not resume or (state and not is_of(state, output_dir)):
         check_new(output_dir)
     datasets = open_datasets(config)  # before process groups start: a first launch may build an index for minutes
     engine = build_engine(config)
-    state = find_state(output_dir, resume) if resume else None
     config = from_rank_0(engine, with_seed(config, state.identity["train.seed"] if state else None))
     derived = derive(config, datasets, engine.num_processes)
     fixed = identity(config, datasets, derived)
     changed = check_identity(state, fixed, allow_change=allow_change) if state else []
-    with Interrupts() as interrupts:
+    with Interrupts() as interrupts, claimed(output_dir) if engine.is_main_process else nullcontext():
         trained = _build(config, engine, derived)
-        if engine.is_main_process:
-            write_run_files(config, fixed)
         if state:
             load_state(engine, state)
+        if engine.is_main_process:
+            write_run_files(config, fixed)  # a state that does not fit leaves those of the run as they were
         run = _Run(trained, datasets, derived, fixed, step=state.step if state else 0)
         run.say(f"changed since the state was saved: {line}" for line in changed)
         run.say(note for dataset in datasets for note in dataset.notes)
@@ -68,6 +71,8 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
             run.save()
             if interrupts.signal_number is None:
                 run.finish()
+            else:
+                run.say_stop()
         finally:
             run.close()
     engine.end_training()
@@ -93,6 +98,7 @@ class _Run:
         self.step = step  # optimizer steps that are done
         self.saved_step, self.saved_at = step, time.monotonic()
         self.replaced_in_epoch = 0
+        self.skipped_in_row = 0
         self.recent = Recent()
         self.metrics: MetricsFile | None = None
         if self.engine.is_main_process:
@@ -127,11 +133,16 @@ class _Run:
         )
         self.say([line])
 
+    def say_stop(self) -> None:
+        """That the run ended early, and how it goes on."""
+        state = "its state is saved" if self.saved_step == self.step else "its state could not be saved"
+        self.say([f"stopped after step {self.step:,} of {self.derived.max_steps:,}; {state}. Go on with --resume latest."])
+
     def train(self, interrupts: Interrupts) -> None:
         """Train from the step at hand to the last one, or until a signal."""
         last, on_nonfinite = self.derived.max_steps, self.config.train.on_nonfinite
         batches = iter(self._loader())
-        stop = False
+        stop = save_due = False
         with tqdm(total=last, initial=self.step, unit="step", disable=not self.engine.is_main_process) as bar:
             while self.step < last and not stop:
                 result = train_step(self.trained, batches, self.step, lambda: (interrupts.signal_number is not None, self._clock_asks()))
@@ -139,9 +150,12 @@ class _Run:
                     self._stop_nonfinite(result)
                 self.step += 1
                 self._log(result, bar)
+                self._count_skipped(result)
                 stop, by_clock = result.wishes
-                if by_clock or self._step_asks():
+                save_due = save_due or by_clock or self._step_asks()
+                if save_due and result.taken:  # weights that give no finite gradient would push out the states before them
                     self.save()
+                    save_due = False
                 self._count_replaced(result)
                 if self.step % self.derived.steps_per_epoch == 0 and self.engine.is_local_main_process:
                     drop_old_plans(self.folder / PLANS_FOLDER, self.step // self.derived.steps_per_epoch)
@@ -208,6 +222,17 @@ class _Run:
             line |= {"keys": from_all_ranks(self.engine, result.keys), "captions": from_all_ranks(self.engine, result.captions)}
         if self.metrics and (problem := self.metrics.write(self.step, **line)):
             self.say([f"WARNING: the numbers of step {self.step:,} are lost: {problem}. The run goes on. Free some room."])
+
+    def _count_skipped(self, result: StepResult) -> None:
+        """Tell of a skipped step. Raises `NonFiniteError` when `MOST_SKIPPED` are skipped in a row."""
+        self.skipped_in_row = 0 if result.taken else self.skipped_in_row + 1
+        if self.skipped_in_row == 1:
+            self.say([f"WARNING: step {self.step:,} is skipped: the norm of its gradient is {result.grad_norm}."])
+        if self.skipped_in_row == MOST_SKIPPED:
+            raise NonFiniteError(
+                f"step {self.step:,}: found no finite gradient for {MOST_SKIPPED} steps, expected one at least: the weights are spoilt. "
+                f"The states in {self.folder} are older than that. Lower the learning rate, and --resume latest."
+            )
 
     def _count_replaced(self, result: StepResult) -> None:
         """Raise `LatentsError` when more samples of the epoch than `MOST_REPLACED` stand for others."""

@@ -108,18 +108,13 @@ class Plan:
         return GlobalBatch(dataset.astype(np.int64), record, repeat, width, height, chunks or None)
 
 
-def steps_per_epoch(sets: Sequence[SetRows], global_batch_size: int) -> int:
-    """How many global batches every epoch has, counted from the columns; `Plan.steps` is the same number without counting.
+def count_epoch(sets: Sequence[SetRows], global_batch_size: int) -> tuple[int, int]:
+    """How many buckets and how many global batches every epoch has, counted from the columns; the latter is `Plan.steps`.
 
     Raises `LatentsError` when no record is usable.
     """
     _, sizes = bucket_sizes(sets)
-    return int(np.sum(-(-sizes // global_batch_size)))
-
-
-def count_buckets(sets: Sequence[SetRows]) -> int:
-    """How many kinds of batches there are. Raises `LatentsError` when no record is usable."""
-    return len(bucket_sizes(sets)[0])
+    return len(sizes), int(np.sum(-(-sizes // global_batch_size)))
 
 
 def open_plan(folder: Path, *, seed: int, epoch: int, global_batch_size: int, sets: Sequence[SetRows], fingerprint: str) -> Plan:

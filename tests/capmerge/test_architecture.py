@@ -9,11 +9,11 @@ import capmerge
 
 FLOORS = [
     ["errors", "chance", "families", "marks", "tags", "tally", "tokens_clean", "tokens_table", "stats", "duplicates", "stems"],
-    ["wildcard", "templates", "source", "summary", "tokens_vocabulary", "caption_stats"],
+    ["wildcard", "templates", "source", "scan", "summary", "tokens_vocabulary", "caption_stats"],
     ["rewritten", "plain", "blocks", "output", "tokens_ids"],
     ["codec", "side_files", "tokens_count", "trained", "columns"],
-    ["tokens", "parallel", "spans", "index"],
-    ["cut", "fit", "document", "observe", "tokens_lengths", "listing_search"],
+    ["tokens", "worker", "spans", "index"],
+    ["cut", "fit", "parallel", "document", "observe", "tokens_lengths", "listing_search"],
     ["caption", "histogram", "report", "index_rows", "listing"],
     ["preview", "gather", "figure", "page_picture", "index_build"],
     ["show", "rewriter", "page"],

@@ -99,3 +99,15 @@ def test_a_large_part_is_handed_over():
     assert not stats.is_large
     stats.tag_counts.update(f"tag{number}" for number in range(1 << 18))
     assert stats.is_large
+
+
+def test_long_texts_of_tags_are_counted_soon(monkeypatch):
+    """Texts wait to be counted in thousands, but only short ones: a megabyte of tags in each record would fill the memory."""
+    monkeypatch.setattr("capmerge.caption_stats._MOST_UNCOUNTED_LETTERS", 100)
+    kept = CaptionStats()
+    for _ in range(30):
+        block = CaptionStats(uncounted_tags=["solo, " * 4 + "1girl"])
+        kept.merge(block)
+        assert sum(map(len, kept.uncounted_tags)) < 100
+    kept.count_tags()
+    assert kept.tag_counts.counts == {"solo": 120, "1girl": 30}

@@ -10,7 +10,7 @@ from metadata_builder import as_indent_2, make_records, run
 from capmerge.figure import draw_figure
 from capmerge.measure import MeasureOptions, measure
 from capmerge.page import html_page
-from capmerge.report import sections, text_table
+from capmerge.report import Section, sections, text_table
 from capmerge.source import open_source
 from capmerge.templates import MergeOptions
 
@@ -128,6 +128,13 @@ def test_limits_and_shares_are_in_the_picture(tmp_path):
     for text in ("75: cuts", "150: cuts", "225: cuts", "tags: 25.0 % of what is drawn", "tags and caption: 75.0 % of what is drawn"):
         assert text in shown
         assert text in page
+
+
+def test_numbers_are_flush_right_whatever_stands_beside_them():
+    """Counts, shares and dashes are; a column with a word in it is not, nor the first."""
+    rows = [("75", "1,000", "over 99.9 %", "a"), ("150", "-", "", "7")]
+    assert Section("title", ("",) * 4, rows).flush_right() == [False, True, True, False]
+    assert Section("title", ("a", "b"), []).flush_right() == [False, True]
 
 
 def test_rows_fit_their_heads(tmp_path):

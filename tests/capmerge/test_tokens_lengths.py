@@ -2,10 +2,11 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from capmerge.tokens import CHUNK_TOKENS, TokenCounter, a1111, a1111_bounds, a1111_chunk_count, load_tokenizer
-from capmerge.tokens_lengths import TextLengths
+from capmerge.tokens import CHUNK_TOKENS, TokenCounter, a1111, a1111_bounds, load_tokenizer
+from capmerge.tokens_lengths import TextLengths, a1111_chunk_counts
 
 DATA = Path(__file__).parent.parent / "data"
 WORDS = (
@@ -58,10 +59,8 @@ def test_commas_are_found():
     found = counter.count_tokens_and_commas(texts, lambda counts: (counts > 30).nonzero()[0])
     ids = [tokenizer.encode(text) for text in texts]
     assert found.counts.tolist() == [len(some) for some in ids]
-    expected = {
-        number: [place for place, index in enumerate(some) if index == tokenizer.comma] for number, some in enumerate(ids) if len(some) > 30
-    }
-    assert {number: list(places) for number, places in found.commas.items()} == expected
+    row = [index == tokenizer.comma and len(some) > 30 for some in ids for index in some]
+    assert found.commas.tolist() == [place for place, is_comma in enumerate(row) if is_comma]
 
 
 def test_the_bounds_of_chunks_are_kept():
@@ -71,6 +70,6 @@ def test_the_bounds_of_chunks_are_kept():
         fewest, most = a1111_bounds(n_tokens)
         tries = [sorted(rng.sample(range(n_tokens), rng.randint(0, n_tokens // 4))) for _ in range(50)]
         tries += [[], list(range(CHUNK_TOKENS - 20, n_tokens, CHUNK_TOKENS - 19))]
-        counts = {a1111_chunk_count(n_tokens, commas) for commas in tries}
-        assert min(counts) == fewest
-        assert max(counts) == most
+        row = [place + number * n_tokens for number, commas in enumerate(tries) for place in commas]
+        counts = a1111_chunk_counts(np.full(len(tries), n_tokens), np.array(row, np.int64))
+        assert (counts.min(), counts.max()) == (fewest, most)

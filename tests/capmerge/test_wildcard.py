@@ -112,3 +112,11 @@ def test_too_many_outcomes_are_refused():
     with pytest.raises(TooManyOutcomesError):
         outcomes(groups)
     assert len(outcomes(groups.removesuffix("{a|b}"))) == MOST_OUTCOMES
+
+
+def test_long_outcomes_are_not_listed():
+    """A line whose few outcomes are so long that they would fill the memory raises too."""
+    line = "word " * 100_000 + "{a|b}" * 6
+    with pytest.raises(TooManyOutcomesError):
+        line_outcomes(line)
+    assert len(line_outcomes(line[500_000 - 5_000 :])) == 64

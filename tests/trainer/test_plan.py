@@ -19,7 +19,7 @@ from trainer import plan as plan_module
 from trainer.buckets import SetRows
 from trainer.errors import LatentsError
 from trainer.order import hash_of
-from trainer.plan import count_buckets, deal, drop_old_plans, open_plan, steps_per_epoch
+from trainer.plan import count_epoch, deal, drop_old_plans, open_plan
 
 
 def rows_of(records, *, chunks=True, repeats=1, usable=True):
@@ -89,8 +89,7 @@ def test_an_epoch_has_each_sample_once_in_pure_batches(sets, global_batch_size, 
     for found_sizes in sizes.values():
         assert sorted(found_sizes)[1:] == [global_batch_size] * (len(found_sizes) - 1)
         assert 1 <= min(found_sizes) <= global_batch_size
-    assert plan.steps == steps_per_epoch(sets, global_batch_size)
-    assert len(sizes) == count_buckets(sets)
+    assert (len(sizes), plan.steps) == count_epoch(sets, global_batch_size)
 
 
 @settings(deadline=None, max_examples=30)

@@ -18,7 +18,7 @@ from run_builder import (
     write_config,
 )
 
-from trainer.errors import ResumeError
+from trainer.errors import ConfigError, ResumeError
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,7 @@ def test_a_signal_saves_and_exits(metadata, tmp_path, number, code):
     assert process.returncode == code, errors
     assert "Traceback" not in errors
     last = metrics_of(out)[-1]["step"]
+    assert f"stopped after step {last:,} of 100,000; its state is saved. Go on with --resume latest." in errors
     assert (out / "checkpoints" / f"step-{last:08d}" / "state.json").exists()
 
 
@@ -153,3 +154,36 @@ def test_going_on_from_an_older_state_keeps_the_later_ones(metadata, tmp_path):
     assert_equal_bits(state_of(out, 3), before)
     assert metrics_of(out) == lines
     assert (out / "checkpoints" / "before-resume-step-00000003" / "state.json").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "state.json"])
+@pytest.mark.parametrize("kept_bytes", [0, 100])
+def test_a_damaged_state_is_told(metadata, unbroken, tmp_path, name, kept_bytes):
+    """A state with a file that was cut off is refused in one message, and the run's own files stay as they are."""
+    out = shutil.copytree(unbroken, tmp_path / "run")
+    broken = out / "checkpoints" / "step-00000008"
+    (broken / name).write_bytes((broken / name).read_bytes()[:kept_bytes])
+    config = write_config(tmp_path / "c.toml", settings_of(metadata, out, log={"every_steps": 2}))
+    before = (out / "config.toml").read_bytes()
+    with pytest.raises(ResumeError, match=r"step-00000008: .*(damaged|no complete state)"):
+        train_here(config, resume="latest")
+    assert (out / "config.toml").read_bytes() == before
+
+
+def test_a_state_that_tells_nothing_is_none(metadata, unbroken, tmp_path):
+    """A state.json with other values than a state has is no state."""
+    state = shutil.copytree(unbroken / "checkpoints" / "step-00000008", tmp_path / "state")
+    (state / "state.json").write_text('{"step": "8", "identity": []}')
+    config = write_config(tmp_path / "c.toml", settings_of(metadata, tmp_path / "run"))
+    with pytest.raises(ResumeError, match="no complete state"):
+        train_here(config, resume=str(state))
+
+
+def test_the_state_of_another_run_goes_into_a_new_folder(metadata, unbroken, tmp_path):
+    """A run can begin with another one's state, but not in the folder of a third."""
+    state = str(unbroken / "checkpoints" / "step-00000008")
+    config = write_config(tmp_path / "c.toml", settings_of(metadata, tmp_path / "run", train={"max_steps": 9}))
+    assert train_here(config, resume=state) == 0
+    assert [line["step"] for line in metrics_of(tmp_path / "run")] == [9]
+    with pytest.raises(ConfigError, match=r"the config\.toml of an earlier run"):
+        train_here(config, resume=state)

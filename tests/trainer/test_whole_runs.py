@@ -1,6 +1,8 @@
 import json
 import resource
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -115,6 +117,15 @@ def test_a_gradient_that_is_no_number(config, tmp_path, asked):
         assert (tmp_path / "run" / "checkpoints" / "step-00000001" / "state.json").exists()
 
 
+def test_spoilt_weights_stop_the_run_and_leave_the_states_before(config, tmp_path, capsys):
+    """Steps that are skipped without end are told and end the run; none of them pushes out the state from before."""
+    optimizer = {"name": "SGD", "learning_rate": 1e30, "text_learning_rate": None}
+    with pytest.raises(NonFiniteError, match=r"step 21: found no finite gradient for 20 steps"):
+        train_here(config(optimizer=optimizer, train={"max_steps": 40, "batch_size": 1}, checkpoint={"every_steps": 1, "keep": 1}))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000001"]
+    assert capsys.readouterr().err.count("WARNING: step 2 is skipped: the norm of its gradient is nan.") == 1
+
+
 def test_a_file_that_vanished_is_replaced_or_stops_the_run(metadata, tmp_path):
     """`on_missing = "skip"` trains the next of the bucket and counts it; "stop" names the file."""
     latents = tmp_path / "latents"
@@ -191,3 +202,27 @@ def test_a_mistake_in_the_config_shows_no_traceback(config):
     assert done.returncode == 2
     assert "Did you mean `max_steps`?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+def test_two_runs_do_not_share_a_folder(config, tmp_path):
+    """While a run is on its way, another one into its folder is refused, also with --resume."""
+    written = config(train={"max_steps": 1})
+    assert train_here(written) == 0
+    holding = (
+        f"import fcntl; f = open({str(tmp_path / 'run' / '.lock')!r}, 'ab'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", holding], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ConfigError, match="in use by a run that is still on its way"):
+            train_here(written, "train.max_steps=2", resume="latest")
+        other.communicate(b"\n")
+    assert train_here(written, "train.max_steps=2", resume="latest") == 0
+
+
+def test_a_folder_that_cannot_be_made_is_told(config, tmp_path):
+    """An output folder below a file is a mistake of the settings."""
+    (tmp_path / "run").write_text("a file")
+    for folder in ("run", "run/below"):
+        with pytest.raises(ConfigError, match=r"train\.output_dir: .* cannot be written \("):
+            train_here(config(train={"output_dir": str(tmp_path / folder)}))

@@ -77,6 +77,16 @@ def bucket_sizes(sets: Sequence[SetRows]) -> tuple[Numbers, NDArray[np.int64]]:
     return np.array(ascending, dtype=np.uint64), np.array([sizes[code] for code in ascending], dtype=np.int64)
 
 
+def largest_area(sets: Sequence[SetRows]) -> int:
+    """Square pixels of the largest record, usable or not."""
+    areas = [0]
+    for rows in sets:
+        for start in range(0, len(rows.width), WINDOW):
+            window = slice(start, start + WINDOW)
+            areas.append(int((rows.width[window].astype(np.int64) * rows.height[window]).max()))
+    return max(areas)
+
+
 def next_of_bucket(sets: Sequence[SetRows], dataset: int, record: int) -> Iterator[tuple[int, int]]:
     """The (data set, record) of all other usable records of a usable record's set and bucket: those behind it, then those before it."""
     rows = sets[dataset]

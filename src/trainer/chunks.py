@@ -42,11 +42,11 @@ class Chunker(NamedTuple):
         if self.chunking == "a1111":
             cuts = [a1111(text, tokenizer) for tokenizer in self.tokenizers]
             return CutText(tuple(cut.chunks for cut in cuts), tuple(end - start for start, end in cuts[0].spans))
-        ids = tuple([tokenizer.encode(text)] for tokenizer in self.tokenizers)
-        n_tokens = len(ids[0][0])
+        ids = self.tokenizers[0].encode(text)
+        n_tokens = len(ids)
         filled = [CHUNK_TOKENS] * chunks_needed(n_tokens)
         filled[-1] += n_tokens - sum(filled)
-        return CutText(ids, tuple(filled))
+        return CutText(([ids],) * len(self.tokenizers), tuple(filled))
 
     def chunks_of(self, cut: CutText) -> int:
         """How many chunks of it are encoded: those it needs, up to the limit."""

@@ -9,7 +9,7 @@ import capmerge
 import trainer
 
 FLOORS = [
-    ["errors", "families", "interrupts", "order", "publish", "toml", "npz", "tokenizer_files", "worker_processes"],
+    ["errors", "families", "interrupts", "order", "publish", "toml", "npz", "tokenizer_files", "worker_processes", "handover"],
     ["settings", "chunks", "buckets", "metrics", "shapes"],
     ["batch", "text", "noise", "latents", "plan", "optim", "engine", "captions", "conflicts"],
     ["model", "model_load", "datasets", "checkpoint", "mistakes", "overrides"],

@@ -137,8 +137,10 @@ def load_state(engine: Accelerator, state: State) -> None:
         ) from error
 
 
-def save_state(engine: Accelerator, output_dir: Path, step: int, identity: Mapping[str, Any], *, keep: int) -> tuple[Path | None, str]:
-    """Save the full state after `step` steps; the newest `keep` states stay.
+def save_state(
+    engine: Accelerator, output_dir: Path, step: int, identity: Mapping[str, Any], *, keep: int | None
+) -> tuple[Path | None, str]:
+    """Save the full state after `step` steps; the newest `keep` states stay, or all that are there when None.
 
     Returns the state's folder and "", or None and the reason when a disk was full or unwritable on any rank: then nothing is
     left of it, the older states stand, and the run can go on.
@@ -171,13 +173,13 @@ def save_state(engine: Accelerator, output_dir: Path, step: int, identity: Mappi
     return final, ""
 
 
-def _publish(unfinished: Path, final: Path, keep: int) -> str:
+def _publish(unfinished: Path, final: Path, keep: int | None) -> str:
     """Rename a finished save and remove states that are not kept; the reason when that failed."""
     try:
         publish_folder(unfinished, final)
     except OSError as error:
         return str(error)
-    for old in _complete(final.parent.parent)[:-keep]:
+    for old in _complete(final.parent.parent)[: -keep if keep else 0]:
         shutil.rmtree(old, ignore_errors=True)
     return ""
 

@@ -30,7 +30,7 @@ from trainer.model_save import save_model
 from trainer.noise import Schedule
 from trainer.optim import build_optimizer, build_schedule, weights_for_use
 from trainer.plan import drop_old_plans
-from trainer.run_folder import METRICS_FILE, MODEL_FOLDER, PLANS_FOLDER, PLOT_FILE, check_new, claimed, write_run_files
+from trainer.run_folder import METRICS_FILE, MODEL_FOLDER, PLANS_FOLDER, PLOT_FILE, begun_seed, check_new, claimed, write_run_files
 from trainer.samples import SampleMaker, build_chunker
 from trainer.settings import Config
 from trainer.steps import StepResult, Trained, train_step
@@ -52,7 +52,8 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
         check_new(output_dir)
     datasets = open_datasets(config)  # before process groups start: a first launch may build an index for minutes
     engine = build_engine(config)
-    config = from_rank_0(engine, with_seed(config, state.identity["train.seed"] if state else None))
+    begun = state.identity["train.seed"] if state else begun_seed(output_dir) if resume else None
+    config = from_rank_0(engine, with_seed(config, begun))
     derived = derive(config, datasets, engine.num_processes)
     fixed = identity(config, datasets, derived)
     changed = check_identity(state, fixed, allow_change=allow_change) if state else []
@@ -189,7 +190,8 @@ class _Run:
         """Save the full state, unless that of this step is there; a full disk is said loudly, and the run goes on."""
         if self.step == self.saved_step and self.step:
             return
-        saved, problem = save_state(self.engine, self.folder, self.step, self.fixed, keep=self.config.checkpoint.keep)
+        keep = None if self.skipped_in_row else self.config.checkpoint.keep  # weights that may be spoilt push no state out
+        saved, problem = save_state(self.engine, self.folder, self.step, self.fixed, keep=keep)
         self.saved_at = time.monotonic()
         if saved:
             self.saved_step = self.step
@@ -248,6 +250,7 @@ class _Run:
             )
 
     def _stop_nonfinite(self, result: StepResult) -> None:
+        self.skipped_in_row += 1
         self.save()
         raise NonFiniteError(
             f"step {self.step + 1:,}: the norm of the gradient is {result.grad_norm}, expected a finite number. The state after step "
@@ -261,6 +264,11 @@ class _Run:
             if self.engine.is_main_process:
                 folder = self.folder / MODEL_FOLDER
                 state = {name.removeprefix("module."): tensor for name, tensor in gathered.items()}  # DDP's wrapper
+                if self.skipped_in_row and not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+                    raise NonFiniteError(
+                        f"step {self.step:,}: the weights are not finite any more, so no model is written. The states of {self.folder} "
+                        "from before the skipped steps are kept: lower the learning rate, and --resume with the path of one."
+                    )
                 missing = save_model(self.trained.bare_model, state, folder, self.config)
                 self.say([f"the trained model: {folder}" + "".join(f"; {part} is not in it" for part in missing)])
                 problem = save_loss_plot(self.folder / METRICS_FILE, self.folder / PLOT_FILE)

@@ -70,6 +70,15 @@ def _locked(file: BinaryIO) -> bool:
     return True
 
 
+def begun_seed(output_dir: Path) -> int | None:
+    """The seed of the run in the folder, which may have been drawn; None when there is none to read."""
+    try:
+        seed = json.loads((output_dir / _RUN_FILE).read_text(encoding="utf-8"))["identity"]["train.seed"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return seed if isinstance(seed, int) else None
+
+
 def write_run_files(config: Config, identity: Mapping[str, Any]) -> None:
     """Write the resolved config, and versions and fingerprints beside it."""
     folder = config.train.output_dir

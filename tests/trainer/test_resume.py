@@ -134,12 +134,14 @@ def test_changed_metadata_is_refused_and_can_be_allowed(metadata, tmp_path, caps
 
 def test_latest_needs_a_run_but_no_state(metadata, tmp_path, capsys):
     """--resume latest starts a run again that was killed before its first save, and refuses a folder without a run."""
-    config = write_config(tmp_path / "c.toml", settings_of(metadata, tmp_path / "run"))
+    config = write_config(tmp_path / "c.toml", settings_of(metadata, tmp_path / "run", train={"seed": None}))
     with pytest.raises(ResumeError, match="found no run there"):
         train_here(config, resume="latest")
     assert train_here(config, "train.max_steps=1") == 0
+    (first,) = metrics_of(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     assert train_here(config, "train.max_steps=2", resume="latest") == 0
+    assert metrics_of(tmp_path / "run")[0] == first  # with the seed that was drawn then
     assert "no state was saved yet" in capsys.readouterr().err
     assert [line["step"] for line in metrics_of(tmp_path / "run")] == [1, 2]
 

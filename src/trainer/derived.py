@@ -24,7 +24,7 @@ class Derived:
     records: int
     """Records of all data sets."""
     samples_per_epoch: int
-    """Records times repeats."""
+    """Records times repeats, without those that are left out."""
     buckets: int
     """Kinds of batches: latent sizes, times chunk counts when they are dynamic."""
     global_batch_size: int
@@ -42,12 +42,17 @@ def derive(config: Config, datasets: Sequence[DataSet], world_size: int) -> Deri
     ends = [config.train.max_steps, config.train.max_epochs and config.train.max_epochs * steps]
     return Derived(
         records=sum(len(dataset.index) for dataset in datasets),
-        samples_per_epoch=sum(len(dataset.index) * dataset.settings.repeats for dataset in datasets),
+        samples_per_epoch=sum(_usable(dataset) * dataset.settings.repeats for dataset in datasets),
         buckets=buckets,
         global_batch_size=global_batch_size,
         steps_per_epoch=steps,
         max_steps=min(end for end in ends if end),
     )
+
+
+def _usable(dataset: DataSet) -> int:
+    usable = dataset.rows.usable
+    return len(dataset.index) if usable is None else int(np.count_nonzero(usable))
 
 
 def identity(config: Config, datasets: Sequence[DataSet], derived: Derived) -> dict[str, Any]:

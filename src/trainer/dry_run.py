@@ -13,7 +13,9 @@ from trainer.chunks import Chunker
 from trainer.config import resolved_toml, with_seed
 from trainer.datasets import DataSet, open_datasets
 from trainer.derived import Derived, EpochPlans, derive
-from trainer.freeze import trained_share
+from trainer.freeze import parameter_groups, trained_share
+from trainer.model import Model
+from trainer.optim import check_optimizer
 from trainer.samples import SampleMaker, build_chunker
 from trainer.settings import Config
 
@@ -23,14 +25,17 @@ FIRST_SAMPLES = 8
 def show(config: Config) -> None:
     """Print what `config` would train; needs no GPU, and writes nothing but missing indexes.
 
-    The number of ranks is what a launcher sets (WORLD_SIZE), else 1. Raises what the run itself would raise before its first step.
+    The number of ranks is what a launcher sets (WORLD_SIZE), else 1. Raises what the run itself would raise before its first step,
+    but for what depends on its machine: the optimizer's own trial, and whether the output folder is free.
     """
     datasets = open_datasets(config)
     config = with_seed(config)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     derived = derive(config, datasets, ranks)
+    model = build_model(config, weights=False)
+    check_optimizer(parameter_groups(model, config), config.optimizer, derived.max_steps)
     print(resolved_toml(config))
-    for line in _numbers(config, derived, ranks):
+    for line in _numbers(config, derived, model, ranks):
         print(f"# {line}")
     for note in (note for dataset in datasets for note in dataset.notes):
         print(f"# {note}")
@@ -39,12 +44,12 @@ def show(config: Config) -> None:
         print(f"\n# sample {number}: {_described(sample, chunker)}\n{printable(sample.caption)}")
 
 
-def _numbers(config: Config, derived: Derived, ranks: int) -> Iterator[str]:
+def _numbers(config: Config, derived: Derived, model: Model, ranks: int) -> Iterator[str]:
     micro, accumulation = config.train.batch_size, config.train.accumulation
     yield f"records: {derived.records:,}; samples an epoch: {derived.samples_per_epoch:,}; buckets: {derived.buckets:,}"
     yield f"global batch: {derived.global_batch_size:,} = {micro:,} x {accumulation:,} (accumulation) x {ranks:,} (ranks)"
     yield f"steps: {derived.max_steps:,}; an epoch: {derived.steps_per_epoch:,}; epochs: {derived.max_steps / derived.steps_per_epoch:.3g}"
-    for part, (trained, total) in trained_share(build_model(config, weights=False)).items():
+    for part, (trained, total) in trained_share(model).items():
         yield f"{part}: {trained:,} of {total:,} parameters trained ({trained / total:.1%})"
 
 

@@ -55,7 +55,10 @@ def load_latents(path: Path, *, family: Family, width: int, height: int, flipped
 def unreadable(path: Path, error: Exception) -> LatentsError:
     """What to say of a file that cannot be opened or whose bytes are no npz."""
     if isinstance(error, FileNotFoundError):
-        return LatentsError(f"{path}: no such file, expected cached latents. Cache them again, or list the folder anew with --relist.")
+        return LatentsError(
+            f"{path}: no such file, expected cached latents. Cache them again, or list the folder anew: "
+            "capmerge index FILE --latents DIR --relist."
+        )
     if isinstance(error, OSError):
         return LatentsError(f"{path}: {error.strerror or error}, expected a readable .npz file. Check the disk and the file's permissions.")
     return LatentsError(f"{path}: {_one_line(error)}, expected an .npz of plain arrays. {_CACHE_AGAIN}")

@@ -86,11 +86,19 @@ def _iter_lines(path: Path, after_step: float = math.inf) -> Iterator[tuple[byte
     with path.open("rb") as lines:
         for line in lines:
             try:
-                values = orjson.loads(line) if line.endswith(b"\n") else None
-            except orjson.JSONDecodeError:
+                values = _values_of(line) if line.endswith(b"\n") else None
+            except ValueError:
                 continue
             if isinstance(values, dict) and isinstance(values.get("step"), int) and values["step"] <= after_step:
                 yield line, values
+
+
+def _values_of(line: bytes) -> Any:
+    """The JSON of a line; orjson refuses the lone surrogates that captions may hold."""
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return json.loads(line)
 
 
 class Recent:

@@ -47,7 +47,7 @@ def save_model(model: Model, state: Mapping[str, Tensor], folder: Path, config: 
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise OutputError(
-            f"{folder}: the model cannot be written ({error}). Nothing of it was kept; free some room and save again."
+            f"{folder}: the model cannot be written ({error}). Nothing of it was kept; free some room, then --resume latest writes it."
         ) from error
     return missing
 

@@ -52,6 +52,12 @@ def build_optimizer(groups: list[dict[str, Any]], settings: OptimizerSettings, d
     return optimizer
 
 
+def check_optimizer(groups: list[dict[str, Any]], settings: OptimizerSettings, max_steps: int) -> None:
+    """Raise the `ConfigError` of `build_optimizer` and `build_schedule`, as far as it can be told without the device and its weights."""
+    _checked_arguments(_find_class(settings.name), settings)
+    build_schedule(torch.optim.SGD(groups, lr=groups[0]["lr"]), settings, max_steps)
+
+
 def _find_class(name: str) -> type[Any]:
     if name == "Adafactor":
         found: type[Any] = import_module("transformers.optimization").Adafactor

@@ -96,7 +96,9 @@ class TextSettings(Section):
     chunking: Literal["kohya", "a1111", "crop"] = "kohya"
     """Chunks joined as sd-scripts does, whole chunks side by side as AUTOMATIC1111 does, or the first 75 tokens. Default kohya."""
     max_tokens: Annotated[int, Field(ge=CHUNK_TOKENS, multiple_of=CHUNK_TOKENS)] | Literal["unlimited"] = 225
-    """Tokens of a caption that are read: a multiple of 75, or "unlimited": all of the longest caption in the batch. Default 225."""
+    """Tokens of a caption that are read: a multiple of 75, or "unlimited": all of the longest caption in the micro-batch. Default 225.
+
+    Without a limit the others in its micro-batch decide how many chunks of padding a caption gets; less so with `dynamic_chunks`."""
     dynamic_chunks: bool = False
     """Put captions of the same number of chunks into a batch and encode no more chunks than they need. Default off."""
     clip_skip: int | None = Field(default=None, ge=1, le=11)

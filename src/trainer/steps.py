@@ -63,8 +63,9 @@ def train_step(trained: Trained, loader: Iterator[Batch], step: int, wishes: Cal
     """Train the micro-batches of `step` (from 0), which `loader` gives next.
 
     The loss of a micro-batch is its samples' share of the step's mean, so how the global batch is dealt over ranks and
-    micro-batches changes nothing but rounding. Loss, gradient norm and what the ranks must agree on - their `wishes`, asked
-    for when the gradient is there - cross in one collective and are read back together: one wait for the device a step.
+    micro-batches changes nothing but rounding, unless they differ in their chunks of padding (`text.max_tokens`). Loss, gradient
+    norm and what the ranks must agree on - their `wishes`, asked for when the gradient is there - cross in one collective and are
+    read back together: one wait for the device a step.
     """
     engine, config = trained.engine, trained.config
     start, waited = time.perf_counter(), 0.0

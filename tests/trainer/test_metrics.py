@@ -53,6 +53,18 @@ def test_what_json_lacks_is_null(tmp_path, value):
     assert lines_of(path) == [{"step": 1, "loss": None, "grad_norm": None, "more": {"norm": None}}]
 
 
+def test_lone_surrogates_survive_a_resume(tmp_path):
+    """A line with half a character in a caption is a whole line: it is kept when the file is cut back, and drawn."""
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, after_step=0)
+    for step in (1, 2):
+        file.write(step=step, loss=0.5, captions=["\ud83d half"])
+    file.close()
+    cut_back(path, 1)
+    assert lines_of(path) == [{"step": 1, "loss": 0.5, "captions": ["\ud83d half"]}]
+    assert save_loss_plot(path, tmp_path / "loss.png") == ""
+
+
 def test_a_resumed_run_goes_on_behind_its_step(tmp_path):
     """Lines past the resumed step are gone before new ones are appended; the others keep their bytes."""
     path = tmp_path / "metrics.jsonl"

@@ -10,6 +10,7 @@ from run_builder import LATENTS, ROOT, metrics_of, rewrite_examples, run, settin
 
 from trainer.build import build_model
 from trainer.config import load_config
+from trainer.dry_run import show
 from trainer.errors import ConfigError, LatentsError, NonFiniteError
 
 
@@ -194,6 +195,20 @@ def test_dry_run_shows_what_will_train(config, tmp_path):
     captions = [caption for line in metrics_of(tmp_path / "run") for caption in line["captions"]]
     described = shown.stdout.split("\n# sample ")[1:]
     assert [sample.splitlines()[1] for sample in described] == captions
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "named"),
+    [
+        ({"name": "AdamWW"}, "optimizer.name: unknown optimizer `AdamWW`"),
+        ({"arguments": "{weight_decy = 1}"}, "optimizer.arguments: unknown argument `weight_decy`"),
+        ({"schedule": "polynomial", "schedule_arguments": "{lr_end = 1}"}, "optimizer.schedule: polynomial cannot move a rate"),
+    ],
+)
+def test_dry_run_knows_the_optimizer(config, optimizer, named):
+    """--dry-run raises what the run would for its optimizer and schedule."""
+    with pytest.raises(ConfigError, match=named):
+        show(load_config(config(), [f"optimizer.{key}={value}" for key, value in optimizer.items()]))
 
 
 def test_a_mistake_in_the_config_shows_no_traceback(config):

@@ -130,8 +130,8 @@ def test_spoilt_weights_stop_the_run_and_leave_the_states_before(config, tmp_pat
 def test_a_spoilt_model_is_not_written(config, tmp_path):
     """Weights that are not finite are no result: the run ends with an error and without a model, and every state stays."""
     optimizer = {"name": "SGD", "learning_rate": 1e38, "text_learning_rate": None}
+    written = config(optimizer=optimizer, train={"max_steps": 3}, checkpoint={"every_steps": 1, "keep": 1})
     with pytest.raises(NonFiniteError, match=r"step 3: the weights are not finite"):
-        written = config(optimizer=optimizer, train={"max_steps": 3}, checkpoint={"every_steps": 1, "keep": 1})
         train_here(written, "optimizer.arguments.weight_decay=1000.0")
     assert not (tmp_path / "run" / "model").exists()
     assert (tmp_path / "run" / "checkpoints" / "step-00000001" / "state.json").exists()

@@ -68,6 +68,7 @@ def run(config, *arguments, **options):
 def train_here(config, *overrides, resume=None, allow_change=False):
     """Train in this process, which spares the seconds of imports; the exit code."""
     AcceleratorState._reset_state(reset_partial_state=True)
+    torch.set_num_threads(1)  # as in the runs of their own: the number of threads decides how sums are rounded
     return train(load_config(config, overrides), resume=resume, allow_change=allow_change)
 
 

@@ -31,7 +31,8 @@ def build_engine(config: Config) -> Accelerator:
         # Without a device to find, accelerate would start no process group, and each rank would train alone.
         cpu=not torch.accelerator.is_available(),
         mixed_precision=_PRECISION[config.train.precision],
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.train.accumulation, sync_with_dataloader=False),
+        # The step accumulates by itself. Given as 1 here, so that no ACCELERATE_GRADIENT_ACCUMULATION_STEPS divides the loss.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
         log_with=list(config.log.trackers) or None,
         project_dir=str(config.train.output_dir),
         step_scheduler_with_optimizer=False,

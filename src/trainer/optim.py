@@ -201,13 +201,31 @@ def guarded_step(optimizer: Optimizer, grad_norm: Tensor, *logged: Tensor) -> St
     Norm and `logged` scalars (a loss) on one device come back in one transfer, which is the only time a step waits for the device;
     scalars that differ between ranks may be logged, they decide nothing.
     Not for an engine that clips and skips by itself (DeepSpeed).
+    Raises `RuntimeError` when the step was swallowed on its way to the optimizer: no step counts as taken that moved nothing.
     """
     norm, *values = torch.stack([grad_norm.detach().float(), *(scalar.detach().float() for scalar in logged)]).tolist()
     taken = math.isfinite(norm)
     if taken:
-        optimizer.step()
+        _step(optimizer)
     optimizer.zero_grad(set_to_none=True)
     return Stepped(taken, norm, tuple(values))
+
+
+def _step(optimizer: Optimizer) -> None:
+    """One step, seen to happen: a wrapper of accelerate returns from `step` without one when it takes the gradient for unfinished."""
+    happened: list[bool] = []
+    hook = _unwrapped(optimizer).register_step_post_hook(lambda *_: happened.append(True))
+    try:
+        optimizer.step()
+    finally:
+        hook.remove()
+    if not happened:
+        raise RuntimeError("the engine did not hand an optimizer step on to the optimizer: the weights are as before. This is a bug.")
+
+
+def _unwrapped(optimizer: Optimizer) -> Any:
+    """The optimizer inside accelerate's wrapper."""
+    return getattr(optimizer, "optimizer", optimizer)
 
 
 @contextmanager
@@ -217,7 +235,7 @@ def weights_for_use(optimizer: Optimizer) -> Iterator[None]:
     For a trained model, not for the state of a run, which is saved as it trains. Afterwards the weights are bit for bit as before;
     meanwhile a copy of them is held in main memory. For other optimizers nothing happens.
     """
-    inner: Any = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper has eval() for every optimizer
+    inner = _unwrapped(optimizer)  # the wrapper has eval() for every optimizer
     if not hasattr(inner, "eval"):
         yield
         return

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,18 +74,19 @@ def train_step(trained: Trained, loader: Iterator[Batch], step: int, wishes: Cal
     keys: list[str] = []
     captions: list[str] = []
     total = torch.zeros((), device=engine.device)
-    # The engine divides by the accumulation and averages over ranks: shares of a mean need neither.
-    undo = config.train.accumulation * engine.num_processes
-    for _ in range(config.train.accumulation):
+    for micro in range(config.train.accumulation):
         asked = time.perf_counter()
         batch = next(loader)
         waited += time.perf_counter() - asked
         counts.update(batch.counts)
         keys += batch.keys
         captions += batch.captions
-        with engine.accumulate(trained.model):
+        # Ranks add up their gradients at the last micro-batch. Not by `engine.accumulate`: it counts micro-batches over the whole run
+        # and saves its count, so a run that is resumed with another accumulation would step in the middle of a batch, or never.
+        last = micro == config.train.accumulation - 1
+        with nullcontext() if last else engine.no_sync(trained.model):
             loss = batch_loss(trained.model, batch.to(engine.device), trained.schedule, config.noise, config.loss)
-            engine.backward(loss.value * undo)
+            engine.backward(loss.value * engine.num_processes)  # the engine averages over ranks; shares of a mean are added up
         total += loss.value.detach()
     rates = trained.rates.set_rates(step)
     norm = clip_gradients([p for p in trained.model.parameters() if p.requires_grad], config.optimizer.clip_grad_norm)

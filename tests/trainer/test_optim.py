@@ -61,6 +61,20 @@ def test_the_trial_leaves_weights_and_state_alone():
     assert optimizer.state == {}
 
 
+def test_a_step_that_was_swallowed_is_no_step():
+    """A wrapper that does not hand the step on is an error, not a step that is logged as taken."""
+    optimizer = build("AdamW")
+    prepared = Accelerator(cpu=True).prepare(optimizer)
+    norm = clip_gradients([parameter for group in optimizer.param_groups for parameter in group["params"]], 1.0)
+    assert guarded_step(prepared, norm).taken
+    prepared.gradient_state._set_sync_gradients(False)  # what `Accelerator.accumulate` does between its own steps
+    try:
+        with pytest.raises(RuntimeError, match="did not hand an optimizer step on"):
+            guarded_step(prepared, norm)
+    finally:
+        prepared.gradient_state._set_sync_gradients(True)
+
+
 def test_adafactor_trains_with_our_rate():
     """Adafactor is transformers' and moves a weight by about the configured rate in its first step, not by one that it made itself."""
     optimizer = build("Adafactor")

@@ -5,6 +5,7 @@ import subprocess
 import time
 
 import pytest
+import torch
 from run_builder import (
     ENVIRONMENT,
     assert_equal_bits,
@@ -48,6 +49,33 @@ def test_four_and_four_steps_are_eight(metadata, unbroken, tmp_path):
     assert "resumes at step 4" in done.stderr
     assert_equal_bits(state_of(out, 8), state_of(unbroken, 8))
     assert metrics_of(out) == metrics_of(unbroken)
+
+
+@pytest.fixture(scope="module")
+def unbroken_batches_of_4(metadata, tmp_path_factory):
+    """The folder of a run of 8 steps of one micro-batch of 4 samples each, with the state after step 3 kept."""
+    folder = tmp_path_factory.mktemp("unbroken_4")
+    changes = {"train": {"batch_size": 4, "accumulation": 1}, "checkpoint": {"every_steps": 3, "keep": 9}}
+    assert train_here(write_config(folder / "c.toml", settings_of(metadata, folder / "run", **changes))) == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 1), (2, 2), (1, 4)])
+def test_a_resume_with_another_accumulation_trains_on(metadata, unbroken_batches_of_4, tmp_path, batch_size, accumulation):
+    """3 steps of 4 x 1 and 5 of another split of the same global batch end at the weights of 8 unbroken steps, but for rounding.
+
+    3 is a multiple of neither 2 nor 4, so a count of micro-batches that went on over the resume would be found out.
+    """
+    changes = {"train": {"batch_size": batch_size, "accumulation": accumulation}}
+    config = write_config(tmp_path / "c.toml", settings_of(metadata, tmp_path / "run", **changes))
+    assert train_here(config, resume=str(unbroken_batches_of_4 / "checkpoints" / "step-00000003")) == 0
+    before, expected, found = state_of(unbroken_batches_of_4, 3), state_of(unbroken_batches_of_4, 8), state_of(tmp_path / "run", 8)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-2, atol=2e-4, msg=name)
+        assert not torch.equal(found[name], before[name]), f"{name} did not move"
+    for one, other in zip(metrics_of(tmp_path / "run"), metrics_of(unbroken_batches_of_4)[3:], strict=True):
+        assert one["keys"] == other["keys"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(metadata, tmp_path):

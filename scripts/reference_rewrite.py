@@ -7,8 +7,8 @@ from pathlib import Path
 import ijson
 import orjson
 
-from capmerge.caption import Merger
-from capmerge.templates import MergeOptions
+from capmerge.captions.merge import Merger
+from capmerge.captions.templates import MergeOptions
 
 
 def main(source: Path, lines: tuple[str, ...]) -> None:

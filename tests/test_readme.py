@@ -39,8 +39,12 @@ def test_readme_has_examples():
     assert len(EXAMPLES) >= 3
 
 
-def test_tree_names_every_source_file():
-    """Every module of both packages and every script stands in the README."""
-    files = [*(ROOT / "src").glob("*/[a-z]*.py"), *(path for path in (ROOT / "scripts").iterdir() if path.is_file())]
-    missing = [path.name for path in files if f"`{path.name}`" not in README and f"`scripts/{path.name}`" not in README]
+def test_tree_names_every_folder():
+    """Every folder of both packages and every script stands in the README."""
+    folders = {f"{path.parent.name}/" for path in (ROOT / "src").glob("*/*/__init__.py")}
+    scripts = [path.name for path in (ROOT / "scripts").iterdir() if path.is_file()]
+    missing = [
+        *(name for name in folders if name not in README),
+        *(name for name in scripts if f"`{name}`" not in README and f"`scripts/{name}`" not in README),
+    ]
     assert missing == []

@@ -1,5 +1,5 @@
 """`python -m capmerge`, the same as the console script."""
 
-from capmerge.cli import main
+from capmerge.cli.app import main
 
 main()

@@ -50,15 +50,15 @@ def _run(
             raise UsageError("--dry-run starts no training, so --resume and --allow-change have no effect with it. Leave them out.")
         if allow_change and resume is None:
             raise UsageError("--allow-change has no effect without --resume. Leave it out, or add --resume latest.")
-        from trainer.config import load_config
+        from trainer.config.load import load_config
 
         settings = load_config(config, overrides or [])
         if dry_run:
-            from trainer.dry_run import show
+            from trainer.training.dry_run import show
 
             show(settings)
         else:
-            from trainer.loop import train
+            from trainer.training.loop import train
 
             if code := train(settings, resume=resume, allow_change=allow_change):
                 raise typer.Exit(code)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from config_builder import LEAST, write
+from builders.config import LEAST, write
 
 import trainer
 
@@ -22,8 +22,8 @@ def train(config, **options):
 def show(config):
     print("shown:", config.train.seed)
 
-sys.modules["trainer.loop"] = types.SimpleNamespace(train=train)
-sys.modules["trainer.dry_run"] = types.SimpleNamespace(show=show)
+sys.modules["trainer.training.loop"] = types.SimpleNamespace(train=train)
+sys.modules["trainer.training.dry_run"] = types.SimpleNamespace(show=show)
 from trainer.run import main
 main()
 """
@@ -62,7 +62,8 @@ def test_help_names_every_option():
 def test_the_command_line_loads_nothing_heavy(config):
     """Neither the command line nor reading a config loads torch or one of its friends."""
     code = (
-        f"import sys, trainer.run, trainer.config; trainer.config.load_config({str(config)!r}); print(sorted({HEAVY} & sys.modules.keys()))"
+        f"import sys, trainer.run; from trainer.config.load import load_config; load_config({str(config)!r}); "
+        f"print(sorted({HEAVY} & sys.modules.keys()))"
     )
     assert python("-c", code).stdout == "[]\n"
 

@@ -1,0 +1,241 @@
+"""`--fit`: alternatives of at most N tokens, the longer ones left out or cut. Pure; knows the words to draw, not who merges them.
+
+Tokens are counted on the text as it is trained: braces unescaped, an in-line wildcard at its longest.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from fractions import Fraction
+from itertools import chain, islice, product
+from typing import NamedTuple, TypeAlias
+
+from capmerge.captions.templates import Draw, MergeOptions, Template
+from capmerge.captions.wildcard import has_brace, parse_line, unbreakable_spans
+from capmerge.errors import UsageError
+from capmerge.tokens.counter import TokenCounter
+from capmerge.tokens.families import CLIP
+from capmerge.tokens.load import load_tokenizer
+
+# A full stop, a question or exclamation mark with the quotes or brackets it closes; the Chinese and Japanese ones need no space behind.
+_SENTENCE_END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s+[^a-z\s])|[。！？]+[」』”’）]*""")  # noqa: RUF001
+_ABBREVIATION = re.compile(r"\b(?:[^\W\d_]|mr|mrs|ms|dr|st|vs|no|e\.g|i\.e)\.\Z", re.IGNORECASE)
+_LOOSE = ", \t"
+_WORD_END = re.compile(r"(?<=\S)(?=\s)")
+
+
+_Search: TypeAlias = Generator[Draw, bool, tuple[Draw, bool]]
+"""A search yields what it wants measured, is sent whether that fits, and returns what it found, and whether that fits."""
+
+
+class Fitted(NamedTuple):
+    """What became of a record's draws."""
+
+    draws: list[Draw]
+    """Those that are written; shares sum to 1."""
+    left_out: list[Draw]
+    """By `drop`."""
+    cut: list[tuple[Draw, Draw]]
+    """By `trim`: as it was, and as it is written."""
+    too_long: int
+    """How many are written although they have more than N tokens."""
+
+
+class Fitter:
+    """Fits draws into `options.fit_tokens`; `write` gives the line of a draw, `literals` the fixed text of a template.
+
+    Raises `UsageError` when the fixed text of a template alone leaves no room to cut to.
+    """
+
+    def __init__(self, options: MergeOptions, write: Callable[[Draw], str], literals: Callable[[Template], Sequence[str]]) -> None:
+        assert options.fit_tokens is not None  # else nobody builds a Fitter
+        self.limit = options.fit_tokens
+        self._cuts = options.fit_by == "trim"
+        self._wildcards = options.caption_wildcards
+        self._write = write
+        self._counter = TokenCounter(load_tokenizer(CLIP[options.fit_family]))
+        for template in options.templates() if self._cuts else ():
+            fixed = "".join(literals(template))
+            (count,) = self._counter.count_tokens([fixed])
+            if count >= self.limit:
+                raise UsageError(
+                    f"--fit {self.limit} trim: the fixed text {fixed!r} has {count} tokens by itself, which leaves none for tags or "
+                    "caption. Give a larger number, or a shorter --line, --prefix or --suffix."
+                )
+
+    def lengths_of(self, records: Sequence[Sequence[str]]) -> list[list[int]]:
+        """The tokens of each record's distinct lines, which hold no braces. Fastest for hundreds of records at once."""
+        distinct = [dict.fromkeys(lines) for lines in records]
+        counts = iter(self._counter.count_tokens(list(chain.from_iterable(distinct))))
+        return [list(islice(counts, len(lines))) for lines in distinct]
+
+    def fit_all(self, records: Sequence[list[Draw]], lengths: Sequence[list[int] | None]) -> list[Fitted]:
+        """The draws of each record, with none longer than the limit as far as that leaves something.
+
+        `drop` leaves out what is too long; when everything is, the shortest stays. Its share goes to the other lines
+        of its template, and to the other templates when none is left. `trim` cuts the last field at the end of a whole
+        tag or sentence; a field of which nothing fits goes, unless it is the only one: that is cut at a word, and a
+        first word that is too long inside the word. Fastest for hundreds of records at once. `lengths`: the tokens of
+        each record's draws, or None where they are not known.
+        """
+        unknown = [draw for draws, known in zip(records, lengths, strict=True) if known is None for draw in draws]
+        counted = iter(self._count_tokens(unknown))
+        measured = [
+            list(zip(draws, islice(counted, len(draws)) if known is None else known, strict=True))
+            for draws, known in zip(records, lengths, strict=True)
+        ]
+        return self._trim(measured) if self._cuts else [self._drop(draws) for draws in measured]
+
+    def _drop(self, measured: list[tuple[Draw, int]]) -> Fitted:
+        draws = [draw for draw, _ in measured]
+        if all(length <= self.limit for _, length in measured):
+            return Fitted(draws, [], [], 0)
+        longest = max(self.limit, min(length for _, length in measured))
+        kept = [draw for draw, length in measured if length <= longest]
+        left_out = [draw for draw, length in measured if length > longest]
+        return Fitted(_dealt_again(draws, kept), left_out, [], len(kept) if longest > self.limit else 0)
+
+    def _trim(self, records: list[list[tuple[Draw, int]]]) -> list[Fitted]:
+        too_long = [(draw, length) for measured in records for draw, length in measured if length > self.limit]
+        found = iter(self._cut_all(too_long))
+        fitted = []
+        for measured in records:
+            after = [next(found) if length > self.limit else (draw, True) for draw, length in measured]
+            changed = [(was, now) for (was, _), (now, _) in zip(measured, after, strict=True) if was is not now and was != now]
+            fitted.append(Fitted([draw for draw, _ in after], [], changed, sum(not fits for _, fits in after)))
+        return fitted
+
+    def _cut_all(self, measured: list[tuple[Draw, int]]) -> list[tuple[Draw, bool]]:
+        """Each draw cut, and whether it fits. All searches go on together, so that what they ask in a round is counted at once."""
+        searches = [self._cut(draw, length) for draw, length in measured]
+        found: dict[int, tuple[Draw, bool]] = {}
+        answers: dict[int, bool | None] = dict.fromkeys(range(len(searches)))
+        while answers:
+            asked: dict[int, Draw] = {}
+            for number, fits in answers.items():
+                try:
+                    asked[number] = searches[number].send(fits)  # type: ignore[arg-type]  # a generator starts with None
+                except StopIteration as stop:
+                    found[number] = stop.value
+            lengths = self._count_tokens(list(asked.values()))
+            answers = {number: length <= self.limit for number, length in zip(asked, lengths, strict=True)}
+        return [found[number] for number in range(len(searches))]
+
+    def _count_tokens(self, draws: list[Draw]) -> list[int]:
+        """The tokens of each as it is trained, of its longest text if it holds an in-line wildcard."""
+        return [tokens for _, tokens in longest_texts([self._write(draw) for draw in draws], self._counter)]
+
+    def _cut(self, draw: Draw, length: int) -> _Search:
+        """The draw, of `length` tokens, cut to fit."""
+        letters = sum(len(draw.value(field)) for field in draw.template.fields)
+        letters_that_fit = letters * self.limit // length
+        for field in reversed(draw.template.fields):
+            letters -= len(draw.value(field))
+            likely = letters_that_fit - letters
+            found = yield from _longest_that_fits(draw, field, self._units(draw, field), likely)
+            if found:
+                return found, True
+            shorter = draw.template.without(field)
+            if shorter is None:
+                break
+            draw = draw._replace(template=shorter)
+            if (yield draw):
+                return draw, True
+        return (yield from self._cut_at_word(draw, likely))
+
+    def _cut_at_word(self, draw: Draw, likely: int) -> _Search:
+        """The draw of one field cut behind as many words as fit, else inside the first word, of which a character stays."""
+        (field,) = draw.template.fields
+        value = draw.value(field)
+        words = self._ends(draw, field, [match.start() for match in _WORD_END.finditer(value)])
+        found = yield from _longest_that_fits(draw, field, words, likely)
+        if found:
+            return found, True
+        inside = self._ends(draw, field, range(1, words[0] if words else len(value)))
+        found = yield from _longest_that_fits(draw, field, inside, likely)
+        if found:
+            return found, True
+        return draw.with_value(field, value[: [*inside, *words, len(value)][0]]), False
+
+    def _units(self, draw: Draw, field: str) -> list[int]:
+        """Where the field's text may end: behind each whole tag or sentence but the last."""
+        value = draw.value(field)
+        ends = [match.start() for match in re.finditer(",", value)] if field == "tags" else list(_sentence_ends(value))
+        return self._ends(draw, field, ends)
+
+    def _ends(self, draw: Draw, field: str, ends: Iterable[int]) -> list[int]:
+        """Those of the growing `ends` that leave some text and cut no intended wildcard, moved before commas and spaces."""
+        value = draw.value(field)
+        if field == "caption" and self._wildcards:
+            spans = unbreakable_spans(value)
+            ends = [end for end in ends if not any(start < end < stop for start, stop in spans)]
+        kept: list[int] = []
+        last = 0
+        for end in ends:
+            bare = len(value[:end].rstrip(_LOOSE)) if value[end - 1] in _LOOSE else end
+            if bare != last and end < len(value):
+                kept.append(bare)
+                last = bare
+        return kept
+
+
+def longest_texts(lines: Sequence[str], counter: TokenCounter) -> list[tuple[str, int]]:
+    """Of each line the text with the most tokens that it can become, the first of equals, and its tokens.
+
+    A line of too many texts to list gives the one made of each group's longest option.
+    """
+    texts = [_texts(line, counter) if has_brace(line) else [line] for line in lines]
+    counts = iter(counter.count_tokens([text for some in texts for text in some]))
+    return [
+        (some[0], next(counts)) if len(some) == 1 else max(((text, next(counts)) for text in some), key=lambda counted: counted[1])
+        for some in texts
+    ]
+
+
+def _texts(line: str, counter: TokenCounter) -> list[str]:
+    parsed = parse_line(line)
+    if parsed.is_listable():
+        return [parsed.text(drawn) for drawn in product(*(range(len(options)) for options in parsed.groups))]
+    counts = [counter.count_tokens(options) for options in parsed.groups]
+    return [parsed.text([of_group.index(max(of_group)) for of_group in counts])]
+
+
+def _longest_that_fits(draw: Draw, field: str, ends: Sequence[int], likely: int) -> Generator[Draw, bool, Draw | None]:
+    """The draw with its field cut at the last of `ends` that fits, while the next one does not; `likely` is near it.
+
+    A caption's tokens are so even that the end is mostly found beside the likely one: in two or three questions, not five.
+    """
+    value = draw.value(field)
+    fitting, too_long = -1, len(ends)
+    middle, step = bisect_right(ends, likely) - 1, 1
+    asked: set[bool] = set()
+    while too_long - fitting > 1:
+        middle = min(max(middle, fitting + 1), too_long - 1)
+        fits = yield draw.with_value(field, value[: ends[middle]])
+        fitting, too_long = (middle, too_long) if fits else (fitting, middle)
+        asked.add(fits)
+        middle = (fitting + too_long) // 2 if len(asked) > 1 else middle + (step if fits else -step)
+        step *= 2
+    return draw.with_value(field, value[: ends[fitting]]) if fitting >= 0 else None
+
+
+def _sentence_ends(text: str) -> Iterator[int]:
+    for match in _SENTENCE_END.finditer(text):
+        if not _ABBREVIATION.search(text, max(0, match.end() - 8), match.end()):
+            yield match.end()
+
+
+def _dealt_again(draws: list[Draw], kept: list[Draw]) -> list[Draw]:
+    """The kept draws with the shares of the others: first inside a template, then over the templates."""
+    if len(kept) == 1:
+        return [kept[0]._replace(share=Fraction(1))]
+    asked, left = _shares(draws), _shares(kept)
+    total = sum((asked[template] for template in left), Fraction(0))
+    return [draw._replace(share=draw.share / left[draw.template] * asked[draw.template] / total) for draw in kept]
+
+
+def _shares(draws: list[Draw]) -> dict[Template, Fraction]:
+    shares: dict[Template, Fraction] = {}
+    for draw in draws:
+        shares[draw.template] = shares.get(draw.template, Fraction(0)) + draw.share
+    return shares

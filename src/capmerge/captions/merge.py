@@ -1,0 +1,371 @@
+"""The merge rule: one record's `caption` and `tags` become the lines that sd-scripts draws from. Pure, no files.
+
+`Merger.merge` states the rule in full; `Merger.merge_all` takes the fast way of `plain` where a record allows it.
+"""
+
+import re
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
+from capmerge.captions.fit import Fitted, Fitter
+from capmerge.captions.merge_plain import PlainMerge
+from capmerge.captions.tags import one_line, spaced
+from capmerge.captions.tally import Tally
+from capmerge.captions.templates import Draw, MergeOptions, Template, line_counts, shares_of, whole_weights
+from capmerge.captions.wildcard import TooManyOutcomesError, escape, has_brace, outcomes, space_stand_ins
+from capmerge.tokens.vocabulary import BOS, EOS
+
+Record: TypeAlias = dict[str, Any]
+
+_Lengths: TypeAlias = list[list[int] | None] | None
+
+_SPECIAL_TOKEN = re.compile("|".join(map(re.escape, (BOS, EOS))), re.IGNORECASE)
+_LINE_BREAK = re.compile(r"\r\n|\r|\n")
+_JSON_NAMES = {list: "a list", dict: "an object", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
+
+
+class UnmergeableError(ValueError):
+    """A record that cannot be merged; the message says what was found and what was expected."""
+
+
+class RewrittenError(ValueError):
+    """A record that an earlier run has rewritten already: its braces would double."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """One thing that can be drawn for a record."""
+
+    line: str
+    """As written: braces doubled."""
+    text: str
+    """As meant to be trained: nothing doubled, without the spaces that `wildcard.escape` adds."""
+    style: str
+    """`t`, `c` or `b`."""
+    tag_span: tuple[int, int] | None
+    """[start, end) of the tags in `line`, for style `b`."""
+    share: Fraction
+    """Of the probability; the shares of a record sum to 1."""
+
+
+def json_name(value: object) -> str:
+    """What JSON calls the type of `value`: "a list", "an object" ..."""
+    return _JSON_NAMES.get(type(value), "a string")
+
+
+def copy_of(record: Any) -> Any:
+    """A copy that `Merger.merge` does not change with `record`: it only adds, replaces and removes fields."""
+    return dict(record) if isinstance(record, dict) else record
+
+
+class Merger:
+    """Merges records under one set of options and counts what it sees in `tally`.
+
+    `reserved` are further field names that a record must not have.
+    """
+
+    def __init__(self, options: MergeOptions, reserved: Collection[str] = ()) -> None:
+        self.options = options
+        self.tally = Tally()
+        self._templates = options.templates()
+        self._shares = shares_of(self._templates)
+        self._format_fields = tuple(reserved)
+        self._literals: dict[Template, list[str]] = {}
+        self._fitter = Fitter(options, self.line, self.literals) if options.fit_tokens else None
+        self._plain = self._tried = None
+        if PlainMerge.serves(options):
+            names = (MARK, TAG_SPANS, WEIGHTS, *reserved)
+            self._plain = PlainMerge(options, self.literals, names, self.tally)
+            self._tried = PlainMerge(options, self.literals, names, Tally()) if self._fitter else None
+
+    def merge_all(self, records: Collection[Any]) -> list[tuple[int, UnmergeableError | RewrittenError]]:
+        """Merge every record of a block in place; the number of each that could not be, and why."""
+        self.tally.records += len(records)
+        listed = list(records)
+        numbers, lengths = self._merge_plain(listed)
+        if not numbers:
+            return []
+        failures: list[tuple[int, UnmergeableError | RewrittenError]] = []
+        others = [listed[number] for number in numbers]
+        for number, record, fitted in zip(numbers, others, self.fit_all(others, lengths) or [None] * len(others), strict=True):
+            try:
+                self.merge(record, fitted)
+            except (UnmergeableError, RewrittenError) as error:
+                failures.append((number, error))
+        return failures
+
+    def _merge_plain(self, records: list[Any]) -> tuple[Sequence[int], _Lengths]:
+        """Merge in place the plain records, with `--fit` those that it leaves as they are.
+
+        The numbers of the others, which are not touched, and the lengths of their lines, where they are known.
+        """
+        if self._plain is None:
+            return range(len(records)), None
+        if self._fitter is None or self._tried is None:
+            return self._plain.merge_all(records), None
+        copies = [copy_of(record) for record in records]
+        unknown = set(self._tried.merge_all(copies))
+        plain = [number for number in range(len(records)) if number not in unknown]
+        lengths = dict(zip(plain, self._fitter.lengths_of([copies[number]["caption"].split("\n") for number in plain]), strict=True))
+        fitting = {number for number in plain if max(lengths[number]) <= self._fitter.limit}
+        self._plain.merge_all([records[number] for number in plain if number in fitting])
+        others = [number for number in range(len(records)) if number not in fitting]
+        return others, [lengths.get(number) for number in others]
+
+    def fit_all(self, records: Sequence[Any], lengths: _Lengths = None) -> list[Fitted | None]:
+        """What `--fit` makes of each of many records, to be handed to `merge`: quicker than one by one. Empty without `--fit`.
+
+        `lengths`: the tokens of each record's lines, or None where they are not known.
+        """
+        if self._fitter is None:
+            return []
+        asked: dict[int, list[Draw]] = {}
+        for number, record in enumerate(records):
+            if isinstance(record, dict) and MARK not in record:
+                with suppress(UnmergeableError):  # `merge` raises it in its place
+                    asked[number] = self._asked(record)
+        known = [lengths[number] if lengths else None for number in asked]
+        fitted = dict(zip(asked, self._fitter.fit_all(list(asked.values()), known), strict=True))
+        return [fitted.get(number) for number in range(len(records))]
+
+    def merge(self, record: Any, fitted: Fitted | None = None) -> None:
+        """Turn one record into its rewritten form, in place; `fitted` is what `fit_all` gave for it.
+
+        Raises, before anything is changed, `UnmergeableError` when it is no object, its `caption` or `tags` is neither
+        a string nor null, or it has a field of ours; `RewrittenError` when it bears the mark and `allow_rewritten` is
+        off.
+        """
+        if not isinstance(record, dict):
+            raise UnmergeableError(f"the record is {json_name(record)}, expected an object.")
+        tally = self.tally
+        if MARK in record:
+            if not self.options.allow_rewritten:
+                raise RewrittenError
+            self._check_names(record, self._format_fields)
+            if not isinstance(record[MARK], str):
+                raise UnmergeableError(f'"{MARK}" is {json_name(record[MARK])}, expected the string that a rewrite writes.')
+            tally.passed += 1
+            return
+        self._check_names(record, (TAG_SPANS, WEIGHTS, *self._format_fields))
+        fitted = fitted or self.fitted(record)
+        found = self._distinct(fitted.draws)
+        self._count(record, fitted)
+        shares = tuple(alternative.share for alternative in found)
+        weights, counts = _weights_and_counts(shares)
+        by_field = self.options.weights == "field"
+        if by_field:
+            counts = [1] * len(found)
+        elif weights != counts:
+            tally.capped += 1
+        repeated = [alternative for alternative, count in zip(found, counts, strict=True) for _ in range(count)]
+        record.pop("tags", None)
+        record["caption"] = self._write(repeated)
+        if self.options.image_size and "image_size" not in record and isinstance(record.get("train_resolution"), list):
+            record["image_size"] = record["train_resolution"]
+            tally.image_size_added += 1
+        if by_field and found:
+            record[WEIGHTS] = weights
+        spans = [list(alternative.tag_span) for alternative in repeated if alternative.tag_span]
+        if spans:
+            record[TAG_SPANS] = spans
+        record[MARK] = "".join(alternative.style for alternative in repeated)
+        tally.lines += len(repeated)
+
+    def alternatives(self, record: Record) -> list[Alternative]:
+        """The distinct alternatives of a source `record`, in the order they are written; empty when it has no text.
+
+        Raises `UnmergeableError` as `merge` does.
+        """
+        return self._distinct(self.draws(record))
+
+    def _distinct(self, draws: list[Draw]) -> list[Alternative]:
+        """The alternatives of some draws, equal lines as one."""
+        distinct: dict[str, Alternative] = {}
+        for draw in draws:
+            new = self._fill(draw)
+            same = distinct.get(new.line)
+            if same:
+                new = Alternative(same.line, same.text, same.style, same.tag_span, same.share + new.share)
+            distinct[new.line] = new
+        return list(distinct.values())
+
+    def draws(self, record: Record) -> list[Draw]:
+        """What is drawn from, in the order it is written; shares sum to 1."""
+        return self.fitted(record).draws
+
+    def fitted(self, record: Record) -> Fitted:
+        """`draws`, and what `--fit` did to get there."""
+        draws = self._asked(record)
+        return self._fitter.fit_all([draws], [None])[0] if self._fitter else Fitted(draws, [], [], 0)
+
+    def _asked(self, record: Record) -> list[Draw]:
+        """What the templates ask for with the fields that `record` has, in the order it is written; shares sum to 1."""
+        tags, captions = self._tags(record), self._captions(record)
+        templates, shares = self._templates, self._shares
+        if not tags or not captions:
+            templates = self._templates_for(tags, captions)
+            shares = shares_of(templates)
+        return [
+            Draw(template, tags, caption, share / len(lines) if len(lines) > 1 else share)
+            for template, share in zip(templates, shares, strict=True)
+            for lines in [captions if "caption" in template.fields else [""]]
+            for caption in lines
+        ]
+
+    def _templates_for(self, tags: str, captions: list[str]) -> tuple[Template, ...]:
+        """What the templates are for a record that lacks tags, captions or both."""
+        missing = [name for name, found in (("tags", tags), ("caption", captions)) if not found]
+        templates: list[Template] = []
+        for given in self._templates:
+            template: Template | None = given
+            for name in missing:
+                template = template and template.without(name)
+            if template:
+                templates.append(template)
+        if not templates and len(missing) == 1:
+            # Every template asks for the field that is missing. The text that the record has must not be lost.
+            templates = [Template(("tags",) if tags else ("caption",), ("", ""))]
+        return tuple(templates)
+
+    @staticmethod
+    def _check_names(record: Record, reserved: Collection[str]) -> None:
+        for name in reserved:
+            if name in record:
+                raise UnmergeableError(f'found a field "{name}", which the output needs for itself.')
+
+    def _count(self, record: Record, fitted: Fitted) -> None:
+        """Count what kind of source record this is, and what became of its draws."""
+        tally = self.tally
+        tally.fit_left_out += len(fitted.left_out)
+        tally.fit_cut += len(fitted.cut)
+        tally.fit_too_long += fitted.too_long
+        tags, captions = self._tags(record), self._captions(record)
+        if tags and captions:
+            tally.both += 1
+        elif tags:
+            tally.tags_only += 1
+        elif captions:
+            tally.caption_only += 1
+        else:
+            tally.empty += 1
+        if any(_SPECIAL_TOKEN.search(text) for text in (record.get("tags"), record.get("caption")) if text):
+            tally.special_tokens += 1
+        if captions and self.options.caption_lines == "each" and _has_paragraphs(record["caption"]):
+            tally.paragraphs += 1
+
+    def _write(self, repeated: list[Alternative]) -> str:
+        """The `caption` value: alternatives on lines, or as one in-line wildcard."""
+        lines = [alternative.line for alternative in repeated]
+        if self.options.inline and len(set(lines)) > 1:
+            wildcard = "{" + "|".join(lines) + "}"
+            if self._reads_as_meant(wildcard, repeated):
+                return wildcard
+            self.tally.inline_as_lines += 1
+        return "\n".join(lines)
+
+    def _reads_as_meant(self, wildcard: str, repeated: list[Alternative]) -> bool:
+        """Whether the grammar itself, the judge of fused braces, reads the in-line `wildcard` as these alternatives."""
+        if any("|" in alternative.line for alternative in repeated):
+            return False
+        if self.options.caption_wildcards and any(alternative.style != "t" and has_brace(alternative.text) for alternative in repeated):
+            return False
+        if not any(has_brace(alternative.line) for alternative in repeated):
+            return True
+        try:
+            return outcomes(wildcard) == outcomes("\n".join(alternative.line for alternative in repeated))
+        except TooManyOutcomesError:
+            return False
+
+    def literals(self, template: Template) -> list[str]:
+        """The texts before, between and after the fields of a line.
+
+        Fields are stripped and not blank, so that stripping the line can only touch its first and its last literal.
+        """
+        texts = [self.options.prefix + template.literals[0], *template.literals[1:-1], template.literals[-1] + self.options.suffix]
+        return [texts[0].lstrip(), *texts[1:-1], texts[-1].rstrip()]
+
+    def line(self, draw: Draw) -> str:
+        """The line of one draw, as written."""
+        first, *others = self._literals_of(draw.template)
+        line = first
+        for field, literal in zip(draw.template.fields, others, strict=True):
+            line += draw.value(field) + literal
+        return self._fill(draw).line if has_brace(line) else line  # without a brace nothing is escaped
+
+    def _literals_of(self, template: Template) -> list[str]:
+        """`literals`, worked out once."""
+        found = self._literals.get(template)
+        if found is None:
+            found = self._literals[template] = self.literals(template)
+        return found
+
+    def _fill(self, draw: Draw) -> Alternative:
+        """The alternative of one draw."""
+        template = draw.template
+        first, *others = self._literals_of(template)
+        line, text, start, end = escape(first), first, 0, 0
+        for field, literal in zip(template.fields, others, strict=True):
+            value = draw.value(field)
+            written = space_stand_ins(value) if field == "caption" and self.options.caption_wildcards else escape(value)
+            line += _seam(line, written)
+            start, end = (len(line), len(line) + len(written)) if field == "tags" else (start, end)
+            line += written
+            line += _seam(line, escape(literal)) + escape(literal)
+            text += value + literal
+        return Alternative(line, text, template.style, (start, end) if template.style == "b" else None, draw.share)
+
+    def _tags(self, record: Record) -> str:
+        """The record's tags as one line; "" when it has none."""
+        tags = one_line(_text(record, "tags"))
+        return spaced(tags) if self.options.underscores == "space" else tags
+
+    def _captions(self, record: Record) -> list[str]:
+        """The record's caption lines as `caption_lines` asks; empty when it has none."""
+        caption = _text(record, "caption")
+        if "\n" not in caption and "\r" not in caption:
+            return [caption] if caption else []
+        lines = [stripped for line in _LINE_BREAK.split(caption) if (stripped := line.strip())]
+        match self.options.caption_lines:
+            case "each":
+                return lines
+            case "join":
+                return [" ".join(lines)]
+            case "first":
+                return lines[:1]
+
+
+def _seam(line: str, written: str) -> str:
+    """A space where the grammar would read a brace across the seam between `line` and the piece behind it, else nothing."""
+    if written.startswith("{{"):
+        return " " if line.rstrip("{").endswith("\u2985") else ""
+    if written.startswith("}}"):
+        closing = len(line) - len(line.rstrip("}"))
+        return " " if closing % 2 or line.endswith("\u2986") else ""
+    return ""
+
+
+def _text(record: Record, name: str) -> str:
+    """The stripped text of a field; "" when it is absent, null or blank."""
+    value = record.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UnmergeableError(f'"{name}" is {json_name(value)}, expected a string.')
+    return value.strip()
+
+
+def _has_paragraphs(caption: str) -> bool:
+    """Whether a blank line stands between two lines of text."""
+    lines = _LINE_BREAK.split(caption.strip())
+    return any(not line.strip() for line in lines)
+
+
+@lru_cache(maxsize=4096)
+def _weights_and_counts(shares: tuple[Fraction, ...]) -> tuple[list[int], list[int]]:
+    """The exact whole weights of `shares`, and how often each is written when lines are repeated."""
+    return (whole_weights(shares), line_counts(shares)) if shares else ([], [])

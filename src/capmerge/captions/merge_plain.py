@@ -1,0 +1,127 @@
+"""The fast way for plain records: tags and a caption of one line each, without braces, pipes or line breaks.
+
+Nearly every record of a real file is plain. What `caption.Merger` would make of one is worked out beforehand, and the
+loop over a block's records is written flat: it is where a rewrite spends its time outside the JSON library. Any record
+that is not plain is left to the general rule; a test holds the two against each other.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
+from capmerge.captions.tags import spaced
+from capmerge.captions.tally import Tally
+from capmerge.captions.templates import MergeOptions, Template, line_counts, shares_of, whole_weights
+
+
+class PlainMerge:
+    """Merges plain records in place and counts them in `tally`."""
+
+    def __init__(self, options: MergeOptions, literals: Callable[[Template], list[str]], reserved: Iterable[str], tally: Tally) -> None:
+        templates = options.templates()
+        by_field = options.weights == "field"
+        shares = shares_of(templates)
+        counts = [1] * len(templates) if by_field else line_counts(shares)
+        self._tally = tally
+        self._rounded = not by_field and counts != whole_weights(shares)
+        self._reserved = frozenset(reserved)
+        self._weights = whole_weights(shares) if by_field else None
+        self._spaces = options.underscores == "space"
+        self._adds_image_size = options.image_size
+        self._letters = "".join(template.style * count for template, count in zip(templates, counts, strict=True))
+        self._lines = [(template.fields, *_three(literals(template))) for template in templates]
+        self._repeats = [number for number, count in enumerate(counts) for _ in range(count)]
+        self._inline = options.inline
+        bare = self._lines == [(("tags",), "", "", ""), (("caption",), "", "", "")] and self._repeats == [0, 1]
+        self._two_lines = bare and not self._spaces and not options.inline  # the default: half the time of `_merge`
+
+    @staticmethod
+    def serves(options: MergeOptions) -> bool:
+        """Whether no literal text of the options needs the grammar's care, and `--fit` finds its lines one by one."""
+        if options.fit_tokens and options.inline:
+            return False
+        literals = [options.prefix, options.suffix, *(literal for template in options.templates() for literal in template.literals)]
+        return not any(char in literal for literal in literals for char in "{}|")
+
+    def merge_all(self, records: Iterable[Any]) -> list[int]:
+        """Merge the plain ones among `records` in place; the numbers of the others, which are not touched."""
+        others: list[int] = []
+        reserved, letters, weights, adds_image_size = self._reserved, self._letters, self._weights, self._adds_image_size
+        two_lines = self._two_lines
+        sized = 0
+        number = -1
+        for record in records:
+            number += 1
+            if record.__class__ is not dict or not record.keys().isdisjoint(reserved):
+                others.append(number)
+                continue
+            tags, caption = record.get("tags"), record.get("caption")
+            if tags.__class__ is not str or caption.__class__ is not str:
+                others.append(number)
+                continue
+            tags, caption = tags.strip(), caption.strip()
+            both = f"{tags}\n{caption}"
+            if not tags or not caption or "\n" in tags or "\n" in caption or "{" in both or "}" in both or "|" in both or "\r" in both:
+                others.append(number)
+                continue
+            if two_lines:
+                if tags == caption:
+                    others.append(number)
+                    continue
+                spans: list[list[int]] = []
+            else:
+                merged = self._merge(tags, caption)
+                if merged is None:
+                    others.append(number)
+                    continue
+                both, spans = merged
+            del record["tags"]
+            record["caption"] = both
+            if adds_image_size and "image_size" not in record:
+                resolution = record.get("train_resolution")
+                if resolution.__class__ is list:
+                    record["image_size"] = resolution
+                    sized += 1
+            if weights:
+                record[WEIGHTS] = weights
+            if spans:
+                record[TAG_SPANS] = spans
+            record[MARK] = letters
+        count = number + 1 - len(others)
+        self._tally.both += count
+        self._tally.lines += count * len(letters)
+        self._tally.capped += count * self._rounded
+        self._tally.image_size_added += sized
+        return others
+
+    def _merge(self, tags: str, caption: str) -> tuple[str, list[list[int]]] | None:
+        """The `caption` value and the tag spans of any templates; None where two of them give the same line."""
+        if self._spaces:
+            tags = spaced(tags)
+        lines: list[str] = []
+        spans: list[list[int] | None] = []
+        for fields, before, between, after in self._lines:
+            span = None
+            if fields == ("tags",):
+                line = f"{before}{tags}{after}"
+            elif fields == ("caption",):
+                line = f"{before}{caption}{after}"
+            elif fields == ("tags", "caption"):
+                line = f"{before}{tags}{between}{caption}{after}"
+                span = [len(before), len(before) + len(tags)]
+            else:
+                line = f"{before}{caption}{between}{tags}{after}"
+                start = len(before) + len(caption) + len(between)
+                span = [start, start + len(tags)]
+            if line in lines:
+                return None
+            lines.append(line)
+            spans.append(span)
+        repeated = [lines[number] for number in self._repeats]
+        written = "{" + "|".join(repeated) + "}" if self._inline else "\n".join(repeated)
+        return written, [span for number in self._repeats if (span := spans[number])]
+
+
+def _three(literals: list[str]) -> tuple[str, str, str]:
+    """The texts before, between and after the fields; one field has nothing between."""
+    return literals[0], literals[1] if len(literals) > 2 else "", literals[-1]

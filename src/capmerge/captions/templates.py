@@ -1,0 +1,212 @@
+"""What the user asks of a caption: templates, weights and the options of the merge. Pure data and its parsing."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import gcd, lcm
+from typing import Literal, NamedTuple, get_args
+
+from capmerge.errors import UsageError
+from capmerge.tokens.families import Family
+
+Layout = Literal["lines", "concat", "concat-caption-first", "inline"]
+Weights = Literal["repeat", "field"]
+CaptionLines = Literal["each", "join", "first"]
+Underscores = Literal["keep", "space"]
+FitBy = Literal["drop", "trim"]
+LAYOUTS: dict[Layout, tuple[str, ...]] = {
+    "lines": ("{tags}", "{caption}"),
+    "concat": ("{tags}, {caption}",),
+    "concat-caption-first": ("{caption}, {tags}",),
+    "inline": ("{tags}", "{caption}"),
+}
+MOST_LINES = 64
+"""Repeated lines of one record before its weights are rounded."""
+
+MOST_WEIGHT = 10**9
+
+_NAMED_FIELD = re.compile(r"\{([^{}]*)\}")
+_WEIGHTED = re.compile(r"(.*)=([0-9]+)\Z", re.DOTALL)
+_NEWLINE = re.compile(r"[\r\n]")
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """One way to build a line: literal text around one or two fields.
+
+    `fields` are `"tags"` and `"caption"` in the order they stand; `literals` are the texts before, between and after
+    them, so there is one literal more than fields.
+    """
+
+    fields: tuple[str, ...]
+    literals: tuple[str, ...]
+    weight: int = 1
+
+    @property
+    def style(self) -> str:
+        """The letter of its lines in the mark: `t` tags only, `c` caption only, `b` both."""
+        return "b" if len(self.fields) > 1 else self.fields[0][0]
+
+    def without(self, missing: str) -> "Template | None":
+        """This template for a record that lacks the field `missing`; None when no field is left.
+
+        The text between the missing field and its neighbour goes with it; the text before the first and after the last
+        field stays.
+        """
+        kept = tuple(field for field in self.fields if field != missing)
+        if kept == self.fields:
+            return self
+        return Template(kept, (self.literals[0], self.literals[-1]), self.weight) if kept else None
+
+
+class Draw(NamedTuple):
+    """One template with the texts of its fields, before anything is escaped."""
+
+    template: Template
+    tags: str
+    caption: str
+    share: Fraction
+    """Of the probability."""
+
+    def value(self, field: str) -> str:
+        """The text of a field."""
+        return self.tags if field == "tags" else self.caption
+
+    def with_value(self, field: str, text: str) -> "Draw":
+        """This draw with another text in a field."""
+        tags, caption = (text, self.caption) if field == "tags" else (self.tags, text)
+        return Draw(self.template, tags, caption, self.share)  # `_replace` takes five times as long
+
+
+def parse_template(text: str) -> Template:
+    """The template that `--line TEXT` asks for: `TEMPLATE` or `TEMPLATE=WEIGHT`.
+
+    >>> parse_template("{tags}, {caption}=4")
+    Template(fields=('tags', 'caption'), literals=('', ', ', ''), weight=4)
+
+    Raises `UsageError` for a weight of 0, a name other than tags and caption, a field used twice or none at all, and a
+    line break.
+    """
+    weighted = _WEIGHTED.match(text)
+    template, weight = (weighted[1], int(weighted[2].lstrip("0")[:12] or "0")) if weighted else (text, 1)
+    where = f"--line {text!r}"
+    if weight > MOST_WEIGHT:
+        raise UsageError(f"{where}: the weight is too large, expected at most {MOST_WEIGHT:,}.")
+    if weight == 0:
+        raise UsageError(f"{where}: the weight is 0, expected 1 or more. Leave the line out instead.")
+    if _NEWLINE.search(template):
+        raise UsageError(f"{where}: the template holds a line break, expected one line. Give --line once for each line.")
+    *pieces, last = _NAMED_FIELD.split(template)
+    literals, names = (*pieces[::2], last), tuple(pieces[1::2])
+    for name in names:
+        if name not in ("tags", "caption"):
+            raise UsageError(f"{where}: unknown field {{{name}}}, expected {{tags}} or {{caption}}.")
+    if not names:
+        raise UsageError(f"{where}: the template has no field, expected {{tags}} or {{caption}} in it.")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"{where}: {{{twice}}} stands twice, expected each field once in a template.")
+    return Template(names, literals, weight)
+
+
+@dataclass(frozen=True, slots=True)
+class MergeOptions:
+    """All options that decide what a record becomes; two equal ones give equal bytes.
+
+    `lines` are the `--line` texts as given; when there are none, `layout` names the templates.
+    Raises `UsageError` for combinations that cannot be carried out.
+    """
+
+    layout: Layout | None = None
+    lines: tuple[str, ...] = ()
+    weights: Weights = "repeat"
+    caption_lines: CaptionLines = "each"
+    underscores: Underscores = "keep"
+    caption_wildcards: bool = False
+    prefix: str = ""
+    suffix: str = ""
+    image_size: bool = True
+    allow_rewritten: bool = False
+    fit_tokens: int | None = None
+    """The longest alternative wanted; see `fit`."""
+    fit_by: FitBy = "drop"
+    fit_family: Family = "sd1"
+    """Whose tokens are counted for that."""
+
+    def __post_init__(self) -> None:
+        if self.fit_by not in get_args(FitBy):
+            raise UsageError(f"--fit {self.fit_tokens} {self.fit_by}: expected drop or trim behind the number.")
+        if self.fit_family not in get_args(Family):
+            raise UsageError(f"--family {self.fit_family}: expected {', '.join(get_args(Family))}.")
+        if self.fit_tokens is not None and self.fit_tokens < 1:
+            raise UsageError(f"--fit {self.fit_tokens}: expected 1 token or more, such as 75, 150 or 225.")
+        if self.lines and self.layout:
+            raise UsageError("--line and --layout both say which lines to write. Give one of them.")
+        if self.inline and self.weights == "field":
+            raise UsageError("--weights field stores a weight a line, but --layout inline writes one line. Use --weights repeat.")
+        for name, text in (("--prefix", self.prefix), ("--suffix", self.suffix), *(("--line", line) for line in self.lines)):
+            if _NEWLINE.search(text):
+                raise UsageError(f"{name} {text!r}: found a line break, expected one line.")
+            if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+                raise UsageError(f"{name} {text!r}: the text is not valid UTF-8. Check the terminal's encoding.")
+        self.templates()
+
+    @property
+    def inline(self) -> bool:
+        """Whether the alternatives are written as one in-line wildcard."""
+        return self.layout == "inline"
+
+    def templates(self) -> tuple[Template, ...]:
+        """The templates, in the order their lines are written."""
+        return tuple(parse_template(text) for text in self.lines or LAYOUTS[self.layout or "lines"])
+
+
+def shares_of(templates: Sequence[Template]) -> list[Fraction]:
+    """Each template's share of the probability."""
+    total = sum(template.weight for template in templates)
+    return [Fraction(template.weight, total) for template in templates]
+
+
+def whole_weights(shares: Sequence[Fraction]) -> list[int]:
+    """The smallest whole numbers with the ratio of `shares`.
+
+    >>> whole_weights([Fraction(1, 2), Fraction(1, 4), Fraction(1, 4)])
+    [2, 1, 1]
+    """
+    scale = lcm(*(share.denominator for share in shares))
+    weights = [int(share * scale) for share in shares]
+    divisor = gcd(*weights)
+    return [weight // divisor for weight in weights]
+
+
+def line_counts(shares: Sequence[Fraction]) -> list[int]:
+    """How often each alternative is written: `whole_weights`, or at most `MOST_LINES` lines in their near ratio.
+
+    Over the limit, alternatives whose share of the lines is under one get one line each and the rest is dealt to the
+    others by largest remainder, ties to the earlier, until none is under one; with `MOST_LINES` alternatives or more
+    each gets one.
+
+    >>> line_counts([Fraction(999, 1000), Fraction(1, 1000)])
+    [63, 1]
+    """
+    weights = whole_weights(shares)
+    if sum(weights) <= MOST_LINES:
+        return weights
+    if len(weights) >= MOST_LINES:
+        return [1] * len(weights)
+    counts = [1] * len(weights)
+    others = list(range(len(weights)))
+    while True:
+        free = MOST_LINES - (len(weights) - len(others))
+        total = sum(weights[i] for i in others)
+        large_enough = [i for i in others if weights[i] * free >= total]
+        if len(large_enough) == len(others):
+            break
+        others = large_enough
+    for i in others:
+        counts[i] = weights[i] * free // total
+    left_over = free - sum(counts[i] for i in others)
+    for i in sorted(others, key=lambda i: -(weights[i] * free % total))[:left_over]:  # sorted() is stable: ties to the earlier
+        counts[i] += 1
+    return counts

@@ -1,0 +1,136 @@
+r"""sd-scripts' caption grammar: what its `enable_wildcard` makes of a caption, and how to write text that survives it.
+
+With `enable_wildcard`, `process_caption` (library/train_util.py) draws one line of the caption at random, then replaces
+each `{a|b}` of that line by one option, after hiding doubled braces behind stand-ins. This module is the only home of
+that grammar, and of drawing by it. It knows nothing of records, tags or files.
+"""
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import product
+from math import prod
+from typing import NamedTuple
+
+_GROUP = re.compile(r"\{([^}]+)\}")
+_UNBREAKABLE = re.compile(r"\{\{|\}\}|\{(?:\}\}|[^}])++\}")
+# The grammar hides "{{" behind U+2985 and "}}" behind U+2986, each repeated until it does not occur in the line.
+_OPEN, _CLOSE = "\u2985", "\u2986"
+_FUSES_OPEN, _FUSES_CLOSE = re.compile(_OPEN + r"(?=\{\{)"), re.compile(_CLOSE + r"(?=\}\})")
+
+MOST_OUTCOMES = 4096
+_MOST_LETTERS = 1 << 24  # of all outcomes of a line together
+
+
+class TooManyOutcomesError(ValueError):
+    """A caption whose wildcards multiply to more than `MOST_OUTCOMES` texts, or to so long ones that they would fill the memory."""
+
+
+def has_brace(text: str) -> bool:
+    """Whether `text` holds a brace, the only character that the grammar reads inside a line."""
+    return "{" in text or "}" in text
+
+
+def escape(text: str) -> str:
+    """`text` with its braces doubled, so that the grammar gives back `text` itself.
+
+    >>> escape("a {b|c}")
+    'a {{b|c}}'
+
+    U+2985 right before an opening brace and U+2986 right before a closing one get a space between: the stand-in for
+    the doubled brace would swap places with them (measured on the real code: the only failures among 9,330 strings).
+    """
+    if not has_brace(text):
+        return text
+    return space_stand_ins(text.replace("{", "{{").replace("}", "}}"))
+
+
+def space_stand_ins(line: str) -> str:
+    """A written `line` with a space between a stand-in character and the doubled brace right behind it."""
+    if _OPEN in line or _CLOSE in line:
+        line = _FUSES_CLOSE.sub(_CLOSE + " ", _FUSES_OPEN.sub(_OPEN + " ", line))
+    return line
+
+
+def outcomes(caption: str) -> dict[str, Fraction]:
+    r"""Every text that sd-scripts can train on for `caption`, with its probability; they sum to 1.
+
+    >>> outcomes("a\nb\nb") == {"a": Fraction(1, 3), "b": Fraction(2, 3)}
+    True
+
+    Raises `TooManyOutcomesError` when the wildcards of a line multiply past `MOST_OUTCOMES`.
+    Source: `process_caption` with `enable_wildcard` on and all else off, sd-scripts since f4a4c11c (2024-03-23).
+    """
+    lines = caption.split("\n")
+    found: dict[str, Fraction] = {}
+    for line in lines:
+        for text, probability in line_outcomes(line).items():
+            found[text] = found.get(text, Fraction(0)) + probability / len(lines)
+    return found
+
+
+def line_outcomes(line: str) -> dict[str, Fraction]:
+    """Every text that one `line` can become through its brace groups, with its probability."""
+    if not has_brace(line):
+        return {line: Fraction(1)}
+    parsed = parse_line(line)
+    count = parsed.ways
+    if not parsed.is_listable():
+        raise TooManyOutcomesError(f"the wildcards of one line give {count} texts, at most {MOST_OUTCOMES} are listed")
+    found: dict[str, Fraction] = {}
+    for drawn in product(*(range(len(options)) for options in parsed.groups)):
+        text = parsed.text(drawn)
+        found[text] = found.get(text, Fraction(0)) + Fraction(1, count)
+    return found
+
+
+class Line(NamedTuple):
+    """A line as the grammar reads it: literal, group, literal, group, ..., literal."""
+
+    literals: list[str]
+    groups: list[list[str]]
+    """The options of each `{a|b}`."""
+    hidden: tuple[str, str]
+    """What stands for a doubled brace in literals and options."""
+
+    @property
+    def ways(self) -> int:
+        """How many ways there are to draw from it."""
+        return prod(map(len, self.groups))
+
+    def is_listable(self) -> bool:
+        """Whether there are few enough texts to list, at most `MOST_OUTCOMES`, and they fit into the memory."""
+        letters = sum(map(len, self.literals)) + sum(max(map(len, options)) for options in self.groups)
+        return self.ways <= MOST_OUTCOMES and self.ways * letters <= _MOST_LETTERS
+
+    def text(self, drawn: Sequence[int]) -> str:
+        """The text with the option of each group that `drawn` numbers, braces unescaped."""
+        pieces = [self.literals[0]]
+        for options, number, literal in zip(self.groups, drawn, self.literals[1:], strict=True):
+            pieces += options[number], literal
+        # Only now: a stand-in may fuse with its neighbour across the seam, and the real code would read it so.
+        return self._shown("".join(pieces))
+
+    def option(self, group: int, number: int) -> str:
+        """One option of a group by itself, braces unescaped."""
+        return self._shown(self.groups[group][number])
+
+    def _shown(self, text: str) -> str:
+        return text.replace(self.hidden[0], "{").replace(self.hidden[1], "}")
+
+
+def parse_line(line: str) -> Line:
+    """The literals and groups of one `line`."""
+    if not has_brace(line):
+        return Line([line], [], ("{", "}"))
+    hidden_open, hidden_close = _OPEN, _CLOSE
+    while hidden_open in line or hidden_close in line:
+        hidden_open, hidden_close = hidden_open + _OPEN, hidden_close + _CLOSE
+    # split() with one group alternates: literal, options, literal, options, ..., literal.
+    parts = _GROUP.split(line.replace("{{", hidden_open).replace("}}", hidden_close))
+    return Line(parts[::2], [options.split("|") for options in parts[1::2]], (hidden_open, hidden_close))
+
+
+def unbreakable_spans(line: str) -> list[tuple[int, int]]:
+    """[start, end) of each doubled brace and of each `{a|b}` in `line`: a text cut inside one would read differently."""
+    return [match.span() for match in _UNBREAKABLE.finditer(line)]

@@ -1,0 +1,51 @@
+"""The command line: options to a story of the floor below, errors to exit codes. Nothing is decided here."""
+
+import io
+import signal
+import sys
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+import capmerge
+from capmerge.cli.index import index_command
+from capmerge.cli.preview import preview_command
+from capmerge.cli.rewrite import rewrite_command
+from capmerge.cli.stats import stats_command
+from capmerge.cli.verify import verify_command
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Rewrite sd-scripts metadata of any size into wildcard-ready captions.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _capmerge(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        print(capmerge.__version__)
+        raise typer.Exit
+
+
+app.command("rewrite")(rewrite_command)
+app.command("verify")(verify_command)
+app.command("stats")(stats_command)
+app.command("preview")(preview_command)
+app.command("index")(index_command)
+
+
+def main() -> None:
+    """The console script. Exit codes: 0, 1 data, 2 usage, 130 Ctrl-C, 141 closed pipe, 143 terminated."""
+    signal.signal(signal.SIGTERM, _terminated)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # no terminal lacks a character so badly that a run must end
+    app(prog_name="capmerge")
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(143)  # through every `finally`, so that nothing temporary stays

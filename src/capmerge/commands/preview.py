@@ -1,0 +1,250 @@
+"""The story of `capmerge preview`: some records of a source, before and after, and what a model sees of every alternative."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, NamedTuple
+
+from capmerge.captions.alternatives import BrokenRecordError, Written, place_drawn, written_alternatives
+from capmerge.captions.draw import Drawn, Pick, draw_line
+from capmerge.captions.fields import MARK, WEIGHTS
+from capmerge.captions.fit import Fitted, longest_texts
+from capmerge.captions.merge import Merger, UnmergeableError, copy_of
+from capmerge.captions.templates import MergeOptions
+from capmerge.captions.wildcard import parse_line
+from capmerge.errors import UsageError, printable, quoted
+from capmerge.files.source import Source
+from capmerge.metadata.blocks import MAX_RECORD_BYTES, read_layout
+from capmerge.metadata.codec import Stray, iter_source
+from capmerge.tokens.chunk_text import Chunking, Cut, Cutter, crop
+from capmerge.tokens.chunks import CHUNK_TOKENS, count_chunks
+from capmerge.tokens.counter import TokenCounter
+from capmerge.tokens.families import ONE_CHUNK, T5_IDS, Family
+from capmerge.tokens.load import load_readers
+from capmerge.tokens.tokenizer import FileTokenizer
+
+DEFAULT_MAX_TOKENS = 3 * CHUNK_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Which draw is shown: the arguments of `wildcard.draw`. Raises `UsageError` for numbers out of range."""
+
+    seed: int
+    epoch: int
+    dataset: int = 0
+    repeat: int = 0
+    pick: Pick = "random"
+
+    def __post_init__(self) -> None:
+        for name, value in (("seed", self.seed), ("epoch", self.epoch), ("dataset", self.dataset), ("repeat", self.repeat)):
+            if not 0 <= value < 1 << 63:
+                raise UsageError(f"--{name} {value}: expected a whole number from 0 to {(1 << 63) - 1}.")
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewOptions:
+    """What is shown, and how it is cut. Raises `UsageError` for combinations that cannot be carried out."""
+
+    merge: MergeOptions = field(default_factory=MergeOptions)
+    keys: tuple[str, ...] = ()
+    """Of the records that are shown; when empty, the first `count`."""
+    count: int = 5
+    family: Family = "sd1"
+    chunking: Chunking = "kohya"
+    max_tokens: int | None = None
+    """None: 225 for kohya, no limit for a1111, one chunk for a family that crops."""
+    tokenizer: str | None = None
+    """Path of another CLIP tokenizer, or of a T5 for a family that reads one."""
+    sampling: Sampling | None = None
+    max_record_bytes: int = MAX_RECORD_BYTES
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None:
+            count_chunks(self.max_tokens)
+        one_chunk = self.family in ONE_CHUNK
+        if one_chunk and self.max_tokens not in (None, CHUNK_TOKENS):
+            raise UsageError(
+                f"--max-tokens {self.max_tokens}: CLIP reads {CHUNK_TOKENS} tokens of a caption with --family {self.family}. Leave it out."
+            )
+        if one_chunk and self.chunking == "a1111":
+            raise UsageError(f"--chunking a1111: captions are not cut into chunks with --family {self.family}. Leave one of them out.")
+
+
+class Readers(NamedTuple):
+    """What reads a caption: CLIP, and for some families T5."""
+
+    clip: Cutter
+    t5: FileTokenizer | None = None
+    t5_ids: int = 0
+    """That T5 reads, its own included; 0 for a family without T5."""
+
+    @classmethod
+    def load(cls, options: PreviewOptions) -> "Readers":
+        """The readers that the options ask for. Raises `UsageError` as `tokens.load_readers`."""
+        clip, t5 = load_readers(options.family, options.tokenizer)
+        limit = CHUNK_TOKENS if options.family in ONE_CHUNK else DEFAULT_MAX_TOKENS if options.chunking == "kohya" else None
+        return cls(Cutter(clip, options.chunking, options.max_tokens or limit), t5, T5_IDS.get(options.family, 0))
+
+    def text(self) -> str:
+        """What they are, in a line."""
+        limit = f"{self.clip.max_tokens} tokens" if self.clip.max_tokens else "all tokens"
+        name = printable(self.clip.tokenizer.name)
+        line = f"Tokenizer {name}, {limit} read, " + ("cropped there." if self.t5_ids else f"chunks as {self.clip.chunking} cuts them.")
+        if self.t5:
+            return f"{line} T5: {self.t5_ids - self.t5.n_special} tokens are read."
+        if self.t5_ids:
+            return f"{line} T5 reads {self.t5_ids} tokens of its own: give --tokenizer a T5 to see what it drops."
+        return line
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One alternative as a model sees it."""
+
+    written: Written
+    texts: int
+    """How many texts its in-line wildcards give; what is cut is the longest."""
+    cut: Cut
+    t5_cut: Cut | None
+    """As T5 reads it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """One alternative that `--fit` left out or cut."""
+
+    style: str
+    tokens: int
+    """Before the cut."""
+    left_out: bool
+    text: str
+    """What is not trained: all of it, or what was cut off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """One record."""
+
+    key: str
+    before: Any
+    after: dict[str, Any] | None
+    """None when it cannot be merged."""
+    problem: str = ""
+    """Why there is no `after`, or nothing to read in it."""
+    rewritten: bool = False
+    """Whether the source holds it rewritten already; then `after` is `before`."""
+    alternatives: tuple[Shown, ...] = ()
+    unfit: tuple[Unfit, ...] = ()
+    drawn: Drawn | None = None
+    drawn_number: int | None = None
+    """Of the drawn alternative, from 0."""
+
+
+class Previewer:
+    """Looks at records under one set of options."""
+
+    def __init__(self, options: PreviewOptions) -> None:
+        self._options = options
+        self._merger = Merger(options.merge)
+        self.readers = Readers.load(options)
+        self._counter = TokenCounter(self.readers.clip.tokenizer)
+
+    def preview(self, key: str, record: Any) -> Preview:
+        """What one record is, becomes and gives to a model; `record` is not changed."""
+        if isinstance(record, Stray):
+            return Preview(key, record.value, None, record.problem)
+        rewritten = isinstance(record, dict) and MARK in record
+        after: Any = record
+        unfit: tuple[Unfit, ...] = ()
+        try:
+            if not rewritten:
+                after = copy_of(record)
+                self._merger.merge(after)
+                unfit = tuple(self._unfit(self._merger.fitted(record)))
+            found = written_alternatives(after)
+        except (UnmergeableError, BrokenRecordError) as error:
+            return Preview(key, record, record if rewritten else None, str(error), rewritten)
+        texts = longest_texts([alternative.line for alternative in found], self._counter)
+        shown = tuple(self._show(alternative, text) for alternative, (text, _) in zip(found, texts, strict=True))
+        drawn, number = self._draw(key, after, found)
+        return Preview(key, record, after, "", rewritten, shown, unfit, drawn, number)
+
+    def _show(self, alternative: Written, text: str) -> Shown:
+        t5 = self.readers.t5
+        t5_cut = crop(text, t5, self.readers.t5_ids - t5.n_special) if t5 else None
+        return Shown(alternative, parse_line(alternative.line).ways, self.readers.clip.cut(text), t5_cut)
+
+    def _unfit(self, fitted: Fitted) -> Iterator[Unfit]:
+        changes = [(draw, None) for draw in fitted.left_out] + list(fitted.cut)
+        for before, after in changes:
+            ((text, tokens),) = longest_texts([self._merger.line(before)], self._counter)
+            if after is None:
+                yield Unfit(before.template.style, tokens, left_out=True, text=text)
+                continue
+            gone = [
+                before.value(field).removeprefix(after.value(field) if field in after.template.fields else "")
+                for field in before.template.fields
+            ]
+            yield Unfit(before.template.style, tokens, left_out=False, text=" … ".join(text.strip(", ") for text in gone if text))
+
+    def _draw(self, key: str, after: dict[str, Any], found: list[Written]) -> tuple[Drawn | None, int | None]:
+        asked = self._options.sampling
+        if asked is None:
+            return None, None
+        drawn = draw_line(
+            after["caption"],
+            asked.seed,
+            asked.epoch,
+            key,
+            dataset=asked.dataset,
+            repeat=asked.repeat,
+            weights=after.get(WEIGHTS),
+            pick=asked.pick,
+        )
+        if not found:
+            return drawn, None
+        place = place_drawn(after[MARK], drawn)
+        return drawn, next(number for number, alternative in enumerate(found) if place in alternative.places)
+
+
+def iter_previews(source: Source, options: PreviewOptions, previewer: Previewer, progress: Callable[[int], None]) -> Iterator[Preview]:
+    """The records that are asked for, in the order of the source, one in memory at a time.
+
+    `progress` is told the offset that is done. Raises `UsageError` at the end when a key is not there.
+    """
+    for key, record in _iter_asked(source, options, progress):
+        yield previewer.preview(key, record)
+
+
+def _iter_asked(source: Source, options: PreviewOptions, progress: Callable[[int], None]) -> Iterator[tuple[str, Any]]:
+    layout = read_layout(source, options.max_record_bytes)
+    if not options.keys:
+        yield from islice((pair for piece in iter_source(source, layout) for pair in piece.records.pairs), options.count)
+        return
+    missing = dict.fromkeys(options.keys)
+    stems = {_stem(key): key for key in missing}
+    alike: dict[str, str] = {}
+    records = 0
+    for piece in iter_source(source, layout):
+        found = dict(piece.records.pairs)
+        for key in [key for key in missing if key in found]:
+            del missing[key]
+            yield key, found[key]
+        if not missing:
+            return
+        for key in found:
+            if (stem := _stem(key)) in stems:
+                alike.setdefault(stems[stem], key)
+        records += len(piece.records.pairs)
+        progress(piece.start + len(piece.data))
+    names = ", ".join(map(quoted, missing))
+    hints = [f"Did you mean {quoted(alike[key])}?" for key in missing if key in alike]
+    hint = " ".join(hints) or "Keys are compared whole, folder and ending included."
+    raise UsageError(f"{printable(source.name)}: found no record {names} among {records:,}. {hint}")
+
+
+def _stem(key: str) -> str:
+    """The last part of a key without its ending, in lower case."""
+    name = key.replace("\\", "/").rpartition("/")[2].lower()
+    return name.rpartition(".")[0] or name

@@ -1,0 +1,228 @@
+"""The story of `capmerge rewrite`: source -> blocks -> workers merge each record -> one ordered output.
+
+The whole run, from the first look at the source to the rename of the output; `rewriter` is what a worker does with a block.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from capmerge.captions.merge import Merger, Record, RewrittenError, UnmergeableError, copy_of
+from capmerge.captions.tally import Tally
+from capmerge.captions.templates import MergeOptions
+from capmerge.commands.dataset_config import dataset_config
+from capmerge.commands.merge_blocks import Counted, OnError, Rewriter
+from capmerge.commands.receipt import receipt
+from capmerge.errors import OutputError, UsageError, printable
+from capmerge.files.atomic import AtomicFile, Buffer, OutputFiles, check_target
+from capmerge.files.source import Source, fingerprint
+from capmerge.metadata.blocks import MAX_RECORD_BYTES, Layout, read_layout
+from capmerge.metadata.codec import Stray, iter_source
+from capmerge.metadata.format import DATASET, INDEX, RECEIPT, REJECTS, SIDE_FILES, Format, RecordWriter, compressed, reserved_fields
+from capmerge.metadata.parallel import run_blocks, useful_jobs
+from capmerge.stats.collector import Gathered, Tokenizers
+from capmerge.stats.document import Document
+
+if TYPE_CHECKING:
+    from capmerge.index.build import Indexing
+
+_SAMPLE_RECORDS, _SAMPLE_BYTES = 1000, 8 << 20  # a pipe's bytes are held meanwhile
+
+
+_JSON = Format("json")
+
+
+@dataclass(frozen=True, slots=True)
+class RewriteOptions:
+    """One run of `capmerge rewrite`; `merge` decides what a record becomes, the rest how the run is done."""
+
+    target: Path | None
+    """None: standard output."""
+    format: Format = _JSON
+    merge: MergeOptions = field(default_factory=MergeOptions)
+    on_error: OnError = "stop"
+    jobs: int = 1
+    force: bool = False
+    stats: Tokenizers | None = None
+    """Count the output in the same pass, with these."""
+    index: bool = False
+    """Write the index of the output in the same pass."""
+    max_record_bytes: int = MAX_RECORD_BYTES
+    start_method: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a finished run has to tell."""
+
+    tally: Tally
+    read_bytes: int
+    """Of the source as it lies on disk or comes from the pipe."""
+    written_bytes: int
+    statistics: Document | None = None
+    """Of the output, when they were asked for."""
+
+
+def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], None], progress: Callable[[int], None]) -> Outcome:
+    """Rewrite `source` into `options.target` and its side files, which appear together when all is done.
+
+    `warn` is given each warning, `progress` the offset that is done.
+    Raises `UsageError`, `DataError`, `OutputError` or `WorkerError`; then nothing new is there.
+    """
+    if options.index:
+        _check_indexable(options)
+    target = options.target and check_target(options.target, source, force=options.force, side_suffixes=SIDE_FILES)
+    layout = read_layout(source, options.max_record_bytes)
+    sample = _sample(source, layout, options)
+    if sample.growth > 2 and options.merge.weights == "repeat":
+        warn(f"The output will be about {sample.growth:.1f} times the input: weights repeat lines. --weights field stores numbers.")
+    if target:
+        _check_room(target, source, sample.growth)
+    end = layout.first
+
+    def done(offset: int) -> None:
+        nonlocal end
+        end = offset
+        progress(offset)
+
+    files = OutputFiles(target, SIDE_FILES)
+    scratch = ExitStack()
+    try:
+        records = RecordWriter(main := files.open(), options.format)
+        rejects = _RejectSink(partial(files.side, REJECTS) if target else None)
+        indexing = scratch.enter_context(_indexing(target, options.format, records)) if target and options.index else None
+        gathered = Gathered(options.stats) if options.stats else None
+        work = partial(
+            Rewriter,
+            source.name,
+            layout,
+            options.merge,
+            options.on_error,
+            options.format,
+            gathered.make_observer() if gathered else None,
+            indexing.make_rows() if indexing else None,
+        )
+        sinks = [records, rejects, indexing.rows if indexing else rejects, *(gathered.sinks() if gathered else ())]
+        jobs = useful_jobs(source, options.jobs)
+        tally = Tally()
+
+        def collect(counted: Counted) -> None:
+            tally.add(counted.tally)
+            if gathered:
+                gathered.stats.merge(counted.stats)
+
+        run_blocks(source, layout, work, sinks, collect=collect, jobs=jobs, progress=done, start_method=options.start_method)
+        records.finish()
+        read_bytes = source.read_bytes(end)
+        source.check_unchanged()
+        if indexing and isinstance(main, AtomicFile):
+            with main.read_back() as written:
+                indexing.write(files.side(INDEX), written)
+        name = target.name if target else source.name
+        statistics = gathered.document(name, source, layout, options.merge) if gathered else None
+        if target:
+            files.side(RECEIPT).write(receipt(source.name, fingerprint(source), options.merge, options.on_error, tally).encode())
+            files.side(DATASET).write(dataset_config(target, (source.path or target).resolve().parent, sample.resolutions).encode())
+        files.publish()
+    except BaseException:
+        files.discard()
+        raise
+    finally:
+        scratch.close()
+    return Outcome(tally, read_bytes, main.written_bytes, statistics)
+
+
+def _check_indexable(options: RewriteOptions) -> None:
+    """Raise `UsageError` for an output that has no offsets."""
+    if options.target is None:
+        raise UsageError("--index: standard output cannot be read by offsets. Give -o OUT, a file.")
+    if options.format.gz:
+        shown = printable(str(options.target))
+        raise UsageError(f"{shown}: --index needs offsets, which gzip has not. Choose a -o that does not end in .gz.")
+
+
+def _indexing(target: Path, out: Format, records: "RecordWriter") -> "Indexing":
+    from capmerge.index.build import Indexing
+
+    return Indexing(target, out.kind, lambda: records.block_start)
+
+
+def first_records(source: Source, options: RewriteOptions, count: int) -> Iterator[tuple[str, Any, Record | str]]:
+    """The first `count` records: key, the record as it is, and as it would be written, or why it cannot be."""
+    layout = read_layout(source, options.max_record_bytes)
+    merger = Merger(options.merge, reserved_fields(options.format))
+    pairs = (pair for piece in iter_source(source, layout) for pair in piece.records.pairs)
+    for key, record in islice(pairs, count):
+        before = record.value if isinstance(record, Stray) else copy_of(record)
+        try:
+            merger.merge(record)
+            yield key, before, record
+        except UnmergeableError as error:
+            yield key, before, record.problem if isinstance(record, Stray) else str(error)
+        except RewrittenError:
+            yield key, before, "the record is rewritten already."
+
+
+class _RejectSink:
+    """The stream of records left out: a side file opened at the first of them, or standard error."""
+
+    def __init__(self, open_file: Callable[[], AtomicFile] | None) -> None:
+        self._open_file = open_file
+        self._file: AtomicFile | None = None
+
+    def write(self, data: Buffer, *, new_block: bool) -> None:  # noqa: ARG002  # lines need nothing between blocks
+        """Append lines of JSON."""
+        if self._open_file is None:
+            text = bytes(data).decode(errors="backslashreplace")
+            sys.stderr.write("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))  # still JSON
+            return
+        self._file = self._file or self._open_file()
+        self._file.write(data)
+
+
+class _Sample(NamedTuple):
+    """What the first records tell of the rest."""
+
+    growth: float
+    """Output bytes over input bytes."""
+    resolutions: set[tuple[int, int]]
+    """[width, height] in px."""
+
+
+def _sample(source: Source, layout: Layout, options: RewriteOptions) -> _Sample:
+    """The first `_SAMPLE_RECORDS` records, fewer when they are long, rewritten and thrown away; all can be read again."""
+    rewriter = Rewriter(source.name, layout, options.merge, options.on_error, options.format)
+    records, read_bytes, written_bytes = 0, 0, 0
+    resolutions = set()
+    for piece in iter_source(source, layout, keep=True):
+        body, _ = rewriter.rewrite(piece)
+        records += len(piece.records.pairs)
+        read_bytes += len(piece.data)
+        written_bytes += len(compressed(body) if options.format.gz else body)
+        for _, record in piece.records.pairs:
+            match record:
+                case {"train_resolution": [int(width), int(height)]}:
+                    resolutions.add((width, height))
+        if records >= _SAMPLE_RECORDS or read_bytes >= _SAMPLE_BYTES:
+            break
+    return _Sample(written_bytes / max(1, read_bytes), resolutions)
+
+
+def _check_room(target: Path, source: Source, growth: float) -> None:
+    """Raise `OutputError` when the disk has less room than the output will take."""
+    if source.path is None or source.total_bytes is None:
+        return
+    total, _, free = shutil.disk_usage(target.parent)
+    needed = source.total_bytes * growth
+    if needed > free and total:  # some network file systems tell no sizes
+        raise OutputError(
+            f"{printable(str(target))}: the output will take about {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free there. "
+            "Free some room, choose another -o, or an output that ends in .gz."
+        )

@@ -1,0 +1,69 @@
+"""The story of `capmerge stats`: source -> blocks -> workers merge and count each record -> one document.
+
+The records go through the merge of a rewrite and are counted as they come out of it, so the figures of an original file
+are those of what the same options would write.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from capmerge.captions.templates import MergeOptions
+from capmerge.commands.merge_blocks import STATS_STREAMS, Counted, OnError, Rewriter
+from capmerge.files.atomic import AtomicFile
+from capmerge.files.source import Source
+from capmerge.metadata.blocks import MAX_RECORD_BYTES, read_layout
+from capmerge.metadata.parallel import Sink, run_blocks, useful_jobs
+from capmerge.stats.collector import Gathered, Tokenizers
+from capmerge.stats.document import Document
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureOptions:
+    """One run of `capmerge stats`; `merge` holds for records that are not rewritten yet."""
+
+    merge: MergeOptions = field(default_factory=MergeOptions)
+    tokenizers: Tokenizers = field(default_factory=Tokenizers)
+    per_record: Path | None = None
+    """Where a line of JSON a record goes."""
+    on_error: OnError = "stop"
+    jobs: int = 1
+    max_record_bytes: int = MAX_RECORD_BYTES
+    start_method: str | None = None
+
+
+def measure(source: Source, options: MeasureOptions, *, progress: Callable[[int], None]) -> Document:
+    """The statistics of `source`; `progress` is told the offset that is done.
+
+    Raises `UsageError`, `DataError`, `OutputError` or `WorkerError`; then there is no file of lines either.
+    """
+    layout = read_layout(source, options.max_record_bytes)
+    lines = AtomicFile(options.per_record) if options.per_record else None
+    try:
+        gathered = Gathered(options.tokenizers, lines)
+        merge = replace(options.merge, allow_rewritten=True)
+        work = partial(Rewriter, source.name, layout, merge, options.on_error, None, gathered.make_observer())
+        sinks: list[Sink] = [_Nowhere()] * STATS_STREAMS[0] + gathered.sinks()
+        jobs = useful_jobs(source, options.jobs)
+
+        def collect(counted: Counted) -> None:
+            gathered.stats.merge(counted.stats)
+
+        run_blocks(source, layout, work, sinks, collect=collect, jobs=jobs, progress=progress, start_method=options.start_method)
+        source.check_unchanged()
+        document = gathered.document(source.name, source, layout, options.merge)
+        if lines:
+            lines.sync()
+            lines.publish()
+    finally:
+        if lines:
+            lines.discard()
+    return document
+
+
+class _Nowhere:
+    """The sink of records and rejects: statistics write neither."""
+
+    def write(self, data: bytes | memoryview, *, new_block: bool) -> None:
+        """Forget `data`."""

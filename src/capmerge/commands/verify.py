@@ -1,0 +1,199 @@
+"""The story of `capmerge verify`: source and output side by side, every record proven, nothing held but the two.
+
+Two proofs for each record. The record that the merge rule gives must equal the one found, field by field, in order and
+type. And sd-scripts' own grammar, read over the caption found, must give exactly the texts that the templates ask for,
+with their probabilities: that one uses nothing of what wrote the file but the choice of templates and what `--fit`
+leaves of them.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
+from capmerge.captions.merge import Merger, Record, RewrittenError, UnmergeableError, copy_of
+from capmerge.captions.templates import MOST_LINES, Draw, MergeOptions
+from capmerge.captions.wildcard import TooManyOutcomesError, line_outcomes, space_stand_ins
+from capmerge.errors import DataError, quoted
+from capmerge.files.atomic import side_path
+from capmerge.files.source import Source
+from capmerge.metadata.blocks import read_layout
+from capmerge.metadata.codec import Stray, iter_pairs, iter_source, place_of
+from capmerge.metadata.format import REJECTS, Format, reserved_fields
+
+_SPACE_BEFORE_BRACE = re.compile(r" +(?=[{}])")
+_RUN_AGAIN = "Run `capmerge rewrite` again, or give verify the options it was run with."
+
+
+@dataclass(slots=True)
+class Verified:
+    """What was proven."""
+
+    records: int = 0
+    rejected: int = 0
+    passed: int = 0
+    too_many_outcomes: int = 0
+    """Records whose intended wildcards multiply to more texts than are listed; only the first proof holds for them."""
+
+    def text(self) -> str:
+        """One line for a terminal, and one for each exception."""
+        lines = [f"verified: {self.records:,} records are what they should be, in order; nothing else is there."]
+        if self.rejected:
+            lines.append(f"could not be merged, and listed whole: {self.rejected:,}")
+        if self.passed:
+            lines.append(f"rewritten before, and unchanged: {self.passed:,}")
+        if self.too_many_outcomes:
+            lines.append(f"too many wildcard outcomes to list, though their bytes are right: {self.too_many_outcomes:,}")
+        return "\n".join(lines)
+
+
+def verify(
+    source: Source, written: Source, merge: MergeOptions, *, skips: bool, max_record_bytes: int, progress: Callable[[int], None]
+) -> Verified:
+    """Prove that `written` is `source` rewritten with `merge`; `skips` says that records may be in OUT.rejects.jsonl.
+
+    Raises `DataError` at the first difference, with the place in the output.
+    """
+    layout = read_layout(source, max_record_bytes)
+    out_layout = read_layout(written, max_record_bytes * MOST_LINES, may_be_empty=True)  # weights make records longer
+    merger = Merger(merge, reserved_fields(Format(out_layout.kind)))
+    found = iter_pairs(written, out_layout)
+    rejects = _iter_rejects(written.name) if skips else iter(())
+    verified = Verified()
+    for piece in iter_source(source, layout):
+        fitted = merger.fit_all(piece.records.values())
+        for number, (key, record) in enumerate(piece.records.pairs):
+            fits = fitted[number] if fitted else None
+            before = copy_of(record)
+            try:
+                merger.merge(record, fits)
+            except UnmergeableError:
+                _check_reject(next(rejects, None), key, before, written.name)
+                verified.rejected += 1
+                continue
+            except RewrittenError:
+                problem = f'found a field "{MARK}" in the source: it is rewritten already.'
+                raise DataError(
+                    source.name, place_of(source.name, layout, piece, number), key, problem, "Give the original file."
+                ) from None
+            out_piece, out_number, (out_key, out_record) = next(found, (None, 0, ("", None)))
+            if out_piece is None:
+                problem = f"the output ends before record {quoted(key)} of the source."
+                raise DataError(written.name, None, None, problem, _RUN_AGAIN)
+            problem = _difference(key, record, out_key, out_record)
+            if not problem and MARK in before:
+                verified.passed += 1
+            elif not problem:
+                try:
+                    problem = _misread(merger, fits.draws if fits else merger.draws(before), out_record)
+                except TooManyOutcomesError:
+                    verified.too_many_outcomes += 1
+            if problem:
+                raise DataError(written.name, place_of(written.name, out_layout, out_piece, out_number), out_key, problem, _RUN_AGAIN)
+            verified.records += 1
+        progress(piece.start + len(piece.data))
+    out_piece, out_number, (out_key, _) = next(found, (None, 0, ("", None)))
+    if out_piece is not None:
+        place = place_of(written.name, out_layout, out_piece, out_number)
+        raise DataError(written.name, place, out_key, "the record is not in the source, expected the end of the file.", _RUN_AGAIN)
+    _check_reject(next(rejects, None), None, None, written.name)
+    return verified
+
+
+def _difference(key: str, record: Record, found_key: str, found: Any) -> str:
+    """What differs between the record that should be there and the one found; "" when nothing does."""
+    if key != found_key:
+        return f"found this key, expected record {quoted(key)}."
+    # repr() tells 1 from 1.0, -0.0 from 0.0 and one order of keys from another; == does not.
+    if repr(record) == repr(found):
+        return ""
+    if not isinstance(found, dict):
+        return f"found {quoted(json.dumps(found))}, expected an object."
+    for name, value in record.items():
+        if name not in found:
+            return f"the field {quoted(name)} is missing."
+        if repr(value) != repr(found[name]):
+            return f"the field {quoted(name)} is {_excerpt(found[name], value)}, expected {_excerpt(value, found[name])}."
+    extra = [name for name in found if name not in record]
+    return f"found a field {quoted(extra[0])}, expected none." if extra else "the fields stand in another order."
+
+
+def _excerpt(value: object, other: object) -> str:
+    """`value` for a message, from shortly before the place where it differs from `other`."""
+    text, other_text = (v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in (value, other))
+    same = next((i for i, (a, b) in enumerate(zip(text, other_text, strict=False)) if a != b), min(len(text), len(other_text)))
+    start = max(0, same - 20)
+    return ("…" if start else "") + quoted(text[start:], longest=60)
+
+
+def _misread(merger: Merger, draws: list[Draw], found: Any) -> str:
+    """What sd-scripts' grammar reads in the caption found that the templates do not ask for; "" when they agree."""
+    lines = found["caption"].split("\n") if draws else []
+    weights = found.get(WEIGHTS, [1] * len(lines))
+    read: dict[str, Fraction] = {}
+    for line, weight in zip(lines, weights, strict=True):
+        _add(read, line_outcomes(line), Fraction(weight, sum(weights)))
+    meant: dict[str, Fraction] = {}
+    for draw in draws:
+        _add(meant, _texts(merger, draw), draw.share)
+    if read.keys() != meant.keys():
+        wrong, missing = sorted(read.keys() - meant.keys()), sorted(meant.keys() - read.keys())
+        return f"sd-scripts draws {quoted(str(wrong))}, expected {quoted(str(missing))}."
+    rounded = WEIGHTS not in found and len(found[MARK]) >= MOST_LINES  # a letter a line, or an option of a wildcard
+    if read != meant and not rounded:
+        return "sd-scripts draws the right texts with other probabilities than the templates ask for."
+    spans = iter(found.get(TAG_SPANS, ()))
+    for line in (line for line, letter in zip(lines, found[MARK], strict=False) if letter == "b"):
+        start, end = next(spans)
+        (tags,) = line_outcomes(line[start:end])
+        if _plain(tags) not in {_plain(draw.tags) for draw in draws}:  # cut tags differ from draw to draw
+            return f"the span [{start}, {end}) holds {quoted(tags)}, expected the tags."
+    return ""
+
+
+def _texts(merger: Merger, draw: Draw) -> dict[str, Fraction]:
+    """The texts that one draw is meant to train, intended wildcards expanded, with their probabilities."""
+    first, *others = merger.literals(draw.template)
+    texts = {first: Fraction(1)}
+    for field, literal in zip(draw.template.fields, others, strict=True):
+        value = draw.value(field)
+        intended = field == "caption" and merger.options.caption_wildcards
+        values = line_outcomes(space_stand_ins(value)) if intended else {value: Fraction(1)}
+        texts = {text + drawn + literal: p * q for text, p in texts.items() for drawn, q in values.items()}
+    return texts
+
+
+def _add(total: dict[str, Fraction], texts: dict[str, Fraction], share: Fraction) -> None:
+    for text, probability in texts.items():
+        total[_plain(text)] = total.get(_plain(text), Fraction(0)) + probability * share
+
+
+def _plain(text: str) -> str:
+    """`text` without the spaces that keep braces from fusing with their neighbours."""
+    return _SPACE_BEFORE_BRACE.sub("", text)
+
+
+def _iter_rejects(name: str) -> Iterator[Any]:
+    """The records of OUT.rejects.jsonl, if there is one."""
+    path = side_path(Path(name), REJECTS)
+    if path.exists():
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise DataError(str(path), None, None, f"line {number} is not JSON ({error}).", _RUN_AGAIN) from None
+
+
+def _check_reject(found: Any, key: str | None, record: Any, name: str) -> None:
+    """Raise unless the next line of the rejects is this record, whole; with no key, unless there is none left."""
+    value = record.value if isinstance(record, Stray) else record
+    listed = (found.get("key"), found.get("record")) if isinstance(found, dict) else found
+    expected = None if key is None else (key, value)
+    if repr(listed) != repr(expected):
+        problem = f"found {quoted(str(listed))}, expected {quoted(str(expected))}: the record that could not be merged."
+        raise DataError(str(side_path(Path(name), REJECTS)), None, key, problem, _RUN_AGAIN)

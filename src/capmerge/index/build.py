@@ -1,0 +1,242 @@
+"""The story of `capmerge index`: metadata -> blocks -> workers note each record -> rows -> one file of columns."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capmerge.captions.alternatives import BrokenRecordError
+from capmerge.captions.fields import MARK
+from capmerge.errors import DataError, StaleError
+from capmerge.files.atomic import AtomicFile, ScratchFile
+from capmerge.files.columns import Column, opened_or_made, write_columns
+from capmerge.files.source import FileSource, fingerprint_text
+from capmerge.index.reader import KIND, ROW, TOKEN_COLUMNS, VERSION, Index, index_path, open_index, open_indexable
+from capmerge.index.rows import RowMaker, RowSink, is_rewritten
+from capmerge.metadata.blocks import MAX_RECORD_BYTES, Block, Kind, Layout, read_layout
+from capmerge.metadata.codec import MiscutError, Stray, decode
+from capmerge.metadata.offsets import iter_placed
+from capmerge.metadata.parallel import run_blocks, useful_jobs
+
+Progress = Callable[[int], None]
+
+
+def ensure_index(
+    metadata: Path,
+    *,
+    jobs: int = 1,
+    progress: Progress | None = None,
+    tokens: bool | None = None,
+    max_record_bytes: int = MAX_RECORD_BYTES,
+) -> Index:
+    """The index of `metadata`, built first when there is none that fits; by one process, while others that ask for it wait.
+
+    `progress` is told the offset that is done. `tokens`: whether it has to be one with token lengths; None takes one without,
+    but builds one with them.
+    Raises as `build_index`.
+    """
+
+    def look() -> Index | None:
+        try:
+            index = open_index(metadata)
+        except StaleError:
+            return None
+        return index if tokens is None or index.has_tokens == tokens else None
+
+    def make(file: AtomicFile) -> Index:
+        return _build(metadata, file, jobs, progress, max_record_bytes, None, tokens=tokens is not False)
+
+    return opened_or_made(index_path(metadata), look, make)
+
+
+def build_index(
+    metadata: Path,
+    *,
+    jobs: int = 1,
+    progress: Progress | None = None,
+    tokens: bool = True,
+    max_record_bytes: int = MAX_RECORD_BYTES,
+    start_method: str | None = None,
+) -> Index:
+    """A new index of `metadata`, whether there is one or not. Any number of `jobs` gives the same bytes.
+
+    Raises `UsageError` for a file that has no offsets, `DataError` for one that is damaged or not rewritten, `OutputError`
+    (`BusyError` while another process builds it) or `WorkerError`; then an index that is there stays.
+    """
+    with open_indexable(metadata):
+        file = AtomicFile(index_path(metadata))
+    try:
+        return _build(metadata, file, jobs, progress, max_record_bytes, start_method, tokens=tokens)
+    finally:
+        file.discard()
+
+
+class Indexing:
+    """The parent's side of an index of `target`: the sink `rows` of what the workers note, and the writing of the file at the end.
+
+    `block_start` tells what is added to the offsets of a block's rows. To be closed: the rows lie in a scratch file.
+    """
+
+    def __init__(self, target: Path, kind: Kind, block_start: Callable[[], int], *, tokens: bool = True) -> None:
+        self._kind, self._tokens = kind, tokens
+        self._scratch = ScratchFile(index_path(target))
+        self.rows = RowSink(self._scratch, block_start)
+
+    def make_rows(self) -> Callable[[], RowMaker]:
+        """To be called in each worker; it can be pickled."""
+        return partial(RowMaker, tokens=self._tokens)
+
+    def write(self, file: AtomicFile, metadata: FileSource) -> None:
+        """Write the index of the whole `metadata` into `file`."""
+        _write(file, self.rows, metadata, self._kind, tokens=self._tokens)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._scratch.close()
+
+
+def _build(
+    metadata: Path,
+    file: AtomicFile,
+    jobs: int,
+    progress: Progress | None,
+    max_record_bytes: int,
+    start_method: str | None,
+    *,
+    tokens: bool,
+) -> Index:
+    with open_indexable(metadata) as source:
+        layout = read_layout(source, max_record_bytes, may_be_empty=True)
+        with Indexing(metadata, layout.kind, _no_start, tokens=tokens) as indexing:
+            run_blocks(
+                source,
+                layout,
+                partial(_Indexer, source.name, layout, indexing.make_rows()),
+                [indexing.rows],
+                jobs=useful_jobs(source, jobs),
+                progress=progress or _no_progress,
+                start_method=start_method,
+            )
+            indexing.write(file, source)
+        source.check_unchanged()
+        file.sync()
+        file.publish()
+    return open_index(metadata)
+
+
+class _Indexer:
+    """What a worker does with each block."""
+
+    def __init__(self, name: str, layout: Layout, make_rows: Callable[[], RowMaker]) -> None:
+        self._name, self._layout = name, layout
+        self._rows = make_rows()
+
+    def run(self, block: Block, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """The rows of a block's records."""
+        miscut = None
+        try:
+            for start, end, (key, record) in iter_placed(self._name, self._layout, block, data):
+                if not is_rewritten(record):
+                    raise self._error(start, key, record)
+                try:
+                    self._rows.note(start, end, key, record)
+                except BrokenRecordError as error:
+                    raise DataError(self._name, start, key, str(error), "Rewrite the original again, and index that.") from None
+        except MiscutError as error:
+            miscut = error  # the records before it stand
+        yield 0, self._rows.rows()
+        if miscut:
+            raise miscut
+
+    def take(self) -> None:
+        """Nothing is counted."""
+
+    def keep(self, counted: None) -> None:
+        """Nothing is counted."""
+
+    def is_full(self) -> bool:
+        """Nothing is counted."""
+        return False
+
+    def result(self) -> None:
+        """Nothing is counted."""
+
+    def _error(self, start: int, key: str, record: Any) -> DataError:
+        if isinstance(record, Stray):
+            return DataError(self._name, start, None, record.problem, "Mend the line.")
+        problem = f'found a record without "{MARK}", expected what a rewrite writes.'
+        return DataError(self._name, start, key, problem, "Give the original file to capmerge rewrite, and index its output.")
+
+
+def _write(file: AtomicFile, rows: RowSink, source: FileSource, kind: Kind, *, tokens: bool) -> None:
+    """Write the index of `source` from the rows of all its records."""
+    kept = np.ones(rows.count, bool)
+    kept[_repeated(rows, source, kind)] = False
+    count = int(np.count_nonzero(kept))
+    names = [name for name in ROW.names or () if tokens or name not in TOKEN_COLUMNS]
+    width = _kept_parts(rows, kept, "width")
+    about = {
+        "kind": KIND,
+        "version": VERSION,
+        "layout": kind,
+        "fingerprint": fingerprint_text(source),
+        "repeated": rows.count - count,
+        "without_size": sum(int(np.count_nonzero(part == 0)) for part in width),
+    }
+    columns = {name: Column(ROW[name], (part.tobytes() for part in _kept_parts(rows, kept, name))) for name in names}
+    write_columns(file, about, count, columns)
+
+
+def _repeated(rows: RowSink, source: FileSource, kind: Kind) -> NDArray[np.int64]:
+    """The numbers of the rows whose key stands in the file again, further behind.
+
+    Equal keys have equal stems, so only rows whose hashes of the stem agree are compared, by their real keys.
+    """
+    ordered = rows.column("stem_hash")
+    ordered.sort()
+    doubled = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    del ordered
+    if not len(doubled):
+        return np.zeros(0, np.int64)
+    hashes, numbers, places = [], [], []
+    done = 0
+    for part in rows.parts():
+        found = np.minimum(np.searchsorted(doubled, part["stem_hash"]), len(doubled) - 1)
+        hits = np.flatnonzero(doubled[found] == part["stem_hash"])
+        hashes.append(part["stem_hash"][hits])
+        numbers.append(hits + done)
+        places.append(np.stack((part["offset"][hits], part["length"][hits]), axis=1))
+        done += len(part)
+    every_hash, every_number, every_place = np.concatenate(hashes), np.concatenate(numbers), np.concatenate(places)
+    last: dict[str, int] = {}
+    group, repeated = None, []
+    for i in np.lexsort((every_number, every_hash)).tolist():
+        if every_hash[i] != group:
+            group, last = every_hash[i], {}
+        offset, length = every_place[i].tolist()
+        key = next(iter(decode(source.window(offset, length), kind, last=False).pairs))[0]
+        if key in last:
+            repeated.append(last[key])
+        last[key] = int(every_number[i])
+    return np.array(repeated, np.int64)
+
+
+def _kept_parts(rows: RowSink, kept: NDArray[np.bool_], name: str) -> Iterator[NDArray[Any]]:
+    done = 0
+    for part in rows.parts():
+        yield part[name][kept[done : done + len(part)]]
+        done += len(part)
+
+
+def _no_start() -> int:
+    """Offsets are those in the file already."""
+    return 0
+
+
+def _no_progress(_offset: int) -> None:
+    """Nobody is told."""

@@ -1,0 +1,271 @@
+"""Block bytes <-> (key, record) pairs, without loss: what `json.load` would read is what comes out and goes back.
+
+orjson is the fast way. It refuses lone surrogates, NaN and numbers past 1e308, and silently makes floats of integers
+outside [-2^63, 2^64); Python's own json wrote such files. Pieces that hold any of these go through the standard
+library, both ways.
+"""
+
+import codecs
+import json
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from capmerge.files.source import BytesSource, Source
+from capmerge.metadata.blocks import Block, Kind, Layout, WalkedRecord, iter_pieces, next_block, walk, walked_block
+
+Pair = tuple[str, Any]
+
+_INT64_OVERFLOW = float(1 << 63)
+IMAGE_PATH = "image_path"
+"""The field of a JSONL record that holds its key."""
+
+
+class NotJsonError(ValueError):
+    """The bytes are not whole records: the cut was wrong, or the source is."""
+
+
+class MiscutError(Exception):
+    """A block's bytes from `offset` on are not whole records: its end was guessed wrong, or the source is broken."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(offset)
+        self.offset = offset
+
+
+class Stray(NamedTuple):
+    """A line of JSONL that is valid JSON but no record with a key."""
+
+    value: Any
+    problem: str
+
+
+class Records(NamedTuple):
+    """Decoded records in their order."""
+
+    pairs: Collection[Pair]
+    exact: bool
+    """Whether only the standard library can write them as they are."""
+
+    def values(self) -> list[Any]:
+        """The records without their keys."""
+        return [record for _, record in self.pairs]
+
+
+class Piece(NamedTuple):
+    """A part of a source, decoded."""
+
+    start: int
+    """Offset of `data` in the source."""
+    data: memoryview
+    last: bool
+    """Whether `data` reaches the end of the source."""
+    records: Records
+
+
+def iter_block(data: bytes, layout: Layout, block: Block, *, whole: bool = False) -> Iterator[Piece]:
+    """The decoded pieces of one block, or the `whole` as one.
+
+    Raises `MiscutError` where the bytes are not whole records; the pieces before it stand.
+    """
+    for start, piece, last in iter_pieces(data, layout, block, whole=whole):
+        try:
+            records = decode(piece, layout.kind, last=last)
+        except NotJsonError as error:
+            raise MiscutError(block.start + start) from error
+        yield Piece(block.start + start, piece, last, records)
+
+
+def iter_source(source: Source, layout: Layout, *, keep: bool = False) -> Iterator[Piece]:
+    """The whole source, decoded piece by piece in one process; `keep` leaves a pipe's bytes to be read again.
+
+    Raises `DataError` with the place where the source is not valid.
+    """
+    block = next_block(source, layout, layout.first)
+    while True:
+        try:
+            yield from iter_block(source.window(block.start, block.end - block.start), layout, block)
+        except MiscutError as error:
+            block = walked_block(source, layout, error.offset)
+            continue
+        if block.last:
+            return
+        if not keep:
+            source.release(block.next_start)
+        block = next_block(source, layout, block.next_start)
+
+
+def iter_pairs(source: Source, layout: Layout) -> Iterator[tuple[Piece, int, Pair]]:
+    """Every pair of the source, a repeated key each time it stands there; with its piece, and its number in it."""
+    for found in iter_source(source, layout):
+        piece = found
+        if layout.kind == "json" and not bytes(piece.data).startswith(bytes(encode(piece.records, "json"))[2:]):
+            # One object keeps one of two equal keys; the walk sees both.
+            pairs: list[Pair] = []
+            for walked in _walk_piece(source.name, layout, piece):
+                pairs += decode(piece.data[walked.start - piece.start : walked.value_end - piece.start], "json", last=False).pairs
+            piece = piece._replace(records=Records(pairs, piece.records.exact))
+        for number, pair in enumerate(piece.records.pairs):
+            yield piece, number, pair
+
+
+def place_of(name: str, layout: Layout, piece: Piece, number: int) -> int:
+    """The offset in the source of a piece's record `number`, which only a walk can tell."""
+    walked = _walk_piece(name, layout, piece)
+    key = list(piece.records.pairs)[number][0]
+    if layout.kind == "jsonl" or len(walked) == len(piece.records.pairs):
+        return walked[number].start
+    return next(record.start for record in reversed(walked) if record.key == key)  # of equal keys, the last one counts
+
+
+def _walk_piece(name: str, layout: Layout, piece: Piece) -> list[WalkedRecord]:
+    """The records of a piece as a parser finds them."""
+    whole = bytes(piece.data) if piece.last or layout.kind == "jsonl" else bytes(piece.data) + b"}"
+    walked = walk(BytesSource(name, whole, piece.start), layout, piece.start)
+    if layout.kind == "json":
+        return [record for record in walked if record.key is not None]
+    return [record for record in walked if whole[record.start - piece.start : record.end - piece.start].strip()]
+
+
+def decode(data: bytes | memoryview, kind: Kind, *, last: bool) -> Records:
+    """The records of one piece: `last` says that its bytes reach the end of the source.
+
+    Raises `NotJsonError` when the bytes are no whole records. In JSONL a line that is no object with an `image_path`
+    gives a pair of "" and a `Stray`.
+    """
+    if kind == "jsonl":
+        return _decode_lines(bytes(data))
+    text = b"".join((b"{", data, b"" if last else b"}"))
+    try:
+        records = orjson.loads(text)
+        if not _holds_lost_integer(records.values()):
+            return Records(records.items(), exact=False)
+    except (orjson.JSONDecodeError, RecursionError):
+        pass
+    return Records(_loads(text).items(), exact=True)
+
+
+def decode_members(members: Sequence[bytes]) -> list[dict[str, Any]] | None:
+    """Every `"key": value` as an object of its own, all of them decoded at once.
+
+    None when some are not whole, or when only the standard library reads them: then `decode` each. Where the first is known
+    to begin at a key of the top-level object, the answer proves every boundary between two of them: the `},{` put there
+    leaves the parser as deep as it was, so it separates two objects of the list only if it stands at the depth of that object.
+    """
+    try:
+        objects: list[dict[str, Any]] = orjson.loads(b"".join((b"[{", b"},{".join(members), b"}]")))
+    except (orjson.JSONDecodeError, RecursionError):
+        return None
+    if len(objects) != len(members) or _holds_lost_integer(value for members in objects for value in members.values()):
+        return None
+    return objects
+
+
+def encode(records: Records, kind: Kind) -> bytes | memoryview:
+    r"""The bytes of records as they stand in the output, without what separates them from their neighbours.
+
+    JSON: members of an object at two spaces, raw UTF-8, `\uXXXX` only for control characters and lone surrogates, as
+    `json.dump(indent=2, ensure_ascii=False)` lays them out. JSONL: one line a record, `image_path` first.
+    A JSONL record must not have an `image_path` of its own.
+    """
+    if not records.pairs:
+        return b""
+    if kind == "jsonl":
+        return b"\n".join(_line(key, record, exact=records.exact) for key, record in records.pairs)
+    members = dict(records.pairs)
+    if len(members) == len(records.pairs):
+        return _members(members, exact=records.exact)
+    return b",\n".join(_members({key: record}, exact=records.exact) for key, record in records.pairs)
+
+
+def to_json(value: Any) -> str:
+    """`value` on one line as the standard library reads it back: integers of any size, NaN, lone surrogates as escapes."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogate_as_json").decode("utf-8")
+
+
+def _decode_lines(data: bytes) -> Records:
+    lines = [line for line in data.split(b"\n") if line.strip(b" \t\r")]
+    try:
+        values, exact = [orjson.loads(line) for line in lines], False
+        if _holds_lost_integer(values):
+            values, exact = [_loads(line) for line in lines], True
+    except (orjson.JSONDecodeError, RecursionError):
+        values, exact = [_loads(line) for line in lines], True
+    return Records([_keyed(value) for value in values], exact)
+
+
+def _keyed(value: Any) -> Pair:
+    if not isinstance(value, dict):
+        return "", Stray(value, "the line is no object, expected one record a line.")
+    key = value.get(IMAGE_PATH)
+    if not isinstance(key, str):
+        return "", Stray(value, f'the line has no "{IMAGE_PATH}" string, expected the key of an image.')
+    del value[IMAGE_PATH]
+    return key, value
+
+
+def _loads(text: bytes) -> Any:
+    try:
+        return json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise NotJsonError(str(error)) from error
+
+
+def _members(members: dict[str, Any], *, exact: bool) -> bytes | memoryview:
+    """The members of an object at two spaces, without its braces."""
+    if exact:
+        return json.dumps(members, indent=2, ensure_ascii=False)[2:-2].encode("utf-8", "surrogate_as_json")
+    try:
+        return memoryview(orjson.dumps(members, option=orjson.OPT_INDENT_2))[2:-2]  # a view: no copy
+    except orjson.JSONEncodeError:  # nested deeper than orjson writes, or a weight past 64 bits
+        return _members(members, exact=True)
+
+
+def _line(key: str, record: dict[str, Any], *, exact: bool) -> bytes:
+    keyed = {IMAGE_PATH: key, **record}
+    try:
+        return to_json(keyed).encode() if exact else orjson.dumps(keyed)
+    except orjson.JSONEncodeError:
+        return to_json(keyed).encode()
+
+
+def _holds_lost_integer(records: Iterable[Any]) -> bool:
+    """Whether a float in `records`, at any depth, could be an integer that orjson could not hold."""
+    # Every value of every record comes by here: the commonest types come first, and nothing is called for them.
+    for record in records:
+        if record.__class__ is not dict:
+            if _is_lost_integer(record):
+                return True
+            continue
+        for value in record.values():
+            if value.__class__ is str:
+                continue
+            if value.__class__ is list:
+                for item in value:
+                    if item.__class__ is not int and _is_lost_integer(item):
+                        return True
+            elif value.__class__ is not int and _is_lost_integer(value):
+                return True
+    return False
+
+
+def _is_lost_integer(value: Any) -> bool:
+    match value:
+        case float():
+            return not -_INT64_OVERFLOW < value < _INT64_OVERFLOW
+        case list():
+            return any(map(_is_lost_integer, value))
+        case dict():
+            return any(map(_is_lost_integer, value.values()))
+        case _:
+            return False
+
+
+def _surrogate_as_json(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(f"\\u{ord(char):04x}" for char in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("surrogate_as_json", _surrogate_as_json)

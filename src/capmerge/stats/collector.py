@@ -1,0 +1,103 @@
+"""Statistics on their way from the workers to the document: which tokenizers count, what streams back, what is read again."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from capmerge.captions.alternatives import trained_alternatives
+from capmerge.captions.merge import Merger
+from capmerge.captions.templates import MergeOptions
+from capmerge.files.atomic import AtomicFile
+from capmerge.files.source import Source
+from capmerge.metadata.blocks import Layout
+from capmerge.metadata.codec import decode
+from capmerge.stats.counts import CaptionStats
+from capmerge.stats.document import Document, build_document
+from capmerge.stats.duplicates import Place, RecordHashes, RecordPlaces, as_json
+from capmerge.stats.observer import Observer, whole_caption
+from capmerge.tokens.counter import TokenCounter
+from capmerge.tokens.families import Family
+from capmerge.tokens.load import load_readers
+
+_EXCERPT = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizers:
+    """Which tokenizers count: those of a family, or one from the user's files: another CLIP, or the T5 of a family that has one."""
+
+    family: Family = "sd1"
+    path: str | None = None
+
+    def load(self) -> tuple[TokenCounter, TokenCounter | None]:
+        """The counter of every figure, and that of the T5, if there is one.
+
+        Raises `UsageError` as `tokens.load_readers`.
+        """
+        clip, t5 = load_readers(self.family, self.path)
+        return TokenCounter(clip), TokenCounter(t5) if t5 else None
+
+    def observer(self, *, per_record: bool) -> Observer:
+        """What a worker counts with."""
+        return Observer(*self.load(), per_record=per_record)
+
+
+class Gathered:
+    """The parent's side of statistics: three streams, and the sum of the workers' counts.
+
+    `per_record` is the file that takes a line of JSON a record, if any.
+    """
+
+    def __init__(self, tokenizers: Tokenizers, per_record: AtomicFile | None = None) -> None:
+        self.tokenizers = tokenizers
+        self.stats = CaptionStats()
+        self._counters = tokenizers.load()  # says at once what is wrong with --tokenizer
+        self._per_record = per_record
+        self._hashes, self._places = RecordHashes(), RecordPlaces()
+
+    def make_observer(self) -> Callable[[], Observer]:
+        """To be called in each worker; it can be pickled."""
+        return partial(self.tokenizers.observer, per_record=self._per_record is not None)
+
+    def sinks(self) -> list[Any]:
+        """Where the streams of `observe.Observed` go, in the order of its fields, and behind them that of the places."""
+        return [self._hashes, _Lines(self._per_record), self._places]
+
+    def document(self, name: str, source: Source, layout: Layout, merge: MergeOptions) -> Document:
+        """The document of the file `name`; the captions of the largest groups of duplicates are read from `source` again."""
+        groups = self._hashes.groups()
+        numbers = [number for _, number in groups.largest]
+        firsts: list[tuple[str, str] | None] = [None] * len(numbers)
+        if source.path:
+            firsts = [self._read(source, layout, merge, place) for place in self._places.places(numbers)]
+        return build_document(
+            self.stats,
+            source=Path(name).name,
+            merge=merge,
+            family=self.tokenizers.family,
+            counter=self._counters[0],
+            t5=self._counters[1],
+            duplicates=as_json(groups, firsts),
+        )
+
+    def _read(self, source: Source, layout: Layout, merge: MergeOptions, place: Place) -> tuple[str, str]:
+        """Key and the start of the whole caption of the record at `place`."""
+        records = decode(source.window(place.start, place.end - place.start), layout.kind, last=place.last)
+        key, record = list(records.pairs)[place.number]
+        Merger(replace(merge, allow_rewritten=True)).merge(record)
+        caption = whole_caption(trained_alternatives(record))
+        return key, caption if len(caption) <= _EXCERPT else caption[: _EXCERPT - 1] + "…"
+
+
+class _Lines:
+    """The sink of the lines of `--per-record`, which are not written when there is no file for them."""
+
+    def __init__(self, file: AtomicFile | None) -> None:
+        self._file = file
+
+    def write(self, data: bytes | memoryview, *, new_block: bool) -> None:  # noqa: ARG002  # a sink
+        """Append lines."""
+        if self._file:
+            self._file.write(data)

@@ -1,0 +1,71 @@
+"""What both pictures of token lengths show, on paper and on the page: bins, colours and labels, from the document alone."""
+
+from bisect import bisect_right
+from fractions import Fraction
+from typing import NamedTuple
+
+from capmerge.stats.document import STYLE_WORDS, Document, percent
+from capmerge.stats.lengths import Distribution, LengthStats
+
+INK, LIMIT, GRID = "#222222", "#b3261e", "#e4e4e4"
+_MOST_BINS = 120
+_LONG_TAIL = 10
+"""Times the length of nine in ten lines: a longest line past that would leave all others in a few bins, so the axis is a log one."""
+_COLOURS = {"tags": "#0072b2", "caption": "#e69f00", "both": "#009e73"}  # Okabe and Ito's: told apart by colour-blind eyes
+
+
+class StyleBars(NamedTuple):
+    """One style's histogram: how many alternatives are drawn in each bin, by their probability."""
+
+    colour: str
+    label: str
+    heights: list[float]
+
+
+class Histogram(NamedTuple):
+    """Histograms over bins [edges[i], edges[i + 1]) of tokens; heights between `floor` and `top`, for a log axis."""
+
+    edges: list[int]
+    log_tokens: bool
+    """Whether the axis of tokens is a log one too, from 1; then the first bin holds the empty lines."""
+    floor: float
+    top: float
+    height_label: str
+    styles: list[StyleBars]
+    limits: list[tuple[int, str]]
+    """Each max length, with what it cuts."""
+
+    @property
+    def end(self) -> int:
+        """Where the axis of tokens ends at the least."""
+        return max(self.edges[-1], *(limit for limit, _ in self.limits))
+
+
+def histogram(document: Document) -> Histogram:
+    """The histograms of the styles that there are."""
+    edges, log_tokens = _edges(LengthStats.from_json(document["lengths"]["lines"]).distribution())
+    styles = []
+    for name, style in document["styles"].items():
+        distribution = LengthStats.from_json(style).distribution()
+        if not distribution.lengths:
+            continue
+        heights = [0] * (len(edges) - 1)
+        for length, weight in zip(distribution.lengths, distribution.weights, strict=True):
+            heights[max(0, bisect_right(edges, length) - 1)] += weight
+        label = f"{STYLE_WORDS[name]}: {percent(style['share'])} of what is drawn, mean {distribution.mean():,.0f} tokens"
+        styles.append(StyleBars(_COLOURS[name], label, [height / distribution.unit for height in heights]))
+    seen = [height for style in styles for height in style.heights if height]
+    width = edges[-1] - edges[-2]
+    bin_label = "bar" if log_tokens else "token" if width == 1 else f"{width} tokens"
+    limits = [(cut["limit"], f"{cut['limit']}: cuts {percent(cut['share'])}") for cut in document["limits"]]
+    floor, top = min(seen, default=1) * 0.7, max(seen, default=1)
+    return Histogram(edges, log_tokens, floor, top, f"lines drawn, for each {bin_label}", styles, limits)
+
+
+def _edges(lines: Distribution) -> tuple[list[int], bool]:
+    """The edges of the bins, and whether they are those of a log axis."""
+    longest = lines.maximum or 0
+    if longest > _LONG_TAIL * max(100, lines.quantile(Fraction(9, 10)) or 0):
+        return sorted({int((longest + 1) ** (i / _MOST_BINS)) for i in range(_MOST_BINS)} | {longest + 1}), True
+    width = max(1, -(-longest // _MOST_BINS))
+    return [i * width for i in range(longest // width + 2)], False

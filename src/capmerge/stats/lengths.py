@@ -1,0 +1,178 @@
+"""Token lengths as exact counts: what can be asked of them, how parts merge, and how they are written down.
+
+Every text has a share: how likely it is to be drawn for its record. Lengths are whole numbers counted by share, so parts
+merge in any order to the same figures. Knows nothing of records, tokenizers or pictures.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate
+from math import ceil, lcm
+from typing import Any, NamedTuple
+
+from capmerge.captions.alternatives import Share
+
+WHOLE: Share = (1, 1)
+LONGEST = 20
+_QUANTILES = {"median": Fraction(1, 2), "p90": Fraction(9, 10), "p99": Fraction(99, 100), "p99.9": Fraction(999, 1000)}
+
+
+class Cut(NamedTuple):
+    """What a limit does to texts that are all encoded at that length. Shares are of the probability."""
+
+    limit: int
+    texts: int
+    """Longer than the limit, each counted once."""
+    share: float
+    """Of the texts, those longer than the limit."""
+    dropped_tokens: int
+    """Of those texts, each counted once."""
+    dropped_share: float
+    """Of all tokens, those dropped."""
+    padding_share: float
+    """Of all places for a token, those left empty."""
+
+
+class LengthStats:
+    """Token lengths of many texts; `longest` are the longest of them as (tokens, key), longest first, then by key."""
+
+    def __init__(self) -> None:
+        self._by_share: dict[Share, Counter[int]] = {}
+        self.longest: list[tuple[int, str]] = []
+
+    def add(self, lengths: Sequence[int], keys: Sequence[str], share: Share = WHOLE) -> None:
+        """Count texts of these lengths, each with this share; `keys` are the keys of their records."""
+        if not lengths:
+            return
+        self._by_share.setdefault(share, Counter()).update(lengths)
+        least = self.longest[-1][0] if len(self.longest) == LONGEST else sorted(lengths)[-LONGEST:][0]
+        if max(lengths) >= least:
+            self._offer((length, key) for length, key in zip(lengths, keys, strict=True) if length >= least)
+
+    def merge(self, other: "LengthStats") -> None:
+        """Add what `other` has counted."""
+        for share, counts in other._by_share.items():  # noqa: SLF001  # of the same class
+            self._by_share.setdefault(share, Counter()).update(counts)
+        self._offer(other.longest)
+
+    def _offer(self, found: Iterable[tuple[int, str]]) -> None:
+        self.longest = sorted([*self.longest, *found], key=lambda pair: (-pair[0], pair[1]))[:LONGEST]
+
+    def distribution(self) -> "Distribution":
+        """What can be asked of the lengths counted so far."""
+        unit = lcm(*(denominator for _, denominator in self._by_share))
+        weights: Counter[int] = Counter()
+        texts: Counter[int] = Counter()
+        for (numerator, denominator), counts in self._by_share.items():
+            scale = numerator * (unit // denominator)
+            weights.update({length: count * scale for length, count in counts.items()})
+            texts.update(counts)
+        lengths = sorted(texts)
+        return Distribution(lengths, [texts[length] for length in lengths], [weights[length] for length in lengths], unit)
+
+    def as_json(self) -> dict[str, Any]:
+        """Figures for a reader, and the exact counts that `from_json` reads back."""
+        return {
+            **self.distribution().summary(),
+            "max_key": self.longest[0][1] if self.longest else None,
+            "longest": [{"tokens": length, "key": key} for length, key in self.longest],
+            "histogram": [
+                {"share": f"{share[0]}/{share[1]}", "tokens": sorted(counts), "texts": [counts[length] for length in sorted(counts)]}
+                for share, counts in sorted(self._by_share.items(), key=lambda item: Fraction(*item[0]))
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, written: dict[str, Any]) -> "LengthStats":
+        """What `as_json` wrote."""
+        stats = cls()
+        for part in written["histogram"]:
+            numerator, denominator = map(int, part["share"].split("/"))
+            stats._by_share[numerator, denominator] = Counter(dict(zip(part["tokens"], part["texts"], strict=True)))
+        stats.longest = [(entry["tokens"], entry["key"]) for entry in written["longest"]]
+        return stats
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """Texts by length. All sums are of whole numbers; a float is made only of the quotient that is asked for."""
+
+    lengths: list[int]
+    """The lengths that occur, shortest first."""
+    texts: list[int]
+    """How many texts have each."""
+    weights: list[int]
+    """The sum of their shares, in units of 1 / `unit`."""
+    unit: int
+
+    @property
+    def weight(self) -> int:
+        """The sum of all shares, in units of 1 / `unit`."""
+        return sum(self.weights)
+
+    @property
+    def maximum(self) -> int | None:
+        """The greatest length; None without texts."""
+        return self.lengths[-1] if self.lengths else None
+
+    def mean(self) -> float | None:
+        """The mean length; None without texts."""
+        return _quotient(self._sum(self.weights), self.weight) if self.lengths else None
+
+    def quantile(self, part: Fraction) -> int | None:
+        """The smallest length that at least `part` of the texts do not exceed; None without texts.
+
+        >>> Distribution([10, 20], [3, 1], [3, 1], 1).quantile(Fraction(3, 4))
+        10
+        """
+        if not self.lengths:
+            return None
+        return self.lengths[bisect_left(list(accumulate(self.weights)), max(1, ceil(part * self.weight)))]
+
+    def cut(self, limit: int) -> Cut:
+        """What a limit of this many tokens does to the texts."""
+        over = [max(0, length - limit) for length in self.lengths]
+        tokens, dropped = self._sum(self.weights), _dot(over, self.weights)
+        return Cut(
+            limit,
+            texts=sum(texts for texts, more in zip(self.texts, over, strict=True) if more),
+            share=_quotient(sum(weight for weight, more in zip(self.weights, over, strict=True) if more), self.weight),
+            dropped_tokens=_dot(over, self.texts),
+            dropped_share=_quotient(dropped, tokens),
+            padding_share=_quotient(limit * self.weight - (tokens - dropped), limit * self.weight),
+        )
+
+    def grouped(self, size: int) -> dict[int, tuple[int, float]]:
+        """Texts, and their share of the probability, by how many groups of `size` tokens hold them; 0 tokens take one."""
+        found: dict[int, tuple[int, int]] = {}
+        for length, texts, weight in zip(self.lengths, self.texts, self.weights, strict=True):
+            groups = max(1, -(-length // size))
+            before = found.get(groups, (0, 0))
+            found[groups] = before[0] + texts, before[1] + weight
+        return {groups: (texts, _quotient(weight, self.weight)) for groups, (texts, weight) in found.items()}
+
+    def summary(self) -> dict[str, Any]:
+        """The figures by name; None for those of no texts."""
+        return {
+            "texts": sum(self.texts),
+            "weight": _quotient(self.weight, self.unit),
+            "tokens": self._sum(self.texts),
+            "mean": self.mean(),
+            **{name: self.quantile(part) for name, part in _QUANTILES.items()},
+            "max": self.maximum,
+        }
+
+    def _sum(self, counts: list[int]) -> int:
+        return _dot(self.lengths, counts)
+
+
+def _dot(left: Iterable[int], right: Iterable[int]) -> int:
+    return sum(a * b for a, b in zip(left, right, strict=True))
+
+
+def _quotient(part: int, whole: int) -> float:
+    """The nearest float, also of integers that no float holds; 0 of nothing."""
+    return float(Fraction(part, whole)) if whole else 0.0

@@ -1,0 +1,95 @@
+"""The page's own picture of token lengths, as inline SVG: the page is drawn where matplotlib is not installed."""
+
+from collections.abc import Sequence
+from html import escape
+from math import floor, log10
+
+from capmerge.stats.document import Document
+from capmerge.stats.histogram import Histogram, histogram
+
+_WIDTH, _HEIGHT = 900, 380
+_STEPS = (5, 10, 25, 50, 75, 150, 300, 750, 1500, 3000, 10**4, 10**5, 10**6, 10**9)
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 12, 90, 46
+
+
+class _Axes:
+    """From tokens and heights to places in the picture; heights on a log axis, tokens too where their tail is long."""
+
+    def __init__(self, shown: Histogram) -> None:
+        self.log_tokens = shown.log_tokens
+        self.end = shown.end * (1.5 if shown.log_tokens else 1.12)
+        self.low = floor(log10(shown.floor))
+        self.high = max(log10(shown.top) + 0.2 * (log10(shown.top) - self.low), self.low + 1)  # room for the labels of the limits
+
+    def x(self, tokens: float) -> float:
+        part = log10(max(1, tokens)) / log10(self.end) if self.log_tokens else tokens / self.end
+        return round(_LEFT + part * (_WIDTH - _LEFT - _RIGHT), 1)
+
+    def ticks(self) -> Sequence[int]:
+        """Numbers of tokens to be named."""
+        if self.log_tokens:
+            return [10**power for power in range(floor(log10(self.end)) + 1)]
+        step = next(step for step in _STEPS if self.end / step <= 14)
+        return range(0, int(self.end) + 1, step)
+
+    def y(self, height: float) -> float:
+        part = (log10(height) - self.low) / (self.high - self.low) if height else 0
+        return round(_HEIGHT - _BOTTOM - max(0.0, part) * (_HEIGHT - _TOP - _BOTTOM), 1)
+
+
+def svg_picture(document: Document) -> str:
+    """An `<svg>` element with the histograms by style, the limits, and a legend with shares. The page's style gives its colours."""
+    shown = histogram(document)
+    axes = _Axes(shown)
+    parts = [*_grid(axes, shown), *_bars(axes, shown), *_limits(axes, shown), *_legend(shown)]
+    label = "Histogram of token lengths by style, with the max lengths and what they cut"
+    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img" aria-label="{label}">\n' + "\n".join(parts) + "\n</svg>"
+
+
+def _grid(axes: _Axes, shown: Histogram) -> list[str]:
+    parts = []
+    for power in range(axes.low, floor(axes.high) + 1):
+        y = axes.y(10.0**power)
+        parts.append(f'<line x1="{_LEFT}" y1="{y}" x2="{_WIDTH - _RIGHT}" y2="{y}" class="grid"/>')
+        name = f"{10**power:,}" if power >= 0 else f"{10.0**power:g}"
+        parts.append(_label(_LEFT - 6, y + 4, name, anchor="end"))
+    bottom = _HEIGHT - _BOTTOM
+    for tokens in axes.ticks():
+        parts.append(f'<line x1="{axes.x(tokens)}" y1="{bottom}" x2="{axes.x(tokens)}" y2="{bottom + 5}" class="axis"/>')
+        parts.append(_label(axes.x(tokens), bottom + 18, f"{tokens:,}", anchor="middle"))
+    parts.append(f'<line x1="{_LEFT}" y1="{bottom}" x2="{_WIDTH - _RIGHT}" y2="{bottom}" class="axis"/>')
+    parts.append(_label((_LEFT + _WIDTH) / 2, _HEIGHT - 8, "tokens", anchor="middle"))
+    parts.append(_label(4, _TOP - 10, f"{shown.height_label} (log scale)"))
+    return parts
+
+
+def _bars(axes: _Axes, shown: Histogram) -> list[str]:
+    parts, bottom = [], axes.y(0)
+    for style in shown.styles:
+        path = f"M{axes.x(0)} {bottom}"
+        for height, right in zip(style.heights, shown.edges[1:], strict=True):
+            path += f"V{axes.y(height)}H{axes.x(right)}"
+        parts.append(f'<path d="{path}V{bottom}Z" fill="{style.colour}" fill-opacity=".35" stroke="{style.colour}" stroke-width="1.3"/>')
+    return parts
+
+
+def _limits(axes: _Axes, shown: Histogram) -> list[str]:
+    parts = []
+    for row, (limit, label) in enumerate(shown.limits):  # each label in a row of its own: a long tail brings the limits close together
+        x = axes.x(limit)
+        parts.append(f'<line x1="{x}" y1="{_TOP - 2}" x2="{x}" y2="{_HEIGHT - _BOTTOM}" class="limit"/>')
+        parts.append(_label(x + 4, _TOP + 10 + 15 * row, label, kind="limit"))
+    return parts
+
+
+def _legend(shown: Histogram) -> list[str]:
+    parts = []
+    for i, style in enumerate(shown.styles):
+        y = 16 + 20 * i
+        parts.append(f'<rect x="{_LEFT}" y="{y - 10}" width="14" height="12" fill="{style.colour}" fill-opacity=".6"/>')
+        parts.append(_label(_LEFT + 21, y, style.label))
+    return parts or [_label(_WIDTH / 2, _HEIGHT / 2, "no text", anchor="middle")]
+
+
+def _label(x: float, y: float, text: str, *, anchor: str = "start", kind: str = "ink") -> str:
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" class="{kind}">{escape(text)}</text>'

@@ -1,0 +1,201 @@
+"""Statistics in words and columns: the table for a terminal, and the sections that a page shows too. From the document alone."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from capmerge.errors import printable
+from capmerge.stats.counts import LONGEST_TAG, MOST_TAGS
+from capmerge.stats.document import STYLE_WORDS, Document, percent
+from capmerge.tokens.chunks import CHUNK_IDS
+from capmerge.tokens.families import ONE_CHUNK, T5_IDS
+
+_SHOWN = 10
+_WIDEST_LABEL = 44
+_NUMBER = re.compile(r"(?:under |over )?[0-9.,-]*(?: %)?")
+LENGTH_COLUMNS = ("mean", "median", "p90", "p99", "p99.9", "max")
+
+
+class Section(NamedTuple):
+    """A titled table: its columns' heads ("" without), rows, and a note in a sentence ("" without)."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    note: str = ""
+
+    def flush_right(self) -> list[bool]:
+        """Whether each column is set flush right: all but the first, where every cell is a count, a mean, a share or empty."""
+        columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.heads)
+        return [number > 0 and all(map(_NUMBER.fullmatch, column)) for number, column in enumerate(columns)]
+
+
+def text_table(document: Document) -> str:
+    """The whole table for a terminal, safe whatever the captions hold; the advice comes last."""
+    parts = [_section_text(section) for section in sections(document)]
+    return "\n\n".join([*parts, printable(document["advice"]["text"])])
+
+
+def sections(document: Document, shown: int = _SHOWN) -> Iterator[Section]:
+    """All figures of the document, lists cut after `shown` entries; the texts in them are as in the file, not made safe."""
+    yield _records(document)
+    yield _lengths(document)
+    yield _chunks(document)
+    yield _limits(document)
+    if document["family"] in T5_IDS:
+        yield _t5(document)
+    if document["wildcards"]["alternatives"]:
+        yield _wildcards(document)
+    yield _longest(document, shown)
+    yield _tags(document, shown)
+    yield _duplicates(document, shown)
+    yield _resolutions(document, shown)
+    yield _literals(document)
+
+
+def _records(document: Document) -> Section:
+    records, styles = document["records"], document["styles"]
+    rows = [
+        ("records", f"{records['counted']:,}", ""),
+        *((f"  {name}", *_of(records[key], records["counted"])) for name, key in _RECORD_ROWS),
+        *([("  rewritten before", *_of(records["rewritten_before"], records["counted"]))] if records["rewritten_before"] else []),
+        *([("rejected, in no figure", f"{records['rejected']:,}", "")] if records["rejected"] else []),
+        ("without tags", *_of(records["caption_only"] + records["empty"], records["counted"])),
+        ("without caption", *_of(records["tags_only"] + records["empty"], records["counted"])),
+        ("alternatives", f"{document['lengths']['lines']['texts']:,}", ""),
+        *((f"  {STYLE_WORDS[name]}", f"{style['texts']:,}", percent(style["share"])) for name, style in styles.items() if style["texts"]),
+    ]
+    note = "Shares of alternatives are of the probability that they are drawn."
+    return Section(f"{document['source']}: records and alternatives", ("", "number", "share"), rows, note)
+
+
+_RECORD_ROWS = (("tags and caption", "both"), ("tags only", "tags_only"), ("caption only", "caption_only"), ("neither", "empty"))
+
+
+def _lengths(document: Document) -> Section:
+    lengths = document["lengths"]
+    rows = [
+        (name, *(_number(lengths[key][column]) for column in LENGTH_COLUMNS), lengths[key]["max_key"] or "")
+        for name, key in (("tags", "tags"), ("captions", "captions"), ("trained lines", "lines"))
+    ]
+    note = f"Tokenizer: {document['tokenizer']} ({document['family']}). Trained lines are weighted by their probability."
+    return Section("token lengths", ("", *LENGTH_COLUMNS, "key of the longest"), rows, note)
+
+
+def _chunks(document: Document) -> Section:
+    rows = [(f"{row['chunks']}", f"{row['texts']:,}", percent(row["share"])) for row in document["chunks"]]
+    if len(rows) > _SHOWN:
+        texts, share = sum(row["texts"] for row in document["chunks"][_SHOWN:]), sum(row["share"] for row in document["chunks"][_SHOWN:])
+        rows = [*rows[:_SHOWN], ("more", f"{texts:,}", percent(share))]
+    return Section("chunks needed", ("chunks", "alternatives", "share"), rows)
+
+
+_LIMIT_HEADS = ("max length", "cut", "share cut", "tokens dropped", "share dropped", "padding")
+
+
+def _limits(document: Document) -> Section:
+    note = "Padding: empty places for tokens if everything is encoded at that length."
+    if document["family"] in ONE_CHUNK:
+        note += f" The {CHUNK_IDS} places of CLIP hold them with start and end; this family has one such chunk."
+    return Section("what a max length cuts", _LIMIT_HEADS, [_limit_row(str(cut["limit"]), cut) for cut in document["limits"]], note)
+
+
+def _limit_row(name: str, cut: dict[str, Any]) -> tuple[str, ...]:
+    shares = [percent(cut[key]) for key in ("share", "dropped_share", "padding_share")]
+    return name, f"{cut['texts']:,}", shares[0], f"{cut['dropped_tokens']:,}", shares[1], shares[2]
+
+
+def _t5(document: Document) -> Section:
+    t5 = document["t5"]
+    title = "what a T5 length cuts"
+    if t5 is None:
+        return Section(title, (), [], "Not counted: give --tokenizer the folder of a T5, or its tokenizer.json.")
+    rows = [_limit_row(str(cut["limit"]), cut) for cut in t5["limits"]]
+    figures = ", ".join(f"{name} {_number(t5['lengths'][name])}" for name in LENGTH_COLUMNS)
+    special = t5["limits"][0]["limit"] - t5["limits"][0]["room_tokens"]
+    return Section(
+        title, _LIMIT_HEADS, rows, f"Tokenizer: {t5['tokenizer']}, {special} place(s) of each length for its own tokens. Lines: {figures}."
+    )
+
+
+def _wildcards(document: Document) -> Section:
+    found = document["wildcards"]
+    rows = [(name, f"{found[key]:,.1f}") for name, key in (("longest", "mean_longest"), ("mean", "mean"), ("shortest", "mean_shortest"))]
+    note = f"{found['alternatives']:,} alternatives have in-line wildcards; every other figure takes them at their longest."
+    if found["not_listed"]:
+        note += f" {found['not_listed']:,} of them have too many outcomes to list: there the extremes are by characters."
+    return Section("in-line wildcards, mean tokens", ("outcome", "tokens"), rows, note)
+
+
+def _longest(document: Document, shown: int) -> Section:
+    rows = [(f"{entry['tokens']:,}", entry["key"]) for entry in document["lengths"]["lines"]["longest"][: 2 * shown]]
+    return Section("longest alternatives", ("tokens", "key"), rows)
+
+
+def _tags(document: Document, shown: int) -> Section:
+    tags, underscores = document["tags"], document["underscores"]
+    if tags is None:
+        return Section("most frequent tags", (), [], f"Not counted: there are over {MOST_TAGS:,} distinct ones, so they are hardly tags.")
+    rows = [(entry["tag"], f"{entry['texts']:,}", percent(entry["share"])) for entry in tags["most_frequent"][:shown]]
+    note = f"{tags['distinct']:,} distinct tags, {tags['occurrences']:,} in all."
+    if underscores["saved_tokens"]:
+        note += (
+            f" --underscores space would save {underscores['saved_tokens']:,} tokens, {percent(underscores['share'])} of those of all tags."
+        )
+    if tags["long"]:
+        note += f" {tags['long']:,} over {LONGEST_TAG} characters are left out: they are hardly tags."
+    return Section("most frequent tags", ("tag", "number", "of records with tags"), rows, note)
+
+
+def _duplicates(document: Document, shown: int) -> Section:
+    found = document["duplicates"]
+    rows = [
+        (f"{group['captions']:,}", group["key"] or f"record {group['record']:,}", group["caption"] or "")
+        for group in found["largest"][:shown]
+    ]
+    note = (
+        f"{found['duplicated']:,} of {found['captions']:,} whole captions ({percent(found['share'])}) stand more than once; "
+        "duplicates drive copying (arXiv 2305.20086)."
+    )
+    return Section(
+        "exact duplicates", ("captions", "first", "caption") if rows else (), rows, note if found["captions"] else "No captions."
+    )
+
+
+def _resolutions(document: Document, shown: int) -> Section:
+    found = document["resolutions"]
+    if found is None:
+        return Section("resolutions", (), [], "Not counted: there are too many distinct ones to be buckets.")
+    total = document["records"]["counted"]
+    rows = [(entry["resolution"], *_of(entry["records"], total)) for entry in found[:shown]]
+    if len(found) > shown:
+        rows.append((f"{len(found) - shown:,} others", *_of(sum(entry["records"] for entry in found[shown:]), total)))
+    return Section("resolutions", ("bucket", "records", "share"), rows)
+
+
+def _literals(document: Document) -> Section:
+    rows = [(f"{name}", f"{count:,}") for name, count in document["literals"].items()]
+    return Section("special literals", ("text", "alternatives") if rows else (), rows, "" if rows else "None found.")
+
+
+def _of(count: int, total: int) -> tuple[str, str]:
+    return f"{count:,}", percent(count / total) if total else ""
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _section_text(section: Section) -> str:
+    rows = [tuple(_short(printable(cell)) for cell in row) for row in (section.heads, *section.rows) if row]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)] if rows else []
+    pads: list[Callable[[str, int], str]] = [str.rjust if flush else str.ljust for flush in section.flush_right()]
+    lines = ["  ".join(pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True)).rstrip() for row in rows]
+    note = [printable(section.note)] if section.note else []
+    return "\n".join([printable(section.title), *(f"  {line}" for line in [*lines, *note])])
+
+
+def _short(cell: str) -> str:
+    return cell if len(cell) <= _WIDEST_LABEL else cell[: _WIDEST_LABEL - 1] + "…"

@@ -1,0 +1,214 @@
+"""How a model's chunks are cut from a caption: the home of 75, 77, BOS and EOS, and of the two ways of cutting."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from capmerge.errors import UsageError
+from capmerge.tokens.tokenizer import ClipTokenizer
+
+CHUNK_TOKENS = 75
+CHUNK_IDS = 77  # BOS, 75 tokens, EOS or padding
+BOS_ID = 49406
+EOS_ID = 49407
+COMMA_BACKTRACK = 20  # AUTOMATIC1111's default for comma_padding_backtrack
+
+
+def chunks_needed(n_tokens: int) -> int:
+    """How many chunks of 75 hold `n_tokens`; an empty caption takes one too.
+
+    >>> [chunks_needed(n) for n in (0, 75, 76)]
+    [1, 1, 2]
+    """
+    return max(1, -(-n_tokens // CHUNK_TOKENS))
+
+
+def dropped_tokens(n_tokens: int, max_tokens: int) -> int:
+    """How many of `n_tokens` a limit of `max_tokens` drops."""
+    return max(0, n_tokens - max_tokens)
+
+
+def kohya(ids: Sequence[int], max_tokens: int, tokenizer: ClipTokenizer) -> list[list[int]]:
+    """The chunks that sd-scripts gives the text encoder for `ids`: always `max_tokens` / 75 lists of 77 ids; what exceeds them is dropped.
+
+    Where the padding is not EOS, a chunk that ends or begins inside the padding gets the EOS that sd-scripts puts there, and a real id 0
+    in that place is mistaken for padding as it is there. Source: sd-scripts, library/strategy_base.py, _get_input_ids.
+
+    Raises UsageError if `max_tokens` is not a positive multiple of 75.
+    """
+    n_chunks = count_chunks(max_tokens)
+    bos, eos, pad = tokenizer.bos, tokenizer.eos, tokenizer.pad
+    kept = list(ids[:max_tokens])
+    row = [*kept, eos, *[pad] * (max_tokens - len(kept))]  # without the leading BOS
+    if n_chunks == 1:
+        return [[bos, *row]]
+    chunks = []
+    for start in range(0, max_tokens, CHUNK_TOKENS):
+        content, last = row[start : start + CHUNK_TOKENS], row[-1]
+        if pad != eos:
+            if content[-1] not in (eos, pad):
+                last = eos
+            if content[0] == pad:
+                content[0] = eos
+        chunks.append([bos, *content, last])
+    return chunks
+
+
+def kohya_spans(n_tokens: int, max_tokens: int) -> list[tuple[int, int]]:
+    """[start, end) of the tokens in each chunk of `kohya`; chunks without content are empty spans, tokens past the last end are dropped.
+
+    >>> kohya_spans(80, 225)
+    [(0, 75), (75, 80), (80, 80)]
+
+    Raises UsageError if `max_tokens` is not a positive multiple of 75.
+    """
+    edges = [min(n_tokens, chunk * CHUNK_TOKENS) for chunk in range(count_chunks(max_tokens) + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def count_chunks(max_tokens: int) -> int:
+    """How many chunks `max_tokens` are. Raises UsageError if they do not fill whole ones."""
+    if max_tokens < CHUNK_TOKENS or max_tokens % CHUNK_TOKENS:
+        raise UsageError(f"{max_tokens} tokens: expected a multiple of {CHUNK_TOKENS}, such as 75, 150 or 225.")
+    return max_tokens // CHUNK_TOKENS
+
+
+class A1111Chunks(NamedTuple):
+    """A text cut the way AUTOMATIC1111 cuts a prompt.
+
+    `chunks`: lists of 77 ids. `spans`: [start, end) of each chunk's content in the ids of all `a1111_parts`, one after the other.
+    `token_count`: what the web UI shows, 75 for every finished chunk, padded or not, plus the last chunk's content.
+    """
+
+    chunks: list[list[int]]
+    spans: list[tuple[int, int]]
+    token_count: int
+
+
+_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_ESCAPE = re.compile(r"\\([()\[\]\\]?)")
+
+
+def a1111_parts(text: str) -> list[str]:
+    r"""What AUTOMATIC1111 tokenizes for `text`: the parts between `BREAK`s, without the backslash escapes.
+
+    A backslash before ( ) [ ] \ makes that character plain text, and any other backslash vanishes. There is no emphasis here:
+    unescaped brackets and `:1.2` are text. Source: stable-diffusion-webui, modules/prompt_parser.py, parse_prompt_attention.
+
+    >>> a1111_parts(r"saber \(fate\) BREAK 1girl")
+    ['saber (fate)', '1girl']
+    """
+    return [_ESCAPE.sub(r"\1", part) for part in _BREAK.split(text)]
+
+
+def a1111(text: str, tokenizer: ClipTokenizer) -> A1111Chunks:
+    """The chunks that AUTOMATIC1111 makes of `text`: any number of them, at least one.
+
+    A chunk closes at `BREAK`, even if empty, and at 75 tokens; but if the 76th is not a comma and a comma lies among the last 20, what
+    follows that comma moves to the next chunk. Only the token "," counts, not ",," or "),". Behind the content stand EOS and padding.
+    Source: stable-diffusion-webui, modules/sd_hijack_clip.py, tokenize_line, with its default settings.
+    """
+    parts = [tokenizer.encode(part) for part in a1111_parts(text)]
+    spans, token_count = _a1111_spans(parts, tokenizer.comma)
+    ids = [index for part in parts for index in part]
+    chunks = []
+    for start, end in spans:
+        padding = [tokenizer.pad] * (CHUNK_TOKENS - (end - start))
+        chunks.append([tokenizer.bos, *ids[start:end], tokenizer.eos, *padding])
+    return A1111Chunks(chunks, spans, token_count)
+
+
+def a1111_bounds(n_tokens: int) -> tuple[int, int]:
+    """The fewest and the most chunks that `a1111` makes of so many tokens without BREAK, wherever the commas stand.
+
+    >>> a1111_bounds(75), a1111_bounds(131), a1111_bounds(132)
+    ((1, 1), (2, 2), (2, 3))
+    """
+    most = 1 + max(0, -(-(n_tokens - CHUNK_TOKENS) // (CHUNK_TOKENS - COMMA_BACKTRACK + 1)))
+    return chunks_needed(n_tokens), most
+
+
+def _a1111_spans(parts: Sequence[Sequence[int]], comma: int | None) -> tuple[list[tuple[int, int]], int]:
+    spans: list[tuple[int, int]] = []
+    start = here = 0
+    last_comma: int | None = None
+
+    def close(end: int) -> None:
+        nonlocal start, last_comma
+        spans.append((start, end))
+        start, last_comma = end, None
+
+    for number, part in enumerate(parts):
+        if number:
+            close(here)
+        for index in part:
+            full = here - start == CHUNK_TOKENS
+            if full and index != comma and last_comma is not None and here - last_comma <= COMMA_BACKTRACK:
+                close(last_comma + 1)
+            elif full:
+                close(here)
+            if index == comma and not full:  # a comma that opens a chunk is never looked back to
+                last_comma = here
+            here += 1
+    finished = len(spans)
+    if here > start or not spans:
+        close(here)
+    unfinished = sum(end - start for start, end in spans[finished:])
+    return spans, finished * CHUNK_TOKENS + unfinished
+
+
+Chunking = Literal["kohya", "a1111", "crop"]
+
+
+class CutText(NamedTuple):
+    """A caption cut for the tokenizers of a family."""
+
+    ids: tuple[list[list[int]], ...]
+    """For each tokenizer: a1111's chunks of 77 ids; otherwise one list of all ids, without BOS and EOS."""
+    filled: tuple[int, ...]
+    """How many tokens stand in each chunk that the whole caption needs; at least one chunk."""
+
+    @property
+    def tokens(self) -> int:
+        """Of the whole caption."""
+        return sum(self.filled)
+
+    def dropped_tokens(self, n_chunks: int) -> int:
+        """How many tokens `n_chunks` do not hold."""
+        return sum(self.filled[n_chunks:])
+
+
+class Chunker(NamedTuple):
+    """How the captions of a run are cut."""
+
+    tokenizers: tuple[ClipTokenizer, ...]
+    """Of one family: they may differ in their padding, not in their ids."""
+    chunking: Chunking
+    max_chunks: int | None
+    """None: as many as a caption needs."""
+
+    def cut(self, text: str) -> CutText:
+        """The chunks of one caption, before anything is dropped."""
+        if self.chunking == "a1111":
+            cuts = [a1111(text, tokenizer) for tokenizer in self.tokenizers]
+            return CutText(tuple(cut.chunks for cut in cuts), tuple(end - start for start, end in cuts[0].spans))
+        ids = self.tokenizers[0].encode(text)
+        n_tokens = len(ids)
+        filled = [CHUNK_TOKENS] * chunks_needed(n_tokens)
+        filled[-1] += n_tokens - sum(filled)
+        return CutText(([ids],) * len(self.tokenizers), tuple(filled))
+
+    def chunks_of(self, cut: CutText) -> int:
+        """How many chunks of it are encoded: those it needs, up to the limit."""
+        needed = 1 if self.chunking == "crop" else len(cut.filled)
+        return needed if self.max_chunks is None else min(needed, self.max_chunks)
+
+    def lay_out(self, cut: CutText, n_chunks: int) -> tuple[list[list[int]], ...]:
+        """For each tokenizer exactly `n_chunks` lists of 77 ids; tokens past them are dropped."""
+        if self.chunking == "a1111":
+            return tuple(
+                (chunks + [[tokenizer.bos, tokenizer.eos, *[tokenizer.pad] * CHUNK_TOKENS]] * (n_chunks - len(chunks)))[:n_chunks]
+                for tokenizer, chunks in zip(self.tokenizers, cut.ids, strict=True)
+            )
+        return tuple(kohya(ids, n_chunks * CHUNK_TOKENS, tokenizer) for tokenizer, (ids,) in zip(self.tokenizers, cut.ids, strict=True))

@@ -1,0 +1,1 @@
+"""Records and latents to the batches of a run."""

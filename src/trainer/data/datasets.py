@@ -1,0 +1,188 @@
+"""The data sets of a run, opened: index and listing of each, and which of its records can be trained. Parses no record at any size.
+
+Knows neither epochs nor samples. What is missing is counted here, before anything trains.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capmerge.errors import printable, quoted
+from capmerge.index.build import ensure_index
+from capmerge.index.latent_listing import Listing, ensure_listing
+from capmerge.index.latent_names import LEGACY, SIZED
+from capmerge.index.reader import Index
+from capmerge.tokens.chunks import CHUNK_TOKENS
+from trainer.config.settings import CaptionSettings, Config, DataSettings, TextSettings
+from trainer.data.buckets import WINDOW, SetRows
+from trainer.data.latents import FILES_CHECKED, check_latent_scale
+from trainer.errors import LatentsError
+from trainer.families import FAMILIES, Family
+
+MOST_LEFT_OUT = 0.01
+"""Share of a data set's records that may be without latents or size."""
+
+_NAMED_KEYS = 5
+_MOST_CHUNKS = (1 << 16) - 1
+"""Chunk counts are kept in 16 bits: a caption of 5 million tokens."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One `[[data]]`. Pickles as paths: every process maps the same pages."""
+
+    number: int
+    """Which `[[data]]`, from 0."""
+    settings: DataSettings
+    captions: CaptionSettings
+    """`[caption]` with what this set has different."""
+    family: Family
+    index: Index
+    listing: Listing
+    rows: SetRows
+    """What the plan knows of it."""
+    notes: tuple[str, ...]
+    """What the user should know of it: records left out, latents that look like another family's."""
+
+    def latents_file(self, record: int, key: str) -> Path | None:
+        """The latents of the index's `record`, whose key this is; None when none were listed.
+
+        Raises `CapmergeError` when it would lead out of the folder and `allow_outside` is off.
+        """
+        return self.listing.file_of(record, key, self.family.latent_suffix, allow_outside=self.settings.allow_outside)
+
+
+def open_datasets(config: Config, *, jobs: int | None = None, relist: bool = False) -> tuple[DataSet, ...]:
+    """All data sets of a run; what has no index or listing yet gets one, under a file lock and with a bar on a terminal.
+
+    To be called before process groups start: a first launch may take minutes, while the other ranks wait. `jobs` processes
+    (default: all cores) build an index; `relist` lists the folders of latents anew.
+    Raises `LatentsError` when records have no latents or no size and `data.on_missing` does not allow for it, and what
+    `ensure_index` and `ensure_listing` raise.
+    """
+    return tuple(_open(config, number, jobs or os.cpu_count() or 1, relist=relist) for number in range(len(config.data)))
+
+
+def _open(config: Config, number: int, jobs: int, *, relist: bool) -> DataSet:
+    settings, family = config.data[number], FAMILIES[config.model.family]
+    dynamic = config.text.dynamic_chunks
+    with _bar(settings.metadata, "B", settings.metadata) as progress:
+        index = ensure_index(settings.metadata, jobs=jobs, progress=progress, tokens=True if dynamic else None)
+    with _bar(settings.latents, " files") as progress:
+        listing = ensure_listing(index, settings.latents, relist=relist, allow_outside=settings.allow_outside, progress=progress)
+    usable, notes = _usable(number, settings, family, index, listing)
+    rows = SetRows(index.width, index.height, _chunks(index, family, config.text) if dynamic else None, settings.repeats, usable)
+    opened = DataSet(number, settings, config.caption_of(number), family, index, listing, rows, notes)
+    if config.model.path == "random":
+        return opened  # the example latents serve all families
+    warning = check_latent_scale(_some_files(opened), family, skip_broken=settings.on_missing == "skip")
+    if warning is None:
+        return opened
+    return replace(opened, notes=(*notes, f"WARNING: data.{number}, {_shown(settings.latents)}: {warning}"))
+
+
+def _usable(
+    number: int, settings: DataSettings, family: Family, index: Index, listing: Listing
+) -> tuple[NDArray[np.bool_] | None, tuple[str, ...]]:
+    """False for each record without latents of the family or without a size, None when there are none; and what to say of them."""
+    forms = np.uint8(LEGACY + sum(SIZED[suffix] for suffix in family.latent_suffix))
+    usable: NDArray[np.bool_] | None = None
+    no_latents, no_size = 0, 0
+    first: list[int] = []
+    for start in range(0, len(index), WINDOW):
+        window = slice(start, start + WINDOW)
+        found, sized = (listing.form[window] & forms) != 0, (index.width[window] != 0) & (index.height[window] != 0)
+        good = found & sized
+        if good.all():
+            continue
+        usable = np.ones(len(index), np.bool_) if usable is None else usable
+        usable[window] = good
+        no_latents += int(np.count_nonzero(~found))
+        no_size += int(np.count_nonzero(~sized))
+        first += (np.flatnonzero(~good)[: _NAMED_KEYS - len(first)] + start).tolist()
+    if usable is None:
+        return None, ()
+    left_out, records = int(np.count_nonzero(~usable)), len(index)
+    places = ", ".join(_shown(settings.latents / f"<key>{ending}") for ending in _endings(family))
+    why = [f"{no_latents:,} without latents ({places})"] * bool(no_latents)
+    why += [f'{no_size:,} without a size ("train_resolution" or "image_size")'] * bool(no_size)
+    keys = ", ".join(quoted(index.read(record)[0]) for record in first)
+    found_text = (
+        f"data.{number}, {_shown(settings.metadata)}: found {' and '.join(why)} among {records:,} records; "
+        f"the first: {keys}{', ...' if left_out > len(first) else ''}"
+    )
+    lead_out = ""
+    if listing.unlisted and not settings.allow_outside:
+        lead_out = f" The keys of {listing.unlisted:,} lead out of that folder: data.allow_outside = true looks there too."
+    if settings.on_missing == "stop":
+        raise LatentsError(
+            f"{found_text}. Expected both for all. Cache their latents, list the folder anew if they came later (capmerge index "
+            f'{_shown(settings.metadata)} --latents {_shown(settings.latents)} --relist), or set data.on_missing = "skip".{lead_out}'
+        )
+    if left_out > MOST_LEFT_OUT * records:
+        raise LatentsError(
+            f'{found_text}. Expected at most {MOST_LEFT_OUT:.0%} with data.on_missing = "skip", found {left_out / records:.1%}. '
+            "Look at data.latents and model.family; list the folder anew if the files came later (capmerge index "
+            f"{_shown(settings.metadata)} --latents {_shown(settings.latents)} --relist).{lead_out}"
+        )
+    return usable, (f"{found_text}. {left_out:,} are left out.",)
+
+
+def _endings(family: Family) -> list[str]:
+    return [".npz", *(f"_<width>x<height>{suffix}.npz" for suffix in family.latent_suffix)]
+
+
+def _chunks(index: Index, family: Family, text: TextSettings) -> NDArray[np.uint16]:
+    """How many chunks each record's longest alternative is encoded at, a window at a time."""
+    most = _MOST_CHUNKS if text.max_tokens == "unlimited" else text.max_tokens // CHUNK_TOKENS
+    if text.chunking == "crop":
+        return np.ones(len(index), np.uint16)
+    column = getattr(index, f"{'chunks' if text.chunking == 'a1111' else 'tokens'}_{family.index_tokens}")
+    chunks = np.empty(len(index), np.uint16)
+    for start in range(0, len(index), WINDOW):
+        needed = column[start : start + WINDOW]
+        if text.chunking == "kohya":
+            needed = -(-needed.astype(np.int64) // CHUNK_TOKENS)
+        chunks[start : start + WINDOW] = np.clip(needed, 1, most)
+    return chunks
+
+
+def _some_files(dataset: DataSet) -> list[Path]:
+    """Latents of `FILES_CHECKED` records, evenly spaced."""
+    usable, records = dataset.rows.usable, len(dataset.index)
+    numbers = [place * records // FILES_CHECKED for place in range(FILES_CHECKED)]
+    if usable is not None:
+        numbers = [number + int(np.argmax(usable[number:])) for number in numbers if usable[number:].any()]
+    files = [dataset.latents_file(number, dataset.index.read(number)[0]) for number in dict.fromkeys(numbers)] if records else []
+    return [file for file in files if file is not None]
+
+
+def _shown(path: Path) -> str:
+    return printable(str(path))
+
+
+@contextmanager
+def _bar(path: Path, unit: str, sized: Path | None = None) -> Iterator[Callable[[int], None]]:
+    """What to call with how much is done: a bar from the first call on, on a terminal only; the size of `sized` is its end."""
+    bars: list[Any] = []
+
+    def progress(done: int) -> None:
+        if not bars:
+            from tqdm import tqdm
+
+            tqdm.monitor_interval = 0  # its thread must not run when workers are forked
+            total = sized.stat().st_size if sized else None
+            bars.append(tqdm(total=total, unit=unit, unit_scale=True, desc=printable(path.name), disable=None))
+        bars[0].update(done - bars[0].n)
+
+    try:
+        yield progress
+    finally:
+        for bar in bars:
+            bar.close()

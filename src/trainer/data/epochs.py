@@ -1,0 +1,96 @@
+"""What follows from a config and its data: how many samples, buckets and steps, and what identifies the run.
+
+One home for the numbers that the dry run shows, the loop runs by, and a resumed run must share.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.config.settings import Config
+from trainer.data.datasets import DataSet
+from trainer.data.plan import Plan, count_epoch, open_plan
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """The numbers of a run."""
+
+    records: int
+    """Records of all data sets."""
+    samples_per_epoch: int
+    """Records times repeats, without those that are left out."""
+    buckets: int
+    """Kinds of batches: latent sizes, times chunk counts when they are dynamic."""
+    global_batch_size: int
+    """Samples of an optimizer step: micro-batch x accumulation x ranks."""
+    steps_per_epoch: int
+    max_steps: int
+    """Optimizer steps of the whole run."""
+
+
+def derive(config: Config, datasets: Sequence[DataSet], world_size: int) -> Derived:
+    """The numbers of `config` on `world_size` ranks."""
+    rows = [dataset.rows for dataset in datasets]
+    global_batch_size = config.train.batch_size * config.train.accumulation * world_size
+    buckets, steps = count_epoch(rows, global_batch_size)
+    ends = [config.train.max_steps, config.train.max_epochs and config.train.max_epochs * steps]
+    return Derived(
+        records=sum(len(dataset.index) for dataset in datasets),
+        samples_per_epoch=sum(_usable(dataset) * dataset.settings.repeats for dataset in datasets),
+        buckets=buckets,
+        global_batch_size=global_batch_size,
+        steps_per_epoch=steps,
+        max_steps=min(end for end in ends if end),
+    )
+
+
+def _usable(dataset: DataSet) -> int:
+    usable = dataset.rows.usable
+    return len(dataset.index) if usable is None else int(np.count_nonzero(usable))
+
+
+def identity(config: Config, datasets: Sequence[DataSet], derived: Derived) -> dict[str, Any]:
+    """What a resumed run must have the same so that its samples are those of an unbroken run; by the name of the setting."""
+    found: dict[str, Any] = {
+        "train.seed": config.train.seed,
+        "global batch size": derived.global_batch_size,
+        "model.family": config.model.family,
+        "optimizer.name": config.optimizer.name,
+        "text.chunking": config.text.chunking,
+        "text.max_tokens": config.text.max_tokens,
+        "text.dynamic_chunks": config.text.dynamic_chunks,
+    }
+    for dataset in datasets:
+        found[f"data.{dataset.number}.metadata fingerprint"] = dataset.index.fingerprint
+        found[f"data.{dataset.number}.repeats"] = dataset.settings.repeats
+        if dataset.rows.usable is not None:
+            left_out = hashlib.blake2b(np.packbits(dataset.rows.usable).tobytes(), digest_size=8).hexdigest()
+            found[f"data.{dataset.number} records left out"] = left_out
+    return found
+
+
+class EpochPlans:
+    """The plans of a run's epochs, in files of one folder."""
+
+    def __init__(self, folder: Path, config: Config, datasets: Sequence[DataSet], derived: Derived) -> None:
+        self._folder, self._seed, self._global_batch_size = folder, config.train.seed, derived.global_batch_size
+        self._rows = [dataset.rows for dataset in datasets]
+        self._fingerprint = json.dumps(identity(config, datasets, derived))
+
+    def __call__(self, epoch: int) -> Plan:
+        """The plan of an epoch, from 0; built where it is missing."""
+        assert self._seed is not None  # one was drawn
+        return open_plan(
+            self._folder,
+            seed=self._seed,
+            epoch=epoch,
+            global_batch_size=self._global_batch_size,
+            sets=self._rows,
+            fingerprint=self._fingerprint,
+        )

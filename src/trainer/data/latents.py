@@ -1,0 +1,205 @@
+"""Cached latents: what stands in an `.npz` of sd-scripts, checked and scaled. Knows nothing of records, folders or file names.
+
+Key names, shapes and meanings: sd-scripts-facts A5, C4, D1, D3. C latent channels (4), H W latent height and width (pixels / 8).
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from capmerge.files.npz import READ_ERRORS, Npz
+from trainer.errors import LatentsError
+from trainer.families import Family
+
+LATENT_CHANNELS = 4
+PIXELS_A_LATENT = 8
+FILES_CHECKED = 64
+"""How many files `check_latent_scale` reads at most."""
+LEAST_DEVIATION, LARGEST_DEVIATION = 0.85, 1.18
+"""Of scaled latents, which are near 1; the families' factors differ by 1.40, so latents of another one are at 0.71 or 1.40."""
+
+SizeConditioning = tuple[float, float, float, float, float, float]
+
+
+class Latents(NamedTuple):
+    """One picture's cached latents, ready to train."""
+
+    latents_CHW: Tensor
+    """float32, scaled by the family's factor."""
+    size_conditioning: SizeConditioning | None
+    """Original height, width, crop top, left, target height, width in pixels; None for families without."""
+    mask_HW: Tensor | None
+    """float32 in [0, 1]; None when not asked for."""
+
+
+def load_latents(path: Path, *, family: Family, width: int, height: int, flipped: bool, alpha_mask: bool) -> Latents:
+    """The latents of `path` for a bucket of `width` x `height` pixels.
+
+    Keys with the bucket's suffix `_{h}x{w}` in latent units go before plain ones. `flipped` takes `latents_flipped`, mirrors the
+    crop (crop_left = target width - crop_right) and the mask. `alpha_mask` is resized by area to latent size.
+    Raises `LatentsError` for whatever is missing, damaged, of another shape or not finite.
+    """
+    try:
+        with Npz(path) as npz:
+            return _latents(path, npz, family, width, height, flipped=flipped, alpha_mask=alpha_mask)
+    except READ_ERRORS as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> LatentsError:
+    """What to say of a file that cannot be opened or whose bytes are no npz."""
+    if isinstance(error, FileNotFoundError):
+        return LatentsError(
+            f"{path}: no such file, expected cached latents. Cache them again, or list the folder anew: "
+            "capmerge index FILE --latents DIR --relist."
+        )
+    if isinstance(error, OSError):
+        return LatentsError(f"{path}: {error.strerror or error}, expected a readable .npz file. Check the disk and the file's permissions.")
+    return LatentsError(f"{path}: {_one_line(error)}, expected an .npz of plain arrays. {_CACHE_AGAIN}")
+
+
+_CACHE_AGAIN = "Cache the latents of this picture again."
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _latents(path: Path, npz: Npz, family: Family, width: int, height: int, *, flipped: bool, alpha_mask: bool) -> Latents:
+    shape = (LATENT_CHANNELS, height // PIXELS_A_LATENT, width // PIXELS_A_LATENT)
+    suffix = f"_{shape[1]}x{shape[2]}"
+    if f"latents{suffix}" not in npz.names:
+        if "latents" not in npz.names:
+            raise LatentsError(
+                f'{path}: found {_names(npz)}, expected "latents" or "latents{suffix}" for the bucket {width}x{height}. {_CACHE_AGAIN}'
+            )
+        suffix = ""
+    for name in ("original_size", "crop_ltrb"):
+        if name + suffix not in npz.names:
+            raise LatentsError(
+                f'{path}: found {_names(npz)}, expected "{name}{suffix}" too: the file is of a very old version. {_CACHE_AGAIN}'
+            )
+    name = ("latents_flipped" if flipped else "latents") + suffix
+    if name not in npz.names:
+        raise LatentsError(
+            f'{path}: found {_names(npz)}, expected "{name}", which data.flip needs. '
+            "Cache the latents again with flip augmentation, or set data.flip = false."
+        )
+    latents = _scaled(path, name, npz[name], family.latent_scale)
+    if latents.shape != shape:
+        raise LatentsError(
+            f'{path}: "{name}" has the shape {tuple(latents.shape)}, expected {shape} for the bucket {width}x{height}. '
+            "Cache the latents of this picture again, or rewrite the metadata that they were cached with."
+        )
+    mask = _mask(path, npz, suffix, width, height, flipped=flipped) if alpha_mask else None
+    size = _size_conditioning(path, npz, suffix, width, height, flipped=flipped) if family.size_conditioning else None
+    return Latents(latents, size, mask)
+
+
+def _names(npz: Npz) -> str:
+    return ", ".join(f'"{name}"' for name in sorted(npz.names)[:8]) or "no arrays"
+
+
+def _scaled(path: Path, name: str, array: NDArray[np.generic], scale: float) -> Tensor:
+    """float32 latents times `scale`, all finite."""
+    if array.dtype.kind != "f":
+        raise LatentsError(f'{path}: "{name}" is of type {array.dtype}, expected a float type. {_CACHE_AGAIN}')
+    if array.dtype != np.float32:
+        with np.errstate(over="ignore"):  # what float32 cannot hold is found below
+            array = array.astype(np.float32)
+    latents = torch.from_numpy(cast("NDArray[np.float32]", array)) * scale
+    if not math.isfinite(latents.sum().item()):  # 8 us for 4x128x128; isfinite() of each value takes 105
+        broken = int((~torch.isfinite(latents)).sum())
+        if broken:
+            raise LatentsError(
+                f'{path}: {broken} of {latents.numel()} numbers of "{name}" are NaN or infinite, expected none. {_CACHE_AGAIN}'
+            )
+    return latents
+
+
+def _mask(path: Path, npz: Npz, suffix: str, width: int, height: int, *, flipped: bool) -> Tensor:
+    """The alpha mask, each latent's pixels averaged."""
+    name = "alpha_mask" + suffix
+    if name not in npz.names:
+        raise LatentsError(
+            f'{path}: found {_names(npz)}, expected "{name}", which data.alpha_mask needs. '
+            "Cache the latents again with the alpha mask, or set data.alpha_mask = false."
+        )
+    array = npz[name]
+    if array.shape != (height, width) or array.dtype.kind not in "fb":
+        found = f"{array.dtype} {array.shape}"
+        raise LatentsError(f'{path}: "{name}" is {found}, expected floats ({height}, {width}) for its bucket. {_CACHE_AGAIN}')
+    mask = torch.from_numpy(array.astype(np.float32))
+    if not bool(((mask >= 0) & (mask <= 1)).all()):
+        raise LatentsError(f'{path}: "{name}" holds numbers outside [0, 1], expected weights. {_CACHE_AGAIN}')
+    side = PIXELS_A_LATENT
+    mask = mask.view(height // side, side, width // side, side).mean(dim=(1, 3))
+    return mask.flip(1) if flipped else mask
+
+
+def _size_conditioning(path: Path, npz: Npz, suffix: str, width: int, height: int, *, flipped: bool) -> SizeConditioning:
+    original_width, original_height = _numbers(path, npz, "original_size" + suffix, 2)
+    left, top, right, _ = _numbers(path, npz, "crop_ltrb" + suffix, 4)
+    # Whole pixels: sd-scripts cuts them off too (`int` in library/train_util.py, __getitem__).
+    crop_left = math.trunc(width - right if flipped else left)
+    return (
+        *(float(math.trunc(number)) for number in (original_height, original_width, top)),
+        float(crop_left),
+        float(height),
+        float(width),
+    )  # type: ignore[return-value]
+
+
+def _numbers(path: Path, npz: Npz, name: str, count: int) -> list[float]:
+    array = npz[name]
+    if array.shape != (count,) or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+        raise LatentsError(f'{path}: "{name}" is {array.dtype} {array.tolist()}, expected {count} numbers. {_CACHE_AGAIN}')
+    return [float(number) for number in array.tolist()]
+
+
+def check_latent_scale(paths: Sequence[Path], family: Family, *, skip_broken: bool = False) -> str | None:
+    """A warning when the latents of `paths` do not have the family's scale; None when they do, or there are none.
+
+    Reads `FILES_CHECKED` evenly spaced files, whatever their buckets.
+    Raises `LatentsError` as `load_latents` does for a file that cannot be read, unless such files are skipped.
+    """
+    asked = paths if len(paths) <= FILES_CHECKED else [paths[place * len(paths) // FILES_CHECKED] for place in range(FILES_CHECKED)]
+    files, count, total, squares = 0, 0, 0.0, 0.0
+    for path in asked:
+        try:
+            latents = _any_latents(path, family).double()
+        except LatentsError:
+            if skip_broken:
+                continue
+            raise
+        files += 1
+        count += latents.numel()
+        total += latents.sum().item()
+        squares += latents.square().sum().item()
+    if not count:
+        return None
+    deviation = math.sqrt(max(0.0, squares / count - (total / count) ** 2))
+    if LEAST_DEVIATION <= deviation <= LARGEST_DEVIATION:
+        return None
+    return (
+        f"scaled by {family.latent_scale}, the latents of {files} files have a standard deviation of {deviation:.2f}, "
+        f"expected {LEAST_DEVIATION} to {LARGEST_DEVIATION} for {family.name}. Check model.family: they seem to be of another one."
+    )
+
+
+def _any_latents(path: Path, family: Family) -> Tensor:
+    """The file's first unflipped latents, scaled."""
+    try:
+        with Npz(path) as npz:
+            names = [name for name in npz.names if name.startswith("latents") and not name.startswith("latents_flipped")]
+            if not names:
+                raise LatentsError(f'{path}: found {_names(npz)}, expected "latents". {_CACHE_AGAIN}')
+            return _scaled(path, names[0], npz[names[0]], family.latent_scale)
+    except READ_ERRORS as error:
+        raise unreadable(path, error) from error

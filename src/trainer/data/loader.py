@@ -1,0 +1,233 @@
+"""The micro-batches of one rank in order, from any step on, loaded by worker processes.
+
+Slices plans and collates samples; how a sample comes about, and where plans lie, is told to it. Whatever the number of workers,
+the batches are the same: a batch is a pure function of its step and micro-step.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+from threading import Thread
+from typing import Literal, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from capmerge.errors import CapmergeError
+from capmerge.tokens.chunks import Chunker
+from trainer.data.batch import Batch, Sample
+from trainer.data.buckets import SetRows, largest_area, next_of_bucket
+from trainer.data.collate import collate
+from trainer.data.plan import Plan, deal
+from trainer.data.shared_memory import Handover
+from trainer.data.workers import iter_items, settle
+from trainer.errors import LatentsError
+
+MakeSample = Callable[[int, int, int, int, int], Sample]
+"""(data set, record, repeat, epoch, step) -> its sample; raises `LatentsError` when its latents are missing or broken."""
+
+_PREFETCHED = 2  # micro-batches that a worker has ready; torch's own default
+_BYTES_A_LATENT = 4 * (3 * 4 + 1)  # float32: latents, noise and input noise of four channels, and a mask
+_BYTES_BESIDES = 1 << 20  # ids of some thousand chunks; what does not fit crosses more slowly
+_MOST_TRIES = 100  # a whole bucket without latents is no gap to fill
+
+_logger = logging.getLogger(__name__)
+
+
+class Share(NamedTuple):
+    """Which part of every global batch a rank trains."""
+
+    rank: int
+    ranks: int
+    batch_size: int
+    """Samples of a micro-batch."""
+    accumulation: int
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of a full global batch."""
+        return self.ranks * self.batch_size * self.accumulation
+
+
+class Loader:
+    """The micro-batches of a rank in order: `micro` 0, 1, ... of the first step, then of the next; `len` counts micro-batches.
+
+    The workers live as long as one iterator, which goes over all epochs. Records that were replaced are logged as warnings, each once.
+    Raises what a worker met: a `CapmergeError` as it was raised there, anything else with the worker's traceback; `WorkerError` when a
+    worker was killed.
+    """
+
+    def __init__(self, loader: "DataLoader[_Loaded | bytes]", batches: "_MicroBatches", slot_bytes: int) -> None:
+        self._loader, self._batches, self._slot_bytes = loader, batches, slot_bytes
+        self._logged: set[tuple[int, int]] = set()
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        workers = self._loader.num_workers
+        handover = Handover(workers, _PREFETCHED + 1, self._slot_bytes) if workers and sys.platform == "linux" else None
+        self._batches.handover = handover  # of this iterator alone: its workers inherit it
+        for crossed in iter_items(self._loader):
+            loaded = handover.take(crossed, pinned=torch.cuda.is_available()) if handover and isinstance(crossed, bytes) else crossed
+            assert isinstance(loaded, _Loaded)
+            for record, line in loaded.replaced:
+                if record not in self._logged:
+                    self._logged.add(record)
+                    _logger.warning(line)
+            if isinstance(loaded.result, CapmergeError):
+                raise loaded.result
+            yield loaded.result
+
+
+def build_loader(
+    make_sample: MakeSample,
+    open_epoch: Callable[[int], Plan],
+    sets: Sequence[SetRows],
+    chunker: Chunker,
+    *,
+    share: Share,
+    on_missing: Sequence[Literal["stop", "skip"]],
+    steps_per_epoch: int,
+    start_step: int,
+    max_steps: int,
+    workers: int,
+) -> Loader:
+    """All micro-batches of the steps `start_step` .. `max_steps` - 1, over the ends of epochs.
+
+    `open_epoch` gives the plan of an epoch, made for `share.global_batch_size`; `steps_per_epoch` is its `steps`. It is called in the
+    workers, half an epoch ahead in a thread, so that no epoch begins with waiting. `on_missing` stands for each data set.
+    With "skip" the next of its bucket is trained in place of a record without latents, with the event "replaced".
+    """
+    batches = _MicroBatches(make_sample, open_epoch, sets, chunker, share, on_missing, steps_per_epoch, max_steps)
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=_Steps(start_step, max_steps, share.accumulation),
+        num_workers=workers,
+        prefetch_factor=_PREFETCHED if workers else None,
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batching it gets one sample
+        worker_init_fn=settle,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # otherwise a loader would draw from the run's own stream
+    )
+    return Loader(loader, batches, largest_area(sets) * share.batch_size // 64 * _BYTES_A_LATENT + _BYTES_BESIDES)
+
+
+class _Loaded(NamedTuple):
+    """What crosses from a worker to the training process. Errors cross as values: torch would put a traceback into their messages."""
+
+    result: Batch | CapmergeError
+    replaced: list[tuple[tuple[int, int], str]]
+    """(data set, record) without latents, and the line to log."""
+
+
+class _Steps(Sampler[tuple[int, int]]):
+    """All (step, micro) in order."""
+
+    def __init__(self, start_step: int, max_steps: int, accumulation: int) -> None:
+        self._steps, self._accumulation = range(start_step, max_steps), accumulation
+
+    def __len__(self) -> int:
+        return len(self._steps) * self._accumulation
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((step, micro) for step in self._steps for micro in range(self._accumulation))
+
+
+@dataclass
+class _MicroBatches(Dataset[_Loaded | bytes]):
+    """(step, micro) -> the rank's micro-batch."""
+
+    make_sample: MakeSample
+    open_epoch: Callable[[int], Plan]
+    sets: Sequence[SetRows]
+    chunker: Chunker
+    share: Share
+    on_missing: Sequence[Literal["stop", "skip"]]
+    steps_per_epoch: int
+    max_steps: int
+    plan: tuple[int, Plan] | None = None
+    """The epoch that is open in this process."""
+    built_ahead: int = 0
+    """The newest epoch whose plan a thread of this process was started for."""
+    handover: Handover | None = None
+    """Memory that is shared with the training process; None where tensors cross as torch has it."""
+
+    def __getitem__(self, place: tuple[int, int]) -> _Loaded | bytes:
+        loaded, worker = self._loaded(place), get_worker_info()
+        return loaded if self.handover is None or worker is None else self.handover.put(loaded, worker.id)
+
+    def _loaded(self, place: tuple[int, int]) -> _Loaded:
+        replaced: list[tuple[tuple[int, int], str]] = []
+        try:
+            return _Loaded(self._batch(*place, replaced), replaced)
+        except CapmergeError as error:
+            return _Loaded(error, replaced)
+
+    def _batch(self, step: int, micro: int, replaced: list[tuple[tuple[int, int], str]]) -> Batch:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        whole = self._plan(epoch, place).batch(place)
+        rank, ranks, batch_size, accumulation = self.share
+        slots = deal(len(whole.record), ranks=ranks, accumulation=accumulation, batch_size=batch_size)[micro][rank]
+        samples = []
+        for at in slots.places:
+            dataset, record, repeat = int(whole.dataset[at]), int(whole.record[at]), int(whole.repeat[at])
+            try:
+                sample = self.make_sample(dataset, record, repeat, epoch, step)
+            except LatentsError as error:
+                if self.on_missing[dataset] == "stop":
+                    raise
+                sample = self._another(dataset, record, repeat, epoch, step, error, replaced)
+            samples.append(sample)
+        return collate(samples, whole, slots, self.chunker, step=step, epoch=epoch, micro=micro)
+
+    def _another(
+        self,
+        dataset: int,
+        record: int,
+        repeat: int,
+        epoch: int,
+        step: int,
+        error: LatentsError,
+        replaced: list[tuple[tuple[int, int], str]],
+    ) -> Sample:
+        """The sample of the next record of the bucket that has latents."""
+        missing = [(record, error)]
+        for _, other in islice(next_of_bucket(self.sets, dataset, record), _MOST_TRIES - 1):
+            try:
+                sample = self.make_sample(dataset, other, repeat, epoch, step)
+            except LatentsError as again:
+                missing.append((other, again))
+                continue
+            replaced += [((dataset, absent), f"{why} Trained in its place: {sample.key}") for absent, why in missing]
+            return replace(sample, events=(*sample.events, "replaced"))
+        rows = self.sets[dataset]
+        raise LatentsError(
+            f"data.{dataset}, bucket {rows.width[record]} x {rows.height[record]}: found no latents for {len(missing)} records one after "
+            f"the other, expected one to train in the place of the first. Cache their latents, or take them out of the metadata. "
+            f"The first: {error}"
+        )
+
+    def _plan(self, epoch: int, place: int) -> Plan:
+        if self.plan is None or self.plan[0] != epoch:
+            self.plan = epoch, self.open_epoch(epoch)
+        ahead, worker = epoch + 1, get_worker_info()
+        due = place * 2 >= self.steps_per_epoch and ahead * self.steps_per_epoch < self.max_steps
+        if due and self.built_ahead < ahead and (worker is None or worker.id == 0):
+            self.built_ahead = ahead
+            Thread(target=self._build_ahead, args=(ahead,), daemon=True).start()
+        return self.plan[1]
+
+    def _build_ahead(self, epoch: int) -> None:
+        with suppress(CapmergeError):  # the epoch itself meets it again
+            self.open_epoch(epoch)
+
+
+def _as_it_is(loaded: _Loaded | bytes) -> _Loaded | bytes:
+    """Torch's own conversion would make lists of tuples."""
+    return loaded

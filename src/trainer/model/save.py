@@ -1,0 +1,169 @@
+"""A trained model as a diffusers folder that a pipeline of diffusers loads.
+
+Owns the layout of the folder. Knows nothing of optimizers, steps or ranks: it is called once, with a state that was gathered before.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers import __version__ as diffusers_version
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from capmerge.errors import OutputError
+from capmerge.files.folders import publish_folder
+from trainer.config.settings import Config, NoiseSettings
+from trainer.families import FAMILIES, FamilyName
+from trainer.model.load import INNER, PREDICTION_TYPES
+from trainer.model.model import Model
+from trainer.model.noise_schedule import FIRST_BETA, LAST_BETA, TIMESTEPS
+from trainer.model.shapes import RANDOM
+from trainer.model.tokenizer_files import write_tokenizer
+
+_LINKED_BYTES = 1 << 20  # smaller files are copied: somebody may edit them in place
+_INDEX = "model_index.json"
+_NONE = [None, None]
+
+
+def save_model(model: Model, state: Mapping[str, Tensor], folder: Path, config: Config) -> tuple[str, ...]:
+    """Write `folder` whole or not at all, replacing an older one; what of the pipeline is not in it is returned: `vae`.
+
+    `state` is `model.state_dict()`, gathered from all ranks where they share it. Parts that are not trained are taken from
+    `model.path`: large files as hard links where possible. A model of random weights has no VAE.
+
+    Raises `OutputError` when it cannot be written.
+    """
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        missing = _write(model, state, unfinished, config)
+        publish_folder(unfinished, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise OutputError(
+            f"{folder}: the model cannot be written ({error}). Nothing of it was kept; free some room, then --resume latest writes it."
+        ) from error
+    return missing
+
+
+def _write(model: Model, state: Mapping[str, Tensor], folder: Path, config: Config) -> tuple[str, ...]:
+    source = None if config.model.path == RANDOM else Path(config.model.path)
+    for name, part in model.parts().items():
+        _write_part(part, _tensors_of(name, part, state), folder / name)
+    scheduler = _scheduler(source, config.noise)
+    (folder / "scheduler").mkdir()
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    index = _index(source, config.model.family)
+    ours = {name: ["diffusers" if name == "unet" else "transformers", type(part).__name__] for name, part in model.parts().items()}
+    index |= ours | {"scheduler": ["diffusers", scheduler["_class_name"]]}
+    for name, value in index.items():
+        if source and isinstance(value, list) and value != _NONE and not (folder / name).exists() and (source / name).is_dir():
+            _copy(source / name, folder / name)
+    for number, tokenizer in enumerate(FAMILIES[config.model.family].tokenizers):
+        name = f"tokenizer_{number + 1}" if number else "tokenizer"
+        if not (folder / name).exists():
+            write_tokenizer(folder / name, tokenizer)
+            index[name] = ["transformers", "CLIPTokenizer"]
+    named = [name for name, value in index.items() if isinstance(value, list) and len(value) == 2]
+    absent = [name for name in named if not (folder / name).exists()]
+    _write_json(folder / _INDEX, index | dict.fromkeys(absent, _NONE) | {"_diffusers_version": diffusers_version})
+    return tuple(name for name in absent if index[name] != _NONE or name == "vae")
+
+
+def _tensors_of(name: str, part: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: state[f"{name}.{key}"].detach().contiguous() for key in part.state_dict()}
+
+
+def _write_part(part: Any, tensors: dict[str, Tensor], folder: Path) -> None:
+    """A U-Net as diffusers stores it, or a text encoder as transformers does; its names are those that every version of it reads."""
+    if hasattr(part, "save_config"):
+        part.save_config(folder)
+        save_file(tensors, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+        return
+    folder.mkdir()
+    named = {key if key.startswith((INNER, "text_projection.")) else INNER + key: tensor for key, tensor in tensors.items()}
+    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    content = {key: value for key, value in part.config.to_dict().items() if not key.startswith("_")}
+    content |= {"architectures": [type(part).__name__], "torch_dtype": dtype}
+    content.pop("dtype", None)  # as read from the source, whose precision may be another; transformers 4 knows torch_dtype alone
+    _write_json(folder / "config.json", content)
+    save_file(named, folder / "model.safetensors", {"format": "pt"})
+
+
+def _index(source: Path | None, family: FamilyName) -> dict[str, Any]:
+    if source and (source / _INDEX).exists():
+        content = json.loads((source / _INDEX).read_text(encoding="utf-8"))
+        assert isinstance(content, dict)
+        return content
+    if family == "sdxl":
+        # the U-Net was trained on what the encoders make of an empty caption, not on zeros
+        return {
+            "_class_name": "StableDiffusionXLPipeline",
+            "feature_extractor": _NONE,
+            "image_encoder": _NONE,
+            "force_zeros_for_empty_prompt": False,
+            "vae": ["diffusers", "AutoencoderKL"],
+        }
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": _NONE,
+        "image_encoder": _NONE,
+        "safety_checker": _NONE,
+        "requires_safety_checker": False,
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+
+
+def _scheduler(source: Path | None, noise: NoiseSettings) -> dict[str, Any]:
+    """The source's scheduler, told what was trained; one that knows zero-terminal SNR where the source's names no such setting."""
+    content: dict[str, Any] = {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": TIMESTEPS,
+        "beta_start": FIRST_BETA,
+        "beta_end": LAST_BETA,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        "rescale_betas_zero_snr": False,
+    }
+    path = source / "scheduler" / "scheduler_config.json" if source else None
+    if path and path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not noise.zero_terminal_snr or "rescale_betas_zero_snr" in found:
+            content = found
+    content["prediction_type"] = PREDICTION_TYPES[noise.prediction]
+    if "rescale_betas_zero_snr" in content:
+        content["rescale_betas_zero_snr"] = noise.zero_terminal_snr
+    if noise.zero_terminal_snr:
+        content["timestep_spacing"] = "trailing"  # sampling has to begin at the last timestep, arXiv 2305.08891
+    return content | {"_diffusers_version": diffusers_version}
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.mkdir()
+    for path in source.iterdir():
+        if path.is_dir():
+            _copy(path, target / path.name)
+        else:
+            _link_or_copy(path.resolve(), target / path.name)
+
+
+def _link_or_copy(path: Path, target: Path) -> None:
+    if path.stat().st_size >= _LINKED_BYTES:
+        try:
+            os.link(path, target)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(path, target)
+    else:
+        shutil.copyfile(path, target)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,27 @@
+"""The tokenizer of a text encoder as files that `transformers.CLIPTokenizer` reads. What the ids are, `capmerge` knows."""
+
+import json
+from pathlib import Path
+
+from capmerge.tokens.chunks import CHUNK_IDS
+from capmerge.tokens.load import FAMILIES
+from capmerge.tokens.vocabulary import BOS, EOS, read_clip_vocabulary
+
+
+def write_tokenizer(folder: Path, tokenizer: str) -> None:
+    """Make `folder` with vocab.json, merges.txt and the two small files, for a name of `capmerge.tokens.FAMILIES`."""
+    vocabulary = read_clip_vocabulary()
+    pad_id, _ = FAMILIES[tokenizer]
+    pad = next(token for token, index in vocabulary.ids.items() if index == pad_id).removesuffix("</w>")
+    special = {"bos_token": BOS, "eos_token": EOS, "pad_token": pad, "unk_token": EOS}
+    settings = {**special, "do_lower_case": True, "errors": "replace", "model_max_length": CHUNK_IDS, "tokenizer_class": "CLIPTokenizer"}
+    folder.mkdir()
+    _write_json(folder / "vocab.json", vocabulary.ids)
+    merges = [f"{first} {second}\n" for first, second in vocabulary.merges]
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(merges), encoding="utf-8")
+    _write_json(folder / "tokenizer_config.json", settings)
+    _write_json(folder / "special_tokens_map.json", special)
+
+
+def _write_json(path: Path, content: dict[str, object] | dict[str, int] | dict[str, str]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")

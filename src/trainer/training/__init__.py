@@ -1,0 +1,1 @@
+"""The run itself: steps, losses, optimizer, saved states, and what is logged."""

@@ -1,0 +1,1 @@
+"""Test data and small runs that several tests build."""

@@ -1,0 +1,81 @@
+import json
+import subprocess
+
+import pytest
+from builders.metadata import COMMAND, as_indent_2, run
+
+BOTH = {"k": {"tags": "long_hair, ^_^", "caption": "One {a|b}\n\nTwo"}}
+
+
+@pytest.mark.parametrize(
+    ("options", "caption", "mark"),
+    [
+        ([], "long_hair, ^_^\nlong_hair, ^_^\nOne {{a|b}}\nTwo", "ttcc"),
+        (["--layout", "lines"], "long_hair, ^_^\nlong_hair, ^_^\nOne {{a|b}}\nTwo", "ttcc"),
+        (["--layout", "concat"], "long_hair, ^_^, One {{a|b}}\nlong_hair, ^_^, Two", "bb"),
+        (["--layout", "concat-caption-first"], "One {{a|b}}, long_hair, ^_^\nTwo, long_hair, ^_^", "bb"),
+        (["--layout", "inline", "--caption-lines", "join"], "long_hair, ^_^\nOne {{a|b}} Two", "tc"),
+        (["--line", "{tags}=2", "--line", "x {caption}"], "long_hair, ^_^\n" * 4 + "x One {{a|b}}\nx Two", "ttttcc"),
+        (["--line", "{tags}=2", "--line", "x {caption}", "--weights", "field"], "long_hair, ^_^\nx One {{a|b}}\nx Two", "tcc"),
+        (["--caption-lines", "join"], "long_hair, ^_^\nOne {{a|b}} Two", "tc"),
+        (["--caption-lines", "first"], "long_hair, ^_^\nOne {{a|b}}", "tc"),
+        (["--underscores", "space", "--caption-lines", "first"], "long hair, ^_^\nOne {{a|b}}", "tc"),
+        (["--caption-wildcards", "--caption-lines", "first"], "long_hair, ^_^\nOne {a|b}", "tc"),
+        (["--prefix", "{p} ", "--suffix", " s", "--caption-lines", "first"], "{{p}} long_hair, ^_^ s\n{{p}} One {{a|b}} s", "tc"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_each_option_reaches_the_captions_and_verify(tmp_path, options, caption, mark):
+    """Every option of the merge does what the table of options says, is in the receipt, and is proven by verify."""
+    path, out = tmp_path / "m.json", tmp_path / "o.json"
+    path.write_bytes(as_indent_2(BOTH))
+    run("rewrite", path, "-o", out, *options)
+    record = json.loads(out.read_bytes())["k"]
+    assert record["caption"] == caption
+    assert record["capmerge"] == mark
+    assert "tags" not in record
+    assert ("capmerge_weights" in record) == ("field" in options)
+    run("verify", path, out)
+    if options:
+        (tmp_path / "o.json.capmerge.json").unlink()
+        run("verify", path, out, *options)
+
+
+def test_inline_is_one_line(tmp_path):
+    """--layout inline writes one wildcard, and no braces round a single alternative."""
+    path, out = tmp_path / "m.json", tmp_path / "o.json"
+    path.write_bytes(as_indent_2({"a": {"tags": "t", "caption": "one\ntwo"}, "b": {"tags": "t"}}))
+    run("rewrite", path, "-o", out, "--layout", "inline")
+    assert {key: record["caption"] for key, record in json.loads(out.read_bytes()).items()} == {"a": "{t|t|one|two}", "b": "t"}
+    run("verify", path, out)
+
+
+def test_field_weights_are_exact(tmp_path):
+    """--weights field stores the exact smallest whole numbers, without a limit."""
+    path, out = tmp_path / "m.json", tmp_path / "o.json"
+    path.write_bytes(as_indent_2({"k": {"tags": "t", "caption": "c"}}))
+    run("rewrite", path, "-o", out, "--weights", "field", "--line", "{tags}=2000", "--line", "{caption}=2")
+    assert json.loads(out.read_bytes())["k"] == {"caption": "t\nc", "capmerge_weights": [1000, 1], "capmerge": "tc"}
+    run("verify", path, out)
+
+
+def test_max_record_limits_the_longest_record(tmp_path):
+    """A record over --max-record is an error that names it and the option; a larger limit reads it."""
+    path, out = tmp_path / "m.json", tmp_path / "o.json"
+    path.write_bytes(as_indent_2({"a": {"caption": "x"}, "large": {"caption": "x" * 3_000_000}, "z": {"caption": "y"}}))
+    error = run("rewrite", path, "-o", out, "--max-record", str(1 << 21), fails=1).err
+    assert "--max-record" in error
+    assert 'record "large"' in error or "byte 41" in error
+    run("rewrite", path, "-o", out)
+    assert list(json.loads(out.read_bytes())) == ["a", "large", "z"]
+
+
+@pytest.mark.parametrize("command", ["rewrite", "dry run"])
+def test_a_deeply_nested_value_goes_through(tmp_path, command):
+    """A value as deep as json.load reads it is kept, or refused with a message."""
+    path = tmp_path / "m.json"
+    path.write_text('{"k": {"caption": "c", "deep": ' + "[" * 600 + "]" * 600 + "}}")
+    options = ["--dry-run", "1"] if command == "dry run" else ["-o", "-"]
+    done = subprocess.run([*COMMAND, "rewrite", path, *options], capture_output=True, check=False)
+    assert b"Traceback" not in done.stderr
+    assert done.returncode in (0, 1)

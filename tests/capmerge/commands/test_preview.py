@@ -1,0 +1,359 @@
+import gzip
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+from builders.paths import DATA
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from capmerge.captions.draw import draw
+from capmerge.captions.templates import MergeOptions
+from capmerge.cli.preview_text import Screen
+from capmerge.commands.preview import Previewer, PreviewOptions, Sampling
+from capmerge.tokens.chunk_text import Cutter
+from capmerge.tokens.load import load_tokenizer
+
+MAIN = [sys.executable, "-c", "from capmerge.cli.app import main; main()"]
+CHUNK = re.compile(r"⟦(\d+|dropped)\| (.*?) ⟧")
+TAGS = "1girl, solo"
+RECORDS = {
+    "set/1.png": {"tags": TAGS, "caption": "A girl.\nA {red} hat.", "train_resolution": [512, 512]},
+    "set/2.png": {"tags": "cat, " * 90, "caption": "cat " * 300},
+    "set/3.png": {"tags": "\x1b[31mred\x07", "caption": "\x9b2Jclear \ud83d \u202e"},
+    "set/4.png": {},
+    "set/5.png": {"caption": ["a list"]},
+    "set/6.png": {"caption": "six"},
+}
+
+
+def run(*arguments, env=None):
+    """The finished command."""
+    return subprocess.run([*MAIN, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60, env=env)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A file of ordinary, long, hostile, empty and broken records."""
+    path = tmp_path / "meta_lat.json"
+    path.write_text(json.dumps(RECORDS, indent=2))
+    return path
+
+
+def preview_of(record, **options):
+    """The preview of one record."""
+    merge = options.pop("merge", MergeOptions())
+    return Previewer(PreviewOptions(merge, **options)).preview("k", record)
+
+
+def test_first_records_before_and_after(source):
+    """Without a key the first five are shown, each field on a line, with style, probability and tokens of every alternative."""
+    done = run("preview", source)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.split("\n") if line.startswith('"')] == [json.dumps(f"set/{n}.png") for n in range(1, 6)]
+    assert '  before:\n    "tags": "1girl, solo"\n    "caption": "A girl.\\nA {red} hat."' in done.stdout
+    assert '    "caption": "1girl, solo\\n1girl, solo\\nA girl.\\nA {{red}} hat."' in done.stdout
+    assert "  1. tags, 50.00%, on 2 lines: 4 tokens in 1 chunk\n     ⟦1| 1girl, solo ⟧" in done.stdout
+    assert "  3. caption, 25.00%: 6 tokens in 1 chunk\n     ⟦1| a {red} hat. ⟧" in done.stdout
+    assert "no alternatives: the empty caption is trained." in done.stdout
+    assert 'cannot be merged: "caption" is a list, expected a string.' in done.stdout
+    assert run("preview", source, "-n", 2).stdout.count("before:") == 2
+
+
+def test_what_is_dropped_is_marked(source):
+    """300 tokens in 225 lose 75, and in 75 they lose 225; a1111 drops nothing unless told to."""
+    done = run("preview", source, "--key", "set/2.png")
+    assert "caption, 50.00%: 300 tokens in 3 chunks, 75 dropped" in done.stdout
+    assert [(name, text.split().count("cat")) for name, text in CHUNK.findall(done.stdout)][-4:] == [
+        ("1", 75),
+        ("2", 75),
+        ("3", 75),
+        ("dropped", 75),
+    ]
+    assert "300 tokens in 1 chunk, 225 dropped" in run("preview", source, "--key", "set/2.png", "--max-tokens", 75).stdout
+    a1111 = run("preview", source, "--key", "set/2.png", "--chunking", "a1111").stdout
+    assert "300 tokens in 4 chunks\n" in a1111
+    assert "180 tokens in 3 chunks\n" in a1111
+    assert (
+        "300 tokens in 2 chunks, 150 dropped"
+        in run("preview", source, "--key", "set/2.png", "--chunking", "a1111", "--max-tokens", 150).stdout
+    )
+
+
+def test_nothing_in_a_file_reaches_the_terminal_raw(source):
+    """Escapes, C1 controls, lone surrogates and direction marks are shown as escapes, in plain and in colour."""
+    plain = run("preview", source).stdout
+    allowed = {"\n"}
+    assert {char for char in plain if not char.isprintable()} == allowed
+    assert "\\u001b[31m" in plain
+    coloured = "\n".join(Screen(colour=True).lines(preview_of(RECORDS["set/3.png"])))
+    assert {char for char in re.sub(r"\x1b\[\d+m", "", coloured) if not char.isprintable()} == allowed
+    assert "\x1b[31mred" not in coloured
+
+
+def test_colours_only_on_a_terminal(source):
+    """A terminal gets colours, the dropped part in red, unless NO_COLOR is set; then it gets the plain marks."""
+
+    def on_terminal(**env):
+        main, child = pty.openpty()
+        process = subprocess.Popen(
+            [*MAIN, "preview", str(source), "--key", "set/2.png", "--max-tokens", "75"],
+            stdout=child,
+            stderr=subprocess.DEVNULL,
+            env={**{name: value for name, value in os.environ.items() if name != "NO_COLOR"}, "TERM": "xterm", **env},
+        )
+        os.close(child)
+        output = b""
+        try:
+            while more := os.read(main, 1 << 16):
+                output += more
+        except OSError:  # how a pty says that the other end is closed
+            pass
+        os.close(main)
+        assert process.wait(60) == 0
+        return output.decode()
+
+    coloured = on_terminal()
+    assert "⟦" not in coloured
+    assert re.search(r"\x1b\[36mcat( cat){74}\x1b\[0m \x1b\[31mcat( cat){224}\x1b\[0m", coloured)
+    assert "\x1b" not in on_terminal(NO_COLOR="1")
+    assert "⟦dropped| cat" in on_terminal(NO_COLOR="1")
+    assert "\x1b" not in on_terminal(TERM="dumb")
+
+
+@pytest.mark.parametrize("ending", [".json", ".json.gz", ".jsonl", ".jsonl.gz"])
+def test_a_key_is_found_in_every_format(tmp_path, ending):
+    """Records far into a file are found by their key, several in the order of the file."""
+    pairs = [(f"k/{n}.png", {"tags": f"tag {n}", "caption": "x" * 300}) for n in range(8000)]
+    if ending.startswith(".jsonl"):
+        text = "\n".join(json.dumps({"image_path": key, **record}) for key, record in pairs)
+    else:
+        text = json.dumps(dict(pairs), indent=2)
+    path = tmp_path / f"meta{ending}"
+    path.write_bytes(gzip.compress(text.encode()) if ending.endswith(".gz") else text.encode())
+    done = run("preview", path, "--key", "k/7000.png", "--key", "k/30.png")
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.split("\n") if line.startswith('"')] == ['"k/30.png"', '"k/7000.png"']
+    assert "⟦1| tag 7000 ⟧" in done.stdout
+
+
+def test_a_missing_key_is_named(source):
+    """The error names the key, what was looked through, and a key of the same name."""
+    done = run("preview", source, "--key", "set/1.png", "--key", "other/2.jpg", "--key", "\x1bno")
+    assert done.returncode == 2
+    assert done.stdout.startswith('"set/1.png"')
+    assert 'found no record "other/2.jpg", "\\u001bno" among 6. Did you mean "set/2.png"?' in done.stderr
+    assert "Keys are compared whole" in run("preview", source, "--key", "nothing").stderr
+
+
+def test_a_rewritten_file_shows_what_is_there(source, tmp_path):
+    """Style and probability come from the file, merge options are said to do nothing, and a broken record says why."""
+    out = tmp_path / "out.json"
+    assert (
+        run(
+            "rewrite", source, "-o", out, "--on-error", "skip", "--weights", "field", "--line", "{tags}=9", "--line", "{tags}. {caption}"
+        ).returncode
+        == 0
+    )
+    done = run("preview", out, "--key", "set/1.png", "--layout", "concat")
+    assert "rewritten already, as it is there:" in done.stdout
+    assert "after:" not in done.stdout
+    assert "  1. tags, 90.00%: 4 tokens" in done.stdout
+    assert "  2. both, 5.00%: 8 tokens" in done.stdout
+    assert "records that are rewritten already are shown as they are (1 here)" in done.stderr
+    records = json.loads(out.read_text())
+    records["set/1.png"]["capmerge"] = "t"
+    records["set/2.png"]["capmerge_weights"] = [1]
+    records["set/3.png"]["capmerge"] = ["t"]
+    records["set/4.png"]["capmerge"] = "q"
+    out.write_text(json.dumps(records))
+    broken = run("preview", out).stdout
+    assert 'cannot be read: found 3 lines and 1 letters in "capmerge", expected one letter a line.' in broken
+    assert broken.count("cannot be read") == 4
+
+
+def test_the_line_that_is_drawn(source):
+    """--seed and --epoch show what wildcard.draw gives the trainer for that record, at random and in turn."""
+    captions = "1girl, solo\n1girl, solo\nA girl.\nA {{red}} hat."
+    for epoch in range(6):
+        shown = run("preview", source, "--key", "set/1.png", "--seed", 3, "--epoch", epoch).stdout
+        assert f"  drawn: {draw(captions, 3, epoch, 'set/1.png')}\n" in shown
+        assert shown.count("<- drawn") == 1
+    cycle = run("preview", source, "--key", "set/1.png", "--seed", 3, "--epoch", 2, "--pick", "cycle", "--repeat", 1, "--dataset", 4).stdout
+    assert f"  drawn: {draw(captions, 3, 2, 'set/1.png', pick='cycle', repeat=1, dataset=4)}\n" in cycle
+
+
+def test_the_drawn_alternative_is_pointed_at():
+    """In lines, repeated lines, an in-line wildcard and by weights, the alternative that is marked is the one drawn."""
+    record = {"tags": TAGS, "caption": "One.\nTwo {x}."}
+    for options in (
+        {},
+        {"layout": "inline"},
+        {"lines": ("{tags}=3", "{caption}")},
+        {"lines": ("{tags}=3", "{caption}"), "weights": "field"},
+    ):
+        for epoch in range(12):
+            found = preview_of(record, merge=MergeOptions(**options), sampling=Sampling(1, epoch))
+            written = found.alternatives[found.drawn_number].written
+            assert written.line.replace("{{", "{").replace("}}", "}") == found.drawn.text
+
+
+def test_what_fit_did_is_shown():
+    """Alternatives left out stand there with their text, those cut with what was cut off."""
+    record = {"tags": TAGS, "caption": "A girl stands here. She smiles."}
+    dropped = list(Screen(colour=False).lines(preview_of(record, merge=MergeOptions(fit_tokens=5, fit_by="drop"))))
+    assert dropped[-2:] == ["  left out by --fit: caption, 8 tokens", "     ⟦dropped| A girl stands here. She smiles. ⟧"]
+    cut = list(Screen(colour=False).lines(preview_of(record, merge=MergeOptions(fit_tokens=5, fit_by="trim"))))
+    assert cut[-2:] == ["  cut by --fit: caption, 8 tokens", "     ⟦dropped| She smiles. ⟧"]
+    vanished = list(Screen(colour=False).lines(preview_of(record, merge=MergeOptions(layout="concat", fit_tokens=5, fit_by="trim"))))
+    assert vanished[-2:] == ["  cut by --fit: both, 13 tokens", "     ⟦dropped| A girl stands here. She smiles. ⟧"]
+
+
+def test_an_intended_wildcard_is_shown_at_its_longest():
+    """The longest of its texts is cut, and their number is told."""
+    found = preview_of({"caption": "a {cat|very big dog}"}, merge=MergeOptions(caption_wildcards=True))
+    lines = list(Screen(colour=False).lines(found))
+    assert "  1. caption, 100.00%: 4 tokens in 1 chunk, longest of 2 texts" in lines
+    assert "     ⟦1| a very big dog ⟧" in lines
+
+
+def golden(name):
+    """The cases of a golden file."""
+    return [json.loads(line) for line in (DATA / name).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl_g"])
+@pytest.mark.parametrize("max_tokens", [75, 150, 225])
+def test_kohya_chunks_are_the_golden_ones(family, max_tokens):
+    """The shown chunks hold as many tokens as sd-scripts' chunks, and the rest is shown as dropped."""
+    cutter = Cutter(load_tokenizer(family), "kohya", max_tokens)
+    for case in golden("token_chunks.jsonl"):
+        cut = cutter.cut(case["text"])
+        assert cut.tokens == case[f"tokens_{family}"]
+        assert cut.dropped == max(0, cut.tokens - max_tokens)
+        assert cut.chunks == len(case[f"{family}_{max_tokens}"])
+        if family == "sd1":
+            kept = [part.tokens for part in cut.parts if part.chunk]
+            ids = load_tokenizer(family).encode(case["text"])
+            for number, (count, chunk) in enumerate(zip(kept, case[f"{family}_{max_tokens}"], strict=True)):
+                assert chunk[1 : 1 + count] == ids[75 * number : 75 * number + count]
+
+
+def test_a1111_chunks_are_the_golden_ones(tmp_path):
+    """What the command shows for every golden text is cut where the web UI cuts it."""
+    cases = [case for case in golden("a1111_chunks.jsonl") if case["text"].strip() and "\n" not in case["text"]]
+    path = tmp_path / "meta.json"
+    path.write_text(json.dumps({f"{number:05}": {"caption": case["text"]} for number, case in enumerate(cases)}))
+    done = run("preview", path, "-n", len(cases), "--chunking", "a1111")
+    assert done.returncode == 0, done.stderr
+    shown = re.split(r'^"\d{5}"$', done.stdout, flags=re.MULTILINE)[1:]
+    assert len(shown) == len(cases) > 20
+    tokenizer = load_tokenizer("sd1")
+    for case, text in zip(cases, shown, strict=True):
+        parts = dict(CHUNK.findall(text))
+        for number, ids in enumerate(case["chunks"], 1):
+            expected = ids[1 : ids.index(49407)]
+            if expected or number == 1:
+                assert tokenizer.encode(parts[str(number)]) == expected, case["text"]
+
+
+@settings(deadline=None)
+@given(st.text(max_size=300), st.sampled_from(["kohya", "a1111"]), st.sampled_from([75, 150]))
+def test_a_cut_loses_no_text(text, chunking, max_tokens):
+    """The parts hold all tokens and, put together, the text as CLIP reads it."""
+    tokenizer = load_tokenizer("sd1")
+    cut = Cutter(tokenizer, chunking, max_tokens).cut(text)
+    if chunking == "kohya":
+        assert "".join(part.text for part in cut.parts) == "".join(piece for _, piece in tokenizer.encode_with_text(text))
+    assert all(part.tokens <= 75 for part in cut.parts if part.chunk)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+        lambda inner: (
+            st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(["caption", "tags", "capmerge", "capmerge_weights"]), inner)
+        ),
+    )
+)
+def test_any_record_can_be_shown(record):
+    """Whatever JSON value stands where a record should, it is shown, and on printable lines."""
+    sampling = Sampling(1, 0)
+    for line in Screen(colour=False).lines(preview_of(record, sampling=sampling)):
+        assert line.isprintable()
+
+
+def test_families_that_crop(source):
+    """sd3 and flux read 75 CLIP tokens and T5 besides; what does not go with them is an error."""
+    done = run("preview", source, "--key", "set/2.png", "--family", "flux")
+    assert "300 tokens in 1 chunk, 225 dropped" in done.stdout
+    assert "T5 reads 512 tokens of its own: give --tokenizer a T5 to see what it drops." in done.stdout
+    assert "180 tokens in 3 chunks" in run("preview", source, "--key", "set/2.png", "--family", "sd2").stdout
+
+
+@pytest.fixture
+def t5(tmp_path):
+    """A tokenizer of whole words that adds one special token, as T5 does."""
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "cat": 2}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+def test_t5_crops_too(source, t5):
+    """With a T5 what it drops is shown as well; its own special token counts."""
+    done = run("preview", source, "--key", "set/2.png", "--family", "sd3", "--tokenizer", t5)
+    assert "T5, 300 tokens in 1 chunk, 45 dropped: ⟦1| cat" in done.stdout
+    assert "T5: 255 tokens are read." in done.stdout
+    wrong = run("preview", source, "--tokenizer", t5)
+    assert wrong.returncode == 2
+    assert "it is no CLIP tokenizer" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--max-tokens", "100"), "expected a multiple of 75"),
+        (("--seed", "1"), "--seed and --epoch belong together"),
+        (("--pick", "cycle"), "Give --seed and --epoch with them"),
+        (("--seed", "-1", "--epoch", "0"), "--seed -1: expected a whole number from 0"),
+        (("--key", "a", "-n", "3"), "--key and -n both say"),
+        (("--family", "sd3", "--chunking", "a1111"), "captions are not cut into chunks"),
+        (("--family", "flux", "--max-tokens", "150"), "reads 75 tokens of a caption"),
+        (("--fit", "75", "maybe"), "expected drop or trim"),
+        (("--tokenizer", "/nowhere"), "/nowhere"),
+    ],
+)
+def test_wrong_options_are_usage_errors(source, arguments, message):
+    """Each mistake ends with exit code 2 and one message."""
+    done = run("preview", source, *arguments)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert message in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_scan_needs_little_memory(tmp_path):
+    """Looking through 40 MB for a key at the end takes no more memory than looking at the first record, give or take 24 MB."""
+    path = tmp_path / "big.json"
+    with path.open("w") as file:
+        file.write("{\n")
+        for number in range(40_000):
+            file.write(json.dumps({f"{number}": {"caption": "x" * 1000}}, indent=2)[2:-2] + ",\n")
+        file.write('  "last": {\n    "caption": "x"\n  }\n}')
+    code = (
+        "import resource, sys; from capmerge.cli.app import app; app(sys.argv[1:], standalone_mode=False); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    peaks = []
+    for arguments in (("-n", "1"), ("--key", "last")):
+        done = subprocess.run([sys.executable, "-c", code, "preview", str(path), *arguments], capture_output=True, text=True, check=True)
+        peaks.append(int(done.stderr) * (1 if sys.platform == "darwin" else 1024))
+    assert peaks[1] - peaks[0] < 24 << 20

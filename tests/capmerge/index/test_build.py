@@ -1,0 +1,513 @@
+"""The index: what it holds of every record, what it is tied to, and the commands that write it."""
+
+import gzip
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from builders.metadata import (
+    COMMAND,
+    HANG_SECONDS,
+    LAYOUTS,
+    as_indent_2,
+    as_jsonl,
+    make_records,
+    rewritten,
+    run,
+    temporary_files,
+    wait_until,
+)
+
+from capmerge.captions.alternatives import trained_alternatives
+from capmerge.errors import BusyError, CapmergeError, DataError, StaleError, UsageError
+from capmerge.files.atomic import AtomicFile, ScratchFile
+from capmerge.index import rows as index_rows
+from capmerge.index.build import build_index, ensure_index
+from capmerge.index.reader import KIND, ROW, TOKEN_COLUMNS, VERSION, index_path, open_index
+from capmerge.tokens.chunks import a1111
+from capmerge.tokens.load import load_tokenizer
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="kill -9 and pipes by name")
+
+
+def rewritten_all(records: Mapping[str, Any]) -> dict[str, Any]:
+    """The records as the default options write them."""
+    return {key: rewritten(record) for key, record in records.items()}
+
+
+PLAIN = rewritten_all(make_records(2600))
+NESTED = rewritten_all(make_records(300, nested=True))
+FEW = rewritten_all(make_records(12))
+ALTERNATIVES: dict[str, Any] = {
+    "wildcards": {"caption": "a {red, very red and more red|blue} hat!", "capmerge": "c"},
+    "repeated": {"caption": "1girl, solo\n1girl, solo\na cat", "capmerge": "ttc"},
+    "in line": {"caption": "{1girl, solo|A girl alone at night.}", "capmerge": "tc"},
+    "weights": {"caption": "1girl " * 80 + "\nshort", "capmerge": "tc", "capmerge_weights": [0, 3]},
+    "both": {"caption": "1girl, solo, A girl.", "capmerge": "b", "capmerge_tags": [[0, 11]]},
+    "doubled": {"caption": "a {{brace}}", "capmerge": "c"},
+    "breaks": {"caption": "cat BREAK dog BREAK", "capmerge": "c"},
+    "escaped": {"caption": "saber \\(fate\\), " * 15, "capmerge": "t"},
+    "commas": {"caption": "word " * 60 + ", " + "word " * 78, "capmerge": "c"},
+    "empty": {"caption": "", "capmerge": ""},
+    "excited": {"caption": "!!! wow !\nwow", "capmerge": "tc"},
+}
+
+
+def write(path, data):
+    """`data` as the file `path`."""
+    path.write_bytes(data)
+    return path
+
+
+def read_all(index):
+    """Every record of an index, in its order."""
+    return dict(map(index.read, range(len(index))))
+
+
+@pytest.fixture
+def few(tmp_path):
+    """A small rewritten file."""
+    return write(tmp_path / "few.json", as_indent_2(FEW))
+
+
+# --- what it holds -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("records", [PLAIN, NESTED], ids=["plain", "nested"])
+@pytest.mark.parametrize("layout", [*LAYOUTS, "BOM"])
+def test_every_record_is_read_by_its_number(tmp_path, layout, records):
+    """Any layout gives the records of json.load one by one: lone surrogates, infinities, big integers and nested objects included."""
+    data = b"\xef\xbb\xbf" + as_indent_2(records) if layout == "BOM" else LAYOUTS[layout](records)
+    path = write(tmp_path / "m.json", data)
+    index = build_index(path, tokens=False)
+    assert repr(read_all(index)) == repr(records)
+    for number in range(0, len(index), 37):
+        start, end = int(index.offset[number]), int(index.offset[number]) + int(index.length[number])
+        key, record = list(records.items())[number]
+        if layout == "jsonl":
+            assert repr(json.loads(data[start:end])) == repr({"image_path": key, **record})
+        else:
+            assert repr(json.loads(b"{" + data[start:end] + b"}")) == repr({key: record})
+            assert (data[start : start + 1], data[end - 1 : end]) == (b'"', b"}")
+
+
+def test_columns_say_what_a_trainer_needs(tmp_path):
+    """Sizes are the record's, token lengths those of its longest alternative, chunks the most of any."""
+    records = {**FEW, **ALTERNATIVES}
+    index = build_index(write(tmp_path / "m.json", as_indent_2(records)))
+    sd1, sd2 = load_tokenizer("sd1"), load_tokenizer("sd2")
+    for number, record in enumerate(records.values()):
+        texts = [text for alternative in trained_alternatives(record) for text in alternative.texts] or [""]
+        expected = [
+            *record.get("train_resolution", [0, 0]),
+            *(max(len(tokenizer.encode(text)) for text in texts) for tokenizer in (sd1, sd2)),
+            *(max(len(a1111(text, tokenizer).chunks) for text in texts) for tokenizer in (sd1, sd2)),
+        ]
+        columns = (index.width, index.height, index.tokens_sd1, index.tokens_sd2, index.chunks_sd1, index.chunks_sd2)
+        assert [int(column[number]) for column in columns] == expected
+    assert len(set(index.chunks_sd1.tolist())) > 1
+    assert index.tokens_sd1.tolist() != index.tokens_sd2.tolist()
+
+
+def test_columns_are_read_only_and_small(few):
+    """At most 64 bytes a record, each column one run of the file, and nobody writes to it."""
+    index = build_index(few)
+    assert ROW.itemsize <= 64
+    assert index.path.stat().st_size <= 64 * len(index) + 4096
+    for name in ROW.names:
+        column = getattr(index, name)
+        assert column.flags.c_contiguous
+        assert not column.flags.writeable
+        assert len(column) == len(index) == len(FEW)
+
+
+@pytest.mark.parametrize(
+    ("fields", "size"),
+    [
+        ({"train_resolution": [64, 128], "image_size": [9, 9]}, (64, 128)),
+        ({"image_size": [640, 480]}, (640, 480)),
+        ({"train_resolution": [0, 64], "image_size": [70000, 3]}, (70000, 3)),
+        ({"train_resolution": [64.0, 64]}, (0, 0)),
+        ({"train_resolution": [True, 64]}, (0, 0)),
+        ({"train_resolution": "64x64", "image_size": [1, 2, 3]}, (0, 0)),
+        ({"train_resolution": [1 << 40, 64]}, (0, 0)),
+        ({}, (0, 0)),
+    ],
+)
+def test_a_record_without_a_usable_size_is_kept(fields, size):
+    """`train_resolution`, else `image_size`, where they are two whole numbers above 0; else 0 x 0 for the trainer to report."""
+    assert index_rows.size_of({"caption": "a", **fields}) == size
+
+
+def test_rows_may_come_in_any_parts(tmp_path):
+    """Rows that are cut where a worker's memory ends come together again, each block's offsets moved to where it begins."""
+    rows = np.zeros(3, ROW)
+    rows["offset"] = [1, 2, 3]
+    data, starts = rows.tobytes(), iter([100, 200])
+    with ScratchFile(tmp_path / "x") as scratch:
+        sink = index_rows.RowSink(scratch, lambda: next(starts))
+        sink.write(data[:50], new_block=True)
+        sink.write(data[50:51], new_block=False)
+        sink.write(data[51:], new_block=False)
+        sink.write(data, new_block=True)
+        assert sink.column("offset").tolist() == [101, 102, 103, 201, 202, 203]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_records_without_size_are_counted(tmp_path):
+    """The index says how many records have no size, and the command says so."""
+    path = write(tmp_path / "m.json", as_indent_2({**FEW, **ALTERNATIVES}))
+    said = run("index", path).out.decode()
+    assert open_index(path).without_size == len(ALTERNATIVES)
+    assert "without size" in said
+    assert "cannot be trained" in said
+
+
+def test_of_repeated_keys_the_last_record_counts(tmp_path):
+    """As json.load has it, near and far, in JSON and in JSON lines; records whose stems alone are equal all stay."""
+    first = {f"k/{number}": {"caption": f"first {number}", "capmerge": "c"} for number in range(3000)}
+    again = {f"k/{number}": {"caption": f"again {number}", "capmerge": "c"} for number in (0, 7, 2999)}
+    pictures = {name: {"caption": name, "capmerge": "c"} for name in ("k/1.png", "k/1.jpg", "./k/2")}
+    pairs = [*first.items(), *again.items(), ("k/7", {"caption": "third", "capmerge": "c"}), *pictures.items()]
+    members = ",\n  ".join(f"{json.dumps(key)}: {json.dumps(record)}" for key, record in pairs)
+    lines = "\n".join(json.dumps({"image_path": key, **record}) for key, record in pairs)
+    for name, text in (("m.json", "{\n  " + members + "\n}"), ("m.jsonl", lines)):
+        index = build_index(write(tmp_path / name, text.encode()), tokens=False)
+        assert read_all(index) == dict(pairs)
+        assert len(index) == len(dict(pairs))
+        assert index.repeated == 4
+        assert "only the last record" in run("index", tmp_path / name, "--no-tokens").out.decode()
+
+
+# --- any number of processes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["indent=2", "compact", "jsonl"])
+def test_the_number_of_jobs_changes_nothing(tmp_path, layout):
+    """One process and three write the same bytes."""
+    records = {f"{part}/{key}": record for part in range(3) for key, record in {**PLAIN, **NESTED}.items()}
+    path = write(tmp_path / "m.json", LAYOUTS[layout](records))
+    assert path.stat().st_size > 3 << 20
+    one = build_index(path, jobs=1).path.read_bytes()
+    assert build_index(path, jobs=3).path.read_bytes() == one
+
+
+@pytest.mark.parametrize(("name", "source"), [("o.json", "m.json"), ("o.jsonl", "m.json"), ("o.json", "m.jsonl")])
+def test_a_rewrite_writes_the_same_index(tmp_path, name, source):
+    """`rewrite --index` gives byte for byte what `index OUT` gives, whatever was left out, and with repeated keys."""
+    records = {f"{part}/{key}": record for part in range(2) for key, record in make_records(2000, nested=True).items()}
+    lists = {f"list/{number}": {"caption": ["no"], "tags": "x"} for number in range(3)}
+    text = as_jsonl({**records, **lists}) if source.endswith("l") else as_indent_2({**records, **lists})
+    if source.endswith("l"):
+        text += as_jsonl({"0/danbooru/1000001": {"caption": "again", "tags": "tag, !"}})
+    write(tmp_path / source, text)
+    out = tmp_path / name
+    run("rewrite", tmp_path / source, "-o", out, "--on-error", "skip", "--index", "-j", "2", "--quiet")
+    beside = index_path(out).read_bytes()
+    assert open_index(out).repeated == (1 if source.endswith("l") else 0)
+    run("index", out, "--force", "-j", "1", "--quiet")
+    assert index_path(out).read_bytes() == beside
+    assert open_index(out).has_tokens
+
+
+def test_a_rewrite_without_index_removes_an_older_one(tmp_path):
+    """An index beside a file that was written anew would be of other content."""
+    source, out = write(tmp_path / "m.json", as_indent_2(make_records(5))), tmp_path / "o.json"
+    run("rewrite", source, "-o", out, "--index")
+    assert index_path(out).exists()
+    run("rewrite", source, "-o", out, "--force")
+    assert not index_path(out).exists()
+
+
+def test_an_index_travels_to_other_processes(few):
+    """A pickled index opens the same file again, and forked processes and threads read through one."""
+    index = build_index(few)
+    copied = pickle.loads(pickle.dumps(index))
+    assert len(pickle.dumps(index)) < 1000
+    assert (copied.fingerprint, copied.metadata, read_all(copied)) == (index.fingerprint, few, FEW)
+    numbers = [*range(len(FEW))] * 20
+    random.Random(1).shuffle(numbers)
+    keys = list(FEW)
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(index.read, numbers)) == [(keys[number], FEW[keys[number]]) for number in numbers]
+
+
+@posix_only
+def test_forked_processes_read_through_one_index(few):
+    """What a forked process reads does not disturb the others."""
+    index = build_index(few)
+    ends = []
+    for _ in range(2):
+        here, there = multiprocessing.get_context("fork").Pipe(duplex=False)
+        process = multiprocessing.get_context("fork").Process(target=lambda end=there: end.send([read_all(index) for _ in range(20)]))
+        process.start()
+        ends.append((here, process))
+    for here, process in ends:
+        assert here.recv() == [FEW] * 20
+        process.join()
+
+
+# --- what it is tied to --------------------------------------------------------------------------------------------------
+
+
+def test_one_changed_byte_makes_it_stale(few):
+    """A file that changed is told by its content; the old index is not opened, and is replaced."""
+    index = build_index(few)
+    data = few.read_bytes()
+    few.write_bytes(data.replace(b"silver", b"golden", 1))
+    with pytest.raises(StaleError, match=r"other content than few\.json.*capmerge index"):
+        open_index(few)
+    mended = ensure_index(few)
+    assert mended.fingerprint != index.fingerprint
+    assert read_all(mended) == json.loads(few.read_bytes())
+
+
+def test_a_record_that_is_not_there_any_more_is_an_error(few):
+    """A file that is written to while it is in use never gives another record's text."""
+    index = build_index(few)
+    data = few.read_bytes()
+    with few.open("r+b") as file:
+        file.write(b" " + data[:-1])
+    with pytest.raises(StaleError, match="not record 3 of its index"):
+        index.read(3)
+    few.write_bytes(data.replace(b"1000003", b"9999993"))
+    with pytest.raises(StaleError, match="not record 3 of its index"):
+        index.read(3)
+    assert index.read(4)[0] == "danbooru/1000004"
+
+
+def test_an_index_that_was_replaced_is_not_mixed_up(few):
+    """What was pickled with one index does not open another."""
+    pickled = pickle.dumps(build_index(few))
+    few.write_bytes(as_indent_2(rewritten_all(make_records(5))))
+    ensure_index(few)
+    with pytest.raises(StaleError, match="replaced while it was in use"):
+        pickle.loads(pickled)
+
+
+def damage(path, how):
+    """Break an index in one of several ways."""
+    data = path.read_bytes()
+    broken = {
+        "missing": None,
+        "empty": b"",
+        "cut off": data[:-64],
+        "other file": b"{}" * 100,
+        "broken head": data[:20] + b"\xff" * 40 + data[60:],
+        "other version": data.replace(f'"version": {VERSION}'.encode(), f'"version": {VERSION + 1}'.encode(), 1),
+        "other kind": data.replace(KIND.encode(), b"X" * len(KIND), 1),
+        "wrong places": data.replace(b'"rows": 12', b'"rows": 99', 1),
+    }[how]
+    if broken is None:
+        path.unlink()
+    else:
+        path.write_bytes(broken)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("missing", "no such file"),
+        ("empty", "broken"),
+        ("cut off", "cut off"),
+        ("other file", "broken"),
+        ("broken head", "broken"),
+        ("other version", f"expected '{KIND}' of version {VERSION}"),
+        ("other kind", f"expected '{KIND}'"),
+        ("wrong places", "broken"),
+    ],
+)
+def test_what_is_no_index_is_made_anew(few, how, message):
+    """The message says what is wrong and what to do; `ensure_index` does it."""
+    whole = build_index(few).path.read_bytes()
+    damage(index_path(few), how)
+    with pytest.raises(StaleError, match=rf"{message}.*capmerge index"):
+        open_index(few)
+    assert ensure_index(few).path.read_bytes() == whole
+
+
+def test_an_index_without_tokens_says_so(few):
+    """Without token lengths the columns are errors, and asking for them builds it anew; one with them serves all."""
+    index = build_index(few, tokens=False)
+    assert not index.has_tokens
+    for name in TOKEN_COLUMNS:
+        with pytest.raises(UsageError, match=r"without token lengths.*capmerge index"):
+            getattr(index, name)
+    assert not ensure_index(few).has_tokens
+    assert ensure_index(few, tokens=True).has_tokens
+    before = index_path(few).stat().st_mtime_ns
+    run("index", few, "--no-tokens")
+    assert index_path(few).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(("name", "data"), [("m.json", b"{}"), ("m.json", b" {\n}\n"), ("m.jsonl", b""), ("m.jsonl", b"\n")])
+def test_no_records_are_an_index_too(tmp_path, name, data):
+    """An empty object and an empty file of lines give an index of nothing."""
+    path = write(tmp_path / name, data)
+    index = ensure_index(path)
+    assert len(index) == 0
+    assert index.offset.tolist() == index.tokens_sd1.tolist() == []
+    assert len(ensure_index(path)) == 0
+    assert len(pickle.loads(pickle.dumps(index))) == 0
+
+
+# --- what cannot be indexed ----------------------------------------------------------------------------------------------
+
+
+def test_an_original_file_is_sent_to_rewrite(tmp_path):
+    """The error names the record and the command that is missing; no index is left."""
+    path = write(tmp_path / "m.json", as_indent_2({**FEW, "new": {"caption": "a", "tags": "b"}}))
+    error = run("index", path, fails=1).err
+    assert 'record "new"' in error
+    assert "capmerge rewrite" in error
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m.json"]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"caption": "a\nb", "capmerge": "t"}, "one letter a line"),
+        ({"caption": "a", "capmerge": "x"}, "expected t, c or b"),
+        ({"caption": ["a"], "capmerge": "t"}, "expected strings"),
+        (["no object"], "without"),
+    ],
+)
+def test_a_broken_record_is_named(tmp_path, record, message):
+    """A record whose fields do not belong together stops the index, with or without tokens."""
+    path = write(tmp_path / "m.json", as_indent_2({**FEW, "broken": record}))
+    for tokens in (True, False):
+        with pytest.raises(DataError, match=rf'byte [\d,]+, record "broken".*{message}'):
+            build_index(path, tokens=tokens)
+
+
+def test_a_stray_line_is_named(tmp_path):
+    """A line of JSON lines that is no record stops the index."""
+    path = write(tmp_path / "m.jsonl", as_jsonl(FEW) + b"[3]\n")
+    with pytest.raises(DataError, match="no object"):
+        build_index(path)
+
+
+def test_gzip_and_pipes_have_no_offsets(tmp_path):
+    """The error names the next step."""
+    path = write(tmp_path / "m.json.gz", gzip.compress(as_indent_2(FEW)))
+    assert "gunzip" in run("index", path, fails=2).err
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        done = subprocess.Popen([*COMMAND, "index", tmp_path / "pipe"], stderr=subprocess.PIPE)
+        (tmp_path / "pipe").write_bytes(as_indent_2(FEW))
+        assert b"Write it to a file first" in done.communicate(timeout=HANG_SECONDS)[1]
+        assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [(["-o", "-", "--index"], "Give -o OUT"), (["-o", "o.json.gz", "--index"], "does not end in .gz")]
+)
+def test_a_rewrite_that_has_no_offsets_is_refused(tmp_path, options, message):
+    """--index with standard output or gzip is an error before anything is written."""
+    path = write(tmp_path / "m.json", as_indent_2(make_records(5)))
+    assert message in run("rewrite", path, *options, cwd=tmp_path, fails=2).err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.json"], "no such file"),
+        (["few.json", "--relist"], "--latents"),
+        (["few.json", "--allow-outside"], "--latents"),
+        (["few.json", "--latents", "nowhere"], "no such folder"),
+        (["."], "a folder"),
+    ],
+)
+def test_wrong_options_are_usage_errors(few, arguments, message):
+    """Exit code 2 with one message."""
+    assert message in run("index", *arguments, cwd=few.parent, fails=2).err
+    assert not index_path(few).exists()
+
+
+def test_the_help_names_every_option():
+    """`capmerge index --help` and `rewrite --help` name what there is."""
+    text = run("index", "--help", env={**os.environ, "COLUMNS": "200"}).out.decode()
+    options = ("FILE", "--latents", "--relist", "--allow-outside", "--no-tokens", "--jobs", "--force", "--quiet", "--max-record")
+    assert [name for name in options if name not in text] == []
+    assert "--index" in run("rewrite", "--help", env={**os.environ, "COLUMNS": "200"}).out.decode()
+    assert "index" in run("--help").out.decode()
+
+
+# --- several runs at once, and runs that end early ---------------------------------------------------------------------------
+
+
+def test_a_second_run_waits_for_the_first(few):
+    """While one process builds, `build_index` says so and `ensure_index` waits, then takes what it finds or builds itself."""
+    file = AtomicFile(index_path(few))
+    with pytest.raises(BusyError, match="another run is writing"):
+        build_index(few)
+    found: list[Any] = []
+    waiting = threading.Thread(target=lambda: found.append(ensure_index(few)))
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive()
+    file.discard()  # as when the first run is killed
+    waiting.join(HANG_SECONDS)
+    assert read_all(found[0]) == FEW
+
+
+def test_two_commands_at_once_share_one_index(tmp_path):
+    """Both end well, with one whole index and nothing beside it."""
+    path = write(tmp_path / "m.json", as_indent_2(PLAIN))
+    both = [subprocess.Popen([*COMMAND, "index", path, "-j", "1"], stdout=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate(timeout=HANG_SECONDS)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert all(b"records" in text for text in said)
+    assert len(open_index(path)) == len(PLAIN)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["m.json", "m.json.index"]
+
+
+@posix_only
+def test_a_killed_run_leaves_no_half_index(tmp_path):
+    """After kill -9 there is no index; the next run builds it and clears up."""
+    path = write(tmp_path / "m.json", as_indent_2({f"{part}/{key}": record for part in range(3) for key, record in PLAIN.items()}))
+    process = subprocess.Popen([*COMMAND, "index", path, "-j", "1"])
+    assert wait_until(lambda: temporary_files(tmp_path))
+    process.send_signal(signal.SIGKILL)
+    process.wait(HANG_SECONDS)
+    assert not index_path(path).exists()
+    assert len(ensure_index(path, jobs=2)) == 3 * len(PLAIN)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["m.json", "m.json.index"]
+
+
+def test_an_error_leaves_the_older_index(few):
+    """A build that fails changes nothing."""
+    build_index(few)
+    whole = index_path(few).read_bytes()
+    few.write_bytes(as_indent_2(make_records(5)))
+    with pytest.raises(CapmergeError):
+        ensure_index(few)
+    assert index_path(few).read_bytes() == whole
+    assert temporary_files(few.parent) == []
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_reading_takes_little_memory_of_ones_own(tmp_path):
+    """A process that reads at random has less than 50 MB to itself."""
+    path = write(tmp_path / "m.json", as_indent_2({f"{part}/{key}": record for part in range(4) for key, record in PLAIN.items()}))
+    build_index(path, tokens=False)
+    code = (
+        "import random, sys, pathlib\nfrom capmerge.index.reader import open_index\n"
+        "index = open_index(pathlib.Path(sys.argv[1]))\n"
+        "for _ in range(2000): index.read(random.randrange(len(index)))\n"
+        "print(sum(int(l.split()[1]) for l in open('/proc/self/smaps_rollup') if l.startswith('Private')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, check=True, timeout=HANG_SECONDS)
+    assert int(done.stdout) * 1024 < 50e6

@@ -1,0 +1,277 @@
+import json
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capmerge.captions.merge import Merger
+from capmerge.captions.templates import MergeOptions
+from capmerge.files.source import BytesSource
+from capmerge.metadata import blocks
+from capmerge.metadata.blocks import read_layout
+from capmerge.metadata.codec import NotJsonError, Records, Stray, decode, encode, iter_pairs, iter_source, place_of, to_json
+
+TEXT = st.text(st.sampled_from('ab"\\/{},: \n\r\t\x00\x1f\x7f\u2028😀\ud800\udfff') | st.characters(), max_size=8)
+NUMBERS = (
+    st.integers(-(2**70), 2**70) | st.floats() | st.sampled_from([-0.0, 1e300, 5e-324, 2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1])
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+TAMED = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.sampled_from([0.5, -0.0, 1.25, 1000.0]) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+"""Values whose floats have one spelling in every JSON writer."""
+
+
+class _Kept(BytesSource):
+    """Bytes that can be released like a file."""
+
+    def __init__(self, data):
+        super().__init__("s", data, 0)
+
+    def release(self, before):
+        """Nothing to do."""
+
+
+def written(data, kind="json"):
+    """The bytes of a whole source, decoded piece by piece and encoded again, with the output's braces around."""
+    source = BytesSource("s", data, 0)
+    layout = read_layout(source)
+    bodies = [bytes(encode(piece.records, kind)) for piece in iter_source(source, layout, keep=True)]
+    bodies = [body for body in bodies if body]
+    if kind == "jsonl":
+        return b"".join(body + b"\n" for body in bodies)
+    return b"{\n" + b",\n".join(bodies) + b"\n}" if bodies else b"{}"
+
+
+def read(data):
+    """What json.load reads, in a form that tells 1 from 1.0, NaN from null and one order of keys from another."""
+    return repr(json.loads(data))
+
+
+@pytest.fixture(autouse=True)
+def _small_pieces(monkeypatch):
+    """Pieces of a few records, so that every test crosses some."""
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 512)
+    monkeypatch.setattr(blocks, "PIECE_BYTES", 128)
+
+
+@given(st.dictionaries(TEXT, st.dictionaries(TEXT, VALUES, max_size=3), max_size=5), st.booleans(), st.sampled_from([None, 0, 2, "\t"]))
+@settings(max_examples=300, deadline=None)
+def test_nothing_is_lost(records, ascii_only, indent):
+    """Any object that Python's json can write comes back as json.load reads it."""
+    source = json.dumps(records, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass" if ascii_only else "replace")
+    assert read(written(source)) == read(source)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("9223372036854775807", "9223372036854775808", "18446744073709551615", "18446744073709551616", "9" * 400),
+        *("-9223372036854775808", "-9223372036854775809", "123456789012345678901234567890", "-123456789012345678901234567890"),
+        *("-0", "-0.0", "0.0", "1.0", "0.1", "1e16", "123456789.0e3", "12345678901234567890.5", "179769313486231570000000000000000000000"),
+        *("1e300", "1E+300", "1e-300", "5e-324", "1e-400", "2.2250738585072011e-308", "1e400", "-1e400", "NaN", "Infinity", "-Infinity"),
+        *("true", "null", '""', "[]", "{}", "[1, 1.0, true, null]", '{"": {"": [[], [[]], {}]}}', '{"a": 1, "a": 2.0}'),
+        *(r'"\ud800"', r'"\udfff\ud800"', r'"a\ud83d b"', r'"\ud83d\ude00"', '"😀"', r'"\\ud800"', r'{"\ud800": 1, "b": 2}'),
+        *(r'"\u0000\u001f\u007f"', '"\x7f"', r'"\u2028\u2029"', r'"\/"', r'"C:\\new\\x"'),
+    ],
+)
+def test_hostile_values(value):
+    """Each value that some JSON library changes comes back as json.load reads it: in a record, in a list, and as the record."""
+    source = f'{{"k": {{"a": {value}, "b": [{value}], "c": {{"d": {value}}}}}, "bare": {value}, "list": [[{value}]]}}'.encode()
+    assert read(written(source)) == read(source)
+    line = f'{{"image_path": "k", "a": {value}, "b": [[{value}]]}}'.encode()
+    assert read(written(line, "jsonl")) == read(line)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        '{"k": {"a": 1}, "k": {"b": 2}}',
+        '{"k": {"a": 1}, "x": {}, "k": {"b": 2}}',
+        '{"": {"a": 1}, "": 2}',
+        '{"a\\\\b": {}, "a\\\\\\\\b": {}, "a/b": {}, "a\\/b": {"c": 1}}',
+        '{"\\u0061": {"x": 1}, "a": {"x": 2}}',
+        '{"\\ud800": {"x": 1}, "\\ud800": {"x": 2}}',
+    ],
+)
+def test_keys_are_read_as_json_load_reads_them(source):
+    """Repeated, empty and escaped keys give what json.load gives; backslashes stay."""
+    assert read(written(source.encode())) == read(source)
+
+
+@pytest.mark.parametrize("between", [0, 1, 5, 50])
+@pytest.mark.parametrize("odd", ["1", "NaN", "123456789012345678901234567890"])
+def test_a_repeated_key_reads_back_as_in_the_source(between, odd):
+    """Equal keys in one piece or far apart: the last one's value at the first one's place."""
+    members = [f'"k{i}": {{"tags": "tag number {i}"}}' for i in range(between)]
+    source = "{" + ", ".join(['"k": {"a": 1}', *members, '"x": {}', f'"k": {{"b": {odd}}}']) + "}"
+    assert read(written(source.encode())) == read(source)
+
+
+@pytest.mark.parametrize("depth", [10, 200, 254, 300])
+def test_nested_values(depth):
+    """Values nested deeper than orjson writes are kept."""
+    source = '{"k": {"a": ' + "[" * depth + "]" * depth + ', "b": ' + '{"x":' * depth + "1.5" + "}" * depth + "}}"
+    assert read(written(source.encode())) == read(source)
+
+
+@pytest.mark.parametrize("opening", ["[", '{"x":'])
+def test_values_nested_as_deep_as_json_reads(opening):
+    """Values that json.load still reads are kept."""
+    source = '{"k": {"a": ' + opening * 600 + "1" + ("]" if opening == "[" else "}") * 600 + "}}"
+    assert json.loads(written(source.encode())) == json.loads(source)
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_values_nested_past_any_parser(kind):
+    """Values nested deeper than any parser reads are the source's error, not a crash."""
+    nested = "[" * 200_000 + "]" * 200_000
+    data = f'"k": {nested}' if kind == "json" else f'{{"image_path": "k", "a": {nested}}}'
+    with pytest.raises(NotJsonError):
+        decode(data.encode(), kind, last=kind == "jsonl")
+
+
+@given(st.dictionaries(TEXT, TAMED, max_size=5))
+@settings(max_examples=200, deadline=None)
+def test_json_is_laid_out_as_json_dump_does(records):
+    r"""The output is json.dump(indent=2, ensure_ascii=False) to the byte, but for \uXXXX in place of lone surrogates."""
+    source = json.dumps(records).encode()
+    text = json.dumps(json.loads(source), indent=2, ensure_ascii=False)
+    expected = re.sub("[\ud800-\udfff]", lambda char: f"\\u{ord(char[0]):04x}", text)
+    assert written(source) == expected.encode("utf-8")
+
+
+@pytest.mark.parametrize("odd", ["", ', "n": NaN', ', "n": "\\ud800"'])
+def test_jsonl_lines(odd):
+    """JSONL has image_path first, one line a record, raw UTF-8; both ways of writing give the same records."""
+    source = f'{{"b/\\u00e9": {{"caption": "x\\ny\\u2028"{odd}}}, "a": {{}}}}'.encode()
+    lines = written(source, "jsonl").decode().split("\n")
+    assert lines[2] == ""
+    assert [list(json.loads(line)) for line in lines[:2]] == [["image_path", "caption", *(["n"] if odd else [])], ["image_path"]]
+    found = {record.pop("image_path"): record for record in map(json.loads, lines[:2])}
+    assert repr(found) == read(source)
+    assert "é" in lines[0]
+
+
+def test_jsonl_to_json():
+    """A line's image_path becomes the key and leaves the record; blank lines, CRLF and spaces around are nothing."""
+    source = (
+        b'\n{"caption": "c", "image_path": "a", "x": 1}\r\n\n \t{"image_path": "b"} \r\n\r\n{"image_path": "a", "y": 18446744073709551616}'
+    )
+    assert read(written(source)) == read(b'{"a": {"caption": "c", "x": 1}, "b": {}, "a": {"y": 18446744073709551616}}')
+    keys = [pair[0] for _, _, pair in iter_pairs(_Kept(source), read_layout(_Kept(source)))]
+    assert keys == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b"[1]", "is no object"),
+        (b'"text"', "is no object"),
+        (b"null", "is no object"),
+        (b"{}", 'has no "image_path" string'),
+        (b'{"image_path": 1}', 'has no "image_path" string'),
+        (b'{"image_path": null, "caption": "c"}', 'has no "image_path" string'),
+    ],
+)
+def test_a_line_that_is_no_record(line, problem):
+    """A valid line of JSONL without a key is given as it is, with the reason."""
+    ((key, stray),) = decode(line, "jsonl", last=True).pairs
+    assert key == ""
+    assert isinstance(stray, Stray)
+    assert problem in stray.problem
+    assert stray.value == json.loads(line)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b'"a": {}, ', b'"a": {}, "b"', b'"a": {"b": {}', b'"a": {}}, {"b": {}', b'"a": {}}', b'"a": {} "b": {}', b"a: {}"),
+        *(b'"a": nan', b'"a": 01', b'"a": "\n"', b'"a": "\xff"', b'"a": "\xed\xa0\x80"', b'"a": ' + b"9" * 5000),
+    ],
+)
+def test_bytes_that_are_no_whole_records(data):
+    """Bytes that are not whole records are never taken for some."""
+    with pytest.raises(NotJsonError):
+        decode(data, "json", last=False)
+
+
+@pytest.mark.parametrize("data", [b'{"image_path": "a"} {"image_path": "b"}', b'{"image_path": "a"', b"x", b'{"image_path": "\xff"}'])
+def test_lines_that_are_no_json(data):
+    """A line that is not one JSON value is never taken for a record."""
+    with pytest.raises(NotJsonError):
+        decode(b'{"image_path": "ok"}\n' + data, "jsonl", last=True)
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_no_records_are_no_bytes(kind):
+    """Nothing is written for no records."""
+    assert encode(Records([], exact=False), kind) == b""
+
+
+def test_equal_keys_of_one_piece_of_jsonl_are_all_written():
+    """Two lines of one key are two members, in their order."""
+    body = bytes(encode(Records([("k", {"a": 1}), ("k", {"b": 2})], exact=False), "json"))
+    assert body == b'  "k": {\n    "a": 1\n  },\n  "k": {\n    "b": 2\n  }'
+
+
+@pytest.mark.parametrize(
+    ("heavy", "light", "expected"), [(10**9, 1, [2 * 10**9, 1, 1]), (999999999, 999999998, [999999999, 499999999, 499999999])]
+)
+def test_large_weights_are_written(heavy, light, expected):
+    """Field weights are exact whole numbers however large, in records that are otherwise plain."""
+    records = decode(b'"k": {"tags": "t", "caption": "c1\\nc2"}', "json", last=False)
+    merger = Merger(MergeOptions(lines=(f"{{tags}}={heavy}", f"{{caption}}={light}"), weights="field"))
+    assert merger.merge_all(records.values()) == []
+    assert json.loads(b"{" + bytes(encode(records, "json")) + b"}")["k"]["capmerge_weights"] == expected
+
+
+@given(VALUES)
+@settings(max_examples=100, deadline=None)
+def test_to_json_is_one_line_that_reads_back(value):
+    """A rejected record's line is valid UTF-8 that json reads back as it was."""
+    value = json.loads(json.dumps(value))
+    line = to_json(value)
+    assert "\n" not in line
+    assert repr(json.loads(line.encode("utf-8"))) == repr(value)
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_the_place_of_each_record(kind):
+    """Every record's offset is that of its key, or of its line."""
+    records = {f"k{i}": {"caption": "é" * i, "n": [{"x": i}]} for i in range(40)}
+    if kind == "json":
+        source = json.dumps(records, indent=2, ensure_ascii=False).encode()
+        expected = [source.index(f'"{key}"'.encode()) for key in records]
+    else:
+        lines = [json.dumps({"image_path": key, **record}, ensure_ascii=False) + "\n\n" for key, record in records.items()]
+        source = "".join(lines).encode()
+        expected = [source.index(line.encode()) for line in lines]
+    layout = read_layout(BytesSource("s", source, 0))
+    pieces = iter_source(BytesSource("s", source, 0), layout, keep=True)
+    assert [place_of("s", layout, piece, number) for piece in pieces for number in range(len(piece.records.pairs))] == expected
+
+
+def test_the_place_of_an_equal_key_is_that_of_the_last():
+    """Of equal keys in one piece the last one's value counts, so its place is told."""
+    source = b'{"k": {"a": 1}, "x": {}, "k": {"a": 2}}'
+    layout = read_layout(BytesSource("s", source, 0))
+    (piece,) = iter_source(BytesSource("s", source, 0), layout, keep=True)
+    assert [place_of("s", layout, piece, number) for number in range(2)] == [source.rindex(b'"k"'), source.index(b'"x"')]
+
+
+def test_iter_pairs_sees_every_equal_key():
+    """A repeated key in one piece or in two is given each time it stands in the source."""
+    members = ['"k": {"a": 0}', '"k": {"a": 1}', *(f'"x{i}": {{"tags": "some tags to fill a piece"}}' for i in range(20)), '"k": {"a": 2}']
+    source = ("{\n  " + ",\n  ".join(members) + "\n}").encode()
+    layout = read_layout(BytesSource("s", source, 0))
+    found = [pair for _, _, pair in iter_pairs(_Kept(source), layout)]
+    assert [key for key, _ in found] == ["k", "k", *(f"x{i}" for i in range(20)), "k"]
+    assert [record["a"] for key, record in found if key == "k"] == [0, 1, 2]

@@ -1,0 +1,78 @@
+import json
+
+import pytest
+from builders.blocks import INDENTED, LAYOUTS, RECORDS, Watched, small
+
+from capmerge.errors import DataError
+from capmerge.metadata import offsets as spans
+from capmerge.metadata.blocks import next_block, read_layout, walk, walked_block
+from capmerge.metadata.codec import MiscutError, Records, encode
+from capmerge.metadata.offsets import iter_placed, spans_written
+
+
+def placed_in(data):
+    """Every record of a source, as a worker that gets it block by block places them."""
+    source = Watched(data)
+    layout = read_layout(source)
+    block, found = next_block(source, layout, layout.first), []
+    while True:
+        try:
+            for placed in iter_placed("m.json", layout, block, source.window(block.start, block.end - block.start)):
+                found.append(placed)  # noqa: PERF402  # what comes before an error stands
+        except MiscutError as error:
+            block = walked_block(source, layout, error.offset)
+            continue
+        if block.last:
+            return found
+        block = next_block(source, layout, block.next_start)
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 300, 1 << 16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_records_are_placed_in_any_layout(layout, piece_bytes, monkeypatch):
+    """Every record of any layout is found with the very bytes that the parser walks over, in blocks and pieces of any size."""
+    small(monkeypatch, 1000)
+    monkeypatch.setattr(spans, "PIECE_BYTES", piece_bytes)
+    data = LAYOUTS[layout]
+    found = placed_in(data)
+    assert repr([placed.pair for placed in found]) == repr(list(RECORDS.items()))
+    source = Watched(data)
+    start = read_layout(source)
+    walked = [(record.start, record.value_end) for record in walk(source, start, start.first)]
+    assert [(placed.start, placed.end) for placed in found] == walked
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_a_cut_inside_a_list_is_seen(separators):
+    """What looks like the end of a record between objects of a list is none, though the two halves would parse apart."""
+    records = {f"k{number}": {"list": [{"a": {}, "b": {"c": 1}, "d": {}}, {"e": {}, "f": {}}], "n": {}} for number in range(20)}
+    assert [placed.pair for placed in placed_in(json.dumps(records, separators=separators).encode())] == list(records.items())
+
+
+def test_lines_are_placed():
+    """In JSON lines a record is its line; blank lines and a missing last line break are no records."""
+    lines = [json.dumps({"image_path": key, **record}) for key, record in RECORDS.items()]
+    data = ("\n \n".join(lines)).encode()
+    found = placed_in(data)
+    assert [placed.pair for placed in found] == list(RECORDS.items())
+    assert [data[placed.start : placed.end].decode() for placed in found] == lines
+
+
+@pytest.mark.parametrize("data", [INDENTED[:-40], INDENTED + b"}", b'{\n  "a": {"x": 1}\n  "b": {}\n}', b'{"a": {]}}'])
+def test_what_is_no_json_is_an_error(data):
+    """A file that is cut off, or broken anywhere, ends in the error that names the place."""
+    with pytest.raises(DataError):
+        placed_in(data)
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_what_a_rewrite_writes_is_placed_without_parsing(kind, exact):
+    """The places of records in encoded output are those of the records' own bytes."""
+    pairs = list(RECORDS.items())
+    body = bytes(encode(Records(pairs, exact), kind))
+    places = spans_written(body, kind, len(pairs))
+    read = [json.loads(body[start:end] if kind == "jsonl" else b"{" + body[start:end] + b"}") for start, end in places]
+    expected = [{"image_path": key, **record} if kind == "jsonl" else {key: record} for key, record in pairs]
+    assert read == expected
+    assert spans_written(b"", kind, 0) == []

@@ -1,0 +1,245 @@
+import gzip
+import hashlib
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders.metadata import HANG_SECONDS, LAYOUTS, as_compact, as_indent_2, as_indent_4, as_jsonl, assert_rewritten, make_records, run
+
+BLOCK_BYTES = 1 << 20
+
+# Run by its own interpreter: spawn imports the main module again, and only a file with a guard can stand that.
+SCRIPT = """\
+import sys
+from pathlib import Path
+
+from capmerge.commands.rewrite import RewriteOptions, rewrite
+from capmerge.files.source import open_source
+
+
+def main():
+    path, out, jobs, method = sys.argv[1:]
+    options = RewriteOptions(Path(out), jobs=int(jobs), start_method=method)
+    with open_source(path) as source:
+        outcome = rewrite(source, options, warn=print, progress=lambda offset: None)
+    print(outcome.tally.records)
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def _with_long_records(records: dict[str, Any]) -> dict[str, Any]:
+    """`records` with one of 300 KB after every 900, and one with 20,000 objects side by side in it."""
+    longer: dict[str, Any] = {}
+    for number, (key, record) in enumerate(records.items()):
+        longer[key] = record
+        if number % 900 == 450:
+            longer[f"long/{number}"] = {"caption": "word " * 60_000, "tags": "x", "meta": {"a": {}, "b": {}}}
+        if number == 1000:
+            longer["wide"] = {"caption": "c", "tags": "t", "parts": {f"part {i}": {"box": [i], "note": "y" * 40} for i in range(20_000)}}
+    return longer
+
+
+PLAIN = make_records(7000)
+NESTED = _with_long_records(make_records(3600, nested=True))
+SOURCES = {
+    **{name: partial(layout, PLAIN) for name, layout in LAYOUTS.items()},
+    "wrong cuts, compact": partial(as_compact, NESTED),
+    "wrong cuts, indent=2": partial(as_indent_2, NESTED),
+    "wrong cuts, jsonl": partial(as_jsonl, NESTED),
+    "one long line a record": lambda: json.dumps(NESTED, ensure_ascii=True).replace('}, "danbooru', '},\n"danbooru').encode(),
+}
+
+
+@pytest.fixture(scope="module")
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], bytes, dict[str, Any]]:
+    """A file, its records, and what one process makes of it: bytes and counts."""
+    folder = tmp_path_factory.mktemp("source")
+    path, out = folder / "m.json", folder / "out.json"
+    path.write_bytes(SOURCES[request.param]())
+    assert path.stat().st_size > 3 * BLOCK_BYTES
+    run("rewrite", path, "-o", out, "-j", "1")
+    counts = json.loads((folder / "out.json.capmerge.json").read_bytes())["counts"]
+    return path, NESTED if "wrong" in request.param or "long" in request.param else PLAIN, out.read_bytes(), counts
+
+
+def _digest(data: bytes) -> str:
+    """A short stand-in for bytes too many to print."""
+    return hashlib.sha256(data).hexdigest()
+
+
+every_source = pytest.mark.parametrize("source", SOURCES, indirect=True)
+some_sources = pytest.mark.parametrize("source", ["indent=2", "wrong cuts, compact", "jsonl"], indirect=True)
+
+
+@every_source
+def test_one_process_rewrites_every_record(source):
+    """The output of one process is the source rewritten, whatever its layout, and the counts are those of its records."""
+    _, records, expected, counts = source
+    assert_rewritten(records, json.loads(expected))
+    assert counts["records"] == counts["rewritten"] == len(records)
+    assert counts["lines"] == sum(len(record["capmerge"]) for record in json.loads(expected).values())
+
+
+@pytest.mark.parametrize(
+    ("source", "jobs"), [*((name, 3) for name in SOURCES), ("indent=2", 2), ("wrong cuts, compact", 2)], indirect=["source"]
+)
+def test_any_number_of_processes_gives_the_same_bytes_and_counts(source, tmp_path, jobs):
+    """Neither OUT nor the counts depend on the number of workers, though some may have done blocks in vain."""
+    path, _, expected, counts = source
+    run("rewrite", path, "-o", tmp_path / "out.json", "-j", str(jobs))
+    assert _digest((tmp_path / "out.json").read_bytes()) == _digest(expected)
+    assert json.loads((tmp_path / "out.json.capmerge.json").read_bytes())["counts"] == counts
+
+
+@some_sources
+@pytest.mark.parametrize(("jobs", "way"), [(1, "gzip"), (2, "gzip"), (2, "pipe")])
+def test_a_stream_gives_the_bytes_of_a_file(source, tmp_path, jobs, way):
+    """A pipe and a compressed file, which workers cannot read themselves, give the same bytes."""
+    path, _, expected, _ = source
+    data = path.read_bytes() if way == "pipe" else gzip.compress(path.read_bytes(), 1)
+    given = "-"
+    if way == "gzip":
+        given, data = tmp_path / "m.gz", (tmp_path / "m.gz").write_bytes(data) and b""
+    assert _digest(run("rewrite", given, "-o", "-", "-j", str(jobs), stdin=data).out) == _digest(expected)
+
+
+@pytest.mark.parametrize(
+    ("source", "method", "way"),
+    [
+        ("indent=2", "spawn", "file"),
+        ("wrong cuts, compact", "spawn", "file"),
+        ("wrong cuts, compact", "spawn", "gzip"),
+        ("wrong cuts, compact", "fork", "file"),
+    ],
+    indirect=["source"],
+)
+def test_any_start_method_gives_the_same_bytes(source, tmp_path, method, way):
+    """Workers that are spawned, as on Windows, write what forked ones write, and end without a word."""
+    if method == "fork" and sys.platform != "linux":
+        pytest.skip("fork is the way of Linux")
+    path, _, expected, _ = source
+    if way == "gzip":
+        compressed = tmp_path / "m.gz"
+        compressed.write_bytes(gzip.compress(path.read_bytes(), 1))
+        path = compressed
+    script, out = tmp_path / "script.py", tmp_path / "out.json"
+    script.write_text(SCRIPT)
+    done = subprocess.run([sys.executable, script, path, out, "2", method], capture_output=True, timeout=HANG_SECONDS, check=False)
+    assert done.returncode == 0
+    assert done.stderr == b""
+    assert _digest(out.read_bytes()) == _digest(expected)
+
+
+@pytest.mark.parametrize("layout", ["compact", "indent=2"])
+def test_blocks_done_in_vain_are_not_counted(tmp_path, layout):
+    """A record of several blocks full of objects, whose parts workers take for records, is counted once."""
+    wide = {f"part {i}": {"caption": "c" * 60} for i in range(45_000)}
+    some = make_records(800)
+    path, out = tmp_path / "m.json", tmp_path / "out.json"
+    path.write_bytes(
+        LAYOUTS[layout]({**some, "wide": {"caption": "c", "parts": wide}, **{key + "b": value for key, value in some.items()}})
+    )
+    found = []
+    for jobs in ("1", "3"):
+        run("rewrite", path, "-o", out, "-j", jobs, "--force")
+        found.append(json.loads((tmp_path / "out.json.capmerge.json").read_bytes())["counts"])
+    assert found[0]["records"] == 1601
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("source", "name"), [("indent=2", "out.json.gz"), ("wrong cuts, compact", "out.jsonl")], indirect=["source"])
+def test_other_formats_do_not_depend_on_the_processes(source, tmp_path, name):
+    """JSONL and gzip come out the same from one process and three."""
+    path, *_ = source
+    digests = set()
+    for jobs in ("1", "3"):
+        run("rewrite", path, "-o", tmp_path / name, "-j", jobs, "--force")
+        digests.add(_digest((tmp_path / name).read_bytes()))
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("source", ["indent=2", "wrong cuts, compact"], indirect=True)
+def test_verify_reads_several_blocks(source, tmp_path):
+    """What three processes wrote is proven record by record."""
+    path, records, *_ = source
+    run("rewrite", path, "-o", tmp_path / "out.json", "-j", "3")
+    assert f"verified: {len(records):,} records" in run("verify", path, tmp_path / "out.json").out.decode()
+
+
+@pytest.mark.parametrize(("layout", "jobs"), [("indent=2", "1"), ("indent=2", "3"), ("compact", "3"), ("jsonl", "3")])
+def test_rejects_keep_the_order_of_the_source(tmp_path, layout, jobs):
+    """Records left out in many blocks are listed in the source's order, and the others lose nothing."""
+    records = {key: {"caption": [key]} if number % 97 == 0 else record for number, (key, record) in enumerate(PLAIN.items())}
+    path, out = tmp_path / "m.json", tmp_path / "out.json"
+    path.write_bytes(LAYOUTS[layout](records))
+    run("rewrite", path, "-o", out, "--on-error", "skip", "-j", jobs)
+    lines = (tmp_path / "out.json.rejects.jsonl").read_bytes().splitlines()
+    assert [json.loads(line)["key"] for line in lines] == [key for number, key in enumerate(records) if number % 97 == 0]
+    assert_rewritten({key: record for number, (key, record) in enumerate(records.items()) if number % 97}, json.loads(out.read_bytes()))
+
+
+def test_a_block_may_hold_rejects_only():
+    """Blocks of which nothing is left write no separator."""
+    bad = {f"bad/{number}": {"caption": ["x" * 900]} for number in range(3000)}
+    records = {"first": {"caption": "x"}, **bad, "middle": {"caption": "y"}, **{key + "b": value for key, value in bad.items()}}
+    outputs = {run("rewrite", "-", "-o", "-", "--on-error", "skip", "-j", jobs, stdin=as_indent_2(records)).out for jobs in ("1", "2")}
+    assert len(outputs) == 1
+    assert list(json.loads(outputs.pop())) == ["first", "middle"]
+
+
+def test_output_far_larger_than_the_input(tmp_path):
+    """A block whose output is many times a worker's shared memory comes through whole."""
+    records = make_records(1600, exotic=False)
+    path = tmp_path / "m.json"
+    path.write_bytes(as_indent_2(records))
+    heavy = ["--line", "{tags}=31", "--line", "{caption}=32"]
+    outputs = [run("rewrite", path, "-o", "-", "-j", jobs, *heavy).out for jobs in ("1", "2")]
+    assert _digest(outputs[0]) == _digest(outputs[1])
+    assert list(json.loads(outputs[0])) == list(records)
+
+
+def _broken(kind: str) -> tuple[bytes, str]:
+    """A file of several blocks with an error far behind the first, and a word of its message."""
+    data = (as_compact if "compact" in kind else as_jsonl if "jsonl" in kind else as_indent_4)(NESTED if "nested" in kind else PLAIN)
+    middle = data.index(b"danbooru/1003", len(data) // 2) - 1
+    if "garbage" in kind:
+        return data[:middle] + b"@" + data[middle:], "@"
+    if "byte" in kind:
+        return data[: middle + 3] + b"\xff" + data[middle + 3 :], "0xff"
+    if "cut" in kind:
+        return data[: middle + 40], "cut off"
+    if "list" in kind:
+        at = data.index(b'"caption":', middle) + len(b'"caption":')
+        end = data.index(b'"', data.index(b'"', at) + 1) + 1
+        return data[:at] + b"[1]" + data[end:], '"caption" is a list'
+    if "marked" in kind:
+        at = data.index(b'"caption"', middle)
+        return data[:at] + b'"capmerge": "t", ' + data[at:], "rewritten already"
+    raise AssertionError(kind)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("garbage", "garbage, nested compact", "garbage, jsonl", "byte", "byte, nested compact"),
+        *("cut", "cut, nested compact", "list", "list, nested compact", "list, jsonl", "marked, compact"),
+    ],
+)
+def test_an_error_in_the_middle_reads_the_same_from_any_number_of_processes(tmp_path, kind):
+    """One process and two give the same message with the same place, and no output."""
+    path, out = tmp_path / "m.json", tmp_path / "out.json"
+    data, word = _broken(kind)
+    path.write_bytes(data)
+    messages = {run("rewrite", path, "-o", out, "-j", jobs, fails=1).err for jobs in ("1", "2")}
+    (message,) = messages
+    assert message.startswith(f"capmerge: {path}, byte ")
+    assert word in message
+    assert message.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["m.json"]

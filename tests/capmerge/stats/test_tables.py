@@ -1,0 +1,143 @@
+import json
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from builders.metadata import as_indent_2, make_records, run
+
+from capmerge.captions.templates import MergeOptions
+from capmerge.commands.stats import MeasureOptions, measure
+from capmerge.files.source import open_source
+from capmerge.stats.figure import draw_figure
+from capmerge.stats.page import html_page
+from capmerge.stats.tables import Section, sections, text_table
+
+HOSTILE = '<script>alert("x")</script>\x1b[31m\x07\u202e&amp;$\\frac{x}'
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def document_of(path: Path, records, **options):
+    """The document of some records, as it is read back from its file."""
+    path.write_bytes(as_indent_2(records))
+    with open_source(str(path)) as source:
+        document = measure(source, MeasureOptions(**options), progress=lambda _offset: None)
+    return json.loads(json.dumps(document))
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """The document of a file whose every text wants out of its place."""
+    twice = {"caption": HOSTILE, "tags": f"{HOSTILE}, solo", "train_resolution": [HOSTILE, 1]}
+    return document_of(tmp_path / "$x_y$ &lt.json", {HOSTILE: twice, "b" + HOSTILE: twice})
+
+
+class _Page(HTMLParser):
+    """The tags and the text of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data) -> None:
+        self.text += data
+
+
+def read_page(text):
+    """A page, parsed."""
+    page = _Page()
+    page.feed(text)
+    return page
+
+
+def test_the_page_shows_a_script_as_text(hostile):
+    """Keys, captions and tags are text in the page, whatever they hold; control characters are escapes."""
+    text = html_page(hostile)
+    page = read_page(text)
+    assert "script" not in page.tags
+    assert '<script>alert("x")</script>\\x1b[31m\\x07\\u202e&amp;$' in page.text
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", text)
+
+
+def test_the_page_needs_nothing_else(hostile):
+    """No attribute names another place, no style imports one, and the policy forbids to load any."""
+    text = html_page(hostile)
+    page = read_page(text)
+    assert not {"src", "href", "srcset", "data", "action"} & {name for name, _ in page.attributes}
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    assert "url(" not in text
+    assert "@import" not in text
+    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
+
+
+def test_every_tag_of_the_page_is_closed(tmp_path):
+    """The page is well formed throughout, so that nothing depends on a browser's guesses."""
+    text = html_page(document_of(tmp_path / "m.json", make_records(40)))
+    body = re.sub(r"<meta[^>]*>", "", text.removeprefix("<!DOCTYPE html>\n"))
+    assert ET.fromstring(body).tag == "html"
+
+
+def test_the_terminal_gets_no_raw_control_character(hostile):
+    """The table shows escapes as text, on the command line too."""
+    assert all(char.isprintable() or char == "\n" for char in text_table(hostile))
+
+
+def test_the_command_prints_no_escape(tmp_path):
+    """Nothing of a hostile file reaches standard output raw."""
+    path = tmp_path / "m.json"
+    path.write_bytes(as_indent_2({HOSTILE: {"caption": HOSTILE}, "b": {"caption": HOSTILE}}))
+    done = run("stats", path)
+    assert all(char.isprintable() or char == "\n" for char in done.out.decode())
+    assert b"\\x1b[31m" in done.out
+
+
+@pytest.mark.parametrize("family", ["sd1", "flux"])
+@pytest.mark.parametrize("records", [{}, {"a": {}}, {"a": {"caption": "x"}}, {"a": {"tags": "cat, " * 3000}}, make_records(60)])
+def test_figures_of_any_file_are_drawn(tmp_path, records, family):
+    """From no record to a very long one: a table, a page and both pictures, and no warning."""
+    document = document_of(tmp_path / "m.json", records) | {"family": family}
+    assert draw_figure(document, "png").startswith(PNG)
+    assert ET.fromstring(draw_figure(document, "svg")).tag.endswith("svg")
+    assert document["advice"]["text"] in text_table(document)
+    assert "</html>" in html_page(document)
+
+
+def test_the_same_document_gives_the_same_picture(tmp_path):
+    """No date and no random name is in a picture."""
+    document = document_of(tmp_path / "m.json", make_records(30))
+    for ending in ("png", "svg"):
+        assert draw_figure(document, ending) == draw_figure(document, ending)
+
+
+def test_a_picture_holds_the_name_of_the_file_as_it_is(hostile):
+    """A dollar sign is no formula."""
+    assert hostile["source"] in "".join(ET.fromstring(draw_figure(hostile, "svg")).itertext())
+
+
+def test_limits_and_shares_are_in_the_picture(tmp_path):
+    """Each limit has its line with what it cuts; each style its share in the legend."""
+    records = {f"k{n}": {"tags": "cat, " * n, "caption": "dog " * 2 * n} for n in range(1, 60)}
+    document = document_of(tmp_path / "m.json", records, merge=MergeOptions(lines=("{tags}", "{tags}, {caption}=3")))
+    shown = "".join(ET.fromstring(draw_figure(document, "svg")).itertext())
+    page = read_page(html_page(document)).text
+    for text in ("75: cuts", "150: cuts", "225: cuts", "tags: 25.0 % of what is drawn", "tags and caption: 75.0 % of what is drawn"):
+        assert text in shown
+        assert text in page
+
+
+def test_numbers_are_flush_right_whatever_stands_beside_them():
+    """Counts, shares and dashes are; a column with a word in it is not, nor the first."""
+    rows = [("75", "1,000", "over 99.9 %", "a"), ("150", "-", "", "7")]
+    assert Section("title", ("",) * 4, rows).flush_right() == [False, True, True, False]
+    assert Section("title", ("a", "b"), []).flush_right() == [False, True]
+
+
+def test_rows_fit_their_heads(tmp_path):
+    """Every row has a cell for each column."""
+    for section in sections(document_of(tmp_path / "m.json", make_records(200))):
+        assert all(len(row) == len(section.heads) for row in section.rows), section.title

@@ -1,0 +1,62 @@
+import pytest
+from builders.tokens import clip, golden
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capmerge.errors import UsageError
+from capmerge.tokens.chunks import BOS_ID, CHUNK_IDS, EOS_ID, a1111, a1111_parts, chunks_needed, dropped_tokens, kohya, kohya_spans
+
+
+def test_golden_a1111() -> None:
+    """Every golden line has the chunks and the token count of AUTOMATIC1111, and spans that cover its ids."""
+    tokenizer = clip("sd1")
+    for line in golden("a1111_chunks.jsonl"):
+        cut = a1111(line["text"], tokenizer)
+        assert (cut.chunks, cut.token_count) == (line["chunks"], line["token_count"]), line["text"]
+        ids = [index for part in a1111_parts(line["text"]) for index in tokenizer.encode(part)]
+        assert [index for start, end in cut.spans for index in ids[start:end]] == ids
+        for (start, end), chunk in zip(cut.spans, cut.chunks, strict=True):
+            assert chunk[1 : 1 + end - start] == ids[start:end]
+
+
+def test_a1111_padding_is_the_familys() -> None:
+    """A short chunk of SDXL's second encoder ends in one EOS, then zeros."""
+    (chunk,) = a1111("a cat", clip("sdxl_g")).chunks
+    assert chunk == [BOS_ID, 320, 2368, EOS_ID, *[0] * 73]
+    assert len(chunk) == CHUNK_IDS
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (r"saber \(fate\)", ["saber (fate)"]),
+        (r"\[a\] \\ (b:1.2) [c]", [r"[a] \ (b:1.2) [c]"]),
+        (r"\m/, end\ ".rstrip(), ["m/, end"]),
+        ("a\n BREAK  b BREAK", ["a", "b", ""]),
+        ("aBREAK_b break BREAKS", ["aBREAK_b break BREAKS"]),
+        (r"BR\EAK", ["BREAK"]),
+    ],
+)
+def test_a1111_parts(text: str, parts: list[str]) -> None:
+    """Escapes lose their backslash, lone backslashes vanish, and only a whole BREAK splits."""
+    assert a1111_parts(text) == parts
+
+
+@given(st.integers(0, 700), st.sampled_from([75, 150, 225, 300]))
+def test_kohya_spans(n_tokens: int, max_tokens: int) -> None:
+    """The spans hold what the chunks hold, in order, up to the limit."""
+    tokenizer = clip("sd1")
+    ids = list(range(1000, 1000 + n_tokens))
+    spans, chunks = kohya_spans(n_tokens, max_tokens), kohya(ids, max_tokens, tokenizer)
+    assert len(spans) == len(chunks) == max_tokens // 75
+    for (start, end), chunk in zip(spans, chunks, strict=True):
+        assert chunk[1 : 1 + end - start] == ids[start:end]
+    assert spans[-1][1] == n_tokens - dropped_tokens(n_tokens, max_tokens)
+    assert sum(start < end for start, end in spans) == min(max_tokens // 75, chunks_needed(n_tokens) if n_tokens else 0)
+
+
+@pytest.mark.parametrize("max_tokens", [0, -75, 77, 100])
+def test_limit_that_is_no_multiple(max_tokens: int) -> None:
+    """A limit that is no multiple of 75 is refused, with the ones that are."""
+    with pytest.raises(UsageError, match=f"{max_tokens} tokens: expected a multiple of 75, such as 75, 150 or 225"):
+        kohya([], max_tokens, clip("sd1"))

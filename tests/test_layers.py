@@ -1,0 +1,116 @@
+"""The architecture as `docs/architecture.md` states it: who may import whom, and what stays light."""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).resolve().parents[1] / "src"
+
+LAYERS = {
+    "capmerge": "errors rng toml < files tokens < metadata captions terminal < index stats < commands < cli",
+    "trainer": "errors families < config < data model < training < run",
+}
+"""A folder imports only from folders that stand further left; those side by side know nothing of each other."""
+TRAINER_TAKES = "errors rng toml terminal files tokens captions index"
+"""What the trainer may import of capmerge."""
+
+WITH_NUMPY = {"files", "tokens", "index", "stats"}
+"""The folders of capmerge that may import numpy."""
+LIGHT = [
+    *("trainer.run", "trainer.errors", "trainer.families", "trainer.config.load", "trainer.config.settings"),
+    *("trainer.config.conflicts", "trainer.config.overrides", "trainer.config.validation", "capmerge.toml"),
+]
+"""What `--help` and a mistake in the config need of the trainer."""
+DRAWERS = {"utils", "util", "common", "helpers", "helper", "misc", "base"}
+
+MODULES = {
+    ".".join(path.relative_to(SRC).with_suffix("").parts): path for path in SRC.rglob("*.py") if path.stem not in {"__init__", "__main__"}
+}
+
+
+def level_of(package: str) -> dict[str, int]:
+    """The folders and single modules of a package with their places in its layers, from 0."""
+    return {name: level for level, names in enumerate(LAYERS[package].split("<")) for name in names.split()}
+
+
+@cache
+def imported_by(module: str) -> frozenset[str]:
+    """The dotted names of all modules that a module imports from, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: a relative import"
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
+    return frozenset(names)
+
+
+@pytest.mark.parametrize("package", sorted(LAYERS))
+def test_every_folder_has_a_layer(package):
+    """The layers name exactly the folders and single modules that are there."""
+    assert {module.split(".")[1] for module in MODULES if module.startswith(f"{package}.")} == level_of(package).keys()
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_go_down(module):
+    """A module imports from its own folder and from lower layers, and the trainer only what it may of capmerge."""
+    package, folder, *_ = module.split(".")
+    levels = level_of(package)
+    for name in imported_by(module):
+        theirs, *rest = name.split(".")
+        if theirs == package and rest and rest[0] != folder:
+            assert levels[rest[0]] < levels[folder], name
+        if theirs in LAYERS and theirs != package:
+            assert package == "trainer", name
+            assert not rest or rest[0] in TRAINER_TAKES.split(), name
+
+
+@pytest.mark.parametrize("folder", sorted({module.rpartition(".")[0] for module in MODULES}))
+def test_no_circle_inside_a_folder(folder):
+    """The modules of a folder can be read in an order in which each one needs only those before it."""
+    inside = {module for module in MODULES if module.rpartition(".")[0] == folder}
+    TopologicalSorter({module: imported_by(module) & inside - {module} for module in inside}).prepare()
+
+
+@pytest.mark.parametrize("module", sorted(module for module in MODULES if module.startswith("capmerge.")))
+def test_capmerge_is_light(module):
+    """No module of capmerge knows of torch and its kin; numpy and matplotlib have their places."""
+    roots = {name.split(".")[0] for name in imported_by(module)}
+    assert roots.isdisjoint({"torch", "transformers", "diffusers"})
+    assert "numpy" not in roots or module.split(".")[1] in WITH_NUMPY
+    assert "matplotlib" not in roots or module == "capmerge.stats.figure"
+
+
+def test_the_command_line_loads_nothing_heavy():
+    """Importing the command line loads neither torch nor transformers, numpy nor tqdm."""
+    code = "import sys, capmerge.cli.app; print(sorted({'torch', 'transformers', 'tqdm', 'numpy', 'trainer'} & sys.modules.keys()))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_what_help_needs_is_light(module):
+    """Importing it loads neither torch nor transformers, diffusers, accelerate or numpy."""
+    heavy = "{'torch', 'transformers', 'diffusers', 'accelerate', 'numpy', 'matplotlib'}"
+    code = f"import sys, {module}; print(sorted({heavy} & sys.modules.keys()))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
+
+
+def test_packages_hold_no_code():
+    """The `__init__` of a folder is its one line of description."""
+    for path in SRC.glob("*/*/__init__.py"):
+        (described,) = ast.parse(path.read_text(encoding="utf-8")).body
+        assert isinstance(described, ast.Expr), path
+
+
+def test_no_module_is_a_drawer():
+    """A module is named after what it owns."""
+    assert {module.rpartition(".")[2] for module in MODULES}.isdisjoint(DRAWERS)

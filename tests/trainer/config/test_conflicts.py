@@ -1,0 +1,242 @@
+import inspect
+
+import pytest
+from builders.config import load
+from diffusers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+
+from capmerge.toml import to_toml
+from trainer.config.conflicts import ALWAYS, RULES
+from trainer.config.load import resolved_toml
+from trainer.config.settings import CaptionSettings, Config, ScheduleArguments
+from trainer.errors import ConfigError
+
+ASKED = {
+    "model.size": "tiny",
+    "model.train_only": ["conv_in.*"],
+    "model.freeze": ["conv_in.*"],
+    "caption.pick": "random",
+    "caption.shuffle": True,
+    "caption.keep_tokens": 1,
+    "caption.separator": ",",
+    "caption.keep_tokens_separator": "|||",
+    "caption.secondary_separator": ";;;",
+    "caption.tag_dropout_rate": 0.5,
+    "caption.token_warmup_steps": 5,
+    "caption.token_warmup_min": 2,
+    "caption.sentences": True,
+    "caption.dropout_rate": 0.5,
+    "caption.dropout_every_epochs": 2,
+    "text.max_tokens": 150,
+    "text.dynamic_chunks": True,
+    "text.clip_skip": 2,
+    "text.random_caption_rate": 0.5,
+    "text.word_repeat_rate": 0.5,
+    "noise.multires_discount": 0.3,
+    "loss.huber_c": 0.1,
+    "loss.huber_schedule": "constant",
+    "loss.huber_scale": 2,
+    "loss.v_like_noise": True,
+    "loss.v_pred_like": 0.5,
+    "optimizer.text2_learning_rate": 1e-5,
+    "optimizer.warmup_steps": 2,
+    "optimizer.schedule_arguments.num_cycles": 2,
+    "optimizer.schedule_arguments.power": 2,
+    "optimizer.schedule_arguments.lr_end": 1e-8,
+    "optimizer.schedule_arguments.f_min": 0.5,
+    "optimizer.schedule_arguments.f_max": 0.5,
+    "optimizer.schedule_arguments.step_rules": "1:5,0.1",
+    "log.project": "trainer",
+}
+"""Every setting that a rule is about, asking for something; where a default is what it asks for, even that."""
+
+ELSEWHERE = {
+    "model.family": {"text.clip_skip": "sd1", "optimizer.text2_learning_rate": "sdxl"},
+    "model.path": "random",
+    "optimizer.learning_rate": 1e-4,
+    "caption.shuffle": True,
+    "caption.tag_dropout_rate": 0.5,
+    "caption.token_warmup_steps": 5,
+    "caption.secondary_separator": ";;;",
+    "caption.dropout_rate": 0.5,
+    "caption.dropout_every_epochs": 2,
+    "text.random_caption_rate": 0.5,
+    "text.chunking": "kohya",
+    "text.max_tokens": 300,
+    "noise.multires_iterations": 3,
+    "noise.prediction": {"loss.v_like_noise": "v", "loss.v_pred_like": "epsilon"},
+    "loss.kind": "huber",
+    "loss.huber_schedule": "constant",
+    "optimizer.schedule": "cosine",
+    "log.trackers": ["tensorboard"],
+}
+"""A value of each cause that leaves a setting its effect, where the rule itself does not name one."""
+
+CASES = [pytest.param(rule, setting, id=f"{setting}-{'-'.join([*rule.when, *rule.unless])}") for rule in RULES for setting in rule.settings]
+
+
+def causes(rule, setting):
+    """Settings with which a rule says that `setting` has no effect."""
+    found = {cause: list(values[0]) if values[0] == () else values[0] for cause, values in rule.when.items()}
+    found |= {cause: {"model.path": "a/folder", "optimizer.schedule": "constant_with_warmup"}[cause] for cause in rule.unless}
+    if setting.startswith("model.") and "optimizer.learning_rate" in rule.when:
+        found["optimizer.text_learning_rate"] = 1e-5  # else nothing would train at all
+    return found
+
+
+def lines_of(folder, settings, *overrides):
+    """What is said about a config: nothing when it loads."""
+    try:
+        load(folder, settings, *overrides)
+    except ConfigError as refused:
+        return str(refused).splitlines()
+    return []
+
+
+def said_by(rule, setting, lines):
+    """The lines in which the rule refuses the setting."""
+    return [line for line in lines if f"`{setting}` has no effect with" in line and rule.instead in line]
+
+
+@pytest.mark.parametrize(("rule", "setting"), CASES)
+def test_a_setting_without_effect_is_refused(tmp_path, rule, setting):
+    """Each rule fires for each of its settings, naming both keys, and says nothing when the setting is not given."""
+    assert said_by(rule, setting, lines_of(tmp_path, causes(rule, setting))) == []
+    (line,) = said_by(rule, setting, lines_of(tmp_path, causes(rule, setting) | {setting: ASKED[setting]}))
+    assert line.startswith(f"{tmp_path}/config.toml: `{setting}`")
+    assert all(f"`{cause} = " in line for cause in (*rule.when, *rule.unless))
+
+
+@pytest.mark.parametrize(("rule", "setting"), CASES)
+def test_a_setting_on_the_command_line_is_refused_there(tmp_path, rule, setting):
+    """A setting without effect that `--set` gives is named as `--set` gave it."""
+    override = f"{setting}={to_toml(ASKED[setting])}"
+    (line,) = said_by(rule, setting, lines_of(tmp_path, causes(rule, setting), override))
+    assert line.startswith(f"--set {override}: `{setting}`")
+
+
+@pytest.mark.parametrize(("rule", "setting"), CASES)
+def test_a_setting_with_effect_is_taken(tmp_path, rule, setting):
+    """As soon as one of the causes is another, the rule has nothing against the setting."""
+    for cause in (*rule.when, *rule.unless):
+        other = rule.unless[cause][0] if cause in rule.unless else ELSEWHERE[cause]
+        mended = causes(rule, setting) | {cause: other[setting] if isinstance(other, dict) else other}
+        assert said_by(rule, setting, lines_of(tmp_path, mended | {setting: ASKED[setting]})) == []
+
+
+def settings_of(section, prefix):
+    """All settings in a section, those of tables in it by themselves."""
+    for name, info in section.model_fields.items():
+        if info.annotation is CaptionSettings:
+            continue  # [data.caption] holds the settings of [caption]
+        if info.annotation is ScheduleArguments:
+            yield from (f"{prefix}.{name}.{argument}" for argument in ScheduleArguments.__annotations__)
+        else:
+            yield f"{prefix}.{name}"
+
+
+def all_settings():
+    """Every setting of a config, named `section.key`."""
+    for name, info in Config.model_fields.items():
+        section = info.annotation.__args__[0] if name == "data" else info.annotation
+        yield from settings_of(section, name)
+
+
+def test_every_setting_is_thought_about():
+    """Each setting has an effect always, or a rule says when it has none: never both, never neither."""
+    ruled = {setting for rule in RULES for setting in rule.settings}
+    assert ruled & ALWAYS == set()
+    assert sorted(ruled | ALWAYS) == sorted(all_settings())
+    assert sorted(ruled) == sorted(ASKED)
+
+
+RULES_OF = {setting: rule for rule in RULES for setting in rule.settings}
+
+
+def test_schedule_arguments_are_those_of_diffusers():
+    """Each schedule has just the arguments that its function takes, and warm-up where that knows it."""
+    for kind, function in TYPE_TO_SCHEDULER_FUNCTION.items():
+        takes = set(inspect.signature(function).parameters) - {"optimizer", "last_epoch", "num_training_steps"}
+        ours = set() if kind.value in RULES_OF["optimizer.warmup_steps"].when["optimizer.schedule"] else {"num_warmup_steps"}
+        for argument in ScheduleArguments.__annotations__:
+            if kind.value in RULES_OF[f"optimizer.schedule_arguments.{argument}"].unless["optimizer.schedule"]:
+                ours.add(argument)
+        assert takes == ours, kind
+
+
+@pytest.mark.parametrize(
+    "off", [{"caption.keep_tokens": 0}, {"caption.sentences": False}, {"loss.v_pred_like": 0}, {"caption.keep_tokens_separator": ""}]
+)
+def test_turning_off_what_is_off_is_no_mistake(tmp_path, off):
+    """A value that asks for nothing is taken in every combination."""
+    load(tmp_path, off)
+
+
+def test_a_data_set_alone_gives_a_caption_setting_its_effect(tmp_path):
+    """`[caption]` is in order when one data set that takes from it uses it, and refused when none does."""
+    load(tmp_path, {"caption.keep_tokens": 1, "data.caption": {"shuffle": True}})
+    more = ("data.1.metadata=b.json", "data.1.latents=b")
+    load(tmp_path, {"caption.keep_tokens": 1}, *more, "data.1.caption.shuffle=true")
+    with pytest.raises(ConfigError, match=r"^[^\n]*: `caption.keep_tokens` has no effect with `caption.shuffle = false`[^\n]*$"):
+        load(tmp_path, {"caption.keep_tokens": 1}, *more)
+
+
+def test_a_data_set_is_told_of_its_own_settings(tmp_path):
+    """A setting of `[data.caption]` without effect in its set is refused by its own name, though another set would use it."""
+    more = ("data.1.metadata=b.json", "data.1.latents=b", "data.1.caption.keep_tokens=2", "data.1.caption.shuffle=false")
+    with pytest.raises(ConfigError) as refused:
+        load(tmp_path, {"caption.shuffle": True}, *more)
+    assert str(refused.value) == (
+        "--set data.1.caption.keep_tokens=2: `data.1.caption.keep_tokens` has no effect with `data.1.caption.shuffle = false`, "
+        "`caption.tag_dropout_rate = 0.0` and `caption.token_warmup_steps = 0.0`. Remove it, or set one of these three."
+    )
+
+
+def test_a_text_setting_needs_one_data_set_that_uses_it(tmp_path):
+    """Replacing captions is refused when every data set drops all of them, not when one keeps some."""
+    dropped = {"data.caption": {"dropout_rate": 1}, "text.word_repeat_rate": 0.1}
+    with pytest.raises(ConfigError, match=r"`text.word_repeat_rate` has no effect with `data.0.caption.dropout_rate = 1.0`"):
+        load(tmp_path, dropped)
+    load(tmp_path, dropped, "data.1.metadata=b.json", "data.1.latents=b")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"noise.min_timestep": 500, "noise.max_timestep": 500}, "`noise.min_timestep = 500` is not below `noise.max_timestep = 500`"),
+        ({"noise.zero_terminal_snr": True}, '`noise.zero_terminal_snr = true` does not go with `noise.prediction = "epsilon"`'),
+        ({"optimizer.learning_rate": 0}, "`optimizer.learning_rate` and `optimizer.text_learning_rate` are 0, so nothing would be trained"),
+        ({"optimizer.schedule": "piecewise_constant"}, "needs `optimizer.schedule_arguments.step_rules`, found none"),
+        (
+            {"caption.secondary_separator": ","},
+            '`caption.secondary_separator` has no effect with `caption.separator = ","`: it is the same',
+        ),
+    ],
+)
+def test_what_cannot_be_carried_out_is_refused(tmp_path, settings, said):
+    """Combinations that no training could follow are refused with the values at fault."""
+    with pytest.raises(ConfigError) as refused:
+        load(tmp_path, settings)
+    assert said in str(refused.value)
+    assert str(refused.value).count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"noise.min_timestep": 499, "noise.max_timestep": 500},
+        {"noise.zero_terminal_snr": True, "noise.prediction": "v"},
+        {"optimizer.learning_rate": 0, "optimizer.text_learning_rate": 1e-6},
+        {"optimizer.learning_rate": 0, "optimizer.text2_learning_rate": 1e-6, "model.family": "sdxl"},
+        {"optimizer.schedule": "piecewise_constant", "optimizer.schedule_arguments.step_rules": "1:5,0.1"},
+        {"train.max_epochs": 2},
+    ],
+)
+def test_what_can_be_carried_out_is_taken(tmp_path, settings):
+    """The nearest combinations that make sense are accepted; steps and epochs may both be given."""
+    load(tmp_path, settings)
+
+
+def test_resolved_config_leaves_out_what_has_no_effect(tmp_path):
+    """The resolved config names such a setting in a comment, since the value would be refused."""
+    assert "\n# huber_c = 0.1 has no effect here\n" in resolved_toml(load(tmp_path))
+    assert "\nhuber_c = 0.1\n" in resolved_toml(load(tmp_path, {"loss.kind": "huber"}))

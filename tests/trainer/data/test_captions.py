@@ -1,0 +1,322 @@
+import math
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capmerge.captions.alternatives import BrokenRecordError, trained_alternatives
+from capmerge.captions.merge import Merger
+from capmerge.captions.templates import MergeOptions
+from trainer.config.settings import CaptionSettings, TextSettings
+from trainer.data.captions import RANDOM_WORDS, _draw, train_caption
+
+TAGS = "1girl, solo, red hair, hat, smile, outdoors, sky, tree"
+SENTENCE = "A girl in a hat, smiling, stands under a tree."
+
+
+def rewritten(tags=TAGS, caption=SENTENCE, **options):
+    """A record as a rewrite leaves it."""
+    record = {"tags": tags, "caption": caption}
+    Merger(MergeOptions(**options)).merge(record)
+    return record
+
+
+def train(record, *, text=None, seed=7, epoch=0, key="a.png", dataset=0, repeat=0, step=0, max_steps=100, **settings):
+    """`train_caption` with the usual sample; `settings` are those of `[caption]`."""
+    return train_caption(
+        record,
+        CaptionSettings(**settings),
+        text or TextSettings(),
+        seed=seed,
+        epoch=epoch,
+        key=key,
+        dataset=dataset,
+        repeat=repeat,
+        step=step,
+        max_steps=max_steps,
+    )
+
+
+def plain(caption, letters="t", **fields):
+    """A record made by hand."""
+    return {"caption": caption, **fields, "capmerge": letters}
+
+
+def texts(record, count=200, **settings):
+    """What many epochs train."""
+    return [train(record, epoch=epoch, **settings).text for epoch in range(count)]
+
+
+def test_nothing_asked_nothing_changed():
+    """A line trains verbatim, separators and odd spaces included, when no setting touches it."""
+    assert train(plain("a,,b ,  c ||| d, ")) == ("a,,b ,  c ||| d, ", "t", ())
+
+
+def test_the_drawn_line_has_its_own_style():
+    """Each line comes with its own letter, in both picks."""
+    record = plain("x, y\nA sentence.\nx, y, A sentence.", "tcb", capmerge_tags=[[0, 4]])
+    expected = {("x, y", "t"), ("A sentence.", "c"), ("x, y, A sentence.", "b")}
+    for pick in ("random", "cycle"):
+        assert {train(record, epoch=epoch, pick=pick)[:2] for epoch in range(40)} == expected
+
+
+def test_weights_are_honoured():
+    """A line of weight 0 never trains."""
+    record = plain("a\nb\nc", "ttt", capmerge_weights=[1, 0, 2])
+    counts = Counter(texts(record, 600))
+    assert counts["b"] == 0
+    assert 330 < counts["c"] < 470
+
+
+def test_wildcards_are_drawn_before_tags_are_split():
+    """Options of a wildcard are tags like the others, and doubled braces come out single."""
+    assert {tuple(sorted(text.split(", "))) for text in texts(plain("{a|b, c}, d, {{e}}"), shuffle=True)} == {
+        tuple(sorted(tags)) for tags in (["a", "d", "{e}"], ["b", "c", "d", "{e}"])
+    }
+
+
+def test_empty_record():
+    """A record without text trains the empty caption, whatever is asked of it."""
+    text = TextSettings(random_caption_rate=1, word_repeat_rate=1)
+    assert train(plain("", ""), text=text, shuffle=True, tag_dropout_rate=0.5, dropout_rate=1) == ("", "", ())
+
+
+# ---------------------------------------------------------------- shuffle, keep, drop
+
+
+def test_shuffle_gives_every_order_equally():
+    """Three tags come in six orders, each about as often."""
+    counts = Counter(texts(plain("a, b, c"), 1200, shuffle=True))
+    assert len(counts) == math.factorial(3)
+    assert min(counts.values()) > 150
+
+
+def test_keep_tokens():
+    """The first tags stay, the others move."""
+    found = texts(plain(TAGS), keep_tokens=2, shuffle=True)
+    assert all(text.startswith("1girl, solo, ") for text in found)
+    assert len(set(found)) > 150
+
+
+def test_empty_tags_stay_without_a_separator():
+    """`a,,b, ` is four tags, two of them empty. Source: facts B4."""
+    record = plain("a,,b, ")
+    assert {tuple(sorted(text.split(", "))) for text in texts(record, shuffle=True)} == {("", "", "a", "b")}
+    assert train(record, token_warmup_steps=5, step=9).text == "a, , b, "
+
+
+def test_outer_spaces_do_not_count():
+    """The whole is stripped before it is split, as in sd-scripts."""
+    assert train(plain("  a ,b  "), token_warmup_steps=1, step=5).text == "a, b"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("a, b ||| c, d ||| e, f", {"a, b, c, d, e, f", "a, b, d, c, e, f"}),
+        ("a, b ||| c, d", {"a, b, c, d", "a, b, d, c"}),
+        ("||| c, d", {"c, d", "d, c"}),
+        ("a, b |||", {"a, b"}),
+        ("a ||| c,, d, ||| e, , f ||| g", {"a, c, d, e, f ||| g", "a, d, c, e, f ||| g"}),
+        ("b, a", {"a, b", "b, a"}),
+    ],
+)
+def test_keep_tokens_separator(line, expected):
+    """Tags before the first and behind the second stay, a third stands literally, empty tags go. Source: facts B4."""
+    assert set(texts(plain(line), 60, keep_tokens_separator="|||", shuffle=True)) == expected
+
+
+def test_keep_tokens_is_ignored_beside_the_separator():
+    """Where the line has the separator it alone says what stays."""
+    assert set(texts(plain("a ||| b, c"), 60, keep_tokens_separator="|||", keep_tokens=3, shuffle=True)) == {"a, b, c", "a, c, b"}
+    assert set(texts(plain("a, b, c"), 60, keep_tokens_separator="|||", keep_tokens=3, shuffle=True)) == {"a, b, c"}
+
+
+def test_tag_dropout_spares_what_is_kept():
+    """Each flexible tag goes with the rate; kept tags and those behind the second separator never go."""
+    found = texts(plain("k ||| a, b, c, d ||| z"), 500, keep_tokens_separator="|||", tag_dropout_rate=0.3)
+    assert all(text.startswith("k, ") and text.endswith("z") for text in found)
+    for tag in "abcd":
+        assert 0.62 < sum(tag in text.split(", ") for text in found) / len(found) < 0.78
+    assert set(texts(plain("a, b"), 20, tag_dropout_rate=1)) == {""}
+
+
+def test_other_separator():
+    """Tags are joined by the separator and a space, as sd-scripts does since PR #2389."""
+    assert set(texts(plain("a;b, c"), 40, separator=";", shuffle=True)) == {"a; b, c", "b, c; a"}
+
+
+def test_secondary_separator():
+    """What it joins stays together and is separated at the end, also when nothing else ran. Source: facts B4."""
+    assert set(texts(plain("a;;;b, c"), 40, secondary_separator=";;;", shuffle=True)) == {"a,b, c", "c, a,b"}
+    assert train(plain("a;;;b ,c"), secondary_separator=";;;").text == "a,b ,c"
+
+
+@pytest.mark.parametrize(("step", "count"), [(0, 2), (1, 2), (3, 3), (5, 5), (6, 5), (9, 7), (10, 8), (99, 8)])
+def test_token_warmup(step, count):
+    """The number of tags is floor(step (n - min) / warmup) + min, all of them after it."""
+    expected = ", ".join(TAGS.split(", ")[:count])
+    assert train(plain(TAGS), token_warmup_steps=10, token_warmup_min=2, step=step).text == expected
+    assert train(plain(TAGS), token_warmup_steps=0.1, token_warmup_min=2, step=step, max_steps=109).text == expected
+
+
+def test_token_warmup_is_exact():
+    """Floats would lose a tag here: 49 * (1 / 49) is below 1."""
+    assert train(plain(", ".join("abc")), token_warmup_steps=49, token_warmup_min=1, step=49 - 24).text == "a, b"
+    assert len(train(plain(", ".join("t" * 99)), token_warmup_steps=98, step=49).text.split(", ")) == 50
+
+
+def test_warmup_keeps_what_is_shorter_than_its_least():
+    """Few tags are never cut."""
+    for step in range(10):
+        assert train(plain("a, b"), token_warmup_steps=10, token_warmup_min=5, step=step).text == "a, b"
+
+
+# ---------------------------------------------------------------- sentences
+
+
+def test_sentences_are_not_touched():
+    """Style `c` trains as it is; of style `b` only the tags move, in both orders."""
+    for sentence in (SENTENCE, "One,two ||| three , four"):
+        asked = {"shuffle": True, "tag_dropout_rate": 0.5, "token_warmup_steps": 99, "keep_tokens_separator": "|||"}
+        assert set(texts(plain(sentence, "c"), 30, **asked)) == {sentence}
+    for layout in ("concat", "concat-caption-first"):
+        found = texts(rewritten(layout=layout), 100, shuffle=True)
+        assert all(SENTENCE in text for text in found)
+        assert len(set(found)) > 90
+        assert {tuple(sorted(text.replace(SENTENCE, "").strip(", ").split(", "))) for text in found} == {tuple(sorted(TAGS.split(", ")))}
+
+
+def test_sentences_on_request():
+    """With `sentences` their clauses move like tags."""
+    assert len({frozenset(text.split(", ")) for text in texts(plain(SENTENCE, "c"), 50, shuffle=True, sentences=True)}) == 1
+    assert len(set(texts(plain(SENTENCE, "c"), 50, shuffle=True, sentences=True))) == math.factorial(3)
+    record = plain("x, y, A b, c.", "b", capmerge_tags=[[0, 4]])
+    assert len(set(texts(record, 300, shuffle=True, sentences=True))) == math.factorial(4)
+
+
+def test_all_tags_dropped_leaves_a_clean_sentence():
+    """Where no tag is left, the separator towards the sentence goes too."""
+    for layout in ("concat", "concat-caption-first"):
+        assert set(texts(rewritten(layout=layout), 5, tag_dropout_rate=1)) == {SENTENCE}
+    record = rewritten(lines=("by me, {tags}, {caption}",))
+    assert set(texts(record, 5, tag_dropout_rate=1)) == {f"by me, {SENTENCE}"}
+
+
+def test_separator_between_sentence_and_tags():
+    """A separator around the tags of a `b` line is taken out as in sd-scripts, and the sentence stays whole."""
+    record = rewritten(tags="a, b", caption="One, two.", lines=("{caption} ||| {tags}",))
+    assert set(texts(record, 40, shuffle=True, keep_tokens_separator="|||")) == {"One, two., a, b", "One, two., b, a"}
+    record = rewritten(tags="k ||| a, b", caption="One,two.", lines=("{tags}, {caption}",))
+    assert set(texts(record, 40, shuffle=True, keep_tokens_separator="|||")) == {"k, a, b, One,two.", "k, b, a, One,two."}
+    record = rewritten(tags="a, b", caption="One, two.", lines=("{tags} ||| {caption}",))
+    assert set(texts(record, 40, shuffle=True, keep_tokens_separator="|||")) == {"a, b, One, two."}
+
+
+def test_inline_layout():
+    """Options of an in-line wildcard have their own styles and spans."""
+    record = rewritten(tags="a, b", caption="One, {two}.", layout="inline")
+    assert record["caption"].startswith("{")
+    assert set(texts(record, 60, shuffle=True)) == {"a, b", "b, a", "One, {two}."}
+    assert {train(record, epoch=epoch).style for epoch in range(20)} == {"t", "c"}
+
+
+PIECES = st.sampled_from(["a", "b c", ",", ", ", "{", "}", "{{", "}}", "|", "{x|yy}", "\u2985", "\u2986", ".", " "])
+TEXTS = st.lists(PIECES, min_size=1, max_size=9).map("".join)
+
+
+@given(tags=TEXTS, caption=TEXTS, between=TEXTS, tags_first=st.booleans(), wildcards=st.booleans(), epoch=st.integers(0, 5))
+def test_tags_are_found_in_whatever_a_rewrite_writes(tags, caption, between, tags_first, wildcards, epoch):
+    """Wildcards of the caption and doubled braces shift the marked span; what it holds in the drawn text is the tags, letter for letter."""
+    between = between.replace("{", "<").replace("}", ">")
+    line = f"{{tags}}{between}{{caption}}" if tags_first else f"{{caption}}{between}{{tags}}"
+    record = {"tags": tags, "caption": caption}
+    Merger(MergeOptions(lines=(line,), caption_wildcards=wildcards)).merge(record)
+    if "b" not in record["capmerge"]:
+        return
+    (alternative,) = trained_alternatives(record)
+    found = _draw(record, CaptionSettings(), 7, epoch, "a.png", 0, 0)
+    assert found.text in alternative.texts
+    assert found.text[slice(*found.tags)] == alternative.tags
+    assert alternative.tags.replace(" ", "") == tags.replace(" ", "")  # U+2985 before a brace gets a space
+
+
+# ---------------------------------------------------------------- dropout and random changes
+
+
+def test_caption_dropout():
+    """A rate drops its share; every n-th epoch, counted from 1, drops all."""
+    found = [train(plain(TAGS), epoch=epoch, dropout_rate=0.25) for epoch in range(800)]
+    assert {(caption.text, caption.events) for caption in found} == {(TAGS, ()), ("", ("caption_dropped",))}
+    assert 0.2 < sum(not caption.text for caption in found) / 800 < 0.3
+    assert [epoch for epoch in range(9) if not train(plain(TAGS), epoch=epoch, dropout_every_epochs=3).text] == [2, 5, 8]
+
+
+def test_random_caption():
+    """A replaced caption is a few real words, the same each time it is asked for."""
+    text = TextSettings(random_caption_rate=1)
+    found = [train(plain(TAGS), text=text, epoch=epoch) for epoch in range(20)]
+    assert found == [train(plain(TAGS), text=text, epoch=epoch) for epoch in range(20)]
+    assert all(caption.events == ("random_caption",) and len(caption.text.split()) == RANDOM_WORDS for caption in found)
+    assert len({caption.text for caption in found}) == 20
+    assert train(plain(TAGS), text=text, dropout_rate=1).events == ("caption_dropped",)
+
+
+def test_word_repeated():
+    """One word of the caption comes a second time, anywhere."""
+    text = TextSettings(word_repeat_rate=1)
+    words = SENTENCE.split(" ")
+    places = set()
+    for epoch in range(100):
+        caption = train(plain(SENTENCE, "c"), text=text, epoch=epoch)
+        more = Counter(caption.text.split(" ")) - Counter(words)
+        assert sum(more.values()) == 1
+        assert caption.events == ("word_repeated",)
+        places.add(caption.text)
+    assert len(places) > 60
+
+
+def test_rates():
+    """Rates are met, and what happens by one is independent of the others."""
+    text = TextSettings(random_caption_rate=0.3, word_repeat_rate=0.3)
+    counts = Counter(train(plain(SENTENCE, "c"), text=text, epoch=epoch, dropout_rate=0.3).events for epoch in range(2000))
+    for events, share in (("caption_dropped", 0.3), ("random_caption", 0.21), ("word_repeated", 0.147)):
+        assert abs(counts[events,] / 2000 - share) < 0.04
+
+
+def test_pure_function_of_the_sample():
+    """Seed, epoch, key, data set and repeat each give another order; nothing else does."""
+    record = plain(", ".join(str(number) for number in range(30)))
+    first = train(record, shuffle=True).text
+    assert train(record, shuffle=True, step=50, max_steps=7).text == first
+    others = [{"seed": 8}, {"epoch": 1}, {"key": "b.png"}, {"dataset": 1}, {"repeat": 1}]
+    assert len({first} | {train(record, shuffle=True, **other).text for other in others}) == 6
+
+
+# ---------------------------------------------------------------- broken records
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"caption": "a"}, 'expected strings "caption" and "capmerge"'),
+        ({"caption": ["a"], "capmerge": "t"}, 'expected strings "caption" and "capmerge"'),
+        (plain("a\nb", "t"), "found 2 lines and 1 letters"),
+        (plain("a", "tc"), "found 1 lines and 2 letters"),
+        (plain("{a|b}", "tct"), "found 1 lines and 3 letters"),
+        (plain("a", "x"), "found the letter 'x'"),
+        (plain("a\nb", "tt", capmerge_weights=[1]), r'"capmerge_weights" is \[1\]'),
+        (plain("a\nb", "tt", capmerge_weights=[0, 0]), "not all 0"),
+        (plain("a\nb", "tt", capmerge_weights=[0.5, 0.5]), "whole number"),
+        (plain("a\nb", "tt", capmerge_weights=3), "whole number"),
+        (plain("a, b", "b"), '"capmerge_tags" to be 1 pairs'),
+        (plain("a, b", "b", capmerge_tags=[[0, "1"]]), '"capmerge_tags" to be 1 pairs'),
+        (plain("{aa|bb}, b", "b", capmerge_tags=[[2, 10]]), "cuts it inside a wildcard"),
+        (plain("{{a, b", "b", capmerge_tags=[[1, 6]]), "cuts it inside a wildcard"),
+    ],
+)
+def test_broken_records(record, message):
+    """A record that no rewrite leaves says what was found and expected."""
+    with pytest.raises(BrokenRecordError, match=message):
+        train(record, shuffle=True)

@@ -1,0 +1,23 @@
+import shutil
+
+from builders.runs import LATENTS, rewrite_examples, settings_of
+
+from trainer.config.settings import Config
+from trainer.data.datasets import open_datasets
+from trainer.data.epochs import derive
+
+
+def test_an_epoch_has_the_samples_that_it_trains(tmp_path):
+    """Records that are left out count as records, not as samples of an epoch; repeats count."""
+    latents = shutil.copytree(LATENTS, tmp_path / "latents")
+    for path in sorted(latents.rglob("photos/**/*.npz"))[:2]:
+        path.unlink()
+    sections = settings_of(
+        rewrite_examples(tmp_path),
+        tmp_path / "run",
+        data={"latents": str(latents), "on_missing": "skip", "repeats": 3},
+        train={"batch_size": 1},
+    )
+    config = Config.model_validate(sections | {"data": [sections["data"]]})
+    derived = derive(config, open_datasets(config, jobs=1), world_size=1)
+    assert (derived.records, derived.samples_per_epoch, derived.steps_per_epoch) == (213, 3 * 211, 3 * 211)

@@ -1,0 +1,186 @@
+import numpy as np
+import pytest
+import torch
+from builders.paths import EXAMPLE_LATENTS
+
+from trainer.data.latents import check_latent_scale, load_latents
+from trainer.errors import LatentsError
+from trainer.families import FAMILIES
+
+SD1, SDXL = FAMILIES["sd1"], FAMILIES["sdxl"]
+
+
+EXAMPLES = EXAMPLE_LATENTS
+
+
+def arrays(height=32, width=24, seed=0, **changes):
+    """What sd-scripts caches for a bucket of 192x256 px."""
+    rng = np.random.default_rng(seed)
+    latents = (rng.standard_normal((4, height, width)) / 0.18215).astype(np.float32)
+    found = {
+        "latents": latents,
+        "original_size": np.array([700, 1000]),
+        "crop_ltrb": np.array([10.0, 3.0, 150.9, 256.0]),
+        "latents_flipped": latents[:, :, ::-1] + np.float32(1),
+        "alpha_mask": rng.random((height * 8, width * 8)).astype(np.float32),
+    } | changes
+    return {name: array for name, array in found.items() if array is not None}
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Writes an npz as sd-scripts does and gives its path."""
+
+    def write(contents, how=np.savez):
+        path = tmp_path / "a.npz"
+        how(path, **contents)
+        return path
+
+    return write
+
+
+def load(path, *, family=SD1, width=192, height=256, flipped=False, alpha_mask=False):
+    """`load_latents` with the usual bucket."""
+    return load_latents(path, family=family, width=width, height=height, flipped=flipped, alpha_mask=alpha_mask)
+
+
+@pytest.mark.parametrize("how", [np.savez, np.savez_compressed])
+def test_scaled_by_the_family(save, how):
+    """Latents come as float32, times the family's factor, the same from a stored and from a packed file."""
+    contents = arrays()
+    path = save(contents, how)
+    for family, scale in ((SD1, 0.18215), (SDXL, 0.13025)):
+        found = load(path, family=family)
+        assert found.latents_CHW.dtype == torch.float32
+        torch.testing.assert_close(found.latents_CHW, torch.from_numpy(contents["latents"]) * scale, rtol=0, atol=0)
+    assert load(path).size_conditioning is None
+    assert load(path).mask_HW is None
+
+
+def test_size_conditioning(save):
+    """Original, crop and target as height and width pairs, whole pixels; flipped, the crop is measured from the right. Facts C4."""
+    path = save(arrays())
+    assert load(path, family=SDXL).size_conditioning == (1000, 700, 3, 10, 256, 192)
+    assert load(path, family=SDXL, flipped=True).size_conditioning == (1000, 700, 3, 41, 256, 192)
+
+
+def test_flipped(save):
+    """Flipped latents are those that the file holds, and the mask is mirrored."""
+    contents = arrays()
+    path = save(contents)
+    straight, flipped = load(path, alpha_mask=True), load(path, flipped=True, alpha_mask=True)
+    assert torch.equal(flipped.latents_CHW, torch.from_numpy(contents["latents_flipped"]) * 0.18215)
+    assert torch.equal(flipped.mask_HW, straight.mask_HW.flip(1))
+
+
+def test_mask_is_resized_by_area(save):
+    """Each latent's weight is the mean of its 64 pixels, as torch's area resize has it."""
+    contents = arrays()
+    mask = load(save(contents), alpha_mask=True).mask_HW
+    expected = torch.nn.functional.interpolate(torch.from_numpy(contents["alpha_mask"])[None, None], size=(32, 24), mode="area")[0, 0]
+    torch.testing.assert_close(mask, expected)
+
+
+def test_keys_of_the_bucket_go_first(save):
+    """Of plain and suffixed keys those with the bucket's size count; another bucket's are passed over."""
+    suffixed = {f"{name}_32x24": array for name, array in arrays(seed=1).items()}
+    other = {f"{name}_24x32": array for name, array in arrays(24, 32).items()}
+    for contents in (suffixed | other, arrays(16, 16) | suffixed, arrays() | suffixed):
+        found = load(save(contents), flipped=True, alpha_mask=True, family=SDXL)
+        assert torch.equal(found.latents_CHW, torch.from_numpy(suffixed["latents_flipped_32x24"]) * 0.13025)
+        assert found.size_conditioning == (1000, 700, 3, 41, 256, 192)
+    assert torch.equal(load(save(arrays() | other)).latents_CHW, torch.from_numpy(arrays()["latents"]) * 0.18215)
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f8", ">f4"])
+def test_other_float_types(save, dtype):
+    """Half, double and foreign byte order become float32."""
+    latents = arrays()["latents"].astype(dtype)
+    found = load(save(arrays(latents=latents))).latents_CHW
+    assert torch.equal(found, torch.from_numpy(latents.astype(np.float32)) * 0.18215)
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked", "message"),
+    [
+        (
+            {"latents": np.zeros((4, 24, 32), np.float32)},
+            {},
+            r'"latents" has the shape \(4, 24, 32\), expected \(4, 32, 24\) for the bucket 192x256',
+        ),
+        ({"latents": np.zeros((1, 4, 32, 24), np.float32)}, {}, r"has the shape \(1, 4, 32, 24\)"),
+        ({"latents": np.full((4, 32, 24), np.nan, np.float32)}, {}, '3072 of 3072 numbers of "latents" are NaN or infinite'),
+        ({"latents": np.full((4, 32, 24), 1e300)}, {}, "NaN or infinite"),
+        ({"latents": np.zeros((4, 32, 24), np.int32)}, {}, '"latents" is of type int32, expected a float type'),
+        ({"latents": np.array([{"a": 1}])}, {}, "Object arrays cannot be loaded"),
+        ({"latents": None}, {}, 'found "alpha_mask", "crop_ltrb", .*expected "latents" or "latents_32x24" for the bucket 192x256'),
+        ({"original_size": None}, {}, 'expected "original_size" too: the file is of a very old version'),
+        ({"crop_ltrb": None}, {}, 'expected "crop_ltrb" too: the file is of a very old version'),
+        ({"latents_flipped": None}, {"flipped": True}, '"latents_flipped", which data.flip needs.*data.flip = false'),
+        ({"alpha_mask": None}, {"alpha_mask": True}, '"alpha_mask", which data.alpha_mask needs.*data.alpha_mask = false'),
+        ({"alpha_mask": np.zeros((32, 24), np.float32)}, {"alpha_mask": True}, r"float32 \(32, 24\), expected floats \(256, 192\)"),
+        ({"alpha_mask": np.full((256, 192), 255.0)}, {"alpha_mask": True}, r"outside \[0, 1\]"),
+        ({"alpha_mask": np.full((256, 192), np.nan)}, {"alpha_mask": True}, r"outside \[0, 1\]"),
+        ({"original_size": np.array([1])}, {"family": SDXL}, r'"original_size" is int64 \[1\], expected 2 numbers'),
+        ({"crop_ltrb": np.array([0, 0, np.inf, 1])}, {"family": SDXL}, '"crop_ltrb" is float64 .* expected 4 numbers'),
+    ],
+)
+def test_what_a_file_may_lack(save, changes, asked, message):
+    """Whatever is missing or wrong is named with the file, what was found and what was expected."""
+    path = save(arrays(**changes))
+    with pytest.raises(LatentsError, match=message) as error:
+        load(path, **asked)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("how", [np.savez, np.savez_compressed])
+def test_damage_is_never_trained(save, how):
+    """A file cut off anywhere, or with any byte of its numbers changed, is an error of latents and nothing else."""
+    path = save(arrays(), how)
+    whole = path.read_bytes()
+    for size in (0, 10, 100, len(whole) // 2, len(whole) - 30, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(LatentsError, match=r"expected an [.]npz of plain arrays"):
+            load(path)
+    path.write_bytes(whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:])
+    with pytest.raises(LatentsError, match=r"CRC|decompress|shape|NaN"):
+        load(path)
+    path.write_bytes(b"\0" * len(whole))
+    with pytest.raises(LatentsError, match=r"expected an [.]npz of plain arrays"):
+        load(path)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    """A missing file, a folder and a single array say so."""
+    with pytest.raises(LatentsError, match="no such file, expected cached latents"):
+        load(tmp_path / "none.npz")
+    with pytest.raises(LatentsError, match="directory, expected a readable"):
+        load(tmp_path)
+    np.save(tmp_path / "a.npy", arrays()["latents"])
+    with pytest.raises(LatentsError, match="not a zip of arrays"):
+        load(tmp_path / "a.npy")
+
+
+def test_scale_of_the_wrong_family(tmp_path):
+    """Latents of the right family pass; those of another one are told from a few files."""
+    paths = []
+    for number in range(100):
+        paths.append(tmp_path / f"{number}.npz")
+        np.savez(paths[-1], **arrays(seed=number))
+    assert check_latent_scale(paths, SD1) is None
+    warning = check_latent_scale(paths, SDXL)
+    assert "the latents of 64 files have a standard deviation of 0.71, expected 0.85 to 1.18 for sdxl" in warning
+    assert check_latent_scale([], SD1) is None
+
+
+def test_examples_are_as_they_should_be():
+    """The example latents load for every family, flipped too, and have SD 1's scale."""
+    paths = sorted(EXAMPLES.rglob("*.npz"))
+    assert len(paths) == 213
+    assert check_latent_scale(paths, SD1) is None
+    assert sum(path.stat().st_size for path in paths) < 2_000_000
+    for path in paths[::20]:
+        with np.load(path) as file:
+            (shape,) = {file[name].shape for name in file.files if name.startswith("latents")}
+        for family in FAMILIES.values():
+            load(path, family=family, width=shape[2] * 8, height=shape[1] * 8, flipped=True)

@@ -1,0 +1,176 @@
+import json
+import pickle
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from builders.runs import LATENTS, rewrite_examples, settings_of
+
+from capmerge.captions.draw import draw
+from capmerge.errors import DataError
+from capmerge.rng import Chance
+from trainer.config.settings import Config
+from trainer.data.datasets import open_datasets
+from trainer.data.noise import draw_noise, draw_timestep
+from trainer.data.samples import SampleMaker, build_chunker
+from trainer.errors import LatentsError
+
+
+@pytest.fixture(scope="module")
+def metadata(tmp_path_factory):
+    """The rewritten examples."""
+    return rewrite_examples(tmp_path_factory.mktemp("examples"))
+
+
+def maker_of(metadata, tmp_path, sets=1, **changes):
+    """The maker of a small run over `sets` equal data sets, and those."""
+    sections = settings_of(metadata, tmp_path / "run", **changes)
+    config = Config.model_validate(sections | {"data": [sections["data"]] * sets})
+    datasets = open_datasets(config, jobs=1)
+    return SampleMaker(config, datasets, max_steps=100), datasets
+
+
+def assert_same(one, two):
+    """Two samples are equal in every field, bit for bit."""
+    for field in fields(one):
+        value, other = getattr(one, field.name), getattr(two, field.name)
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, field.name
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_one_sample(metadata, tmp_path, family):
+    """Each part of a sample is what its own room makes of record, latents and chance."""
+    maker, (dataset,) = maker_of(metadata, tmp_path, model={"family": family, "path": "random"}, noise={"offset": 0.1, "max_timestep": 500})
+    config = maker._config
+    for number in (0, 7, 100, 212):
+        key, record = dataset.index.read(number)
+        chance = Chance(7, 3, key, 0, 1)
+        sample = maker.make(0, number, 1, 3, 40)
+        assert (sample.dataset, sample.record, sample.repeat, sample.key) == (0, number, 1, key)
+        assert sample.caption == draw(record["caption"], 7, 3, key, repeat=1)
+        assert sample.cut == build_chunker(config).cut(sample.caption)
+        width, height = record["train_resolution"]
+        assert sample.latents_CHW.shape == sample.noise_CHW.shape == (4, height // 8, width // 8)
+        assert torch.equal(sample.noise_CHW, draw_noise(sample.latents_CHW, chance, config.noise)[0])
+        assert sample.timestep == draw_timestep(chance, config.noise) < 500
+        assert (sample.size_conditioning is None) == (family != "sdxl")
+        assert (sample.input_noise_CHW, sample.mask_HW, sample.events) == (None, None, ())
+
+
+def test_a_pure_function(metadata, tmp_path):
+    """Made again, in a pickled maker, after others: the same, bit for bit; made for another epoch, repeat or set: another."""
+    maker, _ = maker_of(metadata, tmp_path, sets=2, data={"flip": True}, caption={"shuffle": True}, noise={"input_perturbation": 0.1})
+    first = maker.make(0, 5, 0, 0, 0)
+    others = [maker.make(*place) for place in ((0, 5, 1, 0, 0), (0, 5, 0, 1, 0), (1, 5, 0, 0, 0))]
+    again = pickle.loads(pickle.dumps(maker)).make(0, 5, 0, 0, 99)
+    assert_same(first, again)
+    for other in others:
+        assert not torch.equal(first.noise_CHW, other.noise_CHW)
+        assert first.text_noise_seed != other.text_noise_seed
+    assert len({sample.timestep for sample in (first, *others)}) > 1
+
+
+def test_a_set_has_captions_of_its_own(metadata, tmp_path):
+    """The second set draws by its own number and settings."""
+    sections = settings_of(metadata, tmp_path / "run")
+    sets = [sections["data"], sections["data"] | {"caption": {"dropout_every_epochs": 2}}]
+    config = Config.model_validate(sections | {"data": sets})
+    datasets = open_datasets(config, jobs=1)
+    maker = SampleMaker(config, datasets, max_steps=100)
+    records = [datasets[0].index.read(number) for number in range(20)]
+    for dataset in (0, 1):
+        expected = [draw(record["caption"], 7, 0, key, dataset=dataset) for key, record in records]
+        assert [maker.make(dataset, number, 0, 0, 0).caption for number in range(20)] == expected
+    assert maker.make(0, 0, 0, 1, 0).caption
+    assert not maker.make(1, 0, 0, 1, 0).caption
+
+
+def test_half_are_flipped(metadata, tmp_path):
+    """With `data.flip` about half of the samples take the flipped latents, and say so."""
+    maker, (dataset,) = maker_of(metadata, tmp_path, data={"flip": True})
+    plain, _ = maker_of(metadata, tmp_path)
+    flipped = 0
+    for number in range(200):
+        sample = maker.make(0, number, 0, 0, 0)
+        straight = plain.make(0, number, 0, 0, 0).latents_CHW
+        assert torch.equal(sample.latents_CHW, straight.flip(2) if "flipped" in sample.events else straight)
+        flipped += "flipped" in sample.events
+    assert 75 < flipped < 125
+    assert len(dataset.index) == 213
+
+
+def test_masks(metadata, tmp_path):
+    """A mask comes with the sample where it is asked for; a file without one is an error that names the setting."""
+    maker, (dataset,) = maker_of(metadata, tmp_path, data={"alpha_mask": True})
+    found, lacking = [], []
+    for number in range(213):
+        try:
+            found.append(maker.make(0, number, 0, 0, 0))
+        except LatentsError as error:
+            lacking.append(str(error))
+    assert found
+    assert all(sample.mask_HW.shape == sample.latents_CHW.shape[1:] for sample in found)
+    assert all("data.alpha_mask" in line for line in lacking)
+    assert len(found) + len(lacking) == len(dataset.index)
+
+
+def test_step_moves_the_token_warmup_alone(metadata, tmp_path):
+    """Early steps train fewer tags of the same drawn line; the rest of the sample stays."""
+    maker, _ = maker_of(metadata, tmp_path, caption={"token_warmup_steps": 0.5})
+    early, late = ([maker.make(0, number, 0, 0, step) for number in range(20)] for step in (0, 50))
+    tags = [(one, two) for one, two in zip(early, late, strict=True) if one.style == "t"]
+    assert tags
+    assert all(one.caption == two.caption.partition(",")[0] for one, two in tags)
+    assert all(torch.equal(one.noise_CHW, two.noise_CHW) and one.timestep == two.timestep for one, two in zip(early, late, strict=True))
+
+
+def test_events_of_the_caption(metadata, tmp_path):
+    """A dropped caption trains as the empty text and is counted."""
+    maker, _ = maker_of(metadata, tmp_path, caption={"dropout_every_epochs": 2})
+    assert maker.make(0, 0, 0, 0, 0).events == ()
+    dropped = maker.make(0, 0, 0, 1, 0)
+    assert (dropped.caption, dropped.cut.tokens, dropped.events) == ("", 0, ("caption_dropped",))
+
+
+def test_a_record_that_no_rewrite_leaves(metadata, tmp_path):
+    """A broken record is named with its file, place and key."""
+    records = json.loads(metadata.read_text(encoding="utf-8"))
+    key = list(records)[2]
+    changed = tmp_path / "meta.json"
+    changed.write_text(json.dumps(records), encoding="utf-8")
+    maker, (dataset,) = maker_of(changed, tmp_path)
+    content = changed.read_bytes()
+    place = content.index(b'"capmerge": "', content.index(f'"{key}"'.encode()))
+    with changed.open("r+b") as file:
+        file.seek(place + len(b'"capmerge": "'))
+        file.write(b"x")
+    with pytest.raises(DataError) as error:
+        _ = [maker.make(0, 2, 0, epoch, 0) for epoch in range(20)]  # whichever line is drawn
+    assert f"{changed}, byte {int(dataset.index.offset[2]):,}, record \"{key}\": found the letter 'x'" in str(error.value)
+
+
+def test_vanished_latents(metadata, tmp_path):
+    """A file that was listed and is gone, or was never there, is an error of latents."""
+    latents = tmp_path / "latents"
+    for path in LATENTS.rglob("*.npz"):
+        target = latents / path.relative_to(LATENTS)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    absent, *_ = sorted(latents.rglob("photos/**/*.npz"))
+    absent.unlink()
+    maker, (dataset,) = maker_of(metadata, tmp_path, data={"latents": str(latents), "on_missing": "skip"})
+    (number,) = np.flatnonzero(~dataset.rows.usable).tolist()
+    with pytest.raises(LatentsError, match=f"{latents}: found no latents of the record"):
+        maker.make(0, number, 0, 0, 0)
+    dataset.latents_file(0, dataset.index.read(0)[0]).unlink()
+    with pytest.raises(LatentsError, match="no such file"):
+        maker.make(0, 0, 0, 0, 0)
+
+
+def test_chunker_of_a_run(metadata, tmp_path):
+    """`[text]` says how many chunks a caption may take."""
+    for most, expected in ((75, 1), (225, 3), ("unlimited", None)):
+        maker, _ = maker_of(metadata, tmp_path, model={"family": "sdxl", "path": "random"}, text={"max_tokens": most})
+        chunker = build_chunker(maker._config)
+        assert (chunker.max_chunks, len(chunker.tokenizers)) == (expected, 2)

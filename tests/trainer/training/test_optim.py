@@ -1,0 +1,324 @@
+import math
+import sys
+
+import diffusers.optimization
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.nn import Parameter
+
+from trainer.config.settings import OptimizerSettings
+from trainer.errors import ConfigError
+from trainer.training.optim import build_optimizer, build_schedule, clip_gradients, guarded_step, weights_for_use
+
+CPU = torch.device("cpu")
+
+
+def parameters():
+    """Weights of the shapes that a U-Net has, with gradients."""
+    generator = torch.Generator().manual_seed(0)
+    made = [Parameter(torch.randn(shape, generator=generator)) for shape in ((4,), (4, 3), (4, 2, 3, 3))]
+    for parameter in made:
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    return made
+
+
+def groups():
+    """U-Net and text encoder, with a rate each."""
+    bias, linear, convolution = parameters()
+    return [{"params": [convolution, bias], "lr": 1e-2, "name": "unet"}, {"params": [linear], "lr": 1e-3, "name": "text"}]
+
+
+def build(name="AdamW", **arguments):
+    """The optimizer of that name over `groups`."""
+    return build_optimizer(groups(), OptimizerSettings(name=name, arguments=arguments), CPU)
+
+
+def weights(optimizer):
+    """Copies of all weights of an optimizer."""
+    return [parameter.detach().clone() for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def same(left, right):
+    """Whether two lists of tensors are equal bit for bit."""
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def test_groups_keep_their_rates_and_get_the_arguments():
+    """A class of torch.optim is built with each group's rate, and a TOML list is a tuple to it."""
+    optimizer = build("AdamW", betas=[0.8, 0.9], weight_decay=0.5)
+    assert type(optimizer) is torch.optim.AdamW
+    assert [(group["name"], group["lr"], group["betas"], group["weight_decay"]) for group in optimizer.param_groups] == [
+        ("unet", 1e-2, (0.8, 0.9), 0.5),
+        ("text", 1e-3, (0.8, 0.9), 0.5),
+    ]
+
+
+def test_the_trial_leaves_weights_and_state_alone():
+    """What is built has taken no step."""
+    optimizer = build("AdamW")
+    assert same(weights(optimizer), [parameter for group in groups() for parameter in group["params"]])
+    assert optimizer.state == {}
+
+
+def test_a_step_that_was_swallowed_is_no_step():
+    """A wrapper that does not hand the step on is an error, not a step that is logged as taken."""
+    optimizer = build("AdamW")
+    prepared = Accelerator(cpu=True).prepare(optimizer)
+    norm = clip_gradients([parameter for group in optimizer.param_groups for parameter in group["params"]], 1.0)
+    assert guarded_step(prepared, norm).taken
+    prepared.gradient_state._set_sync_gradients(False)  # what `Accelerator.accumulate` does between its own steps
+    try:
+        with pytest.raises(RuntimeError, match="did not hand an optimizer step on"):
+            guarded_step(prepared, norm)
+    finally:
+        prepared.gradient_state._set_sync_gradients(True)
+
+
+def test_adafactor_trains_with_our_rate():
+    """Adafactor is transformers' and moves a weight by about the configured rate in its first step, not by one that it made itself."""
+    optimizer = build("Adafactor")
+    assert type(optimizer).__module__ == "transformers.optimization"
+    before = weights(optimizer)
+    optimizer.step()
+    moved = [(a - b).square().mean().sqrt().item() for a, b in zip(weights(optimizer), before, strict=True)]
+    assert moved == pytest.approx([1e-2, 1e-2, 1e-3], rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("adamW", "optimizer.name: unknown optimizer `adamW`. Did you mean `AdamW`"),
+        ("AdmaW", "unknown optimizer `AdmaW`. Did you mean `AdamW`"),
+        ("Optimizer", "unknown optimizer `Optimizer`"),
+        ("xyz", "unknown optimizer `xyz`. Expected "),
+        ("LBFGS", "optimizer.name: LBFGS .* cannot train here, on cpu"),
+        ("SparseAdam", "SparseAdam .* cannot train here, .*does not support dense gradients"),
+        ("Muon", "Muon .* cannot train here, .*2D parameters"),
+    ],
+)
+def test_a_name_that_cannot_be(name, message):
+    """Unknown names get a hint; optimizers that need another loop or other weights are refused before the run, by their own words."""
+    with pytest.raises(ConfigError, match=message):
+        build(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "message"),
+    [
+        (
+            "AdamW",
+            {"weight_decy": 1},
+            "optimizer.arguments: unknown argument `weight_decy` for optimizer.name = AdamW, expected .*weight_decay",
+        ),
+        ("AdamW", {"lr": 1}, "unknown argument `lr`"),
+        ("Adafactor", {"relative_step": True}, "unknown argument `relative_step`"),
+        ("AdamW", {"betas": [0.9, 2.0]}, "AdamW .* cannot train here, .*Invalid beta"),
+        ("AdamW", {"betas": "high"}, "AdamW .* cannot train here"),
+    ],
+)
+def test_arguments_that_cannot_be(name, argument, message):
+    """Unknown arguments are refused with those that there are; values that the class refuses, with its words."""
+    with pytest.raises(ConfigError, match=message):
+        build(name, **argument)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    """Without bitsandbytes or pytorch-optimizer, the message has the command that installs it, and other names need neither."""
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(ConfigError, match=r"AdamW8bit is bitsandbytes'.*pip install bitsandbytes"):
+        build("AdamW8bit")
+    with pytest.raises(ConfigError, match=r"unknown optimizer `Prodigy`.*pip install pytorch-optimizer"):
+        build("Prodigy")
+    assert build("AdamW")
+
+
+@pytest.mark.parametrize("name", ["Prodigy", "Lion", "CAME", "ScheduleFreeAdamW"])
+def test_optimizers_of_pytorch_optimizer(name):
+    """Names that torch does not have come from pytorch-optimizer, and train."""
+    pytest.importorskip("pytorch_optimizer")
+    optimizer = build(name)
+    before = weights(optimizer)
+    optimizer.step()
+    assert type(optimizer).__module__.startswith("pytorch_optimizer")
+    assert not same(weights(optimizer), before)
+
+
+def test_pytorch_optimizer_s_own_refusals():
+    """Unknown arguments that its classes would swallow are refused, and so is what needs a base optimizer."""
+    pytest.importorskip("pytorch_optimizer")
+    with pytest.raises(ConfigError, match="unknown argument `cautios`"):
+        build("Lion", cautios=True)
+    with pytest.raises(ConfigError, match=r"SAM .* cannot train here.*base_optimizer"):
+        build("SAM")
+    with pytest.raises(ConfigError, match="Did you mean `Prodigy`"):
+        build("Prodgy")
+
+
+SCHEDULES = [
+    ("constant", 0, {}),
+    ("constant_with_warmup", 4, {}),
+    ("linear", 4, {}),
+    ("cosine", 4, {}),
+    ("cosine_with_restarts", 4, {"num_cycles": 3}),
+    ("polynomial", 4, {"power": 2.0}),
+    ("piecewise_constant", 0, {"step_rules": "1:5,0.1:12,0.01"}),
+]
+
+
+@pytest.mark.parametrize(("name", "warmup", "arguments"), SCHEDULES)
+def test_every_schedule_is_diffusers_s(name, warmup, arguments):
+    """Asked for in any order, each step's rates are those of diffusers' scheduler that is stepped once a step."""
+    optimizer, reference = build("SGD"), build("SGD")
+    settings = OptimizerSettings(schedule=name, warmup_steps=warmup, schedule_arguments=arguments)
+    schedule = build_schedule(optimizer, settings, 20)
+    function = diffusers.optimization.TYPE_TO_SCHEDULER_FUNCTION[diffusers.optimization.SchedulerType(name)]
+    steps = {"num_warmup_steps": warmup} if warmup else {}
+    steps |= {"num_training_steps": 20} if name not in ("constant", "constant_with_warmup", "piecewise_constant") else {}
+    scheduler = function(reference, **steps, **arguments)
+    expected = []
+    for _ in range(20):
+        expected.append([group["lr"] for group in reference.param_groups])
+        reference.step()
+        scheduler.step()
+    for step in reversed(range(20)):
+        rates = schedule.set_rates(step)
+        assert rates == {"lr_unet": expected[step][0], "lr_text": expected[step][1]}
+        assert [group["lr"] for group in optimizer.param_groups] == expected[step]
+    assert name == "constant" or len({rate for rate, _ in expected}) > 2
+
+
+def test_rates_need_no_state():
+    """A loaded optimizer state brings rates of its own step; the schedule's are those of the step asked for."""
+    optimizer, saved = build("SGD"), build("SGD")
+    settings = OptimizerSettings(schedule="linear")
+    build_schedule(saved, settings, 10).set_rates(9)
+    schedule = build_schedule(optimizer, settings, 10)
+    optimizer.load_state_dict(saved.state_dict())
+    assert schedule.set_rates(5) == {"lr_unet": 1e-2 * 0.5, "lr_text": 1e-3 * 0.5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "rate", "message"),
+    [
+        ({"schedule": "polynomial"}, 1e-8, r"polynomial cannot move a rate of 1e-08 over 20 steps .*must be smaller than initial lr"),
+        (
+            {"schedule": "piecewise_constant", "schedule_arguments": {"step_rules": "1.1.1:5,0.1"}},
+            1e-4,
+            "'step_rules': '1.1.1:5,0.1'.*could not",
+        ),
+    ],
+)
+def test_what_a_schedule_refuses(changes, rate, message):
+    """Rates and arguments that mean nothing to the schedule are refused when the run starts, with its words."""
+    optimizer = build()
+    optimizer.param_groups[0]["lr"] = rate
+    with pytest.raises(ConfigError, match=message):
+        build_schedule(optimizer, OptimizerSettings(**changes), 20)
+
+
+def test_clipping_scales_all_gradients_together():
+    """The norm is of all gradients before clipping; afterwards they have the largest norm allowed, directions kept."""
+    clipped, plain = parameters(), parameters()
+    norm = clip_gradients(clipped, 1.0)
+    flat = torch.cat([parameter.grad.flatten() for parameter in plain])
+    torch.testing.assert_close(norm, flat.norm())
+    torch.testing.assert_close(torch.cat([parameter.grad.flatten() for parameter in clipped]), flat / flat.norm())
+
+
+def test_zero_only_measures():
+    """With max_norm 0, or a norm below the largest, gradients stay bit for bit; weights without a gradient count nothing."""
+    plain = [parameter.grad for parameter in parameters()]
+    for max_norm in (0.0, 1e6):
+        clipped = [*parameters(), Parameter(torch.ones(3))]
+        assert clip_gradients(clipped, max_norm) > 0
+        assert same([parameter.grad for parameter in clipped[:3]], plain)
+
+
+def test_a_finite_norm_is_a_step():
+    """The step is the optimizer's own; norm and logged scalars come back, the gradients are gone."""
+    optimizer, reference = build(), build()
+    weights_of_both = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    stepped = guarded_step(optimizer, clip_gradients(weights_of_both, 0), torch.tensor(0.25))
+    reference.step()
+    assert (stepped.taken, stepped.logged) == (True, (0.25,))
+    assert stepped.grad_norm == pytest.approx(math.sqrt(sum(p.grad.square().sum() for g in groups() for p in g["params"])))
+    assert same(weights(optimizer), weights(reference))
+    assert all(parameter.grad is None for parameter in weights_of_both)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("max_norm", [0.0, 1.0])
+def test_a_broken_gradient_is_no_step(broken, max_norm):
+    """One element that is no number leaves all weights and the optimizer's state as they were, and the next step is unharmed."""
+    optimizer, reference = build(), build()
+    for each in (optimizer, reference):
+        each.step()
+    state = {key: value.clone() for key, value in optimizer.state[optimizer.param_groups[0]["params"][0]].items()}
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    trained[1].grad[2] = broken
+    stepped = guarded_step(optimizer, clip_gradients(trained, max_norm))
+    assert not stepped.taken
+    assert not math.isfinite(stepped.grad_norm)
+    assert same(weights(optimizer), weights(reference))
+    assert same(optimizer.state[trained[0]].values(), state.values())
+    for each in (optimizer, reference):
+        for parameter, source in zip(weights_in(each), (p for g in groups() for p in g["params"]), strict=True):
+            parameter.grad = source.grad
+        guarded_step(each, clip_gradients(weights_in(each), max_norm))
+    assert same(weights(optimizer), weights(reference))
+
+
+def weights_in(optimizer):
+    """The weights of an optimizer themselves."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def test_a_step_is_read_back_once(monkeypatch):
+    """Clipping and stepping ask a tensor for its values one time, whatever is logged."""
+    reads = []
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, *a, f=original, n=name: reads.append(n) or f(self, *a))
+    optimizer = build_optimizer(groups(), OptimizerSettings(name="SGD"), CPU)
+    reads.clear()
+    guarded_step(optimizer, clip_gradients(weights_in(optimizer), 1.0), torch.tensor(1.0), torch.tensor(2.0))
+    assert reads == ["tolist"]
+
+
+def test_weights_for_use_are_the_averages():
+    """A schedule-free optimizer's averaged weights are there inside, and afterwards its training weights bit for bit."""
+    pytest.importorskip("pytorch_optimizer")
+    optimizer = Accelerator(cpu=True).prepare(build("ScheduleFreeAdamW"))
+    for _ in range(5):
+        optimizer.step()
+    before = weights(optimizer)
+    with weights_for_use(optimizer):
+        assert not same(weights(optimizer), before)
+    assert same(weights(optimizer), before)
+    assert optimizer.param_groups[0]["train_mode"]
+
+
+class Averaging(torch.optim.SGD):
+    """An optimizer whose weights to use are half of those it trains."""
+
+    def eval(self):
+        """Put the weights to use in place."""
+        for parameter in weights_in(self):
+            parameter.data.mul_(0.5)
+
+    def train(self):
+        """Put the trained weights in place, rounded."""
+        for parameter in weights_in(self):
+            parameter.data.mul_(2.1)
+
+
+@pytest.mark.parametrize("optimizer_class", [Averaging, torch.optim.SGD])
+def test_weights_for_use_come_back_exactly(optimizer_class):
+    """Trained weights are back bit for bit, also after an error inside; an optimizer without averages is left alone."""
+    optimizer = optimizer_class(groups())
+    before = weights(optimizer)
+    with pytest.raises(AssertionError, match="inside"), weights_for_use(optimizer):
+        assert same(weights(optimizer), before) == (optimizer_class is Averaging), "inside"
+    assert same(weights(optimizer), before)

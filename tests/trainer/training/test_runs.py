@@ -1,0 +1,253 @@
+import json
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from builders.runs import LATENTS, ROOT, metrics_of, rewrite_examples, run, settings_of, state_of, train_here, write_config
+
+from trainer.config.load import load_config
+from trainer.errors import ConfigError, LatentsError, NonFiniteError
+from trainer.model.build import build_model
+from trainer.training.dry_run import show
+
+
+@pytest.fixture(scope="module")
+def metadata(tmp_path_factory):
+    """The rewritten examples."""
+    return rewrite_examples(tmp_path_factory.mktemp("examples"))
+
+
+@pytest.fixture
+def config(metadata, tmp_path):
+    """A function that writes a small config into the test's folder; its run is in `run` there."""
+
+    def write(**changes):
+        return write_config(tmp_path / "config.toml", settings_of(metadata, tmp_path / "run", **changes))
+
+    return write
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_an_example_of_each_family_trains_from_end_to_end(family, metadata, tmp_path):
+    """The example configs run as they stand: 20 steps, finite losses, metrics, a picture, and a model that can be trained further."""
+    out = tmp_path / "run"
+    example = ROOT / "examples" / f"tiny_{family}.toml"
+    done = run(example, "--set", f"data.metadata={metadata}", "--set", f"train.output_dir={out}", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    lines = metrics_of(out)
+    assert [line["step"] for line in lines] == list(range(1, 21))
+    assert sum(line["loss"] for line in lines[-5:]) < sum(line["loss"] for line in lines[:5])
+    assert (out / "loss.png").stat().st_size > 10_000
+    trained = load_config(out / "config.toml")
+    trained = trained.model_copy(update={"model": trained.model.model_copy(update={"path": str(out / "model")})})
+    assert {path.stat().st_mode & 0o044 for path in (out / "model").rglob("*.safetensors")} == {out.stat().st_mode & 0o044}
+    saved = dict(build_model(trained).state_dict())
+    state = state_of(out, 20)
+    assert all(torch.equal(saved[name], state[name]) for name in saved)
+
+
+def test_loss_falls_on_64_records(tmp_path_factory, tmp_path):
+    """64 records, seen again and again, are learnt."""
+    few = rewrite_examples(tmp_path_factory.mktemp("few"), n_records=64)
+    train = {"max_steps": 80, "batch_size": 8}
+    config = write_config(tmp_path / "c.toml", settings_of(few, tmp_path / "run", train=train, optimizer={"learning_rate": 3e-3}))
+    assert train_here(config) == 0
+    losses = [line["loss"] for line in metrics_of(tmp_path / "run")]
+    assert sum(losses[-8:]) < 0.7 * sum(losses[:8])
+
+
+def test_accumulation_is_a_larger_batch(config, tmp_path):
+    """2 micro-batches of 1 train the samples, losses and weights of 1 micro-batch of 2, but for rounding."""
+    assert train_here(config(train={"batch_size": 2, "accumulation": 1})) == 0
+    whole = tmp_path / "run"
+    whole = whole.rename(tmp_path / "whole")
+    assert train_here(config(train={"batch_size": 1, "accumulation": 2})) == 0
+    for one, two in zip(metrics_of(whole), metrics_of(tmp_path / "run"), strict=True):
+        assert one["keys"] == two["keys"]
+        assert one["captions"] == two["captions"]
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+    one, two = state_of(whole, 8), state_of(tmp_path / "run", 8)
+    for name, value in one.items():
+        torch.testing.assert_close(value, two[name], rtol=1e-2, atol=2e-4, msg=name)
+
+
+def test_only_the_newest_states_are_kept(config, tmp_path):
+    """Of a state a step, `checkpoint.keep` stay."""
+    assert train_here(config(train={"max_steps": 5}, checkpoint={"every_steps": 1, "keep": 2})) == 0
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-00000004", "step-00000005"]
+
+
+def test_states_are_saved_by_epochs_and_by_the_clock(config, tmp_path):
+    """`every_epochs` saves at the ends of epochs, `every_minutes` when so much time is over."""
+    assert train_here(config(train={"max_steps": None, "max_epochs": 2, "batch_size": 64}, checkpoint={"every_epochs": 1, "keep": 9})) == 0
+    steps = len(metrics_of(tmp_path / "run"))
+    found = sorted(int(path.name[5:]) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert found == [steps // 2, steps]
+    shutil.rmtree(tmp_path / "run")
+    assert train_here(config(train={"max_steps": 3}, checkpoint={"every_minutes": 1e-6, "keep": 9})) == 0
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 3
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on(config, tmp_path):
+    """A state that cannot be written leaves nothing half-written behind; the run goes on with a loud warning."""
+    limit = 300_000  # bytes of a file: enough for metrics and plans, not for the weights
+    done = run(
+        config(train={"max_steps": 3}, checkpoint={"every_steps": 1}),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert "WARNING: step 1 could not be saved" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(metrics_of(tmp_path / "run")) == 3
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    assert done.returncode == 1  # the model itself could not be written
+
+
+@pytest.mark.parametrize("asked", ["skip", "stop"])
+def test_a_gradient_that_is_no_number(config, tmp_path, asked):
+    """Such a step is not taken: skipped and marked, or the run stops with the state before it."""
+    written = config(optimizer={"name": "SGD", "learning_rate": 1e30, "text_learning_rate": None}, train={"on_nonfinite": asked})
+    if asked == "skip":
+        assert train_here(written) == 0
+        assert [line.get("skipped", False) for line in metrics_of(tmp_path / "run")] == [False] + [True] * 7
+    else:
+        with pytest.raises(NonFiniteError, match=r"step 2: .*The state after step 1 is saved"):
+            train_here(written)
+        assert (tmp_path / "run" / "checkpoints" / "step-00000001" / "state.json").exists()
+
+
+def test_spoilt_weights_stop_the_run_and_leave_the_states_before(config, tmp_path, capsys):
+    """Steps that are skipped without end are told and end the run; none of them pushes out the state from before."""
+    optimizer = {"name": "SGD", "learning_rate": 1e30, "text_learning_rate": None}
+    with pytest.raises(NonFiniteError, match=r"step 21: found no finite gradient for 20 steps"):
+        train_here(config(optimizer=optimizer, train={"max_steps": 40, "batch_size": 1}, checkpoint={"every_steps": 1, "keep": 1}))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000001"]
+    assert capsys.readouterr().err.count("WARNING: step 2 is skipped: the norm of its gradient is nan.") == 1
+
+
+def test_a_spoilt_model_is_not_written(config, tmp_path):
+    """Weights that are not finite are no result: the run ends with an error and without a model, and every state stays."""
+    optimizer = {"name": "SGD", "learning_rate": 1e38, "text_learning_rate": None}
+    written = config(optimizer=optimizer, train={"max_steps": 3}, checkpoint={"every_steps": 1, "keep": 1})
+    with pytest.raises(NonFiniteError, match=r"step 3: the weights are not finite"):
+        train_here(written, "optimizer.arguments.weight_decay=1000.0")
+    assert not (tmp_path / "run" / "model").exists()
+    assert (tmp_path / "run" / "checkpoints" / "step-00000001" / "state.json").exists()
+
+
+def test_a_file_that_vanished_is_replaced_or_stops_the_run(metadata, tmp_path):
+    """`on_missing = "skip"` trains the next of the bucket and counts it; "stop" names the file."""
+    latents = tmp_path / "latents"
+    shutil.copytree(LATENTS, latents)
+    data = {"latents": str(latents)}
+    sections = settings_of(metadata, tmp_path / "first", data=data, train={"max_steps": None, "max_epochs": 1, "batch_size": 8})
+    config = write_config(tmp_path / "c.toml", sections)
+    assert train_here(config, "train.max_steps=1") == 0
+    gone = next(latents.rglob("danbooru/1003817*.npz"))
+    gone.write_bytes(gone.read_bytes()[:100])
+    with pytest.raises(LatentsError, match=gone.name):
+        train_here(config, f"train.output_dir={tmp_path / 'stopped'}")
+    assert train_here(config, "data.on_missing=skip", f"train.output_dir={tmp_path / 'skipped'}") == 0
+    lines = metrics_of(tmp_path / "skipped")
+    assert sum(line.get("replaced", 0) for line in lines) == 1
+    assert "danbooru/1003817" not in [key for line in lines for key in line["keys"]]
+
+
+def test_too_many_replaced_samples_stop_the_run(metadata, tmp_path):
+    """Over 1 % of an epoch without usable latents is no gap: the run stops with its state saved."""
+    latents = tmp_path / "latents"
+    shutil.copytree(LATENTS, latents)
+    sections = settings_of(
+        metadata, tmp_path / "run", data={"latents": str(latents), "on_missing": "skip"}, train={"max_steps": 60, "batch_size": 4}
+    )
+    config = write_config(tmp_path / "c.toml", sections)
+    for path in list(latents.rglob("danbooru/*.npz"))[:20]:
+        path.write_bytes(b"")
+    with pytest.raises(LatentsError, match=r"expected at most 1% of 213"):
+        train_here(config)
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_run_is_never_written_over(config, tmp_path):
+    """A folder that holds a run is refused without --resume, and left as it is."""
+    written = config(train={"max_steps": 1})
+    assert train_here(written) == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    with pytest.raises(ConfigError, match="--resume latest"):
+        train_here(written)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_the_folder_tells_how_it_was_made(config, tmp_path):
+    """The resolved config loads to the same run, with the seed that was drawn; versions and fingerprint stand beside it."""
+    assert train_here(config(train={"seed": None, "max_steps": 1})) == 0
+    again = load_config(tmp_path / "run" / "config.toml", [])
+    assert again.train.seed is not None
+    told = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert told["versions"]["torch"] == torch.__version__
+    assert told["identity"]["train.seed"] == again.train.seed
+    assert len(told["identity"]["data.0.metadata fingerprint"]) >= 16
+
+
+def test_dry_run_shows_what_will_train(config, tmp_path):
+    """--dry-run prints a config that loads, the numbers and the first 8 samples as the run trains them; it writes no run."""
+    written = config(train={"batch_size": 4, "max_steps": 2})
+    shown = run(written, "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "shown.toml").write_text(shown.stdout.partition("\n# records")[0], encoding="utf-8")
+    assert load_config(tmp_path / "shown.toml", []) == load_config(written, [])
+    assert "# global batch: 4 = 4 x 1 (accumulation) x 1 (ranks)" in shown.stdout
+    assert "unet: " in shown.stdout
+    assert train_here(written) == 0
+    captions = [caption for line in metrics_of(tmp_path / "run") for caption in line["captions"]]
+    described = shown.stdout.split("\n# sample ")[1:]
+    assert [sample.splitlines()[1] for sample in described] == captions
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "named"),
+    [
+        ({"name": "AdamWW"}, "optimizer.name: unknown optimizer `AdamWW`"),
+        ({"arguments": "{weight_decy = 1}"}, "optimizer.arguments: unknown argument `weight_decy`"),
+        ({"schedule": "polynomial", "schedule_arguments": "{lr_end = 1}"}, "optimizer.schedule: polynomial cannot move a rate"),
+    ],
+)
+def test_dry_run_knows_the_optimizer(config, optimizer, named):
+    """--dry-run raises what the run would for its optimizer and schedule."""
+    with pytest.raises(ConfigError, match=named):
+        show(load_config(config(), [f"optimizer.{key}={value}" for key, value in optimizer.items()]))
+
+
+def test_a_mistake_in_the_config_shows_no_traceback(config):
+    """Exit code 2 and one line."""
+    done = run(config(train={"max_stepz": 4}))
+    assert done.returncode == 2
+    assert "Did you mean `max_steps`?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+def test_two_runs_do_not_share_a_folder(config, tmp_path):
+    """While a run is on its way, another one into its folder is refused, also with --resume."""
+    written = config(train={"max_steps": 1})
+    assert train_here(written) == 0
+    holding = (
+        f"import fcntl; f = open({str(tmp_path / 'run' / '.lock')!r}, 'ab'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", holding], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ConfigError, match="in use by a run that is still on its way"):
+            train_here(written, "train.max_steps=2", resume="latest")
+        other.communicate(b"\n")
+    assert train_here(written, "train.max_steps=2", resume="latest") == 0
+
+
+def test_a_folder_that_cannot_be_made_is_told(config, tmp_path):
+    """An output folder below a file is a mistake of the settings."""
+    (tmp_path / "run").write_text("a file")
+    for folder in ("run", "run/below"):
+        with pytest.raises(ConfigError, match=r"train\.output_dir: .* cannot be written \("):
+            train_here(config(train={"output_dir": str(tmp_path / folder)}))

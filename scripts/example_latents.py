@@ -3,11 +3,12 @@
 
 .venv/bin/python scripts/example_latents.py [FOLDER]
 
-What stands in them is laid out as sd-scripts caches it, unscaled: smooth noise whose standard deviation times SD 1's factor is 1, so
-the tiny configs of all families train on it. Most files are `<stem>.npz`; every tenth has the original size in its name, as sd-scripts
-writes them since v0.10, and every seventeenth has keys with the latent size behind them. All have `latents_flipped`; every fourth
-picture of `photos` has an `alpha_mask`. sd-scripts stores whole floats; here they keep three bits behind the first, which deflate packs to
-a third.
+What stands in them is laid out as sd-scripts caches it, unscaled: smooth noise whose standard
+deviation times SD 1's factor is 1, so the tiny configs of all families train on it. Most files are
+`<stem>.npz`; every tenth has the original size in its name, as sd-scripts writes them since v0.10,
+and every seventeenth has keys with the latent size behind them. All have `latents_flipped`; every
+fourth picture of `photos` has an `alpha_mask`. sd-scripts stores whole floats; here they keep three
+bits behind the first, which deflate packs to a third.
 """
 
 import hashlib
@@ -39,7 +40,9 @@ def latents_of(rng: np.random.Generator, height: int, width: int) -> NDArray[np.
     return (bits >> np.uint32(cut) << np.uint32(cut)).view(np.float32)
 
 
-def _between(values: NDArray[np.float64], places: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+def _between(
+    values: NDArray[np.float64], places: NDArray[np.float64], axis: int
+) -> NDArray[np.float64]:
     """`values` at fractional places of one axis, linearly."""
     first = places.astype(int)
     share = np.expand_dims(places - first, tuple(other for other in range(3) if other != axis))
@@ -57,10 +60,16 @@ def write(folder: Path, number: int, key: str, width: int, height: int) -> None:
     """The file of record `number`, its bucket in px."""
     rng = np.random.default_rng(list(hashlib.blake2b(key.encode(), digest_size=16).digest()))
     latents = latents_of(rng, height // 8, width // 8)
-    original_width, original_height = int(width * rng.uniform(3, 5)), int(height * rng.uniform(3, 5))
-    # The picture was scaled to cover the bucket, and its middle cut out. Source: sd-scripts, BucketManager.get_crop_ltrb.
+    original_width, original_height = (
+        int(width * rng.uniform(3, 5)),
+        int(height * rng.uniform(3, 5)),
+    )
+    # The picture was scaled to cover the bucket, and its middle cut out. Source: sd-scripts,
+    # BucketManager.get_crop_ltrb.
     ratio = original_width / original_height
-    scaled_width, scaled_height = (height * ratio, height) if width / height > ratio else (width, width / ratio)
+    scaled_width, scaled_height = (
+        (height * ratio, height) if width / height > ratio else (width, width / ratio)
+    )
     left, top = (width - scaled_width) // 2, (height - scaled_height) // 2
     arrays = {
         "latents": latents,
@@ -74,7 +83,9 @@ def write(folder: Path, number: int, key: str, width: int, height: int) -> None:
     ending = f"_{original_width:04d}x{original_height:04d}_sdxl" if number % 10 == 0 else ""
     path = folder / f"{key}{ending}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, allow_pickle=False, **{name + suffix: array for name, array in arrays.items()})
+    np.savez_compressed(
+        path, allow_pickle=False, **{name + suffix: array for name, array in arrays.items()}
+    )
 
 
 def main() -> None:

@@ -42,7 +42,10 @@ def medians(commands: dict[str, Sequence[str]], repeats: int) -> dict[str, Run]:
         for name, command in commands.items():
             runs[name].append(run(command))
     return {
-        name: Run(statistics.median(r.seconds for r in found), statistics.median(r.cpu_seconds for r in found))
+        name: Run(
+            statistics.median(r.seconds for r in found),
+            statistics.median(r.cpu_seconds for r in found),
+        )
         for name, found in runs.items()
     }
 

@@ -11,7 +11,26 @@ from pathlib import Path
 from typing import Any
 
 _SYLLABLES = (
-    *("ka", "ri", "no", "ta", "shi", "mo", "el", "an", "dor", "vel", "is", "um", "tra", "pe", "lin", "gor", "sa", "be"),
+    *(
+        "ka",
+        "ri",
+        "no",
+        "ta",
+        "shi",
+        "mo",
+        "el",
+        "an",
+        "dor",
+        "vel",
+        "is",
+        "um",
+        "tra",
+        "pe",
+        "lin",
+        "gor",
+        "sa",
+        "be",
+    ),
     *("ton", "ur", "mi", "cha", "fle", "wo", "nd", "re", "il", "os"),
 )
 _RESOLUTIONS = [[832, 1216], [1216, 832], [1024, 1024], [896, 1152], [1152, 896], [768, 1344]]
@@ -20,7 +39,9 @@ _RESOLUTIONS = [[832, 1216], [1216, 832], [1024, 1024], [896, 1152], [1152, 896]
 class Corpus:
     """Words and tags with Zipf's frequencies, and records made of them."""
 
-    def __init__(self, seed: int = 0, words: int = 60_000, tags: int = 30_000, typographic: float = 0.3) -> None:
+    def __init__(
+        self, seed: int = 0, words: int = 60_000, tags: int = 30_000, typographic: float = 0.3
+    ) -> None:
         self._random = random.Random(seed)
         self._words = [self._word() for _ in range(words)]
         self._tags = [self._tag() for _ in range(tags)]
@@ -37,26 +58,38 @@ class Corpus:
             caption = " ".join(rng.choices(self._sentences, k=rng.randint(2, 6)))
             if rng.random() < self._typographic:
                 caption = caption.replace("'", "\u2019").replace(" - ", " \u2014 ")
-            tags = ", ".join(rng.choices(self._tags, cum_weights=self._tag_weights, k=rng.randint(15, 40)))
-            record = {"caption": caption, "tags": tags, "train_resolution": rng.choice(_RESOLUTIONS)}
+            tags = ", ".join(
+                rng.choices(self._tags, cum_weights=self._tag_weights, k=rng.randint(15, 40))
+            )
+            record = {
+                "caption": caption,
+                "tags": tags,
+                "train_resolution": rng.choice(_RESOLUTIONS),
+            }
             yield f"danbooru/{1_000_000 + number}", record
             number += 1
 
     def _word(self) -> str:
-        return "".join(self._random.choices(_SYLLABLES, k=self._random.choice((1, 2, 2, 2, 3, 3, 4))))
+        return "".join(
+            self._random.choices(_SYLLABLES, k=self._random.choice((1, 2, 2, 2, 3, 3, 4)))
+        )
 
     def _tag(self) -> str:
         tag = "_".join(self._word() for _ in range(self._random.choice((1, 1, 2, 2, 2, 3))))
         return f"{tag}_({self._word()})" if self._random.random() < 0.1 else tag
 
     def _sentence(self) -> str:
-        words = self._random.choices(self._words, cum_weights=self._word_weights, k=self._random.randint(8, 25))
+        words = self._random.choices(
+            self._words, cum_weights=self._word_weights, k=self._random.randint(8, 25)
+        )
         place = self._random.randrange(len(words))
         words[place] += self._random.choice((",", ",", "'s", " -", ""))
         return " ".join(words).capitalize() + "."
 
 
-def write_metadata(path: Path, size_bytes: int, layout: str = "indent2", seed: int = 0, records: int | None = None) -> None:
+def write_metadata(
+    path: Path, size_bytes: int, layout: str = "indent2", seed: int = 0, records: int | None = None
+) -> None:
     """Write about `size_bytes`, at most so many `records`, in `layout`: indent2, indent4 (raw UTF-8), compact, or jsonl."""
     dump = {
         "indent2": lambda pair: json.dumps(dict([pair]), indent=2)[2:-2],
@@ -82,14 +115,18 @@ def write_metadata(path: Path, size_bytes: int, layout: str = "indent2", seed: i
         file.write(closing)
 
 
-def write_huge_record(path: Path, size_bytes: int, record_bytes: int = 300_000, every: int = 10_000) -> None:
+def write_huge_record(
+    path: Path, size_bytes: int, record_bytes: int = 300_000, every: int = 10_000
+) -> None:
     """As `write_metadata`, indent=2, with one record of `record_bytes` in each `every`."""
     written = 0
     with path.open("w", encoding="utf-8", newline="") as file:
         file.write("{\n")
         for number, (key, record) in enumerate(Corpus().records()):
             if number % every == every // 2:
-                record["caption"] = (record["caption"] + " ") * (record_bytes // len(record["caption"]))
+                record["caption"] = (record["caption"] + " ") * (
+                    record_bytes // len(record["caption"])
+                )
             text = json.dumps({key: record}, indent=2)[2:-2]
             file.write(",\n" + text if written else text)
             written += len(text) + 2

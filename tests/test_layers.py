@@ -22,20 +22,37 @@ TRAINER_TAKES = "errors rng toml terminal files tokens captions index"
 WITH_NUMPY = {"files", "tokens", "index", "stats"}
 """The folders of capmerge that may import numpy."""
 LIGHT = [
-    *("trainer.run", "trainer.errors", "trainer.families", "trainer.config.load", "trainer.config.settings"),
-    *("trainer.config.conflicts", "trainer.config.overrides", "trainer.config.validation", "capmerge.toml"),
+    *(
+        "trainer.run",
+        "trainer.errors",
+        "trainer.families",
+        "trainer.config.load",
+        "trainer.config.settings",
+    ),
+    *(
+        "trainer.config.conflicts",
+        "trainer.config.overrides",
+        "trainer.config.validation",
+        "capmerge.toml",
+    ),
 ]
 """What `--help` and a mistake in the config need of the trainer."""
 DRAWERS = {"utils", "util", "common", "helpers", "helper", "misc", "base"}
 
 MODULES = {
-    ".".join(path.relative_to(SRC).with_suffix("").parts): path for path in SRC.rglob("*.py") if path.stem not in {"__init__", "__main__"}
+    ".".join(path.relative_to(SRC).with_suffix("").parts): path
+    for path in SRC.rglob("*.py")
+    if path.stem not in {"__init__", "__main__"}
 }
 
 
 def level_of(package: str) -> dict[str, int]:
     """The folders and single modules of a package with their places in its layers, from 0."""
-    return {name: level for level, names in enumerate(LAYERS[package].split("<")) for name in names.split()}
+    return {
+        name: level
+        for level, names in enumerate(LAYERS[package].split("<"))
+        for name in names.split()
+    }
 
 
 @cache
@@ -55,7 +72,9 @@ def imported_by(module: str) -> frozenset[str]:
 @pytest.mark.parametrize("package", sorted(LAYERS))
 def test_every_folder_has_a_layer(package):
     """The layers name exactly the folders and single modules that are there."""
-    assert {module.split(".")[1] for module in MODULES if module.startswith(f"{package}.")} == level_of(package).keys()
+    assert {
+        module.split(".")[1] for module in MODULES if module.startswith(f"{package}.")
+    } == level_of(package).keys()
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
@@ -76,10 +95,14 @@ def test_imports_go_down(module):
 def test_no_circle_inside_a_folder(folder):
     """The modules of a folder can be read in an order in which each one needs only those before it."""
     inside = {module for module in MODULES if module.rpartition(".")[0] == folder}
-    TopologicalSorter({module: imported_by(module) & inside - {module} for module in inside}).prepare()
+    TopologicalSorter(
+        {module: imported_by(module) & inside - {module} for module in inside}
+    ).prepare()
 
 
-@pytest.mark.parametrize("module", sorted(module for module in MODULES if module.startswith("capmerge.")))
+@pytest.mark.parametrize(
+    "module", sorted(module for module in MODULES if module.startswith("capmerge."))
+)
 def test_capmerge_is_light(module):
     """No module of capmerge knows of torch and its kin; numpy and matplotlib have their places."""
     roots = {name.split(".")[0] for name in imported_by(module)}

@@ -22,15 +22,27 @@ def _without_speed(text: str) -> str:
 def folder(tmp_path_factory):
     """A copy of the examples, in which the README's commands run one after the other."""
     folder = tmp_path_factory.mktemp("readme")
-    shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("*_wildcard*", "*.stats.json"))
+    shutil.copytree(
+        ROOT / "examples",
+        folder / "examples",
+        ignore=shutil.ignore_patterns("*_wildcard*", "*.stats.json"),
+    )
     return folder
 
 
-@pytest.mark.parametrize(("command", "printed"), EXAMPLES, ids=[command[:60] for command, _ in EXAMPLES])
+@pytest.mark.parametrize(
+    ("command", "printed"), EXAMPLES, ids=[command[:60] for command, _ in EXAMPLES]
+)
 def test_example_prints_what_the_readme_shows(folder, command, printed):
     """Each console example prints exactly what stands below it, but for seconds and MB/s."""
-    command = command.replace("capmerge ", f"{sys.executable} -m capmerge ", 1) if command.startswith("capmerge ") else command
-    finished = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, timeout=120, check=True)
+    command = (
+        command.replace("capmerge ", f"{sys.executable} -m capmerge ", 1)
+        if command.startswith("capmerge ")
+        else command
+    )
+    finished = subprocess.run(
+        command, shell=True, cwd=folder, capture_output=True, text=True, timeout=120, check=True
+    )
     assert _without_speed(finished.stdout) == _without_speed(printed)
 
 
@@ -45,6 +57,10 @@ def test_tree_names_every_folder():
     scripts = [path.name for path in (ROOT / "scripts").iterdir() if path.is_file()]
     missing = [
         *(name for name in folders if name not in README),
-        *(name for name in scripts if f"`{name}`" not in README and f"`scripts/{name}`" not in README),
+        *(
+            name
+            for name in scripts
+            if f"`{name}`" not in README and f"`scripts/{name}`" not in README
+        ),
     ]
     assert missing == []

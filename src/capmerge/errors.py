@@ -1,16 +1,14 @@
 """The exceptions that mean a user's mistake or a damaged file, never a bug.
 
-    CapmergeError            exit 1
-    ├── UsageError           exit 2: the command line asks for something impossible
-    ├── DataError            the source's bytes are not what they should be
-    │   └── RecordError      one record cannot be merged; `--on-error skip` can leave it out
-    ├── OutputError          the output could not be written whole
-    │   └── BusyError        another run is writing it
-    ├── StaleError           an index or a listing is missing, broken, or of something else: it has to be made anew
-    └── WorkerError          a worker process ended before its work did
+    CapmergeError            exit 1 ├── UsageError           exit 2: the command line asks for
+    something impossible ├── DataError            the source's bytes are not what they should be │
+    └── RecordError      one record cannot be merged; `--on-error skip` can leave it out ├──
+    OutputError          the output could not be written whole │   └── BusyError        another run
+    is writing it ├── StaleError           an index or a listing is missing, broken, or of something
+    else: it has to be made anew └── WorkerError          a worker process ended before its work did
 
-Every message reads: where, what was found, what was expected, the next step. Only `cli` prints and exits;
-any other exception is a bug and shows its traceback.
+Every message reads: where, what was found, what was expected, the next step. Only `cli` prints and
+exits; any other exception is a bug and shows its traceback.
 """
 
 import json
@@ -35,9 +33,17 @@ class DataError(CapmergeError):
     'm.json, byte 7, record "b/42": found a list, expected a string. Mend it.'
     """
 
-    def __init__(self, name: str, offset: int | None, key: str | None, problem: str, next_step: str) -> None:
+    def __init__(
+        self, name: str, offset: int | None, key: str | None, problem: str, next_step: str
+    ) -> None:
         super().__init__(name, offset, key, problem, next_step)
-        self.name, self.offset, self.key, self.problem, self.next_step = name, offset, key, problem, next_step
+        self.name, self.offset, self.key, self.problem, self.next_step = (
+            name,
+            offset,
+            key,
+            problem,
+            next_step,
+        )
 
     def __str__(self) -> str:
         where = printable(self.name)
@@ -76,7 +82,10 @@ def printable(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for c in text
+    )
 
 
 def quoted(text: str, longest: int = 120) -> str:

@@ -1,12 +1,15 @@
 """Seeded chance: a whole number as a pure function of who asks for it. Knows nothing of captions.
 
-The same question gets the same answer in every process, order, version of Python and release of this package: runs are
-repeated and resumed by it, so nothing here may ever change. The definition, for other programs:
+The same question gets the same answer in every process, order, version of Python and release of
+this package: runs are repeated and resumed by it, so nothing here may ever change. The definition,
+for other programs:
 
-    word c*8 .. c*8+7 = BLAKE2b(key = seed, person = "capmerge", message = dataset, epoch, repeat, c, purpose, 0x00, record key)
+    word c*8 .. c*8+7 = BLAKE2b(key = seed, person = "capmerge", message = dataset, epoch, repeat,
+    c, purpose, 0x00, record key)
 
-read as eight little-endian 64-bit words. The seed is 16 bytes; dataset, epoch, repeat and the counter c are 8 bytes
-each; all are signed and little-endian. Purpose and record key are UTF-8, a lone surrogate as its three bytes.
+read as eight little-endian 64-bit words. The seed is 16 bytes; dataset, epoch, repeat and the
+counter c are 8 bytes each; all are signed and little-endian. Purpose and record key are UTF-8, a
+lone surrogate as its three bytes.
 """
 
 import hashlib
@@ -37,14 +40,17 @@ class Chance(NamedTuple):
         >>> Chance(seed=1, epoch=0, key="a.png").below(10, "line")
         7
 
-        Raises `ValueError` for a limit below 1, `OverflowError` or `struct.error` for a seed past 127 bits or another number past 63.
+        Raises `ValueError` for a limit below 1, `OverflowError` or `struct.error` for a seed past
+        127 bits or another number past 63.
         """
         if limit < 1:
             raise ValueError(f"found a limit of {limit}, expected 1 or more")
         if limit == 1:
             return 0
         words_a_number = -(-(limit - 1).bit_length() // _WORD_BITS)
-        fair = (1 << _WORD_BITS * words_a_number) // limit * limit  # numbers from here on would favour the low remainders
+        fair = (
+            (1 << _WORD_BITS * words_a_number) // limit * limit
+        )  # numbers from here on would favour the low remainders
         words = self._words(purpose)
         while True:
             number = next(words)
@@ -58,4 +64,6 @@ class Chance(NamedTuple):
         asked = f"{purpose}\0{self.key}".encode("utf-8", "surrogatepass")
         for counter in count():
             message = _HEADER.pack(self.dataset, self.epoch, self.repeat, counter) + asked
-            yield from _WORDS.unpack(hashlib.blake2b(message, key=seed, person=b"capmerge").digest())
+            yield from _WORDS.unpack(
+                hashlib.blake2b(message, key=seed, person=b"capmerge").digest()
+            )

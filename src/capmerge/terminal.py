@@ -29,8 +29,13 @@ def errors_as_exit_codes() -> Iterator[None]:
         # The reader has seen enough. Python would complain again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(141) from None
-    except OSError as error:  # what no library function foresaw: the terminal's device is full, a disk is gone
-        print(f"capmerge: {error.filename or 'standard output'}: {error.strerror}. Check the disk or the device.", file=sys.stderr)
+    except (
+        OSError
+    ) as error:  # what no library function foresaw: the terminal's device is full, a disk is gone
+        print(
+            f"capmerge: {error.filename or 'standard output'}: {error.strerror}. Check the disk or the device.",
+            file=sys.stderr,
+        )
         raise typer.Exit(1) from None
 
 
@@ -52,7 +57,9 @@ def count_bar(folder: Path, *, quiet: bool) -> Iterator[Callable[[int], None]]:
         return
     from tqdm import tqdm
 
-    with tqdm(unit=" files", unit_scale=True, desc=printable(folder.name), leave=False, mininterval=0.2) as bar:
+    with tqdm(
+        unit=" files", unit_scale=True, desc=printable(folder.name), leave=False, mininterval=0.2
+    ) as bar:
 
         def progress(files: int) -> None:
             bar.update(files - bar.n)
@@ -70,7 +77,12 @@ def progress_bar(source: Source, *, quiet: bool) -> Iterator[Callable[[int], Non
 
     tqdm.monitor_interval = 0  # its thread must not run when workers are forked
     with tqdm(
-        total=source.total_bytes, unit="B", unit_scale=True, desc=printable(Path(source.name).name), leave=False, mininterval=0.2
+        total=source.total_bytes,
+        unit="B",
+        unit_scale=True,
+        desc=printable(Path(source.name).name),
+        leave=False,
+        mininterval=0.2,
     ) as bar:
 
         def progress(offset: int) -> None:

@@ -2,13 +2,14 @@
 
     capmerge.errors.CapmergeError  exit 1
     └── TrainerError
-        ├── ConfigError            exit 2: one or more settings cannot be carried out, all of them listed
-        ├── LatentsError           a latents file is missing, broken, or of another family
-        ├── ModelError             a model folder is not what the settings say
-        ├── ResumeError            a saved state does not fit the run, or none is complete
-        └── NonFiniteError         the gradient is no number and `train.on_nonfinite` says stop
+        ├── ConfigError            exit 2: one or more settings cannot be carried out, all of them
+        listed ├── LatentsError           a latents file is missing, broken, or of another family
+        ├── ModelError             a model folder is not what the settings say ├── ResumeError
+        a saved state does not fit the run, or none is complete └── NonFiniteError         the
+        gradient is no number and `train.on_nonfinite` says stop
 
-Every message reads: where, what was found, what was expected, the next step. Only `run` prints and exits.
+Every message reads: where, what was found, what was expected, the next step. Only `run` prints and
+exits.
 """
 
 from capmerge.errors import CapmergeError

@@ -1,6 +1,7 @@
 """`python -m trainer.run config.toml`: the command line, errors to exit codes. Nothing is decided here.
 
-Exit codes: 0, 1 data, 2 usage or settings, 130 Ctrl-C, 141 closed pipe, 143 terminated. Everything heavy is imported when it is needed.
+Exit codes: 0, 1 data, 2 usage or settings, 130 Ctrl-C, 141 closed pipe, 143 terminated. Everything
+heavy is imported when it is needed.
 """
 
 import io
@@ -31,25 +32,43 @@ def _run(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the whole config, what follows from it, and the first samples as they will train.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show the whole config, what follows from it, and the first samples as they will train.",
+        ),
     ] = False,
     resume: Annotated[
         str | None,
-        typer.Option("--resume", metavar="latest|PATH", help="Go on from the newest saved state, or from that one.", show_default=False),
+        typer.Option(
+            "--resume",
+            metavar="latest|PATH",
+            help="Go on from the newest saved state, or from that one.",
+            show_default=False,
+        ),
     ] = None,
     allow_change: Annotated[
-        bool, typer.Option("--allow-change", help="With --resume: go on although seed, metadata or global batch are others.")
+        bool,
+        typer.Option(
+            "--allow-change",
+            help="With --resume: go on although seed, metadata or global batch are others.",
+        ),
     ] = False,
 ) -> None:
     """Fine-tune SD 1.x, SD 2.x or SDXL on captions that capmerge wrote.
 
-    CONFIG is a TOML file; examples/tiny_sd1.toml is one to start from. Relative paths in it count from the current directory.
+    CONFIG is a TOML file; examples/tiny_sd1.toml is one to start from. Relative paths in it count
+    from the current directory.
     """
     with _errors_as_exit_codes():
         if dry_run and (resume is not None or allow_change):
-            raise UsageError("--dry-run starts no training, so --resume and --allow-change have no effect with it. Leave them out.")
+            raise UsageError(
+                "--dry-run starts no training, so --resume and --allow-change have no effect with it. Leave them out."
+            )
         if allow_change and resume is None:
-            raise UsageError("--allow-change has no effect without --resume. Leave it out, or add --resume latest.")
+            raise UsageError(
+                "--allow-change has no effect without --resume. Leave it out, or add --resume latest."
+            )
         from trainer.config.load import load_config
 
         settings = load_config(config, overrides or [])
@@ -86,7 +105,9 @@ def main() -> None:
     """The command line."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # no terminal lacks a character so badly that a run must end
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # no terminal lacks a character so badly that a run must end
     app(prog_name="python -m trainer.run")
 
 

@@ -18,7 +18,10 @@ class Watched(BytesSource):
     def window(self, start, size):
         """The bytes asked for."""
         found = super().window(start, size)
-        self.read_to, self.largest = max(self.read_to, start + len(found)), max(self.largest, len(found))
+        self.read_to, self.largest = (
+            max(self.read_to, start + len(found)),
+            max(self.largest, len(found)),
+        )
         return found
 
     def release(self, before):
@@ -34,7 +37,10 @@ def small(monkeypatch, block_bytes, piece_bytes=None, looks=(16, 64)):
 
 RECORDS = {
     f"danbooru/{i}": {
-        "caption": ['"a", b: {x}', 'ends like a record },\n  "k": {', "é 😀 \\ \u2028", 'x},"y":{'][i % 4] * (1 + i % 3),
+        "caption": ['"a", b: {x}', 'ends like a record },\n  "k": {', "é 😀 \\ \u2028", 'x},"y":{'][
+            i % 4
+        ]
+        * (1 + i % 3),
         "tags": ["1girl, :},", "o_o, {", '},\n"z', "\\"][i % 4],
         "train_resolution": [64 * (i % 5), 64],
         **({"n": {"x": {}, "y": {"z": [["},", ":{"], {"a": 1}, {"b": {}}]}}} if i % 7 == 3 else {}),
@@ -51,7 +57,11 @@ def mixed():
     """Records laid out each in its own way, as files that several programs wrote to are."""
     rng = random.Random(5)
     members = [
-        json.dumps({key: record}, indent=rng.choice([None, None, 0, 2, 4]), ensure_ascii=rng.random() < 0.5)[1:-1].strip().encode()
+        json.dumps(
+            {key: record}, indent=rng.choice([None, None, 0, 2, 4]), ensure_ascii=rng.random() < 0.5
+        )[1:-1]
+        .strip()
+        .encode()
         for key, record in RECORDS.items()
     ]
     text = members[0]
@@ -68,11 +78,17 @@ LAYOUTS = {
     "indent tab": json.dumps(RECORDS, indent="\t").encode(),
     "one line": json.dumps(RECORDS).encode(),
     "compact": json.dumps(RECORDS, separators=(",", ":"), ensure_ascii=False).encode(),
-    "a record a line": b"{\n" + b",\n".join(f"{json.dumps(k)}: {json.dumps(v)}".encode() for k, v in RECORDS.items()) + b"\n}",
+    "a record a line": b"{\n"
+    + b",\n".join(f"{json.dumps(k)}: {json.dumps(v)}".encode() for k, v in RECORDS.items())
+    + b"\n}",
     "CRLF": INDENTED.replace(b"\n", b"\r\n"),
     "CR": INDENTED.replace(b"\n", b"\r"),
-    "comma first": b"{" + b"\n, ".join(f"{json.dumps(k)} :\t{json.dumps(v)}".encode() for k, v in RECORDS.items()) + b"}",
-    "odd spaces": json.dumps(RECORDS, separators=(" \t,\r\n\n ", "\n:\r ")).encode().replace(b"{", b"{ \n", 1),
+    "comma first": b"{"
+    + b"\n, ".join(f"{json.dumps(k)} :\t{json.dumps(v)}".encode() for k, v in RECORDS.items())
+    + b"}",
+    "odd spaces": json.dumps(RECORDS, separators=(" \t,\r\n\n ", "\n:\r "))
+    .encode()
+    .replace(b"{", b"{ \n", 1),
     "BOM": b"\xef\xbb\xbf" + INDENTED + b"\n",
     "spaces around": b"\n \t\r\n" + INDENTED + b" \n\n\t ",
 }

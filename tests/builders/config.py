@@ -14,7 +14,11 @@ def write(path, document):
     """A config file of sections as dicts, `data` as a list of them."""
     lines = []
     for section, values in document.items():
-        for header, one in [(f"[[{section}]]", entry) for entry in values] if isinstance(values, list) else [(f"[{section}]", values)]:
+        for header, one in (
+            [(f"[[{section}]]", entry) for entry in values]
+            if isinstance(values, list)
+            else [(f"[{section}]", values)]
+        ):
             lines += [header, *(f"{name} = {to_toml(value)}" for name, value in one.items())]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
@@ -22,7 +26,10 @@ def write(path, document):
 
 def load(folder, settings=None, *overrides):
     """The config of `LEAST` with `settings`, named `section.key` or `section.key.argument`, in the file, and `--set` overrides."""
-    document = {name: [dict(one) for one in values] if name == "data" else dict(values) for name, values in LEAST.items()}
+    document = {
+        name: [dict(one) for one in values] if name == "data" else dict(values)
+        for name, values in LEAST.items()
+    }
     for name, value in (settings or {}).items():
         section, key, *argument = name.split(".")
         holder = document["data"][0] if section == "data" else document.setdefault(section, {})

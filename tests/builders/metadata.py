@@ -13,7 +13,21 @@ COMMAND = [sys.executable, "-m", "capmerge"]
 HANG_SECONDS = 60
 TEMPORARY_ENDING = ".capmerge-tmp"
 _WORDS = (
-    *("silver", "hair", "umbrella", "platform", "猫", "signal", "quiet", "café", "rain", "coat", "bakery", "smile", "^_^"),
+    *(
+        "silver",
+        "hair",
+        "umbrella",
+        "platform",
+        "猫",
+        "signal",
+        "quiet",
+        "café",
+        "rain",
+        "coat",
+        "bakery",
+        "smile",
+        "^_^",
+    ),
     *("night_sky", "long_hair", "solo", "1girl"),
 )
 
@@ -29,7 +43,9 @@ class Finished(NamedTuple):
 def run(*arguments: str | Path, stdin: bytes = b"", fails: int = 0, **options: Any) -> Finished:
     """Run `capmerge` with `arguments`; it must exit with `fails` and never show a traceback."""
     command = [*COMMAND, *map(str, arguments)]
-    done = subprocess.run(command, input=stdin, capture_output=True, timeout=HANG_SECONDS, check=False, **options)
+    done = subprocess.run(
+        command, input=stdin, capture_output=True, timeout=HANG_SECONDS, check=False, **options
+    )
     err = done.stderr.decode("utf-8", "replace")
     assert "Traceback" not in err, err
     assert done.returncode == fails, (done.returncode, done.stdout[-2000:], err[-2000:])
@@ -38,10 +54,13 @@ def run(*arguments: str | Path, stdin: bytes = b"", fails: int = 0, **options: A
 
 def run_shell(script: str, *arguments: str | Path, **options: Any) -> Finished:
     """Run a bash `script` with pipefail off; `$CAPMERGE` is the command, `$1` ... are `arguments`."""
-    # A variable with words to split: the interpreter's path must not hold spaces, as in every venv of this project.
+    # A variable with words to split: the interpreter's path must not hold spaces, as in every venv
+    # of this project.
     text = f'CAPMERGE() {{ {_quoted(COMMAND)} "$@"; }}\n{script}'
     command = ["bash", "-c", text, "bash", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, timeout=HANG_SECONDS, check=False, **options)
+    done = subprocess.run(
+        command, capture_output=True, timeout=HANG_SECONDS, check=False, **options
+    )
     return Finished(done.returncode, done.stdout, done.stderr.decode("utf-8", "replace"))
 
 
@@ -49,16 +68,20 @@ def _quoted(words: list[str]) -> str:
     return " ".join("'" + word.replace("'", "'\\''") + "'" for word in words)
 
 
-def make_records(count: int, *, seed: int = 1, nested: bool = False, exotic: bool = True) -> dict[str, Any]:
+def make_records(
+    count: int, *, seed: int = 1, nested: bool = False, exotic: bool = True
+) -> dict[str, Any]:
     """`count` records of about 700 bytes in all kinds that can be merged.
 
-    `nested` gives each two sibling objects, so that bytes that look like the end of a record are not. `exotic` mixes in
-    values that only the standard library reads and writes.
+    `nested` gives each two sibling objects, so that bytes that look like the end of a record are
+    not. `exotic` mixes in values that only the standard library reads and writes.
     """
     rng = random.Random(seed)
     records: dict[str, Any] = {}
     for number in range(count):
-        record: dict[str, Any] = {"train_resolution": [rng.choice((128, 192, 256)), rng.choice((128, 192, 256))]}
+        record: dict[str, Any] = {
+            "train_resolution": [rng.choice((128, 192, 256)), rng.choice((128, 192, 256))]
+        }
         if number % 11:
             record["tags"] = ", ".join(rng.choices(_WORDS, k=25))
         if number % 7:
@@ -69,7 +92,14 @@ def make_records(count: int, *, seed: int = 1, nested: bool = False, exotic: boo
             record["meta"] = {"id": number, "box": {"x": 1, "y": {"z": number}}}
             record["more"] = {"score": {"value": number / 4}, "flags": {}}
         if exotic and number % 501 == 250:
-            record |= {"huge": 10**30, "zero": -0.0, "nothing": None, "infinite": float("inf"), "half": "\ud83d", "": {"": []}}
+            record |= {
+                "huge": 10**30,
+                "zero": -0.0,
+                "nothing": None,
+                "infinite": float("inf"),
+                "half": "\ud83d",
+                "": {"": []},
+            }
         records[f"danbooru/{1_000_000 + number}"] = record
     return records
 
@@ -81,7 +111,10 @@ def big_file_records(megabytes: int) -> dict[str, Any]:
 
 def as_jsonl(records: Mapping[str, Any], *, ascii_only: bool = True) -> bytes:
     """The records as the tagger writes JSON lines."""
-    lines = (json.dumps({"image_path": key, **record}, ensure_ascii=ascii_only) + "\n" for key, record in records.items())
+    lines = (
+        json.dumps({"image_path": key, **record}, ensure_ascii=ascii_only) + "\n"
+        for key, record in records.items()
+    )
     return "".join(lines).encode()
 
 
@@ -93,7 +126,9 @@ def as_indent_2(records: Mapping[str, Any]) -> bytes:
 def as_indent_4(records: Mapping[str, Any]) -> bytes:
     """The records as the tagger writes them: raw UTF-8, lone surrogates as escapes."""
     text = json.dumps(records, indent=4, ensure_ascii=False)
-    return "".join(f"\\u{ord(char):04x}" if "\ud800" <= char <= "\udfff" else char for char in text).encode()
+    return "".join(
+        f"\\u{ord(char):04x}" if "\ud800" <= char <= "\udfff" else char for char in text
+    ).encode()
 
 
 def as_compact(records: Mapping[str, Any]) -> bytes:
@@ -129,7 +164,9 @@ def assert_rewritten(source: Mapping[str, Any], output: Mapping[str, Any]) -> No
     expected = {key: rewritten(record) for key, record in source.items()}
     assert list(output) == list(expected)
     for key, record in expected.items():
-        assert repr(output[key]) == repr(record)  # repr() tells 1 from 1.0 and one order of keys from another
+        assert repr(output[key]) == repr(
+            record
+        )  # repr() tells 1 from 1.0 and one order of keys from another
 
 
 def read_jsonl(path: Path) -> list[Any]:

@@ -17,15 +17,24 @@ ALL_TRAINED = {"learning_rate": 1e-4, "text_learning_rate": 1e-5, "text2_learnin
 SIZES = [[1024.0, 1024.0, 0.0, 0.0, 1024.0, 1024.0], [832.0, 1216.0, 8.0, 16.0, 1216.0, 832.0]]
 
 
-def make_config(family: FamilyName, path: str | Path = "random", **sections: dict[str, Any]) -> Config:
+def make_config(
+    family: FamilyName, path: str | Path = "random", **sections: dict[str, Any]
+) -> Config:
     """A config of `family`; `sections` replace or add to the values of theirs."""
-    plain: dict[str, Any] = {"model": {"family": family, "path": str(path)}, "train": {"output_dir": "out", "seed": 7}}
+    plain: dict[str, Any] = {
+        "model": {"family": family, "path": str(path)},
+        "train": {"output_dir": "out", "seed": 7},
+    }
     for name, values in sections.items():
         plain[name] = plain.get(name, {}) | values
-    return Config.model_validate(plain | {"data": [{"metadata": "meta.json", "latents": "latents"}]})
+    return Config.model_validate(
+        plain | {"data": [{"metadata": "meta.json", "latents": "latents"}]}
+    )
 
 
-def make_ids(family: FamilyName, captions: list[str], n_chunks: int, chunking: Chunking = "kohya") -> tuple[Tensor, ...]:
+def make_ids(
+    family: FamilyName, captions: list[str], n_chunks: int, chunking: Chunking = "kohya"
+) -> tuple[Tensor, ...]:
     """(B, N, L) for each tokenizer of the family, cut by the real chunker."""
     tokenizers = tuple(load_tokenizer(name) for name in FAMILIES[family].tokenizers)
     chunker = Chunker(tokenizers, chunking, n_chunks)
@@ -33,13 +42,26 @@ def make_ids(family: FamilyName, captions: list[str], n_chunks: int, chunking: C
     return tuple(torch.tensor(chunks_BNL) for chunks_BNL in zip(*rows, strict=True))
 
 
-def predict(model: Model, n_chunks: int = 2, chunking: Chunking = "kohya", *, batch: slice = slice(None), **arguments: Any) -> Tensor:
+def predict(
+    model: Model,
+    n_chunks: int = 2,
+    chunking: Chunking = "kohya",
+    *,
+    batch: slice = slice(None),
+    **arguments: Any,
+) -> Tensor:
     """What `model` makes of two fixed samples, or of some of them."""
     generator = torch.Generator().manual_seed(5)
     noisy_BCHW = torch.randn(2, 4, 16, 8, generator=generator)
     ids = make_ids(model.family, ["cat, dog, ! , " * 20, "a hat"], n_chunks, chunking)
     size_B6 = torch.tensor(SIZES)[batch] if FAMILIES[model.family].size_conditioning else None
-    return model(noisy_BCHW[batch], torch.tensor([1, 900])[batch], tuple(each[batch] for each in ids), size_B6, **arguments)
+    return model(
+        noisy_BCHW[batch],
+        torch.tensor([1, 900])[batch],
+        tuple(each[batch] for each in ids),
+        size_B6,
+        **arguments,
+    )
 
 
 def make_model(family: FamilyName, **sections: dict[str, Any]) -> Model:

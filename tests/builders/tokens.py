@@ -25,7 +25,11 @@ FRAGMENTS = [
 
 
 # fmt: on
-fragments = st.sampled_from(FRAGMENTS) | st.text(max_size=3) | st.text(st.sampled_from("ab .,'&;<"), max_size=4)
+fragments = (
+    st.sampled_from(FRAGMENTS)
+    | st.text(max_size=3)
+    | st.text(st.sampled_from("ab .,'&;<"), max_size=4)
+)
 hostile_text = st.lists(fragments, max_size=12).map("".join)
 
 

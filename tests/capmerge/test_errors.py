@@ -4,14 +4,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capmerge.errors import CapmergeError, DataError, OutputError, RecordError, UsageError, WorkerError, printable, quoted
+from capmerge.errors import (
+    CapmergeError,
+    DataError,
+    OutputError,
+    RecordError,
+    UsageError,
+    WorkerError,
+    printable,
+    quoted,
+)
 
 
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
         (
-            DataError("m.json", 1204118031, "danbooru/42", '"caption" is a list, expected a string.', "Mend it."),
+            DataError(
+                "m.json",
+                1204118031,
+                "danbooru/42",
+                '"caption" is a list, expected a string.',
+                "Mend it.",
+            ),
             'm.json, byte 1,204,118,031, record "danbooru/42": "caption" is a list, expected a string. Mend it.',
         ),
         (DataError("m.json", 0, None, "empty.", "Write {}."), "m.json, byte 0: empty. Write {}."),

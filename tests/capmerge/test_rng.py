@@ -9,8 +9,14 @@ from capmerge.rng import Chance
 def test_chance_is_what_its_module_says():
     """The documented definition, written out again, gives the same numbers."""
     seed, epoch, key, dataset, repeat = 77, 3, "k\udc80", 2, 5
-    message = struct.pack("<4q", dataset, epoch, repeat, 0) + b"line\0" + key.encode("utf-8", "surrogatepass")
-    digest = hashlib.blake2b(message, key=seed.to_bytes(16, "little", signed=True), person=b"capmerge").digest()
+    message = (
+        struct.pack("<4q", dataset, epoch, repeat, 0)
+        + b"line\0"
+        + key.encode("utf-8", "surrogatepass")
+    )
+    digest = hashlib.blake2b(
+        message, key=seed.to_bytes(16, "little", signed=True), person=b"capmerge"
+    ).digest()
     word = struct.unpack("<8Q", digest)[0]
     assert Chance(seed, epoch, key, dataset, repeat).below(10**6, "line") == word % 10**6
 

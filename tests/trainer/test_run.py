@@ -32,7 +32,13 @@ main()
 
 def python(*arguments):
     """The result of a process."""
-    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=False,
+    )
 
 
 def run(*arguments):
@@ -55,7 +61,9 @@ def test_help_names_every_option():
     """--help names all options and the example to start from."""
     shown = run("--help")
     assert shown.returncode == 0
-    assert {"--set", "--dry-run", "--resume", "--allow-change"} <= set(re.findall(r"--[\w-]+", shown.stdout))
+    assert {"--set", "--dry-run", "--resume", "--allow-change"} <= set(
+        re.findall(r"--[\w-]+", shown.stdout)
+    )
     assert "examples/tiny_sd1.toml" in shown.stdout
 
 
@@ -82,8 +90,14 @@ def test_mistakes_in_the_config_are_exit_2(config):
     ("arguments", "said"),
     [
         (["none.toml"], "none.toml: no such file. Give the path of a config file"),
-        (["c", "--allow-change"], "--allow-change has no effect without --resume. Leave it out, or add --resume latest."),
-        (["c", "--dry-run", "--resume", "latest"], "--dry-run starts no training, so --resume and --allow-change have no effect with it."),
+        (
+            ["c", "--allow-change"],
+            "--allow-change has no effect without --resume. Leave it out, or add --resume latest.",
+        ),
+        (
+            ["c", "--dry-run", "--resume", "latest"],
+            "--dry-run starts no training, so --resume and --allow-change have no effect with it.",
+        ),
         (["c", "--dry-run", "--allow-change"], "--dry-run starts no training"),
         ([], "Missing argument 'CONFIG'"),
         (["c", "--frobnicate"], "--frobnicate"),
@@ -100,9 +114,15 @@ def test_a_command_that_cannot_be_carried_out_is_exit_2(arguments, said):
 def test_what_the_loop_is_given(config):
     """Config with its overrides, `--resume` and `--allow-change` reach the loop; a seed is left to it."""
     first = run_without_training("return 0", config, "--set", "train.max_steps=7")
-    assert (first.returncode, first.stdout) == (0, "7 None {'resume': None, 'allow_change': False}\n")
+    assert (first.returncode, first.stdout) == (
+        0,
+        "7 None {'resume': None, 'allow_change': False}\n",
+    )
     second = run_without_training("return 0", config, "--resume", "latest", "--allow-change")
-    assert (second.returncode, second.stdout) == (0, "10 None {'resume': 'latest', 'allow_change': True}\n")
+    assert (second.returncode, second.stdout) == (
+        0,
+        "10 None {'resume': 'latest', 'allow_change': True}\n",
+    )
 
 
 def test_what_the_dry_run_is_given(config):
@@ -136,7 +156,12 @@ def test_a_bug_shows_its_traceback(config):
 def test_a_closed_pipe_is_no_bug(config):
     """A reader that has seen enough ends the run without a word."""
     code = WITHOUT_TRAINING.format(end="print('x' * 1_000_000)")
-    with subprocess.Popen([sys.executable, "-c", code, config], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as writer:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, config],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    ) as writer:
         assert writer.stdout.read(1) == b"1"
         writer.stdout.close()
         assert writer.stderr.read() == b""

@@ -7,7 +7,13 @@ from typing import Any, NamedTuple
 
 from capmerge.captions.draw import Drawn
 from capmerge.captions.fields import MARK, STYLES, TAG_SPANS, WEIGHTS
-from capmerge.captions.wildcard import TooManyOutcomesError, escape, has_brace, line_outcomes, parse_line
+from capmerge.captions.wildcard import (
+    TooManyOutcomesError,
+    escape,
+    has_brace,
+    line_outcomes,
+    parse_line,
+)
 
 Share = tuple[int, int]
 """A probability in lowest terms: numerator, denominator."""
@@ -38,7 +44,9 @@ def written_alternatives(record: dict[str, Any]) -> list[Written]:
     """
     caption, letters, weights = record.get("caption"), record.get(MARK), record.get(WEIGHTS)
     if not isinstance(caption, str) or not isinstance(letters, str):
-        raise BrokenRecordError(f'expected strings "caption" and "{MARK}", as a rewrite writes them.')
+        raise BrokenRecordError(
+            f'expected strings "caption" and "{MARK}", as a rewrite writes them.'
+        )
     if not caption and not letters:
         return []
     lines = caption.split("\n")
@@ -47,9 +55,13 @@ def written_alternatives(record: dict[str, Any]) -> list[Written]:
         if len(parsed.groups) == 1 and not any(parsed.literals):
             lines = [escape(parsed.option(0, number)) for number in range(len(parsed.groups[0]))]
     if len(lines) != len(letters):
-        raise BrokenRecordError(f'found {len(lines)} lines and {len(letters)} letters in "{MARK}", expected one letter a line.')
+        raise BrokenRecordError(
+            f'found {len(lines)} lines and {len(letters)} letters in "{MARK}", expected one letter a line.'
+        )
     if unknown := set(letters) - STYLES.keys():
-        raise BrokenRecordError(f'found the letter {min(unknown)!r} in "{MARK}", expected t, c or b.')
+        raise BrokenRecordError(
+            f'found the letter {min(unknown)!r} in "{MARK}", expected t, c or b.'
+        )
     if weights is None:
         weights = [1] * len(lines)
     elif (
@@ -64,7 +76,12 @@ def written_alternatives(record: dict[str, Any]) -> list[Written]:
         places.setdefault(line, []).append(place)
     total = sum(weights)
     return [
-        Written(line, letters[found[0]], tuple(found), Fraction(sum(weights[place] for place in found), total))
+        Written(
+            line,
+            letters[found[0]],
+            tuple(found),
+            Fraction(sum(weights[place] for place in found), total),
+        )
         for line, found in places.items()
     ]
 
@@ -103,9 +120,16 @@ def trained_alternatives(record: dict[str, Any]) -> list[Trained]:
     letters, spans = record[MARK], record.get(TAG_SPANS)
     expected = letters.count("b")
     if not isinstance(spans, list) or len(spans) != expected or not all(map(_is_span, spans)):
-        raise BrokenRecordError(f'expected "{TAG_SPANS}" to be {expected} pairs [start, end), one for each b of "{MARK}".')
+        raise BrokenRecordError(
+            f'expected "{TAG_SPANS}" to be {expected} pairs [start, end), one for each b of "{MARK}".'
+        )
     return [
-        _trained(alternative, spans[letters[: alternative.places[0]].count("b")] if alternative.style == "b" else None)
+        _trained(
+            alternative,
+            spans[letters[: alternative.places[0]].count("b")]
+            if alternative.style == "b"
+            else None,
+        )
         for alternative in found
         if alternative.share
     ]
@@ -114,13 +138,21 @@ def trained_alternatives(record: dict[str, Any]) -> list[Trained]:
 def fields_of(alternatives: Sequence[Trained]) -> tuple[str, list[tuple[str, ...]]]:
     """A record's tags and the texts of each of its caption lines, as its lines hold them; "" and none when it has none.
 
-    Each from the lines of its own style, `t` or `c`, and from those of both only where there are none: else a text would count
-    once for each template that holds it. Of several lines of tags it is the first. A template's fixed text, a prefix too, is
-    told from tags by the span in a line of both, and otherwise belongs to the field that it stands beside.
+    Each from the lines of its own style, `t` or `c`, and from those of both only where there are
+    none: else a text would count once for each template that holds it. Of several lines of tags it
+    is the first. A template's fixed text, a prefix too, is told from tags by the span in a line of
+    both, and otherwise belongs to the field that it stands beside.
     """
-    tags = [alternative.tags for style in "tb" for alternative in alternatives if alternative.style == style]
+    tags = [
+        alternative.tags
+        for style in "tb"
+        for alternative in alternatives
+        if alternative.style == style
+    ]
     style = "c" if any(alternative.style == "c" for alternative in alternatives) else "b"
-    captions = dict.fromkeys(alternative.captions for alternative in alternatives if alternative.style == style)
+    captions = dict.fromkeys(
+        alternative.captions for alternative in alternatives if alternative.style == style
+    )
     return tags[0] if tags else "", [texts for texts in captions if any(texts)]
 
 
@@ -129,7 +161,14 @@ def _trained(written: Written, span: list[int] | None) -> Trained:
     texts, listed = _outcomes(line)
     if span is None:
         is_tags = written.style == "t"
-        return Trained(texts, written.style, share, next(iter(texts)) if is_tags else "", () if is_tags else tuple(texts), listed)
+        return Trained(
+            texts,
+            written.style,
+            share,
+            next(iter(texts)) if is_tags else "",
+            () if is_tags else tuple(texts),
+            listed,
+        )
     start, end = span
     around = ", ".join(filter(None, (line[:start].strip(", "), line[end:].strip(", "))))
     tags, captions = (tuple(_outcomes(part)[0]) for part in (line[start:end], around))
@@ -137,7 +176,11 @@ def _trained(written: Written, span: list[int] | None) -> Trained:
 
 
 def _is_span(span: Any) -> bool:
-    return isinstance(span, list) and len(span) == 2 and all(type(end) is int and end >= 0 for end in span)
+    return (
+        isinstance(span, list)
+        and len(span) == 2
+        and all(type(end) is int and end >= 0 for end in span)
+    )
 
 
 def _outcomes(line: str) -> tuple[dict[str, Fraction], bool]:
@@ -148,5 +191,8 @@ def _outcomes(line: str) -> tuple[dict[str, Fraction], bool]:
         return line_outcomes(line), True
     except TooManyOutcomesError:
         parsed = parse_line(line)
-        drawn = ([options.index(pick(options, key=len)) for options in parsed.groups] for pick in (max, min))
+        drawn = (
+            [options.index(pick(options, key=len)) for options in parsed.groups]
+            for pick in (max, min)
+        )
         return dict.fromkeys(map(parsed.text, drawn), Fraction(1, 2)), False

@@ -42,7 +42,9 @@ def draw(
     >>> [draw("1girl\na {red|blue} hat", 7, epoch, "a.png", pick="cycle") for epoch in range(4)]
     ['a blue hat', '1girl', 'a red hat', '1girl']
     """
-    return draw_line(caption, seed, epoch, key, dataset=dataset, repeat=repeat, weights=weights, pick=pick).text
+    return draw_line(
+        caption, seed, epoch, key, dataset=dataset, repeat=repeat, weights=weights, pick=pick
+    ).text
 
 
 def draw_line(
@@ -58,17 +60,20 @@ def draw_line(
 ) -> Drawn:
     """One alternative of `caption`, a pure function of the arguments: the same on every machine, now and later.
 
-    `weights` are those of the lines (a record's `capmerge_weights`), each line once when None. `pick` says how:
-    `random`: a line by its weight, then an option of each of its groups, all independent (see `chance`).
-    `cycle`: the alternatives in turn, one step further with each epoch and with each repeat, from a place given by
-    seed, data set and key. A line of weight w comes w times in a full turn, evenly spread, equal lines counting as one;
-    its groups go through all their combinations as it comes again.
+    `weights` are those of the lines (a record's `capmerge_weights`), each line once when None.
+    `pick` says how: `random`: a line by its weight, then an option of each of its groups, all
+    independent (see `chance`). `cycle`: the alternatives in turn, one step further with each epoch
+    and with each repeat, from a place given by seed, data set and key. A line of weight w comes w
+    times in a full turn, evenly spread, equal lines counting as one; its groups go through all
+    their combinations as it comes again.
 
     Raises `ValueError` when `weights` are not one number of 0 or more a line, or all 0.
     """
     lines = caption.split("\n")
     if weights is not None and (len(weights) != len(lines) or min(weights) < 0 or not any(weights)):
-        raise ValueError(f"found the weights {list(weights)} for {len(lines)} lines, expected one of 0 or more a line, not all 0")
+        raise ValueError(
+            f"found the weights {list(weights)} for {len(lines)} lines, expected one of 0 or more a line, not all 0"
+        )
     if pick == "cycle":
         return _draw_in_turn(lines, weights, epoch + repeat, Chance(seed, 0, key, dataset))
     if pick != "random":
@@ -79,7 +84,10 @@ def draw_line(
     if not has_brace(line):
         return Drawn(line, lines.index(line), len(lines), ())
     parsed = parse_line(line)
-    options = tuple(options.index(options[chance.below(len(options), f"option {group}")]) for group, options in enumerate(parsed.groups))
+    options = tuple(
+        options.index(options[chance.below(len(options), f"option {group}")])
+        for group, options in enumerate(parsed.groups)
+    )
     return Drawn(parsed.text(options), lines.index(line), len(lines), options)
 
 
@@ -90,7 +98,9 @@ def _weighted(lines: list[str], weights: Sequence[int] | None, chance: Chance) -
     return bisect_right(ends, chance.below(ends[-1], "line"))
 
 
-def _draw_in_turn(lines: list[str], weights: Sequence[int] | None, step: int, chance: Chance) -> Drawn:
+def _draw_in_turn(
+    lines: list[str], weights: Sequence[int] | None, step: int, chance: Chance
+) -> Drawn:
     """The alternative at `step` of an endless walk through all of them."""
     distinct = _counted(lines, weights)
     total = sum(distinct.values())
@@ -126,9 +136,9 @@ def nth_of_turn(weights: tuple[int, ...], place: int) -> tuple[int, int]:
     >>> [nth_of_turn((4, 1, 1), place)[0] for place in range(6)]
     [0, 0, 1, 2, 0, 0]
 
-    Coming j of number i stands at (2 j + 1) / (2 w_i) of the turn; ties go to the lower number. Up to any place the
-    numbers have come their fair share to within half a time each, so few comings around `place` need to be looked at,
-    however large the weights.
+    Coming j of number i stands at (2 j + 1) / (2 w_i) of the turn; ties go to the lower number. Up
+    to any place the numbers have come their fair share to within half a time each, so few comings
+    around `place` need to be looked at, however large the weights.
     """
     total, scale, slack = sum(weights), lcm(*weights), len(weights)
     before = 0

@@ -3,7 +3,8 @@
 MARK = "capmerge"
 """Last field of a rewritten record: one letter a line (or option of an in-line wildcard).
 
-`t` tags only, `c` caption only, `b` both; `""` when `caption` is `""`. Its presence says that the record is rewritten.
+`t` tags only, `c` caption only, `b` both; `""` when `caption` is `""`. Its presence says that the
+record is rewritten.
 """
 STYLES = {"t": "tags", "c": "caption", "b": "both"}
 """Letter -> the style's name."""

@@ -1,6 +1,7 @@
 """`--fit`: alternatives of at most N tokens, the longer ones left out or cut. Pure; knows the words to draw, not who merges them.
 
-Tokens are counted on the text as it is trained: braces unescaped, an in-line wildcard at its longest.
+Tokens are counted on the text as it is trained: braces unescaped, an in-line wildcard at its
+longest.
 """
 
 import re
@@ -17,7 +18,8 @@ from capmerge.tokens.counter import TokenCounter
 from capmerge.tokens.families import CLIP
 from capmerge.tokens.load import load_tokenizer
 
-# A full stop, a question or exclamation mark with the quotes or brackets it closes; the Chinese and Japanese ones need no space behind.
+# A full stop, a question or exclamation mark with the quotes or brackets it closes; the Chinese and
+# Japanese ones need no space behind.
 _SENTENCE_END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s+[^a-z\s])|[。！？]+[」』”’）]*""")  # noqa: RUF001
 _ABBREVIATION = re.compile(r"\b(?:[^\W\d_]|mr|mrs|ms|dr|st|vs|no|e\.g|i\.e)\.\Z", re.IGNORECASE)
 _LOOSE = ", \t"
@@ -47,7 +49,12 @@ class Fitter:
     Raises `UsageError` when the fixed text of a template alone leaves no room to cut to.
     """
 
-    def __init__(self, options: MergeOptions, write: Callable[[Draw], str], literals: Callable[[Template], Sequence[str]]) -> None:
+    def __init__(
+        self,
+        options: MergeOptions,
+        write: Callable[[Draw], str],
+        literals: Callable[[Template], Sequence[str]],
+    ) -> None:
         assert options.fit_tokens is not None  # else nobody builds a Fitter
         self.limit = options.fit_tokens
         self._cuts = options.fit_by == "trim"
@@ -69,16 +76,24 @@ class Fitter:
         counts = iter(self._counter.count_tokens(list(chain.from_iterable(distinct))))
         return [list(islice(counts, len(lines))) for lines in distinct]
 
-    def fit_all(self, records: Sequence[list[Draw]], lengths: Sequence[list[int] | None]) -> list[Fitted]:
+    def fit_all(
+        self, records: Sequence[list[Draw]], lengths: Sequence[list[int] | None]
+    ) -> list[Fitted]:
         """The draws of each record, with none longer than the limit as far as that leaves something.
 
-        `drop` leaves out what is too long; when everything is, the shortest stays. Its share goes to the other lines
-        of its template, and to the other templates when none is left. `trim` cuts the last field at the end of a whole
-        tag or sentence; a field of which nothing fits goes, unless it is the only one: that is cut at a word, and a
-        first word that is too long inside the word. Fastest for hundreds of records at once. `lengths`: the tokens of
-        each record's draws, or None where they are not known.
+        `drop` leaves out what is too long; when everything is, the shortest stays. Its share goes
+        to the other lines of its template, and to the other templates when none is left. `trim`
+        cuts the last field at the end of a whole tag or sentence; a field of which nothing fits
+        goes, unless it is the only one: that is cut at a word, and a first word that is too long
+        inside the word. Fastest for hundreds of records at once. `lengths`: the tokens of each
+        record's draws, or None where they are not known.
         """
-        unknown = [draw for draws, known in zip(records, lengths, strict=True) if known is None for draw in draws]
+        unknown = [
+            draw
+            for draws, known in zip(records, lengths, strict=True)
+            if known is None
+            for draw in draws
+        ]
         counted = iter(self._count_tokens(unknown))
         measured = [
             list(zip(draws, islice(counted, len(draws)) if known is None else known, strict=True))
@@ -93,16 +108,31 @@ class Fitter:
         longest = max(self.limit, min(length for _, length in measured))
         kept = [draw for draw, length in measured if length <= longest]
         left_out = [draw for draw, length in measured if length > longest]
-        return Fitted(_dealt_again(draws, kept), left_out, [], len(kept) if longest > self.limit else 0)
+        return Fitted(
+            _dealt_again(draws, kept), left_out, [], len(kept) if longest > self.limit else 0
+        )
 
     def _trim(self, records: list[list[tuple[Draw, int]]]) -> list[Fitted]:
-        too_long = [(draw, length) for measured in records for draw, length in measured if length > self.limit]
+        too_long = [
+            (draw, length)
+            for measured in records
+            for draw, length in measured
+            if length > self.limit
+        ]
         found = iter(self._cut_all(too_long))
         fitted = []
         for measured in records:
-            after = [next(found) if length > self.limit else (draw, True) for draw, length in measured]
-            changed = [(was, now) for (was, _), (now, _) in zip(measured, after, strict=True) if was is not now and was != now]
-            fitted.append(Fitted([draw for draw, _ in after], [], changed, sum(not fits for _, fits in after)))
+            after = [
+                next(found) if length > self.limit else (draw, True) for draw, length in measured
+            ]
+            changed = [
+                (was, now)
+                for (was, _), (now, _) in zip(measured, after, strict=True)
+                if was is not now and was != now
+            ]
+            fitted.append(
+                Fitted([draw for draw, _ in after], [], changed, sum(not fits for _, fits in after))
+            )
         return fitted
 
     def _cut_all(self, measured: list[tuple[Draw, int]]) -> list[tuple[Draw, bool]]:
@@ -118,12 +148,17 @@ class Fitter:
                 except StopIteration as stop:
                     found[number] = stop.value
             lengths = self._count_tokens(list(asked.values()))
-            answers = {number: length <= self.limit for number, length in zip(asked, lengths, strict=True)}
+            answers = {
+                number: length <= self.limit for number, length in zip(asked, lengths, strict=True)
+            }
         return [found[number] for number in range(len(searches))]
 
     def _count_tokens(self, draws: list[Draw]) -> list[int]:
         """The tokens of each as it is trained, of its longest text if it holds an in-line wildcard."""
-        return [tokens for _, tokens in longest_texts([self._write(draw) for draw in draws], self._counter)]
+        return [
+            tokens
+            for _, tokens in longest_texts([self._write(draw) for draw in draws], self._counter)
+        ]
 
     def _cut(self, draw: Draw, length: int) -> _Search:
         """The draw, of `length` tokens, cut to fit."""
@@ -160,7 +195,11 @@ class Fitter:
     def _units(self, draw: Draw, field: str) -> list[int]:
         """Where the field's text may end: behind each whole tag or sentence but the last."""
         value = draw.value(field)
-        ends = [match.start() for match in re.finditer(",", value)] if field == "tags" else list(_sentence_ends(value))
+        ends = (
+            [match.start() for match in re.finditer(",", value)]
+            if field == "tags"
+            else list(_sentence_ends(value))
+        )
         return self._ends(draw, field, ends)
 
     def _ends(self, draw: Draw, field: str, ends: Iterable[int]) -> list[int]:
@@ -187,7 +226,9 @@ def longest_texts(lines: Sequence[str], counter: TokenCounter) -> list[tuple[str
     texts = [_texts(line, counter) if has_brace(line) else [line] for line in lines]
     counts = iter(counter.count_tokens([text for some in texts for text in some]))
     return [
-        (some[0], next(counts)) if len(some) == 1 else max(((text, next(counts)) for text in some), key=lambda counted: counted[1])
+        (some[0], next(counts))
+        if len(some) == 1
+        else max(((text, next(counts)) for text in some), key=lambda counted: counted[1])
         for some in texts
     ]
 
@@ -195,15 +236,21 @@ def longest_texts(lines: Sequence[str], counter: TokenCounter) -> list[tuple[str
 def _texts(line: str, counter: TokenCounter) -> list[str]:
     parsed = parse_line(line)
     if parsed.is_listable():
-        return [parsed.text(drawn) for drawn in product(*(range(len(options)) for options in parsed.groups))]
+        return [
+            parsed.text(drawn)
+            for drawn in product(*(range(len(options)) for options in parsed.groups))
+        ]
     counts = [counter.count_tokens(options) for options in parsed.groups]
     return [parsed.text([of_group.index(max(of_group)) for of_group in counts])]
 
 
-def _longest_that_fits(draw: Draw, field: str, ends: Sequence[int], likely: int) -> Generator[Draw, bool, Draw | None]:
+def _longest_that_fits(
+    draw: Draw, field: str, ends: Sequence[int], likely: int
+) -> Generator[Draw, bool, Draw | None]:
     """The draw with its field cut at the last of `ends` that fits, while the next one does not; `likely` is near it.
 
-    A caption's tokens are so even that the end is mostly found beside the likely one: in two or three questions, not five.
+    A caption's tokens are so even that the end is mostly found beside the likely one: in two or
+    three questions, not five.
     """
     value = draw.value(field)
     fitting, too_long = -1, len(ends)
@@ -231,7 +278,10 @@ def _dealt_again(draws: list[Draw], kept: list[Draw]) -> list[Draw]:
         return [kept[0]._replace(share=Fraction(1))]
     asked, left = _shares(draws), _shares(kept)
     total = sum((asked[template] for template in left), Fraction(0))
-    return [draw._replace(share=draw.share / left[draw.template] * asked[draw.template] / total) for draw in kept]
+    return [
+        draw._replace(share=draw.share / left[draw.template] * asked[draw.template] / total)
+        for draw in kept
+    ]
 
 
 def _shares(draws: list[Draw]) -> dict[Template, Fraction]:

@@ -1,6 +1,7 @@
 """The merge rule: one record's `caption` and `tags` become the lines that sd-scripts draws from. Pure, no files.
 
-`Merger.merge` states the rule in full; `Merger.merge_all` takes the fast way of `plain` where a record allows it.
+`Merger.merge` states the rule in full; `Merger.merge_all` takes the fast way of `plain` where a
+record allows it.
 """
 
 import re
@@ -16,8 +17,21 @@ from capmerge.captions.fit import Fitted, Fitter
 from capmerge.captions.merge_plain import PlainMerge
 from capmerge.captions.tags import one_line, spaced
 from capmerge.captions.tally import Tally
-from capmerge.captions.templates import Draw, MergeOptions, Template, line_counts, shares_of, whole_weights
-from capmerge.captions.wildcard import TooManyOutcomesError, escape, has_brace, outcomes, space_stand_ins
+from capmerge.captions.templates import (
+    Draw,
+    MergeOptions,
+    Template,
+    line_counts,
+    shares_of,
+    whole_weights,
+)
+from capmerge.captions.wildcard import (
+    TooManyOutcomesError,
+    escape,
+    has_brace,
+    outcomes,
+    space_stand_ins,
+)
 from capmerge.tokens.vocabulary import BOS, EOS
 
 Record: TypeAlias = dict[str, Any]
@@ -26,7 +40,14 @@ _Lengths: TypeAlias = list[list[int] | None] | None
 
 _SPECIAL_TOKEN = re.compile("|".join(map(re.escape, (BOS, EOS))), re.IGNORECASE)
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
-_JSON_NAMES = {list: "a list", dict: "an object", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
+_JSON_NAMES = {
+    list: "a list",
+    dict: "an object",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
 
 
 class UnmergeableError(ValueError):
@@ -81,9 +102,13 @@ class Merger:
         if PlainMerge.serves(options):
             names = (MARK, TAG_SPANS, WEIGHTS, *reserved)
             self._plain = PlainMerge(options, self.literals, names, self.tally)
-            self._tried = PlainMerge(options, self.literals, names, Tally()) if self._fitter else None
+            self._tried = (
+                PlainMerge(options, self.literals, names, Tally()) if self._fitter else None
+            )
 
-    def merge_all(self, records: Collection[Any]) -> list[tuple[int, UnmergeableError | RewrittenError]]:
+    def merge_all(
+        self, records: Collection[Any]
+    ) -> list[tuple[int, UnmergeableError | RewrittenError]]:
         """Merge every record of a block in place; the number of each that could not be, and why."""
         self.tally.records += len(records)
         listed = list(records)
@@ -92,7 +117,9 @@ class Merger:
             return []
         failures: list[tuple[int, UnmergeableError | RewrittenError]] = []
         others = [listed[number] for number in numbers]
-        for number, record, fitted in zip(numbers, others, self.fit_all(others, lengths) or [None] * len(others), strict=True):
+        for number, record, fitted in zip(
+            numbers, others, self.fit_all(others, lengths) or [None] * len(others), strict=True
+        ):
             try:
                 self.merge(record, fitted)
             except (UnmergeableError, RewrittenError) as error:
@@ -102,7 +129,8 @@ class Merger:
     def _merge_plain(self, records: list[Any]) -> tuple[Sequence[int], _Lengths]:
         """Merge in place the plain records, with `--fit` those that it leaves as they are.
 
-        The numbers of the others, which are not touched, and the lengths of their lines, where they are known.
+        The numbers of the others, which are not touched, and the lengths of their lines, where they
+        are known.
         """
         if self._plain is None:
             return range(len(records)), None
@@ -111,7 +139,15 @@ class Merger:
         copies = [copy_of(record) for record in records]
         unknown = set(self._tried.merge_all(copies))
         plain = [number for number in range(len(records)) if number not in unknown]
-        lengths = dict(zip(plain, self._fitter.lengths_of([copies[number]["caption"].split("\n") for number in plain]), strict=True))
+        lengths = dict(
+            zip(
+                plain,
+                self._fitter.lengths_of(
+                    [copies[number]["caption"].split("\n") for number in plain]
+                ),
+                strict=True,
+            )
+        )
         fitting = {number for number in plain if max(lengths[number]) <= self._fitter.limit}
         self._plain.merge_all([records[number] for number in plain if number in fitting])
         others = [number for number in range(len(records)) if number not in fitting]
@@ -136,9 +172,9 @@ class Merger:
     def merge(self, record: Any, fitted: Fitted | None = None) -> None:
         """Turn one record into its rewritten form, in place; `fitted` is what `fit_all` gave for it.
 
-        Raises, before anything is changed, `UnmergeableError` when it is no object, its `caption` or `tags` is neither
-        a string nor null, or it has a field of ours; `RewrittenError` when it bears the mark and `allow_rewritten` is
-        off.
+        Raises, before anything is changed, `UnmergeableError` when it is no object, its `caption`
+        or `tags` is neither a string nor null, or it has a field of ours; `RewrittenError` when it
+        bears the mark and `allow_rewritten` is off.
         """
         if not isinstance(record, dict):
             raise UnmergeableError(f"the record is {json_name(record)}, expected an object.")
@@ -148,7 +184,9 @@ class Merger:
                 raise RewrittenError
             self._check_names(record, self._format_fields)
             if not isinstance(record[MARK], str):
-                raise UnmergeableError(f'"{MARK}" is {json_name(record[MARK])}, expected the string that a rewrite writes.')
+                raise UnmergeableError(
+                    f'"{MARK}" is {json_name(record[MARK])}, expected the string that a rewrite writes.'
+                )
             tally.passed += 1
             return
         self._check_names(record, (TAG_SPANS, WEIGHTS, *self._format_fields))
@@ -162,10 +200,18 @@ class Merger:
             counts = [1] * len(found)
         elif weights != counts:
             tally.capped += 1
-        repeated = [alternative for alternative, count in zip(found, counts, strict=True) for _ in range(count)]
+        repeated = [
+            alternative
+            for alternative, count in zip(found, counts, strict=True)
+            for _ in range(count)
+        ]
         record.pop("tags", None)
         record["caption"] = self._write(repeated)
-        if self.options.image_size and "image_size" not in record and isinstance(record.get("train_resolution"), list):
+        if (
+            self.options.image_size
+            and "image_size" not in record
+            and isinstance(record.get("train_resolution"), list)
+        ):
             record["image_size"] = record["train_resolution"]
             tally.image_size_added += 1
         if by_field and found:
@@ -190,7 +236,9 @@ class Merger:
             new = self._fill(draw)
             same = distinct.get(new.line)
             if same:
-                new = Alternative(same.line, same.text, same.style, same.tag_span, same.share + new.share)
+                new = Alternative(
+                    same.line, same.text, same.style, same.tag_span, same.share + new.share
+                )
             distinct[new.line] = new
         return list(distinct.values())
 
@@ -201,7 +249,9 @@ class Merger:
     def fitted(self, record: Record) -> Fitted:
         """`draws`, and what `--fit` did to get there."""
         draws = self._asked(record)
-        return self._fitter.fit_all([draws], [None])[0] if self._fitter else Fitted(draws, [], [], 0)
+        return (
+            self._fitter.fit_all([draws], [None])[0] if self._fitter else Fitted(draws, [], [], 0)
+        )
 
     def _asked(self, record: Record) -> list[Draw]:
         """What the templates ask for with the fields that `record` has, in the order it is written; shares sum to 1."""
@@ -228,7 +278,8 @@ class Merger:
             if template:
                 templates.append(template)
         if not templates and len(missing) == 1:
-            # Every template asks for the field that is missing. The text that the record has must not be lost.
+            # Every template asks for the field that is missing. The text that the record has must
+            # not be lost.
             templates = [Template(("tags",) if tags else ("caption",), ("", ""))]
         return tuple(templates)
 
@@ -236,7 +287,9 @@ class Merger:
     def _check_names(record: Record, reserved: Collection[str]) -> None:
         for name in reserved:
             if name in record:
-                raise UnmergeableError(f'found a field "{name}", which the output needs for itself.')
+                raise UnmergeableError(
+                    f'found a field "{name}", which the output needs for itself.'
+                )
 
     def _count(self, record: Record, fitted: Fitted) -> None:
         """Count what kind of source record this is, and what became of its draws."""
@@ -253,7 +306,11 @@ class Merger:
             tally.caption_only += 1
         else:
             tally.empty += 1
-        if any(_SPECIAL_TOKEN.search(text) for text in (record.get("tags"), record.get("caption")) if text):
+        if any(
+            _SPECIAL_TOKEN.search(text)
+            for text in (record.get("tags"), record.get("caption"))
+            if text
+        ):
             tally.special_tokens += 1
         if captions and self.options.caption_lines == "each" and _has_paragraphs(record["caption"]):
             tally.paragraphs += 1
@@ -272,21 +329,30 @@ class Merger:
         """Whether the grammar itself, the judge of fused braces, reads the in-line `wildcard` as these alternatives."""
         if any("|" in alternative.line for alternative in repeated):
             return False
-        if self.options.caption_wildcards and any(alternative.style != "t" and has_brace(alternative.text) for alternative in repeated):
+        if self.options.caption_wildcards and any(
+            alternative.style != "t" and has_brace(alternative.text) for alternative in repeated
+        ):
             return False
         if not any(has_brace(alternative.line) for alternative in repeated):
             return True
         try:
-            return outcomes(wildcard) == outcomes("\n".join(alternative.line for alternative in repeated))
+            return outcomes(wildcard) == outcomes(
+                "\n".join(alternative.line for alternative in repeated)
+            )
         except TooManyOutcomesError:
             return False
 
     def literals(self, template: Template) -> list[str]:
         """The texts before, between and after the fields of a line.
 
-        Fields are stripped and not blank, so that stripping the line can only touch its first and its last literal.
+        Fields are stripped and not blank, so that stripping the line can only touch its first and
+        its last literal.
         """
-        texts = [self.options.prefix + template.literals[0], *template.literals[1:-1], template.literals[-1] + self.options.suffix]
+        texts = [
+            self.options.prefix + template.literals[0],
+            *template.literals[1:-1],
+            template.literals[-1] + self.options.suffix,
+        ]
         return [texts[0].lstrip(), *texts[1:-1], texts[-1].rstrip()]
 
     def line(self, draw: Draw) -> str:
@@ -295,7 +361,9 @@ class Merger:
         line = first
         for field, literal in zip(draw.template.fields, others, strict=True):
             line += draw.value(field) + literal
-        return self._fill(draw).line if has_brace(line) else line  # without a brace nothing is escaped
+        return (
+            self._fill(draw).line if has_brace(line) else line
+        )  # without a brace nothing is escaped
 
     def _literals_of(self, template: Template) -> list[str]:
         """`literals`, worked out once."""
@@ -311,13 +379,19 @@ class Merger:
         line, text, start, end = escape(first), first, 0, 0
         for field, literal in zip(template.fields, others, strict=True):
             value = draw.value(field)
-            written = space_stand_ins(value) if field == "caption" and self.options.caption_wildcards else escape(value)
+            written = (
+                space_stand_ins(value)
+                if field == "caption" and self.options.caption_wildcards
+                else escape(value)
+            )
             line += _seam(line, written)
             start, end = (len(line), len(line) + len(written)) if field == "tags" else (start, end)
             line += written
             line += _seam(line, escape(literal)) + escape(literal)
             text += value + literal
-        return Alternative(line, text, template.style, (start, end) if template.style == "b" else None, draw.share)
+        return Alternative(
+            line, text, template.style, (start, end) if template.style == "b" else None, draw.share
+        )
 
     def _tags(self, record: Record) -> str:
         """The record's tags as one line; "" when it has none."""

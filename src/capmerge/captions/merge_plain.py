@@ -1,8 +1,9 @@
 """The fast way for plain records: tags and a caption of one line each, without braces, pipes or line breaks.
 
-Nearly every record of a real file is plain. What `caption.Merger` would make of one is worked out beforehand, and the
-loop over a block's records is written flat: it is where a rewrite spends its time outside the JSON library. Any record
-that is not plain is left to the general rule; a test holds the two against each other.
+Nearly every record of a real file is plain. What `caption.Merger` would make of one is worked out
+beforehand, and the loop over a block's records is written flat: it is where a rewrite spends its
+time outside the JSON library. Any record that is not plain is left to the general rule; a test
+holds the two against each other.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,13 +12,25 @@ from typing import Any
 from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
 from capmerge.captions.tags import spaced
 from capmerge.captions.tally import Tally
-from capmerge.captions.templates import MergeOptions, Template, line_counts, shares_of, whole_weights
+from capmerge.captions.templates import (
+    MergeOptions,
+    Template,
+    line_counts,
+    shares_of,
+    whole_weights,
+)
 
 
 class PlainMerge:
     """Merges plain records in place and counts them in `tally`."""
 
-    def __init__(self, options: MergeOptions, literals: Callable[[Template], list[str]], reserved: Iterable[str], tally: Tally) -> None:
+    def __init__(
+        self,
+        options: MergeOptions,
+        literals: Callable[[Template], list[str]],
+        reserved: Iterable[str],
+        tally: Tally,
+    ) -> None:
         templates = options.templates()
         by_field = options.weights == "field"
         shares = shares_of(templates)
@@ -28,25 +41,41 @@ class PlainMerge:
         self._weights = whole_weights(shares) if by_field else None
         self._spaces = options.underscores == "space"
         self._adds_image_size = options.image_size
-        self._letters = "".join(template.style * count for template, count in zip(templates, counts, strict=True))
+        self._letters = "".join(
+            template.style * count for template, count in zip(templates, counts, strict=True)
+        )
         self._lines = [(template.fields, *_three(literals(template))) for template in templates]
         self._repeats = [number for number, count in enumerate(counts) for _ in range(count)]
         self._inline = options.inline
-        bare = self._lines == [(("tags",), "", "", ""), (("caption",), "", "", "")] and self._repeats == [0, 1]
-        self._two_lines = bare and not self._spaces and not options.inline  # the default: half the time of `_merge`
+        bare = self._lines == [
+            (("tags",), "", "", ""),
+            (("caption",), "", "", ""),
+        ] and self._repeats == [0, 1]
+        self._two_lines = (
+            bare and not self._spaces and not options.inline
+        )  # the default: half the time of `_merge`
 
     @staticmethod
     def serves(options: MergeOptions) -> bool:
         """Whether no literal text of the options needs the grammar's care, and `--fit` finds its lines one by one."""
         if options.fit_tokens and options.inline:
             return False
-        literals = [options.prefix, options.suffix, *(literal for template in options.templates() for literal in template.literals)]
+        literals = [
+            options.prefix,
+            options.suffix,
+            *(literal for template in options.templates() for literal in template.literals),
+        ]
         return not any(char in literal for literal in literals for char in "{}|")
 
     def merge_all(self, records: Iterable[Any]) -> list[int]:
         """Merge the plain ones among `records` in place; the numbers of the others, which are not touched."""
         others: list[int] = []
-        reserved, letters, weights, adds_image_size = self._reserved, self._letters, self._weights, self._adds_image_size
+        reserved, letters, weights, adds_image_size = (
+            self._reserved,
+            self._letters,
+            self._weights,
+            self._adds_image_size,
+        )
         two_lines = self._two_lines
         sized = 0
         number = -1
@@ -61,7 +90,16 @@ class PlainMerge:
                 continue
             tags, caption = tags.strip(), caption.strip()
             both = f"{tags}\n{caption}"
-            if not tags or not caption or "\n" in tags or "\n" in caption or "{" in both or "}" in both or "|" in both or "\r" in both:
+            if (
+                not tags
+                or not caption
+                or "\n" in tags
+                or "\n" in caption
+                or "{" in both
+                or "}" in both
+                or "|" in both
+                or "\r" in both
+            ):
                 others.append(number)
                 continue
             if two_lines:

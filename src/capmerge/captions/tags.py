@@ -4,7 +4,8 @@ import itertools
 import re
 from functools import lru_cache
 
-# Looks back so that a long run of spaces without a line break is tried once, not from each of its characters.
+# Looks back so that a long run of spaces without a line break is tried once, not from each of its
+# characters.
 _LINE_BREAK = re.compile(r"(?<![ \t,])[ \t,]*+[\r\n][ \t,\r\n]*")
 
 
@@ -23,8 +24,8 @@ def spaced(tags: str) -> str:
     >>> spaced("long_hair, ^_^, |_|, cat_(animal)")
     'long hair, ^_^, |_|, cat (animal)'
 
-    An emoticon is told by its shape: Danbooru's (`^_^`, `o_o`, `<|>_<|>`, `(o)_(o)`, `||_||` ...) never have two
-    letters or digits side by side, and its other tags with an underscore always do.
+    An emoticon is told by its shape: Danbooru's (`^_^`, `o_o`, `<|>_<|>`, `(o)_(o)`, `||_||` ...)
+    never have two letters or digits side by side, and its other tags with an underscore always do.
     """
     if "_" not in tags:
         return tags

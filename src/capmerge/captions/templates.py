@@ -35,8 +35,8 @@ _NEWLINE = re.compile(r"[\r\n]")
 class Template:
     """One way to build a line: literal text around one or two fields.
 
-    `fields` are `"tags"` and `"caption"` in the order they stand; `literals` are the texts before, between and after
-    them, so there is one literal more than fields.
+    `fields` are `"tags"` and `"caption"` in the order they stand; `literals` are the texts before,
+    between and after them, so there is one literal more than fields.
     """
 
     fields: tuple[str, ...]
@@ -51,8 +51,8 @@ class Template:
     def without(self, missing: str) -> "Template | None":
         """This template for a record that lacks the field `missing`; None when no field is left.
 
-        The text between the missing field and its neighbour goes with it; the text before the first and after the last
-        field stays.
+        The text between the missing field and its neighbour goes with it; the text before the first
+        and after the last field stays.
         """
         kept = tuple(field for field in self.fields if field != missing)
         if kept == self.fields:
@@ -85,28 +85,40 @@ def parse_template(text: str) -> Template:
     >>> parse_template("{tags}, {caption}=4")
     Template(fields=('tags', 'caption'), literals=('', ', ', ''), weight=4)
 
-    Raises `UsageError` for a weight of 0, a name other than tags and caption, a field used twice or none at all, and a
-    line break.
+    Raises `UsageError` for a weight of 0, a name other than tags and caption, a field used twice or
+    none at all, and a line break.
     """
     weighted = _WEIGHTED.match(text)
-    template, weight = (weighted[1], int(weighted[2].lstrip("0")[:12] or "0")) if weighted else (text, 1)
+    template, weight = (
+        (weighted[1], int(weighted[2].lstrip("0")[:12] or "0")) if weighted else (text, 1)
+    )
     where = f"--line {text!r}"
     if weight > MOST_WEIGHT:
         raise UsageError(f"{where}: the weight is too large, expected at most {MOST_WEIGHT:,}.")
     if weight == 0:
-        raise UsageError(f"{where}: the weight is 0, expected 1 or more. Leave the line out instead.")
+        raise UsageError(
+            f"{where}: the weight is 0, expected 1 or more. Leave the line out instead."
+        )
     if _NEWLINE.search(template):
-        raise UsageError(f"{where}: the template holds a line break, expected one line. Give --line once for each line.")
+        raise UsageError(
+            f"{where}: the template holds a line break, expected one line. Give --line once for each line."
+        )
     *pieces, last = _NAMED_FIELD.split(template)
     literals, names = (*pieces[::2], last), tuple(pieces[1::2])
     for name in names:
         if name not in ("tags", "caption"):
-            raise UsageError(f"{where}: unknown field {{{name}}}, expected {{tags}} or {{caption}}.")
+            raise UsageError(
+                f"{where}: unknown field {{{name}}}, expected {{tags}} or {{caption}}."
+            )
     if not names:
-        raise UsageError(f"{where}: the template has no field, expected {{tags}} or {{caption}} in it.")
+        raise UsageError(
+            f"{where}: the template has no field, expected {{tags}} or {{caption}} in it."
+        )
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise UsageError(f"{where}: {{{twice}}} stands twice, expected each field once in a template.")
+        raise UsageError(
+            f"{where}: {{{twice}}} stands twice, expected each field once in a template."
+        )
     return Template(names, literals, weight)
 
 
@@ -136,20 +148,32 @@ class MergeOptions:
 
     def __post_init__(self) -> None:
         if self.fit_by not in get_args(FitBy):
-            raise UsageError(f"--fit {self.fit_tokens} {self.fit_by}: expected drop or trim behind the number.")
+            raise UsageError(
+                f"--fit {self.fit_tokens} {self.fit_by}: expected drop or trim behind the number."
+            )
         if self.fit_family not in get_args(Family):
             raise UsageError(f"--family {self.fit_family}: expected {', '.join(get_args(Family))}.")
         if self.fit_tokens is not None and self.fit_tokens < 1:
-            raise UsageError(f"--fit {self.fit_tokens}: expected 1 token or more, such as 75, 150 or 225.")
+            raise UsageError(
+                f"--fit {self.fit_tokens}: expected 1 token or more, such as 75, 150 or 225."
+            )
         if self.lines and self.layout:
             raise UsageError("--line and --layout both say which lines to write. Give one of them.")
         if self.inline and self.weights == "field":
-            raise UsageError("--weights field stores a weight a line, but --layout inline writes one line. Use --weights repeat.")
-        for name, text in (("--prefix", self.prefix), ("--suffix", self.suffix), *(("--line", line) for line in self.lines)):
+            raise UsageError(
+                "--weights field stores a weight a line, but --layout inline writes one line. Use --weights repeat."
+            )
+        for name, text in (
+            ("--prefix", self.prefix),
+            ("--suffix", self.suffix),
+            *(("--line", line) for line in self.lines),
+        ):
             if _NEWLINE.search(text):
                 raise UsageError(f"{name} {text!r}: found a line break, expected one line.")
             if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
-                raise UsageError(f"{name} {text!r}: the text is not valid UTF-8. Check the terminal's encoding.")
+                raise UsageError(
+                    f"{name} {text!r}: the text is not valid UTF-8. Check the terminal's encoding."
+                )
         self.templates()
 
     @property
@@ -183,9 +207,9 @@ def whole_weights(shares: Sequence[Fraction]) -> list[int]:
 def line_counts(shares: Sequence[Fraction]) -> list[int]:
     """How often each alternative is written: `whole_weights`, or at most `MOST_LINES` lines in their near ratio.
 
-    Over the limit, alternatives whose share of the lines is under one get one line each and the rest is dealt to the
-    others by largest remainder, ties to the earlier, until none is under one; with `MOST_LINES` alternatives or more
-    each gets one.
+    Over the limit, alternatives whose share of the lines is under one get one line each and the
+    rest is dealt to the others by largest remainder, ties to the earlier, until none is under one;
+    with `MOST_LINES` alternatives or more each gets one.
 
     >>> line_counts([Fraction(999, 1000), Fraction(1, 1000)])
     [63, 1]
@@ -207,6 +231,8 @@ def line_counts(shares: Sequence[Fraction]) -> list[int]:
     for i in others:
         counts[i] = weights[i] * free // total
     left_over = free - sum(counts[i] for i in others)
-    for i in sorted(others, key=lambda i: -(weights[i] * free % total))[:left_over]:  # sorted() is stable: ties to the earlier
+    for i in sorted(others, key=lambda i: -(weights[i] * free % total))[
+        :left_over
+    ]:  # sorted() is stable: ties to the earlier
         counts[i] += 1
     return counts

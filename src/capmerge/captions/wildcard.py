@@ -1,8 +1,9 @@
 r"""sd-scripts' caption grammar: what its `enable_wildcard` makes of a caption, and how to write text that survives it.
 
-With `enable_wildcard`, `process_caption` (library/train_util.py) draws one line of the caption at random, then replaces
-each `{a|b}` of that line by one option, after hiding doubled braces behind stand-ins. This module is the only home of
-that grammar, and of drawing by it. It knows nothing of records, tags or files.
+With `enable_wildcard`, `process_caption` (library/train_util.py) draws one line of the caption at
+random, then replaces each `{a|b}` of that line by one option, after hiding doubled braces behind
+stand-ins. This module is the only home of that grammar, and of drawing by it. It knows nothing of
+records, tags or files.
 """
 
 import re
@@ -14,7 +15,8 @@ from typing import NamedTuple
 
 _GROUP = re.compile(r"\{([^}]+)\}")
 _UNBREAKABLE = re.compile(r"\{\{|\}\}|\{(?:\}\}|[^}])++\}")
-# The grammar hides "{{" behind U+2985 and "}}" behind U+2986, each repeated until it does not occur in the line.
+# The grammar hides "{{" behind U+2985 and "}}" behind U+2986, each repeated until it does not occur
+# in the line.
 _OPEN, _CLOSE = "\u2985", "\u2986"
 _FUSES_OPEN, _FUSES_CLOSE = re.compile(_OPEN + r"(?=\{\{)"), re.compile(_CLOSE + r"(?=\}\})")
 
@@ -37,8 +39,9 @@ def escape(text: str) -> str:
     >>> escape("a {b|c}")
     'a {{b|c}}'
 
-    U+2985 right before an opening brace and U+2986 right before a closing one get a space between: the stand-in for
-    the doubled brace would swap places with them (measured on the real code: the only failures among 9,330 strings).
+    U+2985 right before an opening brace and U+2986 right before a closing one get a space between:
+    the stand-in for the doubled brace would swap places with them (measured on the real code: the
+    only failures among 9,330 strings).
     """
     if not has_brace(text):
         return text
@@ -59,7 +62,8 @@ def outcomes(caption: str) -> dict[str, Fraction]:
     True
 
     Raises `TooManyOutcomesError` when the wildcards of a line multiply past `MOST_OUTCOMES`.
-    Source: `process_caption` with `enable_wildcard` on and all else off, sd-scripts since f4a4c11c (2024-03-23).
+    Source: `process_caption` with `enable_wildcard` on and all else off, sd-scripts since f4a4c11c
+    (2024-03-23).
     """
     lines = caption.split("\n")
     found: dict[str, Fraction] = {}
@@ -76,7 +80,9 @@ def line_outcomes(line: str) -> dict[str, Fraction]:
     parsed = parse_line(line)
     count = parsed.ways
     if not parsed.is_listable():
-        raise TooManyOutcomesError(f"the wildcards of one line give {count} texts, at most {MOST_OUTCOMES} are listed")
+        raise TooManyOutcomesError(
+            f"the wildcards of one line give {count} texts, at most {MOST_OUTCOMES} are listed"
+        )
     found: dict[str, Fraction] = {}
     for drawn in product(*(range(len(options)) for options in parsed.groups)):
         text = parsed.text(drawn)
@@ -100,7 +106,9 @@ class Line(NamedTuple):
 
     def is_listable(self) -> bool:
         """Whether there are few enough texts to list, at most `MOST_OUTCOMES`, and they fit into the memory."""
-        letters = sum(map(len, self.literals)) + sum(max(map(len, options)) for options in self.groups)
+        letters = sum(map(len, self.literals)) + sum(
+            max(map(len, options)) for options in self.groups
+        )
         return self.ways <= MOST_OUTCOMES and self.ways * letters <= _MOST_LETTERS
 
     def text(self, drawn: Sequence[int]) -> str:
@@ -108,7 +116,8 @@ class Line(NamedTuple):
         pieces = [self.literals[0]]
         for options, number, literal in zip(self.groups, drawn, self.literals[1:], strict=True):
             pieces += options[number], literal
-        # Only now: a stand-in may fuse with its neighbour across the seam, and the real code would read it so.
+        # Only now: a stand-in may fuse with its neighbour across the seam, and the real code would
+        # read it so.
         return self._shown("".join(pieces))
 
     def option(self, group: int, number: int) -> str:
@@ -128,7 +137,9 @@ def parse_line(line: str) -> Line:
         hidden_open, hidden_close = hidden_open + _OPEN, hidden_close + _CLOSE
     # split() with one group alternates: literal, options, literal, options, ..., literal.
     parts = _GROUP.split(line.replace("{{", hidden_open).replace("}}", hidden_close))
-    return Line(parts[::2], [options.split("|") for options in parts[1::2]], (hidden_open, hidden_close))
+    return Line(
+        parts[::2], [options.split("|") for options in parts[1::2]], (hidden_open, hidden_close)
+    )
 
 
 def unbreakable_spans(line: str) -> list[tuple[int, int]]:

@@ -25,7 +25,9 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def _capmerge(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def _capmerge(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
     if version:
         print(capmerge.__version__)
         raise typer.Exit
@@ -43,7 +45,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminated)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # no terminal lacks a character so badly that a run must end
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # no terminal lacks a character so badly that a run must end
     app(prog_name="capmerge")
 
 

@@ -17,33 +17,63 @@ if TYPE_CHECKING:
 
 
 def index_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `rewrite` wrote: a .json or .jsonl file.", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="What `rewrite` wrote: a .json or .jsonl file.", show_default=False
+        ),
+    ],
     latents: Annotated[
         list[Path] | None,
-        typer.Option("--latents", metavar="DIR", help="List this folder of cached latents too. Repeatable.", show_default=False),
+        typer.Option(
+            "--latents",
+            metavar="DIR",
+            help="List this folder of cached latents too. Repeatable.",
+            show_default=False,
+        ),
     ] = None,
-    relist: Annotated[bool, typer.Option("--relist", help="List the folders of --latents anew, though a listing is there.")] = False,
+    relist: Annotated[
+        bool,
+        typer.Option(
+            "--relist", help="List the folders of --latents anew, though a listing is there."
+        ),
+    ] = False,
     allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="List the folders that keys lead out to as well, as allow_outside = true trains them.")
+        bool,
+        typer.Option(
+            "--allow-outside",
+            help="List the folders that keys lead out to as well, as allow_outside = true trains them.",
+        ),
     ] = False,
     no_tokens: Annotated[
-        bool, typer.Option("--no-tokens", help="Count no tokens: twice as fast, but no text.dynamic_chunks in training.")
+        bool,
+        typer.Option(
+            "--no-tokens",
+            help="Count no tokens: twice as fast, but no text.dynamic_chunks in training.",
+        ),
     ] = False,
     jobs: JobsOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Build the index anew, though one that fits is there.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Build the index anew, though one that fits is there.")
+    ] = False,
     quiet: QuietOption = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
 ) -> None:
     """Write the index by which a trainer reads the records of FILE one by one: FILE.index.
 
-    An index that fits FILE is left as it is. A listing says which latents each record has, and lies beside it too.
+    An index that fits FILE is left as it is. A listing says which latents each record has, and lies
+    beside it too.
     """
     with errors_as_exit_codes():
         folders = latents or []
         if not folders and (relist or allow_outside):
-            raise UsageError("--relist and --allow-outside say how folders of latents are listed. Give --latents DIR with them.")
+            raise UsageError(
+                "--relist and --allow-outside say how folders of latents are listed. Give --latents DIR with them."
+            )
         if missing := [folder for folder in folders if not folder.is_dir()]:
-            raise UsageError(f"--latents {printable(str(missing[0]))}: there is no such folder. Name the folder of the cached latents.")
+            raise UsageError(
+                f"--latents {printable(str(missing[0]))}: there is no such folder. Name the folder of the cached latents."
+            )
         from capmerge.index.build import build_index, ensure_index
         from capmerge.index.latent_listing import ensure_listing
         from capmerge.index.reader import open_indexable
@@ -51,15 +81,29 @@ def index_command(
         started = time.perf_counter()
         with open_indexable(file) as source, progress_bar(source, quiet=quiet) as progress:
             if force:
-                found = build_index(file, jobs=jobs or cores(), progress=progress, tokens=not no_tokens, max_record_bytes=max_record)
+                found = build_index(
+                    file,
+                    jobs=jobs or cores(),
+                    progress=progress,
+                    tokens=not no_tokens,
+                    max_record_bytes=max_record,
+                )
             else:
                 tokens = None if no_tokens else True
-                found = ensure_index(file, jobs=jobs or cores(), progress=progress, tokens=tokens, max_record_bytes=max_record)
+                found = ensure_index(
+                    file,
+                    jobs=jobs or cores(),
+                    progress=progress,
+                    tokens=tokens,
+                    max_record_bytes=max_record,
+                )
         if not quiet:
             _print_index(found, time.perf_counter() - started)
         for folder in folders:
             with count_bar(folder, quiet=quiet) as seen:
-                listing = ensure_listing(found, folder, relist=relist, allow_outside=allow_outside, progress=seen)
+                listing = ensure_listing(
+                    found, folder, relist=relist, allow_outside=allow_outside, progress=seen
+                )
             if not quiet:
                 _print_listing(listing)
 
@@ -76,14 +120,20 @@ def _print_index(index: "Index", seconds: float) -> None:
     ]
     print("\n".join(f"{name:<18} {value:>16}" for name, value in rows))
     if index.repeated:
-        print("note: of a repeated key only the last record is trained, as json.load keeps it; the ones before it are left out.")
+        print(
+            "note: of a repeated key only the last record is trained, as json.load keeps it; the ones before it are left out."
+        )
     if index.without_size:
-        print("note: records without a usable train_resolution or image_size have 0 x 0 in the index and cannot be trained.")
+        print(
+            "note: records without a usable train_resolution or image_size have 0 x 0 in the index and cannot be trained."
+        )
     print(f"index: {printable(str(index.path))}")
 
 
 def _print_listing(listing: "Listing") -> None:
-    print(f"latents: {listing.found:,} of {len(listing):,} records have a file in {printable(str(listing.folder))}")
+    print(
+        f"latents: {listing.found:,} of {len(listing):,} records have a file in {printable(str(listing.folder))}"
+    )
     if listing.unlisted:
         print(
             f"note: {listing.unlisted:,} records without one have keys that lead out of that folder; --allow-outside lists where they lead."

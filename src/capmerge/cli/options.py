@@ -11,7 +11,12 @@ from capmerge.errors import UsageError
 from capmerge.tokens.families import Family
 
 SourceArgument = Annotated[
-    str, typer.Argument(metavar="SRC", help="A .json or .jsonl metadata file, .gz of either, or - for standard input.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="SRC",
+        help="A .json or .jsonl metadata file, .gz of either, or - for standard input.",
+        show_default=False,
+    ),
 ]
 LayoutOption = Annotated[
     Layout | None,
@@ -33,7 +38,9 @@ LineOption = Annotated[
 WeightsOption = Annotated[
     Weights | None,
     typer.Option(
-        "--weights", help="repeat (default): by repeated lines. field: a list capmerge_weights in the record.", show_default=False
+        "--weights",
+        help="repeat (default): by repeated lines. field: a list capmerge_weights in the record.",
+        show_default=False,
     ),
 ]
 CaptionLinesOption = Annotated[
@@ -46,13 +53,28 @@ CaptionLinesOption = Annotated[
 ]
 UnderscoresOption = Annotated[
     Underscores | None,
-    typer.Option("--underscores", help="Tags keep underscores (default) or get spaces; emoticons stay.", show_default=False),
+    typer.Option(
+        "--underscores",
+        help="Tags keep underscores (default) or get spaces; emoticons stay.",
+        show_default=False,
+    ),
 ]
 CaptionWildcardsOption = Annotated[
-    bool | None, typer.Option("--caption-wildcards", help="Captions hold intended {a|b}: their braces stay.", show_default=False)
+    bool | None,
+    typer.Option(
+        "--caption-wildcards",
+        help="Captions hold intended {a|b}: their braces stay.",
+        show_default=False,
+    ),
 ]
-PrefixOption = Annotated[str | None, typer.Option("--prefix", metavar="S", help="Text before every line.", show_default=False)]
-SuffixOption = Annotated[str | None, typer.Option("--suffix", metavar="S", help="Text after every line.", show_default=False)]
+PrefixOption = Annotated[
+    str | None,
+    typer.Option("--prefix", metavar="S", help="Text before every line.", show_default=False),
+]
+SuffixOption = Annotated[
+    str | None,
+    typer.Option("--suffix", metavar="S", help="Text after every line.", show_default=False),
+]
 ImageSizeOption = Annotated[
     bool | None,
     typer.Option(
@@ -64,11 +86,18 @@ ImageSizeOption = Annotated[
 OnErrorOption = Annotated[
     OnError | None,
     typer.Option(
-        "--on-error", help="A record that cannot be merged stops the run (default), or is left out and listed whole.", show_default=False
+        "--on-error",
+        help="A record that cannot be merged stops the run (default), or is left out and listed whole.",
+        show_default=False,
     ),
 ]
 AllowRewrittenOption = Annotated[
-    bool | None, typer.Option("--allow-rewritten", help="Pass records that are rewritten already through unchanged.", show_default=False)
+    bool | None,
+    typer.Option(
+        "--allow-rewritten",
+        help="Pass records that are rewritten already through unchanged.",
+        show_default=False,
+    ),
 ]
 FitOption = Annotated[
     tuple[int, str] | None,
@@ -80,17 +109,36 @@ FitOption = Annotated[
     ),
 ]
 FamilyOption = Annotated[
-    Family | None, typer.Option("--family", help="Whose CLIP tokenizer counts (default sd1, the same as sdxl).", show_default=False)
+    Family | None,
+    typer.Option(
+        "--family",
+        help="Whose CLIP tokenizer counts (default sd1, the same as sdxl).",
+        show_default=False,
+    ),
 ]
 TokenizerOption = Annotated[
     str | None,
     typer.Option(
-        "--tokenizer", metavar="PATH", help="A Hugging Face tokenizer: another CLIP, or the T5 of sd3 and flux.", show_default=False
+        "--tokenizer",
+        metavar="PATH",
+        help="A Hugging Face tokenizer: another CLIP, or the T5 of sd3 and flux.",
+        show_default=False,
     ),
 ]
-PlotOption = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the lengths as .png or .svg.", show_default=False)]
+PlotOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--plot", metavar="FILE", help="Draw the lengths as .png or .svg.", show_default=False
+    ),
+]
 ReportOption = Annotated[
-    Path | None, typer.Option("--report", metavar="FILE", help="Write one HTML page that needs nothing else.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Write one HTML page that needs nothing else.",
+        show_default=False,
+    ),
 ]
 
 
@@ -126,13 +174,28 @@ def _asked_fit(fit: tuple[int, str] | None, family: Family | None) -> dict[str, 
     """The options of `--fit` that the command line gives, by their names in `MergeOptions`."""
     if fit is None:
         if family:
-            raise UsageError(f"--family {family} says whose tokens --fit counts. Give --fit N drop or --fit N trim, or leave it out.")
+            raise UsageError(
+                f"--family {family} says whose tokens --fit counts. Give --fit N drop or --fit N trim, or leave it out."
+            )
         return {}
     return {"fit_tokens": fit[0], "fit_by": fit[1], **({"fit_family": family} if family else {})}
 
 
 JobsOption = Annotated[
-    int | None, typer.Option("-j", "--jobs", metavar="N", min=1, help="Worker processes. Default: all cores.", show_default=False)
+    int | None,
+    typer.Option(
+        "-j",
+        "--jobs",
+        metavar="N",
+        min=1,
+        help="Worker processes. Default: all cores.",
+        show_default=False,
+    ),
 ]
-MaxRecordOption = Annotated[int, typer.Option("--max-record", metavar="BYTES", min=1 << 21, help="The longest record that is read.")]
+MaxRecordOption = Annotated[
+    int,
+    typer.Option(
+        "--max-record", metavar="BYTES", min=1 << 21, help="The longest record that is read."
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print only errors.")]

@@ -37,27 +37,68 @@ from capmerge.tokens.chunk_text import Chunking
 def preview_command(
     src: SourceArgument,
     key: Annotated[
-        list[str] | None, typer.Option("--key", metavar="K", help="Show the record of this key. Repeatable.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--key",
+            metavar="K",
+            help="Show the record of this key. Repeatable.",
+            show_default=False,
+        ),
     ] = None,
     count: Annotated[
-        int | None, typer.Option("-n", "--count", metavar="N", min=1, help="Show the first N records. Default: 5.", show_default=False)
+        int | None,
+        typer.Option(
+            "-n",
+            "--count",
+            metavar="N",
+            min=1,
+            help="Show the first N records. Default: 5.",
+            show_default=False,
+        ),
     ] = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            "--max-tokens", metavar="N", help="What a model reads: a multiple of 75. Default: 225; a1111: no limit.", show_default=False
+            "--max-tokens",
+            metavar="N",
+            help="What a model reads: a multiple of 75. Default: 225; a1111: no limit.",
+            show_default=False,
         ),
     ] = None,
     chunking: Annotated[
-        Chunking, typer.Option("--chunking", help="How captions are cut into chunks: as sd-scripts or as AUTOMATIC1111 does.")
+        Chunking,
+        typer.Option(
+            "--chunking",
+            help="How captions are cut into chunks: as sd-scripts or as AUTOMATIC1111 does.",
+        ),
     ] = "kohya",
     family: FamilyOption = None,
     tokenizer: TokenizerOption = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="With --epoch: show the very line that is drawn.", show_default=False)] = None,
-    epoch: Annotated[int | None, typer.Option("--epoch", help="The epoch of --seed.", show_default=False)] = None,
-    pick: Annotated[Pick | None, typer.Option("--pick", help="How it is drawn. Default: random.", show_default=False)] = None,
-    dataset: Annotated[int | None, typer.Option("--dataset", min=0, help="Number of the data set. Default: 0.", show_default=False)] = None,
-    repeat: Annotated[int | None, typer.Option("--repeat", min=0, help="Number of the repeat. Default: 0.", show_default=False)] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed", help="With --epoch: show the very line that is drawn.", show_default=False
+        ),
+    ] = None,
+    epoch: Annotated[
+        int | None, typer.Option("--epoch", help="The epoch of --seed.", show_default=False)
+    ] = None,
+    pick: Annotated[
+        Pick | None,
+        typer.Option("--pick", help="How it is drawn. Default: random.", show_default=False),
+    ] = None,
+    dataset: Annotated[
+        int | None,
+        typer.Option(
+            "--dataset", min=0, help="Number of the data set. Default: 0.", show_default=False
+        ),
+    ] = None,
+    repeat: Annotated[
+        int | None,
+        typer.Option(
+            "--repeat", min=0, help="Number of the repeat. Default: 0.", show_default=False
+        ),
+    ] = None,
     layout: LayoutOption = None,
     line: LineOption = None,
     weights: WeightsOption = None,
@@ -76,15 +117,32 @@ def preview_command(
         from capmerge.cli.preview_text import Screen
         from capmerge.commands.preview import Previewer, PreviewOptions, Sampling, iter_previews
 
-        asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, image_size, None)
+        asked = _asked(
+            layout,
+            line,
+            weights,
+            caption_lines,
+            underscores,
+            caption_wildcards,
+            prefix,
+            suffix,
+            image_size,
+            None,
+        )
         asked |= _asked_fit(fit, family if fit else None)
         if (seed is None) != (epoch is None):
             raise UsageError("--seed and --epoch belong together: give both, or neither.")
         if key and count is not None:
             raise UsageError("--key and -n both say which records to show. Give one of them.")
         if seed is None and (pick or dataset is not None or repeat is not None):
-            raise UsageError("--pick, --dataset and --repeat say what is drawn. Give --seed and --epoch with them.")
-        sampling = None if seed is None or epoch is None else Sampling(seed, epoch, dataset or 0, repeat or 0, pick or "random")
+            raise UsageError(
+                "--pick, --dataset and --repeat say what is drawn. Give --seed and --epoch with them."
+            )
+        sampling = (
+            None
+            if seed is None or epoch is None
+            else Sampling(seed, epoch, dataset or 0, repeat or 0, pick or "random")
+        )
         options = PreviewOptions(
             MergeOptions(**asked),
             tuple(key or ()),
@@ -97,7 +155,11 @@ def preview_command(
             max_record,
         )
         previewer = Previewer(options)
-        screen = Screen(colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb")
+        screen = Screen(
+            colour=sys.stdout.isatty()
+            and not os.environ.get("NO_COLOR")
+            and os.environ.get("TERM") != "dumb"
+        )
         unread = 0
         write = _write_beside_bar if key and not quiet and sys.stderr.isatty() else print
         with open_source(src) as source, progress_bar(source, quiet=quiet or not key) as progress:
@@ -108,7 +170,9 @@ def preview_command(
         if not quiet:
             print(previewer.readers.text())
         if asked and unread:
-            warn(f"records that are rewritten already are shown as they are ({unread} here); the merge options change nothing in them.")
+            warn(
+                f"records that are rewritten already are shown as they are ({unread} here); the merge options change nothing in them."
+            )
 
 
 def _write_beside_bar(line: str) -> None:

@@ -10,7 +10,12 @@ from capmerge.commands.preview import Preview, Shown
 from capmerge.errors import printable
 from capmerge.tokens.chunk_text import Cut, Part
 
-_CHUNK_COLOURS = ("36", "33", "35", "34")  # cyan, yellow, magenta, blue: two in a row are never alike
+_CHUNK_COLOURS = (
+    "36",
+    "33",
+    "35",
+    "34",
+)  # cyan, yellow, magenta, blue: two in a row are never alike
 _RED, _BOLD, _DIM = "31", "1", "2"
 
 
@@ -52,7 +57,9 @@ class Screen:
         text = printable(part.text.strip())
         if not self._colour:
             return f"⟦{part.chunk or 'dropped'}| {text} ⟧"
-        return self._paint(text, _CHUNK_COLOURS[(part.chunk - 1) % len(_CHUNK_COLOURS)] if part.chunk else _RED)
+        return self._paint(
+            text, _CHUNK_COLOURS[(part.chunk - 1) % len(_CHUNK_COLOURS)] if part.chunk else _RED
+        )
 
     def _paint(self, text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self._colour and text else text

@@ -41,7 +41,10 @@ from capmerge.terminal import cores, errors_as_exit_codes, progress_bar, warn
 
 def stats_command(
     src: Annotated[
-        str, typer.Argument(metavar="[SRC]", help="A metadata file, as for rewrite, or what rewrite made of one.")
+        str,
+        typer.Argument(
+            metavar="[SRC]", help="A metadata file, as for rewrite, or what rewrite made of one."
+        ),
     ] = "meta_lat.json",
     layout: LayoutOption = None,
     line: LineOption = None,
@@ -57,13 +60,24 @@ def stats_command(
     tokenizer: TokenizerOption = None,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="FILE", help="The figures as JSON. Default: <stem>.stats.json beside SRC.", show_default=False),
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="FILE",
+            help="The figures as JSON. Default: <stem>.stats.json beside SRC.",
+            show_default=False,
+        ),
     ] = None,
     plot: PlotOption = None,
     report: ReportOption = None,
     per_record: Annotated[
         Path | None,
-        typer.Option("--per-record", metavar="FILE", help="A line of JSON a record: the tokens of each alternative.", show_default=False),
+        typer.Option(
+            "--per-record",
+            metavar="FILE",
+            help="A line of JSON a record: the tokens of each alternative.",
+            show_default=False,
+        ),
     ] = None,
     jobs: JobsOption = None,
     quiet: QuietOption = False,
@@ -72,24 +86,44 @@ def stats_command(
 ) -> None:
     """Count the tokens that CLIP will see: how long, how many are cut, and what else a file of captions holds.
 
-    SRC is a metadata file as for rewrite, or what rewrite made of one; default: meta_lat.json here. A rewritten record is
-    counted as it is, any other as rewrite would write it with the same options.
+    SRC is a metadata file as for rewrite, or what rewrite made of one; default: meta_lat.json here.
+    A rewritten record is counted as it is, any other as rewrite would write it with the same
+    options.
     """
     with errors_as_exit_codes():
-        asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, None, None)
+        asked = _asked(
+            layout,
+            line,
+            weights,
+            caption_lines,
+            underscores,
+            caption_wildcards,
+            prefix,
+            suffix,
+            None,
+            None,
+        )
         asked |= _asked_fit(fit, family if fit else None)
         merge, tokenizers = MergeOptions(**asked), Tokenizers(family or "sd1", tokenizer)
         with open_source(src) as source:
             document = out or (None if src == "-" else default_document(Path(src)))
             files = StatsFiles(document, plot, report, per_record).checked(source, force=force)
-            options = MeasureOptions(merge, tokenizers, files.per_record, on_error or "stop", jobs or cores(), max_record)
+            options = MeasureOptions(
+                merge, tokenizers, files.per_record, on_error or "stop", jobs or cores(), max_record
+            )
             with progress_bar(source, quiet=quiet) as progress:
                 statistics = measure(source, options, progress=progress)
         if asked and statistics["records"]["rewritten_before"]:
-            warn("records that are rewritten already are counted as they are; the merge options change nothing in them.")
+            warn(
+                "records that are rewritten already are counted as they are; the merge options change nothing in them."
+            )
         written = files.save(statistics)
         if not quiet:
-            _print_statistics(statistics, [*written, *([files.per_record] if files.per_record else [])], to=sys.stdout)
+            _print_statistics(
+                statistics,
+                [*written, *([files.per_record] if files.per_record else [])],
+                to=sys.stdout,
+            )
 
 
 def _print_statistics(statistics: Document, written: list[Path], *, to: TextIO) -> None:

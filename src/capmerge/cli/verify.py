@@ -35,7 +35,9 @@ from capmerge.terminal import errors_as_exit_codes, progress_bar
 
 def verify_command(
     src: SourceArgument,
-    out: Annotated[str, typer.Argument(metavar="OUT", help="What `rewrite` made of SRC.", show_default=False)],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", help="What `rewrite` made of SRC.", show_default=False)
+    ],
     layout: LayoutOption = None,
     line: LineOption = None,
     weights: WeightsOption = None,
@@ -58,13 +60,30 @@ def verify_command(
     The options are those of OUT.capmerge.json, unless any is given here.
     """
     with errors_as_exit_codes():
-        asked = _asked(layout, line, weights, caption_lines, underscores, caption_wildcards, prefix, suffix, image_size, allow_rewritten)
+        asked = _asked(
+            layout,
+            line,
+            weights,
+            caption_lines,
+            underscores,
+            caption_wildcards,
+            prefix,
+            suffix,
+            image_size,
+            allow_rewritten,
+        )
         asked |= _asked_fit(fit, family)
         if asked or on_error:
             merge, skips = MergeOptions(**asked), on_error == "skip"
         else:
             merge, skips = load_receipt(Path(out))
-        with open_source(src) as source, open_source(out) as written, progress_bar(source, quiet=quiet) as progress:
-            verified = verify(source, written, merge, skips=skips, max_record_bytes=max_record, progress=progress)
+        with (
+            open_source(src) as source,
+            open_source(out) as written,
+            progress_bar(source, quiet=quiet) as progress,
+        ):
+            verified = verify(
+                source, written, merge, skips=skips, max_record_bytes=max_record, progress=progress
+            )
         if not quiet:
             print(verified.text())

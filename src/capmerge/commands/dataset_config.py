@@ -12,9 +12,10 @@ from capmerge.metadata.format import DATASET
 def dataset_config(target: Path, image_folder: Path, resolutions: Iterable[tuple[int, int]]) -> str:
     """The text of `OUT.dataset.toml`: a dataset config that sd-scripts reads (`--dataset_config`).
 
-    `resolutions` are the [width, height] in px of some records. Without `bucket_no_upscale`, sd-scripts since v0.10 maps
-    sizes onto buckets of its own, and the cached latents no longer fit them (observed: 22 of 213 records).
-    Keys: sd-scripts' library/config_util.py, subsets with `metadata_file`.
+    `resolutions` are the [width, height] in px of some records. Without `bucket_no_upscale`,
+    sd-scripts since v0.10 maps sizes onto buckets of its own, and the cached latents no longer fit
+    them (observed: 22 of 213 records). Keys: sd-scripts' library/config_util.py, subsets with
+    `metadata_file`.
     """
     sizes = [size for size in resolutions if min(size) > 0] or [(1024, 1024)]
     steps = gcd(64, *(side for size in sizes for side in size))
@@ -48,4 +49,6 @@ batch_size = 1
 
 def _toml(text: str) -> str:
     """`text` as a TOML string; bytes of a file name that are no UTF-8, which TOML cannot hold, become question marks."""
-    return json.dumps(text.encode("utf-8", "replace").decode(), ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(text.encode("utf-8", "replace").decode(), ensure_ascii=False).replace(
+        "\x7f", "\\u007f"
+    )

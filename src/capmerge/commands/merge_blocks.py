@@ -14,7 +14,16 @@ from capmerge.captions.templates import MergeOptions
 from capmerge.errors import DataError, RecordError
 from capmerge.files.atomic import Buffer
 from capmerge.metadata.blocks import Block, Layout
-from capmerge.metadata.codec import MiscutError, Piece, Records, Stray, encode, iter_block, place_of, to_json
+from capmerge.metadata.codec import (
+    MiscutError,
+    Piece,
+    Records,
+    Stray,
+    encode,
+    iter_block,
+    place_of,
+    to_json,
+)
 from capmerge.metadata.format import SEPARATORS, Format, compressed, reserved_fields
 from capmerge.metadata.offsets import spans_written
 from capmerge.stats.counts import CaptionStats
@@ -40,7 +49,8 @@ class Counted(NamedTuple):
 class Rewriter:
     """What a worker does with each block of a rewrite, or of statistics alone when `out` is None.
 
-    `make_observer` gives what counts the rewritten records, if anything does; `make_rows` what notes them for an index.
+    `make_observer` gives what counts the rewritten records, if anything does; `make_rows` what
+    notes them for an index.
     """
 
     def __init__(
@@ -77,7 +87,9 @@ class Rewriter:
     def _run(self, block: Block, data: bytes) -> Iterator[tuple[int, Buffer]]:
         separator = b""
         written_bytes = 0
-        whole = self._merger.options.fit_tokens is not None  # the tokens of many records are counted at a time
+        whole = (
+            self._merger.options.fit_tokens is not None
+        )  # the tokens of many records are counted at a time
         for piece in iter_block(data, self._layout, block, whole=whole):
             records, left_out, rejects = self.merge(piece)
             if self._observer:
@@ -86,9 +98,14 @@ class Rewriter:
             if body:
                 parts = (separator, body)
                 assert self._out is not None  # there is a body
-                yield from ((_OUT, part) for part in ((compressed(b"".join(parts)),) if self._out.gz else parts))
+                yield from (
+                    (_OUT, part)
+                    for part in ((compressed(b"".join(parts)),) if self._out.gz else parts)
+                )
                 if self._rows:
-                    self._note_rows(self._rows, piece, left_out, body, written_bytes + len(separator))
+                    self._note_rows(
+                        self._rows, piece, left_out, body, written_bytes + len(separator)
+                    )
                     written_bytes += len(separator) + len(body)
                 separator = SEPARATORS[self._out.kind]
             if rejects:
@@ -96,7 +113,9 @@ class Rewriter:
 
     def take(self) -> Counted:
         """The counts of the last block."""
-        counted = Counted(self._merger.tally.take(), self._observer.take() if self._observer else CaptionStats())
+        counted = Counted(
+            self._merger.tally.take(), self._observer.take() if self._observer else CaptionStats()
+        )
         counted.stats.records.rewritten_before = counted.tally.passed
         return counted
 
@@ -117,21 +136,39 @@ class Rewriter:
 
     def _observe(self, observer: Observer, piece: Piece, left_out: Collection[int]) -> None:
         """Note the records of a merged piece."""
-        place = RecordPlaces.entry(piece.start, len(piece.data), len(piece.records.pairs), last=piece.last)
+        place = RecordPlaces.entry(
+            piece.start, len(piece.data), len(piece.records.pairs), last=piece.last
+        )
         failures = observer.note(piece.records.pairs, place, left_out)
         if failures and not self._skips:
             number, error = failures[0]
-            raise self._error(RecordError, piece, number, str(error), "Rewrite the original again, or use --on-error skip.")
+            raise self._error(
+                RecordError,
+                piece,
+                number,
+                str(error),
+                "Rewrite the original again, or use --on-error skip.",
+            )
 
-    def _note_rows(self, rows: "RowMaker", piece: Piece, left_out: Collection[int], body: Buffer, offset: int) -> None:
+    def _note_rows(
+        self, rows: "RowMaker", piece: Piece, left_out: Collection[int], body: Buffer, offset: int
+    ) -> None:
         """Note the records of a merged piece, which are written as `body` at `offset` in the block's output."""
         assert self._out is not None  # there is a body
-        numbered = [(number, pair) for number, pair in enumerate(piece.records.pairs) if number not in left_out]
-        for (number, (key, record)), (start, end) in zip(numbered, spans_written(body, self._out.kind, len(numbered)), strict=True):
+        numbered = [
+            (number, pair)
+            for number, pair in enumerate(piece.records.pairs)
+            if number not in left_out
+        ]
+        for (number, (key, record)), (start, end) in zip(
+            numbered, spans_written(body, self._out.kind, len(numbered)), strict=True
+        ):
             try:
                 rows.note(offset + start, offset + end, key, record)
             except BrokenRecordError as error:
-                raise self._error(RecordError, piece, number, str(error), "Rewrite the original again.") from None
+                raise self._error(
+                    RecordError, piece, number, str(error), "Rewrite the original again."
+                ) from None
 
     def rewrite(self, piece: Piece) -> tuple[Buffer, bytes]:
         """A piece's records as they stand in the output, and a line of JSON for each that had to be left out."""
@@ -151,7 +188,11 @@ class Rewriter:
                 problem = f'found a field "{MARK}": the record is rewritten already, and its braces would double.'
                 next_step = "Give the original file, or --allow-rewritten to pass such records through unchanged."
                 raise self._error(DataError, piece, number, problem, next_step)
-            value, problem = (record.value, record.problem) if isinstance(record, Stray) else (record, str(error))
+            value, problem = (
+                (record.value, record.problem)
+                if isinstance(record, Stray)
+                else (record, str(error))
+            )
             if not self._skips:
                 next_step = "Mend the record, or use --on-error skip to leave such records out and list them."
                 raise self._error(RecordError, piece, number, problem, next_step)
@@ -161,7 +202,11 @@ class Rewriter:
         kept = [pair for number, pair in enumerate(pairs) if number not in left_out]
         return Records(kept, records.exact), left_out, "".join(rejects).encode()
 
-    def _error(self, kind: type[DataError], piece: Piece, number: int, problem: str, next_step: str) -> DataError:
+    def _error(
+        self, kind: type[DataError], piece: Piece, number: int, problem: str, next_step: str
+    ) -> DataError:
         """The error for one record, with its place in the source."""
         place = place_of(self._name, self._layout, piece, number)
-        return kind(self._name, place, list(piece.records.pairs)[number][0] or None, problem, next_step)
+        return kind(
+            self._name, place, list(piece.records.pairs)[number][0] or None, problem, next_step
+        )

@@ -5,7 +5,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
-from capmerge.captions.alternatives import BrokenRecordError, Written, place_drawn, written_alternatives
+from capmerge.captions.alternatives import (
+    BrokenRecordError,
+    Written,
+    place_drawn,
+    written_alternatives,
+)
 from capmerge.captions.draw import Drawn, Pick, draw_line
 from capmerge.captions.fields import MARK, WEIGHTS
 from capmerge.captions.fit import Fitted, longest_texts
@@ -37,9 +42,16 @@ class Sampling:
     pick: Pick = "random"
 
     def __post_init__(self) -> None:
-        for name, value in (("seed", self.seed), ("epoch", self.epoch), ("dataset", self.dataset), ("repeat", self.repeat)):
+        for name, value in (
+            ("seed", self.seed),
+            ("epoch", self.epoch),
+            ("dataset", self.dataset),
+            ("repeat", self.repeat),
+        ):
             if not 0 <= value < 1 << 63:
-                raise UsageError(f"--{name} {value}: expected a whole number from 0 to {(1 << 63) - 1}.")
+                raise UsageError(
+                    f"--{name} {value}: expected a whole number from 0 to {(1 << 63) - 1}."
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +80,9 @@ class PreviewOptions:
                 f"--max-tokens {self.max_tokens}: CLIP reads {CHUNK_TOKENS} tokens of a caption with --family {self.family}. Leave it out."
             )
         if one_chunk and self.chunking == "a1111":
-            raise UsageError(f"--chunking a1111: captions are not cut into chunks with --family {self.family}. Leave one of them out.")
+            raise UsageError(
+                f"--chunking a1111: captions are not cut into chunks with --family {self.family}. Leave one of them out."
+            )
 
 
 class Readers(NamedTuple):
@@ -83,14 +97,26 @@ class Readers(NamedTuple):
     def load(cls, options: PreviewOptions) -> "Readers":
         """The readers that the options ask for. Raises `UsageError` as `tokens.load_readers`."""
         clip, t5 = load_readers(options.family, options.tokenizer)
-        limit = CHUNK_TOKENS if options.family in ONE_CHUNK else DEFAULT_MAX_TOKENS if options.chunking == "kohya" else None
-        return cls(Cutter(clip, options.chunking, options.max_tokens or limit), t5, T5_IDS.get(options.family, 0))
+        limit = (
+            CHUNK_TOKENS
+            if options.family in ONE_CHUNK
+            else DEFAULT_MAX_TOKENS
+            if options.chunking == "kohya"
+            else None
+        )
+        return cls(
+            Cutter(clip, options.chunking, options.max_tokens or limit),
+            t5,
+            T5_IDS.get(options.family, 0),
+        )
 
     def text(self) -> str:
         """What they are, in a line."""
         limit = f"{self.clip.max_tokens} tokens" if self.clip.max_tokens else "all tokens"
         name = printable(self.clip.tokenizer.name)
-        line = f"Tokenizer {name}, {limit} read, " + ("cropped there." if self.t5_ids else f"chunks as {self.clip.chunking} cuts them.")
+        line = f"Tokenizer {name}, {limit} read, " + (
+            "cropped there." if self.t5_ids else f"chunks as {self.clip.chunking} cuts them."
+        )
         if self.t5:
             return f"{line} T5: {self.t5_ids - self.t5.n_special} tokens are read."
         if self.t5_ids:
@@ -166,14 +192,19 @@ class Previewer:
         except (UnmergeableError, BrokenRecordError) as error:
             return Preview(key, record, record if rewritten else None, str(error), rewritten)
         texts = longest_texts([alternative.line for alternative in found], self._counter)
-        shown = tuple(self._show(alternative, text) for alternative, (text, _) in zip(found, texts, strict=True))
+        shown = tuple(
+            self._show(alternative, text)
+            for alternative, (text, _) in zip(found, texts, strict=True)
+        )
         drawn, number = self._draw(key, after, found)
         return Preview(key, record, after, "", rewritten, shown, unfit, drawn, number)
 
     def _show(self, alternative: Written, text: str) -> Shown:
         t5 = self.readers.t5
         t5_cut = crop(text, t5, self.readers.t5_ids - t5.n_special) if t5 else None
-        return Shown(alternative, parse_line(alternative.line).ways, self.readers.clip.cut(text), t5_cut)
+        return Shown(
+            alternative, parse_line(alternative.line).ways, self.readers.clip.cut(text), t5_cut
+        )
 
     def _unfit(self, fitted: Fitted) -> Iterator[Unfit]:
         changes = [(draw, None) for draw in fitted.left_out] + list(fitted.cut)
@@ -183,12 +214,21 @@ class Previewer:
                 yield Unfit(before.template.style, tokens, left_out=True, text=text)
                 continue
             gone = [
-                before.value(field).removeprefix(after.value(field) if field in after.template.fields else "")
+                before.value(field).removeprefix(
+                    after.value(field) if field in after.template.fields else ""
+                )
                 for field in before.template.fields
             ]
-            yield Unfit(before.template.style, tokens, left_out=False, text=" … ".join(text.strip(", ") for text in gone if text))
+            yield Unfit(
+                before.template.style,
+                tokens,
+                left_out=False,
+                text=" … ".join(text.strip(", ") for text in gone if text),
+            )
 
-    def _draw(self, key: str, after: dict[str, Any], found: list[Written]) -> tuple[Drawn | None, int | None]:
+    def _draw(
+        self, key: str, after: dict[str, Any], found: list[Written]
+    ) -> tuple[Drawn | None, int | None]:
         asked = self._options.sampling
         if asked is None:
             return None, None
@@ -205,22 +245,32 @@ class Previewer:
         if not found:
             return drawn, None
         place = place_drawn(after[MARK], drawn)
-        return drawn, next(number for number, alternative in enumerate(found) if place in alternative.places)
+        return drawn, next(
+            number for number, alternative in enumerate(found) if place in alternative.places
+        )
 
 
-def iter_previews(source: Source, options: PreviewOptions, previewer: Previewer, progress: Callable[[int], None]) -> Iterator[Preview]:
+def iter_previews(
+    source: Source, options: PreviewOptions, previewer: Previewer, progress: Callable[[int], None]
+) -> Iterator[Preview]:
     """The records that are asked for, in the order of the source, one in memory at a time.
 
-    `progress` is told the offset that is done. Raises `UsageError` at the end when a key is not there.
+    `progress` is told the offset that is done. Raises `UsageError` at the end when a key is not
+    there.
     """
     for key, record in _iter_asked(source, options, progress):
         yield previewer.preview(key, record)
 
 
-def _iter_asked(source: Source, options: PreviewOptions, progress: Callable[[int], None]) -> Iterator[tuple[str, Any]]:
+def _iter_asked(
+    source: Source, options: PreviewOptions, progress: Callable[[int], None]
+) -> Iterator[tuple[str, Any]]:
     layout = read_layout(source, options.max_record_bytes)
     if not options.keys:
-        yield from islice((pair for piece in iter_source(source, layout) for pair in piece.records.pairs), options.count)
+        yield from islice(
+            (pair for piece in iter_source(source, layout) for pair in piece.records.pairs),
+            options.count,
+        )
         return
     missing = dict.fromkeys(options.keys)
     stems = {_stem(key): key for key in missing}

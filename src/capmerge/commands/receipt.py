@@ -13,7 +13,9 @@ from capmerge.files.atomic import side_path
 from capmerge.metadata.format import RECEIPT
 
 
-def receipt(source: str, fingerprint: dict[str, Any], merge: MergeOptions, on_error: str, tally: Tally) -> str:
+def receipt(
+    source: str, fingerprint: dict[str, Any], merge: MergeOptions, on_error: str, tally: Tally
+) -> str:
     """The text of `OUT.capmerge.json`: how OUT was made, for `verify` and for whoever finds it in a year."""
     content = {
         "version": capmerge.__version__,
@@ -41,5 +43,9 @@ def load_receipt(target: Path) -> tuple[MergeOptions, bool]:
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            str(path), None, None, f"the file is no receipt of capmerge ({error}).", "Give the options of the rewrite instead."
+            str(path),
+            None,
+            None,
+            f"the file is no receipt of capmerge ({error}).",
+            "Give the options of the rewrite instead.",
         ) from error

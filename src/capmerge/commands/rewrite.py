@@ -1,6 +1,7 @@
 """The story of `capmerge rewrite`: source -> blocks -> workers merge each record -> one ordered output.
 
-The whole run, from the first look at the source to the rename of the output; `rewriter` is what a worker does with a block.
+The whole run, from the first look at the source to the rename of the output; `rewriter` is what a
+worker does with a block.
 """
 
 import json
@@ -25,7 +26,17 @@ from capmerge.files.atomic import AtomicFile, Buffer, OutputFiles, check_target
 from capmerge.files.source import Source, fingerprint
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, Layout, read_layout
 from capmerge.metadata.codec import Stray, iter_source
-from capmerge.metadata.format import DATASET, INDEX, RECEIPT, REJECTS, SIDE_FILES, Format, RecordWriter, compressed, reserved_fields
+from capmerge.metadata.format import (
+    DATASET,
+    INDEX,
+    RECEIPT,
+    REJECTS,
+    SIDE_FILES,
+    Format,
+    RecordWriter,
+    compressed,
+    reserved_fields,
+)
 from capmerge.metadata.parallel import run_blocks, useful_jobs
 from capmerge.stats.collector import Gathered, Tokenizers
 from capmerge.stats.document import Document
@@ -70,7 +81,13 @@ class Outcome:
     """Of the output, when they were asked for."""
 
 
-def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], None], progress: Callable[[int], None]) -> Outcome:
+def rewrite(
+    source: Source,
+    options: RewriteOptions,
+    *,
+    warn: Callable[[str], None],
+    progress: Callable[[int], None],
+) -> Outcome:
     """Rewrite `source` into `options.target` and its side files, which appear together when all is done.
 
     `warn` is given each warning, `progress` the offset that is done.
@@ -78,11 +95,15 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
     """
     if options.index:
         _check_indexable(options)
-    target = options.target and check_target(options.target, source, force=options.force, side_suffixes=SIDE_FILES)
+    target = options.target and check_target(
+        options.target, source, force=options.force, side_suffixes=SIDE_FILES
+    )
     layout = read_layout(source, options.max_record_bytes)
     sample = _sample(source, layout, options)
     if sample.growth > 2 and options.merge.weights == "repeat":
-        warn(f"The output will be about {sample.growth:.1f} times the input: weights repeat lines. --weights field stores numbers.")
+        warn(
+            f"The output will be about {sample.growth:.1f} times the input: weights repeat lines. --weights field stores numbers."
+        )
     if target:
         _check_room(target, source, sample.growth)
     end = layout.first
@@ -97,7 +118,11 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
     try:
         records = RecordWriter(main := files.open(), options.format)
         rejects = _RejectSink(partial(files.side, REJECTS) if target else None)
-        indexing = scratch.enter_context(_indexing(target, options.format, records)) if target and options.index else None
+        indexing = (
+            scratch.enter_context(_indexing(target, options.format, records))
+            if target and options.index
+            else None
+        )
         gathered = Gathered(options.stats) if options.stats else None
         work = partial(
             Rewriter,
@@ -109,7 +134,12 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
             gathered.make_observer() if gathered else None,
             indexing.make_rows() if indexing else None,
         )
-        sinks = [records, rejects, indexing.rows if indexing else rejects, *(gathered.sinks() if gathered else ())]
+        sinks = [
+            records,
+            rejects,
+            indexing.rows if indexing else rejects,
+            *(gathered.sinks() if gathered else ()),
+        ]
         jobs = useful_jobs(source, options.jobs)
         tally = Tally()
 
@@ -118,7 +148,16 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
             if gathered:
                 gathered.stats.merge(counted.stats)
 
-        run_blocks(source, layout, work, sinks, collect=collect, jobs=jobs, progress=done, start_method=options.start_method)
+        run_blocks(
+            source,
+            layout,
+            work,
+            sinks,
+            collect=collect,
+            jobs=jobs,
+            progress=done,
+            start_method=options.start_method,
+        )
         records.finish()
         read_bytes = source.read_bytes(end)
         source.check_unchanged()
@@ -128,8 +167,16 @@ def rewrite(source: Source, options: RewriteOptions, *, warn: Callable[[str], No
         name = target.name if target else source.name
         statistics = gathered.document(name, source, layout, options.merge) if gathered else None
         if target:
-            files.side(RECEIPT).write(receipt(source.name, fingerprint(source), options.merge, options.on_error, tally).encode())
-            files.side(DATASET).write(dataset_config(target, (source.path or target).resolve().parent, sample.resolutions).encode())
+            files.side(RECEIPT).write(
+                receipt(
+                    source.name, fingerprint(source), options.merge, options.on_error, tally
+                ).encode()
+            )
+            files.side(DATASET).write(
+                dataset_config(
+                    target, (source.path or target).resolve().parent, sample.resolutions
+                ).encode()
+            )
         files.publish()
     except BaseException:
         files.discard()
@@ -145,7 +192,9 @@ def _check_indexable(options: RewriteOptions) -> None:
         raise UsageError("--index: standard output cannot be read by offsets. Give -o OUT, a file.")
     if options.format.gz:
         shown = printable(str(options.target))
-        raise UsageError(f"{shown}: --index needs offsets, which gzip has not. Choose a -o that does not end in .gz.")
+        raise UsageError(
+            f"{shown}: --index needs offsets, which gzip has not. Choose a -o that does not end in .gz."
+        )
 
 
 def _indexing(target: Path, out: Format, records: "RecordWriter") -> "Indexing":
@@ -154,7 +203,9 @@ def _indexing(target: Path, out: Format, records: "RecordWriter") -> "Indexing":
     return Indexing(target, out.kind, lambda: records.block_start)
 
 
-def first_records(source: Source, options: RewriteOptions, count: int) -> Iterator[tuple[str, Any, Record | str]]:
+def first_records(
+    source: Source, options: RewriteOptions, count: int
+) -> Iterator[tuple[str, Any, Record | str]]:
     """The first `count` records: key, the record as it is, and as it would be written, or why it cannot be."""
     layout = read_layout(source, options.max_record_bytes)
     merger = Merger(options.merge, reserved_fields(options.format))
@@ -181,7 +232,9 @@ class _RejectSink:
         """Append lines of JSON."""
         if self._open_file is None:
             text = bytes(data).decode(errors="backslashreplace")
-            sys.stderr.write("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))  # still JSON
+            sys.stderr.write(
+                "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+            )  # still JSON
             return
         self._file = self._file or self._open_file()
         self._file.write(data)

@@ -61,7 +61,11 @@ class Summary:
 
     def _settings(self) -> list[str]:
         lines = ["", "sd-scripts needs for this file:", *(f"  {need}" for need in SD_SCRIPTS_NEEDS)]
-        return [*lines, f"  both are in {printable(self.dataset_config)}"] if self.dataset_config else lines
+        return (
+            [*lines, f"  both are in {printable(self.dataset_config)}"]
+            if self.dataset_config
+            else lines
+        )
 
     def _notes(self) -> list[str]:
         tally = self.tally
@@ -85,13 +89,17 @@ class Summary:
                 f"the weights of {_records(tally.capped)} do not fit into 64 lines and were rounded. --weights field keeps them exact."
             )
         if tally.inline_as_lines:
-            notes.append(f"{_records(tally.inline_as_lines)} with text that an in-line wildcard cannot hold got lines instead.")
+            notes.append(
+                f"{_records(tally.inline_as_lines)} with text that an in-line wildcard cannot hold got lines instead."
+            )
         if tally.fit_too_long:
             notes.append(
                 f"{tally.fit_too_long:,} alternatives are longer than --fit asks for and were kept: nothing shorter was there to train."
             )
         if tally.rejected:
-            notes.append(f"{_records(tally.rejected)} could not be merged: left out, and listed whole with the reason.")
+            notes.append(
+                f"{_records(tally.rejected)} could not be merged: left out, and listed whole with the reason."
+            )
         return notes
 
     @property

@@ -1,7 +1,7 @@
 """The story of `capmerge stats`: source -> blocks -> workers merge and count each record -> one document.
 
-The records go through the merge of a rewrite and are counted as they come out of it, so the figures of an original file
-are those of what the same options would write.
+The records go through the merge of a rewrite and are counted as they come out of it, so the figures
+of an original file are those of what the same options would write.
 """
 
 from collections.abc import Callable
@@ -33,24 +33,38 @@ class MeasureOptions:
     start_method: str | None = None
 
 
-def measure(source: Source, options: MeasureOptions, *, progress: Callable[[int], None]) -> Document:
+def measure(
+    source: Source, options: MeasureOptions, *, progress: Callable[[int], None]
+) -> Document:
     """The statistics of `source`; `progress` is told the offset that is done.
 
-    Raises `UsageError`, `DataError`, `OutputError` or `WorkerError`; then there is no file of lines either.
+    Raises `UsageError`, `DataError`, `OutputError` or `WorkerError`; then there is no file of lines
+    either.
     """
     layout = read_layout(source, options.max_record_bytes)
     lines = AtomicFile(options.per_record) if options.per_record else None
     try:
         gathered = Gathered(options.tokenizers, lines)
         merge = replace(options.merge, allow_rewritten=True)
-        work = partial(Rewriter, source.name, layout, merge, options.on_error, None, gathered.make_observer())
+        work = partial(
+            Rewriter, source.name, layout, merge, options.on_error, None, gathered.make_observer()
+        )
         sinks: list[Sink] = [_Nowhere()] * STATS_STREAMS[0] + gathered.sinks()
         jobs = useful_jobs(source, options.jobs)
 
         def collect(counted: Counted) -> None:
             gathered.stats.merge(counted.stats)
 
-        run_blocks(source, layout, work, sinks, collect=collect, jobs=jobs, progress=progress, start_method=options.start_method)
+        run_blocks(
+            source,
+            layout,
+            work,
+            sinks,
+            collect=collect,
+            jobs=jobs,
+            progress=progress,
+            start_method=options.start_method,
+        )
         source.check_unchanged()
         document = gathered.document(source.name, source, layout, options.merge)
         if lines:

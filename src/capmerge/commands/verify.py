@@ -1,9 +1,9 @@
 """The story of `capmerge verify`: source and output side by side, every record proven, nothing held but the two.
 
-Two proofs for each record. The record that the merge rule gives must equal the one found, field by field, in order and
-type. And sd-scripts' own grammar, read over the caption found, must give exactly the texts that the templates ask for,
-with their probabilities: that one uses nothing of what wrote the file but the choice of templates and what `--fit`
-leaves of them.
+Two proofs for each record. The record that the merge rule gives must equal the one found, field by
+field, in order and type. And sd-scripts' own grammar, read over the caption found, must give
+exactly the texts that the templates ask for, with their probabilities: that one uses nothing of
+what wrote the file but the choice of templates and what `--fit` leaves of them.
 """
 
 import json
@@ -41,25 +41,37 @@ class Verified:
 
     def text(self) -> str:
         """One line for a terminal, and one for each exception."""
-        lines = [f"verified: {self.records:,} records are what they should be, in order; nothing else is there."]
+        lines = [
+            f"verified: {self.records:,} records are what they should be, in order; nothing else is there."
+        ]
         if self.rejected:
             lines.append(f"could not be merged, and listed whole: {self.rejected:,}")
         if self.passed:
             lines.append(f"rewritten before, and unchanged: {self.passed:,}")
         if self.too_many_outcomes:
-            lines.append(f"too many wildcard outcomes to list, though their bytes are right: {self.too_many_outcomes:,}")
+            lines.append(
+                f"too many wildcard outcomes to list, though their bytes are right: {self.too_many_outcomes:,}"
+            )
         return "\n".join(lines)
 
 
 def verify(
-    source: Source, written: Source, merge: MergeOptions, *, skips: bool, max_record_bytes: int, progress: Callable[[int], None]
+    source: Source,
+    written: Source,
+    merge: MergeOptions,
+    *,
+    skips: bool,
+    max_record_bytes: int,
+    progress: Callable[[int], None],
 ) -> Verified:
     """Prove that `written` is `source` rewritten with `merge`; `skips` says that records may be in OUT.rejects.jsonl.
 
     Raises `DataError` at the first difference, with the place in the output.
     """
     layout = read_layout(source, max_record_bytes)
-    out_layout = read_layout(written, max_record_bytes * MOST_LINES, may_be_empty=True)  # weights make records longer
+    out_layout = read_layout(
+        written, max_record_bytes * MOST_LINES, may_be_empty=True
+    )  # weights make records longer
     merger = Merger(merge, reserved_fields(Format(out_layout.kind)))
     found = iter_pairs(written, out_layout)
     rejects = _iter_rejects(written.name) if skips else iter(())
@@ -78,7 +90,11 @@ def verify(
             except RewrittenError:
                 problem = f'found a field "{MARK}" in the source: it is rewritten already.'
                 raise DataError(
-                    source.name, place_of(source.name, layout, piece, number), key, problem, "Give the original file."
+                    source.name,
+                    place_of(source.name, layout, piece, number),
+                    key,
+                    problem,
+                    "Give the original file.",
                 ) from None
             out_piece, out_number, (out_key, out_record) = next(found, (None, 0, ("", None)))
             if out_piece is None:
@@ -89,17 +105,31 @@ def verify(
                 verified.passed += 1
             elif not problem:
                 try:
-                    problem = _misread(merger, fits.draws if fits else merger.draws(before), out_record)
+                    problem = _misread(
+                        merger, fits.draws if fits else merger.draws(before), out_record
+                    )
                 except TooManyOutcomesError:
                     verified.too_many_outcomes += 1
             if problem:
-                raise DataError(written.name, place_of(written.name, out_layout, out_piece, out_number), out_key, problem, _RUN_AGAIN)
+                raise DataError(
+                    written.name,
+                    place_of(written.name, out_layout, out_piece, out_number),
+                    out_key,
+                    problem,
+                    _RUN_AGAIN,
+                )
             verified.records += 1
         progress(piece.start + len(piece.data))
     out_piece, out_number, (out_key, _) = next(found, (None, 0, ("", None)))
     if out_piece is not None:
         place = place_of(written.name, out_layout, out_piece, out_number)
-        raise DataError(written.name, place, out_key, "the record is not in the source, expected the end of the file.", _RUN_AGAIN)
+        raise DataError(
+            written.name,
+            place,
+            out_key,
+            "the record is not in the source, expected the end of the file.",
+            _RUN_AGAIN,
+        )
     _check_reject(next(rejects, None), None, None, written.name)
     return verified
 
@@ -119,13 +149,22 @@ def _difference(key: str, record: Record, found_key: str, found: Any) -> str:
         if repr(value) != repr(found[name]):
             return f"the field {quoted(name)} is {_excerpt(found[name], value)}, expected {_excerpt(value, found[name])}."
     extra = [name for name in found if name not in record]
-    return f"found a field {quoted(extra[0])}, expected none." if extra else "the fields stand in another order."
+    return (
+        f"found a field {quoted(extra[0])}, expected none."
+        if extra
+        else "the fields stand in another order."
+    )
 
 
 def _excerpt(value: object, other: object) -> str:
     """`value` for a message, from shortly before the place where it differs from `other`."""
-    text, other_text = (v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in (value, other))
-    same = next((i for i, (a, b) in enumerate(zip(text, other_text, strict=False)) if a != b), min(len(text), len(other_text)))
+    text, other_text = (
+        v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in (value, other)
+    )
+    same = next(
+        (i for i, (a, b) in enumerate(zip(text, other_text, strict=False)) if a != b),
+        min(len(text), len(other_text)),
+    )
     start = max(0, same - 20)
     return ("…" if start else "") + quoted(text[start:], longest=60)
 
@@ -143,14 +182,20 @@ def _misread(merger: Merger, draws: list[Draw], found: Any) -> str:
     if read.keys() != meant.keys():
         wrong, missing = sorted(read.keys() - meant.keys()), sorted(meant.keys() - read.keys())
         return f"sd-scripts draws {quoted(str(wrong))}, expected {quoted(str(missing))}."
-    rounded = WEIGHTS not in found and len(found[MARK]) >= MOST_LINES  # a letter a line, or an option of a wildcard
+    rounded = (
+        WEIGHTS not in found and len(found[MARK]) >= MOST_LINES
+    )  # a letter a line, or an option of a wildcard
     if read != meant and not rounded:
-        return "sd-scripts draws the right texts with other probabilities than the templates ask for."
+        return (
+            "sd-scripts draws the right texts with other probabilities than the templates ask for."
+        )
     spans = iter(found.get(TAG_SPANS, ()))
     for line in (line for line, letter in zip(lines, found[MARK], strict=False) if letter == "b"):
         start, end = next(spans)
         (tags,) = line_outcomes(line[start:end])
-        if _plain(tags) not in {_plain(draw.tags) for draw in draws}:  # cut tags differ from draw to draw
+        if _plain(tags) not in {
+            _plain(draw.tags) for draw in draws
+        }:  # cut tags differ from draw to draw
             return f"the span [{start}, {end}) holds {quoted(tags)}, expected the tags."
     return ""
 
@@ -163,7 +208,11 @@ def _texts(merger: Merger, draw: Draw) -> dict[str, Fraction]:
         value = draw.value(field)
         intended = field == "caption" and merger.options.caption_wildcards
         values = line_outcomes(space_stand_ins(value)) if intended else {value: Fraction(1)}
-        texts = {text + drawn + literal: p * q for text, p in texts.items() for drawn, q in values.items()}
+        texts = {
+            text + drawn + literal: p * q
+            for text, p in texts.items()
+            for drawn, q in values.items()
+        }
     return texts
 
 
@@ -186,7 +235,9 @@ def _iter_rejects(name: str) -> Iterator[Any]:
                 try:
                     yield json.loads(line)
                 except ValueError as error:
-                    raise DataError(str(path), None, None, f"line {number} is not JSON ({error}).", _RUN_AGAIN) from None
+                    raise DataError(
+                        str(path), None, None, f"line {number} is not JSON ({error}).", _RUN_AGAIN
+                    ) from None
 
 
 def _check_reject(found: Any, key: str | None, record: Any, name: str) -> None:

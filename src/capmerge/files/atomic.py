@@ -18,9 +18,10 @@ Buffer = bytes | memoryview
 class AtomicFile:
     """A file that takes its name only when it is complete and on disk.
 
-    It is written as `.NAME.capmerge-tmp` in the folder of its target. A run that was killed leaves at most that; the
-    next run to the same target takes it over. A lock on it keeps two runs to one target apart.
-    Raises `OutputError` when it cannot be written: no room, no permission; `BusyError` while another run writes it.
+    It is written as `.NAME.capmerge-tmp` in the folder of its target. A run that was killed leaves
+    at most that; the next run to the same target takes it over. A lock on it keeps two runs to one
+    target apart. Raises `OutputError` when it cannot be written: no room, no permission;
+    `BusyError` while another run writes it.
     """
 
     def __init__(self, target: Path) -> None:
@@ -61,7 +62,9 @@ class AtomicFile:
 
     def publish(self) -> None:
         """Give the synced file its name, replacing an older one, and make that durable."""
-        if sys.platform == "win32":  # it cannot rename an open file; elsewhere the lock is held until the name is taken
+        if (
+            sys.platform == "win32"
+        ):  # it cannot rename an open file; elsewhere the lock is held until the name is taken
             self._file.close()
         try:
             self._temporary.replace(self.target)
@@ -134,7 +137,9 @@ class StandardOutput:
         except BrokenPipeError:
             raise
         except OSError as error:
-            if sys.platform == "win32" and error.errno == errno.EINVAL:  # how Windows says that the reader is gone
+            if (
+                sys.platform == "win32" and error.errno == errno.EINVAL
+            ):  # how Windows says that the reader is gone
                 raise BrokenPipeError from error
             raise OutputError(f"standard output: cannot write ({error.strerror}).") from error
         self.written_bytes += len(data)
@@ -149,7 +154,11 @@ class OutputFiles:
     def __init__(self, target: Path | None, side_suffixes: tuple[str, ...]) -> None:
         self._target = target
         self._files: list[AtomicFile] = []
-        self._absent = {} if target is None else {suffix: side_path(target, suffix) for suffix in side_suffixes}
+        self._absent = (
+            {}
+            if target is None
+            else {suffix: side_path(target, suffix) for suffix in side_suffixes}
+        )
 
     def open(self) -> AtomicFile | StandardOutput:
         """The output itself, open for writing; what a killed run left of the side files is removed."""
@@ -199,33 +208,47 @@ def side_path(target: Path, suffix: str) -> Path:
     return target.with_name(target.name + suffix)
 
 
-def check_target(target: Path, source: Source, *, force: bool, side_suffixes: tuple[str, ...] = ()) -> Path:
+def check_target(
+    target: Path, source: Source, *, force: bool, side_suffixes: tuple[str, ...] = ()
+) -> Path:
     """The real path to write to, links followed.
 
-    Raises `UsageError` when it is the source, no regular file, in no folder, or there already without `force`; and when
-    a side file would be the source.
+    Raises `UsageError` when it is the source, no regular file, in no folder, or there already
+    without `force`; and when a side file would be the source.
     """
     shown = printable(str(target))
     try:
         target = target.resolve()
         if source.is_file(target):
-            raise UsageError(f"{shown}: the output is the source itself. Choose another -o; the source is never written to.")
+            raise UsageError(
+                f"{shown}: the output is the source itself. Choose another -o; the source is never written to."
+            )
         for suffix in side_suffixes:
             if source.is_file(side_path(target, suffix)):
-                raise UsageError(f"{shown}: its side file *{suffix} would be the source itself. Choose another -o.")
+                raise UsageError(
+                    f"{shown}: its side file *{suffix} would be the source itself. Choose another -o."
+                )
         return _checked(target, shown, force=force)
     except (OSError, RuntimeError) as error:  # a name that is too long; a loop of links
-        raise UsageError(f"{shown}: this cannot be a file name here ({error}). Choose another -o.") from error
+        raise UsageError(
+            f"{shown}: this cannot be a file name here ({error}). Choose another -o."
+        ) from error
 
 
 def _checked(target: Path, shown: str, *, force: bool) -> Path:
     if target.exists() and not target.is_file():
         kind = "a folder" if target.is_dir() else "no regular file"
-        raise UsageError(f"{shown}: found {kind}, expected a file name. For a pipe or device use -o - and redirect it.")
+        raise UsageError(
+            f"{shown}: found {kind}, expected a file name. For a pipe or device use -o - and redirect it."
+        )
     if target.exists() and not force:
-        raise UsageError(f"{shown}: the file exists. Use --force to replace it, or choose another -o.")
+        raise UsageError(
+            f"{shown}: the file exists. Use --force to replace it, or choose another -o."
+        )
     if not target.parent.is_dir():
-        raise UsageError(f"{shown}: there is no folder {printable(str(target.parent))}. Create it first.")
+        raise UsageError(
+            f"{shown}: there is no folder {printable(str(target.parent))}. Create it first."
+        )
     return target
 
 
@@ -237,14 +260,20 @@ def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"{printable(str(path))}: cannot replace this, {error.strerror}. Remove it, or choose another -o.") from error
+        raise OutputError(
+            f"{printable(str(path))}: cannot replace this, {error.strerror}. Remove it, or choose another -o."
+        ) from error
 
 
 def _cannot_write(target: Path, error: OSError) -> OutputError:
     shown = printable(str(target))
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return OutputError(f"{shown}: cannot write, {error.strerror}. Nothing was kept; free some room, or choose another -o.")
-    return OutputError(f"{shown}: cannot write, {error.strerror}. Check the folder and its permissions, or choose another -o.")
+        return OutputError(
+            f"{shown}: cannot write, {error.strerror}. Nothing was kept; free some room, or choose another -o."
+        )
+    return OutputError(
+        f"{shown}: cannot write, {error.strerror}. Check the folder and its permissions, or choose another -o."
+    )
 
 
 def _write_all(file: FileIO, data: Buffer) -> None:
@@ -275,11 +304,16 @@ def sync_folder(folder: Path) -> None:
 def _open_locked(path: Path) -> FileIO:
     """`path` emptied and open for writing, locked against another run; raises `BlockingIOError` when one holds it."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        descriptor = os.open(
+            path,
+            os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0),
+            0o666,
+        )
         file = FileIO(descriptor, "wb")
         try:
             _lock(descriptor)
-            # The holder of the lock may have published the file between our open and our lock: then it is not ours.
+            # The holder of the lock may have published the file between our open and our lock: then
+            # it is not ours.
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
                 os.ftruncate(descriptor, 0)
                 return file

@@ -1,7 +1,7 @@
 """A file of numpy columns behind a head of JSON: written once, then memory-mapped by any number of processes.
 
-Owns the bytes of such a file: 8 bytes of magic, the length of the head, the head, and each column at a multiple of 64 bytes.
-Knows nothing of what the columns mean.
+Owns the bytes of such a file: 8 bytes of magic, the length of the head, the head, and each column
+at a multiple of 64 bytes. Knows nothing of what the columns mean.
 """
 
 import json
@@ -34,7 +34,9 @@ class Column(NamedTuple):
     """Its bytes, in order."""
 
 
-def write_columns(file: AtomicFile, about: dict[str, Any], rows: int, columns: dict[str, Column]) -> None:
+def write_columns(
+    file: AtomicFile, about: dict[str, Any], rows: int, columns: dict[str, Column]
+) -> None:
     """Write `rows` rows of `columns` into the empty `file`; `about` is what `Columns.about` gives back, and tells files apart."""
     sizes = [column.dtype.itemsize * rows for column in columns.values()]
 
@@ -61,7 +63,8 @@ def write_columns(file: AtomicFile, about: dict[str, Any], rows: int, columns: d
 class Columns:
     """An opened file of columns: `about`, and by name one read-only array a column, mapped from the file.
 
-    Raises `StaleError` when the file is missing, broken, or not of this `kind` and `version`; `remedy` ends its message.
+    Raises `StaleError` when the file is missing, broken, or not of this `kind` and `version`;
+    `remedy` ends its message.
     """
 
     def __init__(self, path: Path, kind: str, version: int, remedy: str) -> None:
@@ -73,17 +76,25 @@ class Columns:
                 self.about = self._head(file.read(_LONGEST_HEAD))
                 if self.about.get("kind") != kind or self.about.get("version") != version:
                     found = f"{self.about.get('kind')!r} of version {self.about.get('version')!r}"
-                    raise StaleError(f"{shown}: found {printable(found)}, expected {kind!r} of version {version}. {remedy}")
+                    raise StaleError(
+                        f"{shown}: found {printable(found)}, expected {kind!r} of version {version}. {remedy}"
+                    )
                 if size != self.about["file_bytes"]:
-                    raise StaleError(f"{shown}: found {size:,} bytes, expected {self.about['file_bytes']:,}: it is cut off. {remedy}")
+                    raise StaleError(
+                        f"{shown}: found {size:,} bytes, expected {self.about['file_bytes']:,}: it is cut off. {remedy}"
+                    )
                 self.rows: int = self.about["rows"]
                 self._columns = self._mapped(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except FileNotFoundError as error:
             raise StaleError(f"{shown}: no such file. {remedy}") from error
         except OSError as error:
-            raise StaleError(f"{shown}: the file cannot be read ({error.strerror}). {remedy}") from error
+            raise StaleError(
+                f"{shown}: the file cannot be read ({error.strerror}). {remedy}"
+            ) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StaleError(f"{shown}: the file is broken ({printable(str(error))}). {remedy}") from error
+            raise StaleError(
+                f"{shown}: the file is broken ({printable(str(error))}). {remedy}"
+            ) from error
 
     @staticmethod
     def _head(start: bytes) -> dict[str, Any]:
@@ -97,7 +108,10 @@ class Columns:
         columns = self.about["columns"].items()
         # An array of no rows needs no bytes, which may not be there.
         return {
-            name: np.frombuffer(mapped, dtype, self.rows, place) if self.rows else np.zeros(0, dtype) for name, (dtype, place) in columns
+            name: np.frombuffer(mapped, dtype, self.rows, place)
+            if self.rows
+            else np.zeros(0, dtype)
+            for name, (dtype, place) in columns
         }
 
     def __contains__(self, name: str) -> bool:
@@ -113,10 +127,13 @@ def parts_of(column: NDArray[Any], rows: int = 1 << 18) -> Iterator[bytes]:
         yield column[start : start + rows].tobytes()
 
 
-def opened_or_made(target: Path, look: Callable[[], Opened | None], make: Callable[[AtomicFile], Opened]) -> Opened:
+def opened_or_made(
+    target: Path, look: Callable[[], Opened | None], make: Callable[[AtomicFile], Opened]
+) -> Opened:
     """What `look` finds, or else what `make` makes in the file it is given; by one process, while others that ask for it wait.
 
-    A process that dies at it leaves its place to the next. Raises `OutputError`, and what `look` and `make` raise.
+    A process that dies at it leaves its place to the next. Raises `OutputError`, and what `look`
+    and `make` raise.
     """
     while True:
         if (found := look()) is not None:

@@ -1,8 +1,9 @@
 """The arrays of an `.npz` file. Knows the zip and npy formats, nothing of latents.
 
-Files of `numpy.savez` - stored, one member an array - are read directly: 85 us against `numpy.load`'s 235 for the three arrays of a
-1024 px picture (256 KiB; one core, from the page cache), checksums included. Whatever is not laid out exactly so, damaged files
-too, goes through `numpy.load(allow_pickle=False)`, which is also where every error comes from.
+Files of `numpy.savez` - stored, one member an array - are read directly: 85 us against
+`numpy.load`'s 235 for the three arrays of a 1024 px picture (256 KiB; one core, from the page
+cache), checksums included. Whatever is not laid out exactly so, damaged files too, goes through
+`numpy.load(allow_pickle=False)`, which is also where every error comes from.
 """
 
 import math
@@ -23,7 +24,15 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-READ_ERRORS = (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+READ_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 """What numpy and zipfile raise for a file that cannot be read, is damaged or holds objects."""
 
 _END = struct.Struct("<4s4H2LH")  # of the central directory; no comment behind it
@@ -54,13 +63,20 @@ class Npz:
         with ExitStack() as closing:
             self._file = closing.enter_context(path.open("rb", buffering=0))
             self._members = _members(self._file)
-            self.names: Collection[str] = self._through_numpy().files if self._members is None else self._members.keys()
+            self.names: Collection[str] = (
+                self._through_numpy().files if self._members is None else self._members.keys()
+            )
             self._closing = closing.pop_all()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._closing.close()
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
@@ -85,9 +101,17 @@ def _members(file: FileIO) -> dict[str, _Member] | None:
     tail = file.read(_TAIL_BYTES)
     if len(tail) < _END.size:
         return None
-    signature, disk, _, _, count, directory_bytes, directory, comment = _END.unpack_from(tail, len(tail) - _END.size)
+    signature, disk, _, _, count, directory_bytes, directory, comment = _END.unpack_from(
+        tail, len(tail) - _END.size
+    )
     place = directory - tail_start
-    if signature != b"PK\5\6" or disk or comment or place < 0 or directory + directory_bytes + _END.size != size:
+    if (
+        signature != b"PK\5\6"
+        or disk
+        or comment
+        or place < 0
+        or directory + directory_bytes + _END.size != size
+    ):
         return None
     members: dict[str, _Member] = {}
     starts: list[int] = []
@@ -96,11 +120,24 @@ def _members(file: FileIO) -> dict[str, _Member] | None:
         if place + _ENTRY.size > len(tail):
             return None
         entry = _ENTRY.unpack_from(tail, place)
-        signature, flags, method, crc, packed, unpacked = entry[0], entry[3], entry[4], entry[7], entry[8], entry[9]
+        signature, flags, method, crc, packed, unpacked = (
+            entry[0],
+            entry[3],
+            entry[4],
+            entry[7],
+            entry[8],
+            entry[9],
+        )
         name_bytes, extra_bytes, comment_bytes, start = entry[10], entry[11], entry[12], entry[16]
         name = tail[place + _ENTRY.size : place + _ENTRY.size + name_bytes]
         place += _ENTRY.size + name_bytes + extra_bytes + comment_bytes
-        plain = signature == b"PK\1\2" and not flags and not method and packed == unpacked < _ZIP64 and start < _ZIP64
+        plain = (
+            signature == b"PK\1\2"
+            and not flags
+            and not method
+            and packed == unpacked < _ZIP64
+            and start < _ZIP64
+        )
         if not plain or not name.endswith(b".npy") or not name.isascii():
             return None
         starts.append(start)
@@ -122,9 +159,15 @@ def _read(file: FileIO, name: str, member: _Member) -> NDArray[np.generic] | Non
     local = _LOCAL.unpack_from(buffer.data)
     start = _LOCAL.size + local[9] + local[10]
     stored = buffer[start : start + member.size]
-    if local[0] != b"PK\3\4" or buffer[_LOCAL.size : _LOCAL.size + local[9]].tobytes() != f"{name}.npy".encode("ascii"):
+    if local[0] != b"PK\3\4" or buffer[
+        _LOCAL.size : _LOCAL.size + local[9]
+    ].tobytes() != f"{name}.npy".encode("ascii"):
         return None
-    if len(stored) != member.size or zlib.crc32(stored.data) != member.crc or stored[:8].tobytes() != _NPY_1:
+    if (
+        len(stored) != member.size
+        or zlib.crc32(stored.data) != member.crc
+        or stored[:8].tobytes() != _NPY_1
+    ):
         return None
     header_end = 10 + int(stored[8]) + (int(stored[9]) << 8)
     shape, in_c_order, dtype = _parse_header(stored[8:header_end].tobytes())

@@ -1,7 +1,8 @@
 """Reading the source: a file or a pipe, plain or gzip, as bytes at any offset. Knows nothing of JSON.
 
-A plain file is read where it is asked (seek + read: every process opens its own handle, so no POSIX-only call is
-needed). A pipe or a gzip stream is read once, front to back; bytes are kept until they are released.
+A plain file is read where it is asked (seek + read: every process opens its own handle, so no
+POSIX-only call is needed). A pipe or a gzip stream is read once, front to back; bytes are kept
+until they are released.
 """
 
 import gzip
@@ -38,7 +39,9 @@ class FileSource:
         self.name = str(path)
         self.path: Path | None = path
         """Where other processes can read it; None for what can be read only once."""
-        self._file = path.open("rb", buffering=0) if descriptor is None else FileIO(descriptor, "rb")
+        self._file = (
+            path.open("rb", buffering=0) if descriptor is None else FileIO(descriptor, "rb")
+        )
         self.total_bytes: int | None = os.fstat(self._file.fileno()).st_size
         self._opened_as = _identity(self._file.fileno())
 
@@ -67,7 +70,13 @@ class FileSource:
     def check_unchanged(self) -> None:
         """Raise `DataError` when the file was written to while it was read."""
         if _identity(self._file.fileno()) != self._opened_as:
-            raise DataError(self.name, None, None, "the file changed while it was read.", "Run again when nothing writes to it.")
+            raise DataError(
+                self.name,
+                None,
+                None,
+                "the file changed while it was read.",
+                "Run again when nothing writes to it.",
+            )
 
     def close(self) -> None:
         """Close the file."""
@@ -83,7 +92,9 @@ class FileSource:
 class StreamSource:
     """A pipe or a gzip file, read once. `release` says which bytes are not needed any more."""
 
-    def __init__(self, name: str, stream: IO[bytes] | gzip.GzipFile, compressed: IO[bytes] | None = None) -> None:
+    def __init__(
+        self, name: str, stream: IO[bytes] | gzip.GzipFile, compressed: IO[bytes] | None = None
+    ) -> None:
         self.name = name
         self.path: Path | None = None  # workers cannot read it themselves
         self._stream, self._compressed = stream, compressed
@@ -100,9 +111,17 @@ class StreamSource:
             except (EOFError, zlib.error, OSError) as error:
                 if not isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)):
                     raise _cannot_read(self.name, error) from error
-                at = self._compressed.tell() if self._compressed and self._compressed.seekable() else None
+                at = (
+                    self._compressed.tell()
+                    if self._compressed and self._compressed.seekable()
+                    else None
+                )
                 raise DataError(
-                    self.name, at, None, f"the gzip data is broken ({error}).", "Copy or download the file again; `gzip -t` checks it."
+                    self.name,
+                    at,
+                    None,
+                    f"the gzip data is broken ({error}).",
+                    "Copy or download the file again; `gzip -t` checks it.",
                 ) from error
             self._ended = not more
             self._kept += more
@@ -116,7 +135,9 @@ class StreamSource:
 
     def read_bytes(self, offset: int) -> int:
         """How far the underlying file is read, in its own (compressed) bytes; `offset` for a pipe."""
-        return self._compressed.tell() if self._compressed and self._compressed.seekable() else offset
+        return (
+            self._compressed.tell() if self._compressed and self._compressed.seekable() else offset
+        )
 
     def is_file(self, path: Path) -> bool:
         """Whether `path` is the very file that this reads."""
@@ -160,10 +181,14 @@ def open_source(path: str) -> Source:
     """
     if path == "-":
         if sys.stdin is None:
-            raise UsageError("standard input is closed. Redirect or pipe the metadata file into it, or name the file.")
+            raise UsageError(
+                "standard input is closed. Redirect or pipe the metadata file into it, or name the file."
+            )
         stdin = cast("io.BufferedReader", sys.stdin.buffer)
         # peek() may give fewer bytes than asked, but never none before the end.
-        return StreamSource("standard input", gzip.open(stdin) if stdin.peek(2)[:2] == _GZIP_MAGIC else stdin)
+        return StreamSource(
+            "standard input", gzip.open(stdin) if stdin.peek(2)[:2] == _GZIP_MAGIC else stdin
+        )
     try:
         file = Path(path)
         opened = file.open("rb")
@@ -176,9 +201,13 @@ def open_source(path: str) -> Source:
     except FileNotFoundError as error:
         raise UsageError(f"{printable(path)}: no such file. Check the path.") from error
     except IsADirectoryError as error:
-        raise UsageError(f"{printable(path)}: found a folder, expected a metadata file. Name the .json or .jsonl file in it.") from error
+        raise UsageError(
+            f"{printable(path)}: found a folder, expected a metadata file. Name the .json or .jsonl file in it."
+        ) from error
     except OSError as error:
-        raise UsageError(f"{printable(path)}: the file cannot be read ({error.strerror}).") from error
+        raise UsageError(
+            f"{printable(path)}: the file cannot be read ({error.strerror})."
+        ) from error
 
 
 def fingerprint(source: Source) -> dict[str, int | str | None]:
@@ -191,7 +220,9 @@ def fingerprint(source: Source) -> dict[str, int | str | None]:
     hashed = hashlib.blake2b(digest_size=16)
     last_start = max(0, source.total_bytes - _FINGERPRINT_BLOCK_BYTES)
     for i in range(_FINGERPRINT_BLOCKS):
-        hashed.update(source.window(last_start * i // (_FINGERPRINT_BLOCKS - 1), _FINGERPRINT_BLOCK_BYTES))
+        hashed.update(
+            source.window(last_start * i // (_FINGERPRINT_BLOCKS - 1), _FINGERPRINT_BLOCK_BYTES)
+        )
     return {"bytes": source.total_bytes, "blake2b": hashed.hexdigest()}
 
 
@@ -202,7 +233,13 @@ def fingerprint_text(source: Source) -> str:
 
 
 def _cannot_read(name: str, error: OSError) -> DataError:
-    return DataError(name, None, None, f"the source cannot be read ({error.strerror}).", "Check the disk or the connection to it.")
+    return DataError(
+        name,
+        None,
+        None,
+        f"the source cannot be read ({error.strerror}).",
+        "Check the disk or the connection to it.",
+    )
 
 
 def _is_file(descriptor: int, path: Path) -> bool:

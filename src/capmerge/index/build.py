@@ -14,7 +14,16 @@ from capmerge.errors import DataError, StaleError
 from capmerge.files.atomic import AtomicFile, ScratchFile
 from capmerge.files.columns import Column, opened_or_made, write_columns
 from capmerge.files.source import FileSource, fingerprint_text
-from capmerge.index.reader import KIND, ROW, TOKEN_COLUMNS, VERSION, Index, index_path, open_index, open_indexable
+from capmerge.index.reader import (
+    KIND,
+    ROW,
+    TOKEN_COLUMNS,
+    VERSION,
+    Index,
+    index_path,
+    open_index,
+    open_indexable,
+)
 from capmerge.index.rows import RowMaker, RowSink, is_rewritten
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, Block, Kind, Layout, read_layout
 from capmerge.metadata.codec import MiscutError, Stray, decode
@@ -34,9 +43,8 @@ def ensure_index(
 ) -> Index:
     """The index of `metadata`, built first when there is none that fits; by one process, while others that ask for it wait.
 
-    `progress` is told the offset that is done. `tokens`: whether it has to be one with token lengths; None takes one without,
-    but builds one with them.
-    Raises as `build_index`.
+    `progress` is told the offset that is done. `tokens`: whether it has to be one with token
+    lengths; None takes one without, but builds one with them. Raises as `build_index`.
     """
 
     def look() -> Index | None:
@@ -47,7 +55,9 @@ def ensure_index(
         return index if tokens is None or index.has_tokens == tokens else None
 
     def make(file: AtomicFile) -> Index:
-        return _build(metadata, file, jobs, progress, max_record_bytes, None, tokens=tokens is not False)
+        return _build(
+            metadata, file, jobs, progress, max_record_bytes, None, tokens=tokens is not False
+        )
 
     return opened_or_made(index_path(metadata), look, make)
 
@@ -63,8 +73,9 @@ def build_index(
 ) -> Index:
     """A new index of `metadata`, whether there is one or not. Any number of `jobs` gives the same bytes.
 
-    Raises `UsageError` for a file that has no offsets, `DataError` for one that is damaged or not rewritten, `OutputError`
-    (`BusyError` while another process builds it) or `WorkerError`; then an index that is there stays.
+    Raises `UsageError` for a file that has no offsets, `DataError` for one that is damaged or not
+    rewritten, `OutputError` (`BusyError` while another process builds it) or `WorkerError`; then an
+    index that is there stays.
     """
     with open_indexable(metadata):
         file = AtomicFile(index_path(metadata))
@@ -77,10 +88,13 @@ def build_index(
 class Indexing:
     """The parent's side of an index of `target`: the sink `rows` of what the workers note, and the writing of the file at the end.
 
-    `block_start` tells what is added to the offsets of a block's rows. To be closed: the rows lie in a scratch file.
+    `block_start` tells what is added to the offsets of a block's rows. To be closed: the rows lie
+    in a scratch file.
     """
 
-    def __init__(self, target: Path, kind: Kind, block_start: Callable[[], int], *, tokens: bool = True) -> None:
+    def __init__(
+        self, target: Path, kind: Kind, block_start: Callable[[], int], *, tokens: bool = True
+    ) -> None:
         self._kind, self._tokens = kind, tokens
         self._scratch = ScratchFile(index_path(target))
         self.rows = RowSink(self._scratch, block_start)
@@ -146,7 +160,13 @@ class _Indexer:
                 try:
                     self._rows.note(start, end, key, record)
                 except BrokenRecordError as error:
-                    raise DataError(self._name, start, key, str(error), "Rewrite the original again, and index that.") from None
+                    raise DataError(
+                        self._name,
+                        start,
+                        key,
+                        str(error),
+                        "Rewrite the original again, and index that.",
+                    ) from None
         except MiscutError as error:
             miscut = error  # the records before it stand
         yield 0, self._rows.rows()
@@ -170,10 +190,18 @@ class _Indexer:
         if isinstance(record, Stray):
             return DataError(self._name, start, None, record.problem, "Mend the line.")
         problem = f'found a record without "{MARK}", expected what a rewrite writes.'
-        return DataError(self._name, start, key, problem, "Give the original file to capmerge rewrite, and index its output.")
+        return DataError(
+            self._name,
+            start,
+            key,
+            problem,
+            "Give the original file to capmerge rewrite, and index its output.",
+        )
 
 
-def _write(file: AtomicFile, rows: RowSink, source: FileSource, kind: Kind, *, tokens: bool) -> None:
+def _write(
+    file: AtomicFile, rows: RowSink, source: FileSource, kind: Kind, *, tokens: bool
+) -> None:
     """Write the index of `source` from the rows of all its records."""
     kept = np.ones(rows.count, bool)
     kept[_repeated(rows, source, kind)] = False
@@ -188,14 +216,18 @@ def _write(file: AtomicFile, rows: RowSink, source: FileSource, kind: Kind, *, t
         "repeated": rows.count - count,
         "without_size": sum(int(np.count_nonzero(part == 0)) for part in width),
     }
-    columns = {name: Column(ROW[name], (part.tobytes() for part in _kept_parts(rows, kept, name))) for name in names}
+    columns = {
+        name: Column(ROW[name], (part.tobytes() for part in _kept_parts(rows, kept, name)))
+        for name in names
+    }
     write_columns(file, about, count, columns)
 
 
 def _repeated(rows: RowSink, source: FileSource, kind: Kind) -> NDArray[np.int64]:
     """The numbers of the rows whose key stands in the file again, further behind.
 
-    Equal keys have equal stems, so only rows whose hashes of the stem agree are compared, by their real keys.
+    Equal keys have equal stems, so only rows whose hashes of the stem agree are compared, by their
+    real keys.
     """
     ordered = rows.column("stem_hash")
     ordered.sort()
@@ -212,7 +244,11 @@ def _repeated(rows: RowSink, source: FileSource, kind: Kind) -> NDArray[np.int64
         numbers.append(hits + done)
         places.append(np.stack((part["offset"][hits], part["length"][hits]), axis=1))
         done += len(part)
-    every_hash, every_number, every_place = np.concatenate(hashes), np.concatenate(numbers), np.concatenate(places)
+    every_hash, every_number, every_place = (
+        np.concatenate(hashes),
+        np.concatenate(numbers),
+        np.concatenate(places),
+    )
     last: dict[str, int] = {}
     group, repeated = None, []
     for i in np.lexsort((every_number, every_hash)).tolist():

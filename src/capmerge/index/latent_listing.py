@@ -1,7 +1,8 @@
 """Which latents each record of an index has in one folder: found by listing the folder once, kept in a file beside the index.
 
-No name is ever probed. It is built from the record's key and what the listing knows, so two stems with one hash can give a
-name that does not exist, but never the name of another record's file. Knows nothing of what is in the files.
+No name is ever probed. It is built from the record's key and what the listing knows, so two stems
+with one hash can give a name that does not exist, but never the name of another record's file.
+Knows nothing of what is in the files.
 """
 
 import os
@@ -15,7 +16,16 @@ import numpy as np
 from capmerge.errors import CapmergeError, StaleError, UsageError, printable, quoted
 from capmerge.files.atomic import AtomicFile, side_path
 from capmerge.files.columns import Column, Columns, opened_or_made, parts_of, write_columns
-from capmerge.index.latent_names import ABOVE, ABSOLUTE, INSIDE, LEGACY, SIZED, legacy_name, sized_name, stem_of
+from capmerge.index.latent_names import (
+    ABOVE,
+    ABSOLUTE,
+    INSIDE,
+    LEGACY,
+    SIZED,
+    legacy_name,
+    sized_name,
+    stem_of,
+)
 from capmerge.index.latent_scan import Found, folders_of, iter_latents, latents_in
 from capmerge.index.reader import Index
 
@@ -47,7 +57,9 @@ class Listing:
         """Whether folders that keys lead out to were listed too."""
         self.unlisted: int = columns.about["unlisted"]
         """Records without a file whose key leads out of the folder."""
-        self._sizes = {suffix: (columns["width" + suffix], columns["height" + suffix]) for suffix in SIZED}
+        self._sizes = {
+            suffix: (columns["width" + suffix], columns["height" + suffix]) for suffix in SIZED
+        }
         self._roots = _roots(folder)
         self._real_folders: set[str] = set()
         self._columns = columns
@@ -58,14 +70,20 @@ class Listing:
     def __reduce__(self) -> tuple[Any, ...]:
         return _open_again, (self.folder, self.path, self.fingerprint)
 
-    def file_of(self, number: int, key: str, suffixes: tuple[str, ...], *, allow_outside: bool = False) -> Path | None:
+    def file_of(
+        self, number: int, key: str, suffixes: tuple[str, ...], *, allow_outside: bool = False
+    ) -> Path | None:
         """The latents of record `number` with this `key`; None when there were none.
 
-        `suffixes`: which of `SIZED` the model takes, the best first; a legacy name goes before all, as sd-scripts has it.
-        Raises `CapmergeError` when the key leads out of the folder, itself or by a link, unless `allow_outside`.
+        `suffixes`: which of `SIZED` the model takes, the best first; a legacy name goes before all,
+        as sd-scripts has it. Raises `CapmergeError` when the key leads out of the folder, itself or
+        by a link, unless `allow_outside`.
         """
         stem, leads = stem_of(key)
-        if not allow_outside and (leads == ABOVE or (leads == ABSOLUTE and not any(_is_below(stem, root) for root in self._roots))):
+        if not allow_outside and (
+            leads == ABOVE
+            or (leads == ABSOLUTE and not any(_is_below(stem, root) for root in self._roots))
+        ):
             raise self._leads_out(key, stem)
         name = self._name(number, stem, suffixes)
         if name is None:
@@ -104,15 +122,22 @@ class Listing:
 
 
 def ensure_listing(
-    index: Index, folder: Path, *, relist: bool = False, allow_outside: bool = False, progress: Callable[[int], None] | None = None
+    index: Index,
+    folder: Path,
+    *,
+    relist: bool = False,
+    allow_outside: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> Listing:
     """The listing of `folder` for the records of `index`, made first when there is none that fits; `relist` makes it anew.
 
-    With `allow_outside` the folders that keys lead out to are listed too. `progress` is told how many files were seen.
-    Raises `UsageError` when the folder is missing, and `OutputError`.
+    With `allow_outside` the folders that keys lead out to are listed too. `progress` is told how
+    many files were seen. Raises `UsageError` when the folder is missing, and `OutputError`.
     """
     if not folder.is_dir():
-        raise UsageError(f"{printable(str(folder))}: there is no such folder. Name the folder of the cached latents.")
+        raise UsageError(
+            f"{printable(str(folder))}: there is no such folder. Name the folder of the cached latents."
+        )
     path = listing_path(index, folder)
 
     def look() -> Listing | None:
@@ -140,8 +165,12 @@ def listing_path(index: Index, folder: Path) -> Path:
 def _open(fingerprint: str, folder: Path, path: Path) -> Listing:
     remedy = "List the folder anew: capmerge index FILE --latents DIR --relist"
     columns = Columns(path, KIND, VERSION, remedy)
-    if columns.about.get("fingerprint") != fingerprint or columns.about.get("folder") != _absolute(folder):
-        raise StaleError(f"{printable(str(path))}: it is of other metadata, or of another folder. {remedy}")
+    if columns.about.get("fingerprint") != fingerprint or columns.about.get("folder") != _absolute(
+        folder
+    ):
+        raise StaleError(
+            f"{printable(str(path))}: it is of other metadata, or of another folder. {remedy}"
+        )
     return Listing(folder, columns)
 
 
@@ -155,7 +184,9 @@ def _absolute(folder: Path) -> str:
 
 def _roots(folder: Path) -> tuple[str, ...]:
     """The paths of the folder that absolute keys can begin with, as stems are written; the real one last."""
-    given, real = (path.replace(os.sep, "/") for path in (_absolute(folder), os.path.realpath(folder)))
+    given, real = (
+        path.replace(os.sep, "/") for path in (_absolute(folder), os.path.realpath(folder))
+    )
     return tuple(dict.fromkeys((given, real))) if given != real else (real,)
 
 
@@ -163,10 +194,16 @@ def _is_below(path: str, root: str) -> bool:
     return path.replace(os.sep, "/").startswith(root.rstrip("/") + "/")
 
 
-def _make(index: Index, folder: Path, file: AtomicFile, progress: Callable[[int], None], *, outside: bool) -> None:
+def _make(
+    index: Index, folder: Path, file: AtomicFile, progress: Callable[[int], None], *, outside: bool
+) -> None:
     """List `folder` and write what was found into `file`."""
     found = Found(index)
-    roots = [f"{root.rstrip('/')}/" for root in _roots(folder)] if bool((index.leads == ABSOLUTE).any()) else []
+    roots = (
+        [f"{root.rstrip('/')}/" for root in _roots(folder)]
+        if bool((index.leads == ABSOLUTE).any())
+        else []
+    )
     for below, name in iter_latents(_absolute(folder)):
         found.add([below, *(root + below for root in roots)], name)
         if not found.seen % _FILES_A_REPORT:
@@ -190,7 +227,12 @@ def _make(index: Index, folder: Path, file: AtomicFile, progress: Callable[[int]
         "unlisted": int(np.count_nonzero(found.form[leading_out] == 0)),
     }
     columns: dict[str, NDArray[Any]] = {"form": found.form, **found.sizes}
-    write_columns(file, about, len(index), {name: Column(column.dtype, parts_of(column)) for name, column in columns.items()})
+    write_columns(
+        file,
+        about,
+        len(index),
+        {name: Column(column.dtype, parts_of(column)) for name, column in columns.items()},
+    )
     file.sync()
     file.publish()
 

@@ -1,7 +1,7 @@
 """A record's key -> the stem of its picture, and the names of cached latents that are built on it. Pure.
 
-The key of a record is the path of its picture, with the extension or without, relative or absolute. Source:
-sd-scripts-facts A1 and A4.
+The key of a record is the path of its picture, with the extension or without, relative or absolute.
+Source: sd-scripts-facts A1 and A4.
 """
 
 import ntpath
@@ -21,7 +21,9 @@ SIZED = {"_sd": 2, "_sdxl": 4}
 """The forms `<stem>_{w:04d}x{h:04d}_sd.npz` and `_sdxl.npz`, where w and h are the size of the original picture in px."""
 
 _SIZED_NAME = re.compile(r"(?s)(.+)_(\d{4}|[1-9]\d{4,8})x(\d{4}|[1-9]\d{4,8})(_sd|_sdxl)")
-_PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jxl", ".heic"})
+_PICTURES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jxl", ".heic"}
+)
 _LONGEST_EXTENSION = max(map(len, _PICTURES))
 _IRREGULAR = re.compile(r"(?:^|/)\.{1,2}(?:/|$)|//|/$")
 

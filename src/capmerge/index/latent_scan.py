@@ -1,6 +1,7 @@
 """Files in a folder -> records of an index: the walk that sees every name once, and the matching by hashes of stems.
 
-Memory: 24 bytes a record, 20 of them for what was found; names are forgotten as soon as they are hashed.
+Memory: 24 bytes a record, 20 of them for what was found; names are forgotten as soon as they are
+hashed.
 """
 
 import os
@@ -14,7 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capmerge.errors import CapmergeError, printable
-from capmerge.index.latent_names import ENDING, LEGACY, SIZED, hash_of, parse_sized, sized_name, stem_of
+from capmerge.index.latent_names import (
+    ENDING,
+    LEGACY,
+    SIZED,
+    hash_of,
+    parse_sized,
+    sized_name,
+    stem_of,
+)
 from capmerge.index.reader import Index
 
 _FILES_AT_ONCE = 1 << 15
@@ -23,9 +32,12 @@ _FILES_AT_ONCE = 1 << 15
 def iter_latents(folder: str) -> Iterator[tuple[str, str]]:
     """Every latents file in `folder` and below, links to folders followed: its folder as a prefix of stems, and its name without ending.
 
-    A link to a folder on the way to it is passed over. Raises `CapmergeError` for a folder that cannot be listed.
+    A link to a folder on the way to it is passed over. Raises `CapmergeError` for a folder that
+    cannot be listed.
     """
-    waiting: list[tuple[str, str, tuple[str, ...]]] = [(folder, "", ())]  # path, prefix, and the real folders that links led out of
+    waiting: list[tuple[str, str, tuple[str, ...]]] = [
+        (folder, "", ())
+    ]  # path, prefix, and the real folders that links led out of
     while waiting:
         path, prefix, passed = waiting.pop()
         with _listed(path) as entries:
@@ -35,7 +47,10 @@ def iter_latents(folder: str) -> Iterator[tuple[str, str]]:
                 elif entry.is_dir():
                     here = passed
                     if entry.is_symlink():
-                        here, target = (*passed, os.path.realpath(path)), os.path.realpath(entry.path)
+                        here, target = (
+                            (*passed, os.path.realpath(path)),
+                            os.path.realpath(entry.path),
+                        )
                         if any((place + os.sep).startswith(target + os.sep) for place in here):
                             continue
                     waiting.append((entry.path, f"{prefix}{entry.name}/", here))
@@ -61,10 +76,14 @@ def _listed(path: str) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
     try:
         return os.scandir(path)
     except OSError as error:
-        raise CapmergeError(f"{printable(path)}: the folder cannot be listed ({error.strerror}). Check its permissions.") from error
+        raise CapmergeError(
+            f"{printable(path)}: the folder cannot be listed ({error.strerror}). Check its permissions."
+        ) from error
 
 
-def _age_and_area(folder: Path, stem: str, suffix: str, size: tuple[int, int]) -> tuple[int, int, tuple[int, int]]:
+def _age_and_area(
+    folder: Path, stem: str, suffix: str, size: tuple[int, int]
+) -> tuple[int, int, tuple[int, int]]:
     """What the largest of tells the size to take."""
     try:
         written = (folder / sized_name(stem, *size, suffix)).stat().st_mtime_ns
@@ -82,7 +101,11 @@ class Found:
         self._hashes = index.stem_hash[order]
         self._order = order.astype(np.uint32)
         self.form = np.zeros(len(index), np.uint8)
-        self.sizes = {side + suffix: np.zeros(len(index), np.uint32) for suffix in SIZED for side in ("width", "height")}
+        self.sizes = {
+            side + suffix: np.zeros(len(index), np.uint32)
+            for suffix in SIZED
+            for side in ("width", "height")
+        }
         self.seen = 0
         """Files so far."""
         self._waiting: list[tuple[bytes, int, int, int]] = []
@@ -110,14 +133,23 @@ class Found:
         first, end = (np.searchsorted(self._hashes, hashes, side) for side in ("left", "right"))
         times = end - first  # a.png and a.jpg have one stem
         which = np.repeat(np.arange(len(hashes)), times)
-        records = self._order[np.arange(len(which)) - np.repeat(np.cumsum(times) - times - first, times)]
+        records = self._order[
+            np.arange(len(which)) - np.repeat(np.cumsum(times) - times - first, times)
+        ]
         forms, widths, heights = rest[which].T
         self.form[records[forms == LEGACY]] |= LEGACY
         for suffix, form in SIZED.items():
             mine = forms == form
             self._take(suffix, form, records[mine], widths[mine], heights[mine])
 
-    def _take(self, suffix: str, form: int, records: NDArray[np.uint32], widths: NDArray[np.uint32], heights: NDArray[np.uint32]) -> None:
+    def _take(
+        self,
+        suffix: str,
+        form: int,
+        records: NDArray[np.uint32],
+        widths: NDArray[np.uint32],
+        heights: NDArray[np.uint32],
+    ) -> None:
         all_widths, all_heights = self.sizes["width" + suffix], self.sizes["height" + suffix]
         new = (self.form[records] & form) == 0
         all_widths[records[new]], all_heights[records[new]] = widths[new], heights[new]
@@ -125,7 +157,17 @@ class Found:
         # Of several sizes one stands there now; the others are kept for `settle`.
         other = (all_widths[records] != widths) | (all_heights[records] != heights)
         if other.any():
-            self._more.append(np.stack((records[other], np.full(np.count_nonzero(other), form), widths[other], heights[other]), axis=1))
+            self._more.append(
+                np.stack(
+                    (
+                        records[other],
+                        np.full(np.count_nonzero(other), form),
+                        widths[other],
+                        heights[other],
+                    ),
+                    axis=1,
+                )
+            )
 
     def settle(self, folder: Path) -> None:
         """Choose where a picture has files of several sizes: that of its `image_size`, else the newest, else the largest."""
@@ -133,10 +175,16 @@ class Found:
             return
         more = np.unique(np.concatenate(self._more), axis=0)
         suffix_of = {form: suffix for suffix, form in SIZED.items()}
-        for (number, form), sizes in groupby(map(np.ndarray.tolist, more), key=lambda row: (row[0], row[1])):
+        for (number, form), sizes in groupby(
+            map(np.ndarray.tolist, more), key=lambda row: (row[0], row[1])
+        ):
             suffix = suffix_of[form]
             widths, heights = self.sizes["width" + suffix], self.sizes["height" + suffix]
-            found = {(width, height) for _, _, width, height in sizes} | {(int(widths[number]), int(heights[number]))}
+            found = {(width, height) for _, _, width, height in sizes} | {
+                (int(widths[number]), int(heights[number]))
+            }
             key, record = self._index.read(number)
             own = [pair for pair in found if list(pair) == record.get("image_size")]
-            widths[number], heights[number] = max(own or found, key=partial(_age_and_area, folder, stem_of(key).text, suffix))
+            widths[number], heights[number] = max(
+                own or found, key=partial(_age_and_area, folder, stem_of(key).text, suffix)
+            )

@@ -1,7 +1,7 @@
 """The index of a rewritten metadata file: where each record lies, and what a trainer needs to know of it beforehand.
 
-Owns what the columns mean, which index belongs to which metadata, and the reading of one record by its number. Knows nothing
-of how an index is made.
+Owns what the columns mean, which index belongs to which metadata, and the reading of one record by
+its number. Knows nothing of how an index is made.
 """
 
 import os
@@ -49,8 +49,9 @@ TOKEN_COLUMNS = ("tokens_sd1", "tokens_sd2", "chunks_sd1", "chunks_sd2")
 class Index:
     """The opened index of `metadata`: one record a row, in the order of the file, each column a read-only array mapped from disk.
 
-    Every process maps the same pages, so its private memory stays small at any number of records. It can be pickled: it is
-    opened again by its path. Threads and processes may share it. Made by `open_index` and `index_build.ensure_index`.
+    Every process maps the same pages, so its private memory stays small at any number of records.
+    It can be pickled: it is opened again by its path. Threads and processes may share it. Made by
+    `open_index` and `index_build.ensure_index`.
     """
 
     def __init__(self, metadata: Path, columns: Columns) -> None:
@@ -80,7 +81,9 @@ class Index:
         try:
             self._descriptor = os.open(metadata, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
-            raise UsageError(f"{printable(str(metadata))}: the file cannot be read ({error.strerror}).") from error
+            raise UsageError(
+                f"{printable(str(metadata))}: the file cannot be read ({error.strerror})."
+            ) from error
         weakref.finalize(self, os.close, self._descriptor)
 
     def __len__(self) -> int:
@@ -126,7 +129,10 @@ class Index:
             pairs = []
         if len(pairs) == 1:
             key, record = pairs[0]
-            if not isinstance(record, Stray) and hash_of(stem_of(key).text) == self.stem_hash[number].tobytes():
+            if (
+                not isinstance(record, Stray)
+                and hash_of(stem_of(key).text) == self.stem_hash[number].tobytes()
+            ):
                 return key, record
         raise StaleError(
             f"{printable(str(self.metadata))}, byte {int(self.offset[number]):,}: this is not record {number} of its index, "
@@ -150,8 +156,8 @@ def index_path(metadata: Path) -> Path:
 def open_index(metadata: Path) -> Index:
     """The index of `metadata`.
 
-    Raises `StaleError` when it is missing, broken, of another version, or of other metadata than lie there now; `UsageError`
-    when the metadata cannot be read, or are compressed.
+    Raises `StaleError` when it is missing, broken, of another version, or of other metadata than
+    lie there now; `UsageError` when the metadata cannot be read, or are compressed.
     """
     with open_indexable(metadata) as source:
         found = fingerprint_text(source)
@@ -172,8 +178,12 @@ def open_indexable(metadata: Path) -> FileSource:
     source.close()
     shown = printable(str(metadata))
     if compressed:
-        raise UsageError(f"{shown}: found gzip, which has no offsets to read records by. Unzip it first (gunzip -k), then index that.")
-    raise UsageError(f"{shown}: found a pipe, which has no offsets to read records by. Write it to a file first, then index that.")
+        raise UsageError(
+            f"{shown}: found gzip, which has no offsets to read records by. Unzip it first (gunzip -k), then index that."
+        )
+    raise UsageError(
+        f"{shown}: found a pipe, which has no offsets to read records by. Write it to a file first, then index that."
+    )
 
 
 def _columns(metadata: Path, path: Path) -> Columns:
@@ -203,6 +213,8 @@ else:
 
     def _read_at(descriptor: int, size: int, offset: int) -> bytes:
         data = os.pread(descriptor, size, offset)
-        while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+        while len(data) < size and (
+            more := os.pread(descriptor, size - len(data), offset + len(data))
+        ):
             data += more
         return data

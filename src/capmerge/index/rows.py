@@ -61,7 +61,14 @@ class RowMaker:
                 longest = np.maximum.reduceat(self._lengths.count(self._texts), self._first_texts)
                 for column, name in enumerate(TOKEN_COLUMNS):
                     rows[name] = longest[:, column]
-            for noted in (self._places, self._hashes, self._leads, self._sizes, self._texts, self._first_texts):
+            for noted in (
+                self._places,
+                self._hashes,
+                self._leads,
+                self._sizes,
+                self._texts,
+                self._first_texts,
+            ):
                 noted.clear()
         return rows.tobytes()
 
@@ -69,7 +76,13 @@ class RowMaker:
 def _texts_of(record: dict[str, Any]) -> Collection[str]:
     """Every text that can be trained for a rewritten record, in-line wildcards expanded; "" for an empty caption."""
     caption, letters = record.get("caption"), record[MARK]
-    if caption.__class__ is str and letters.__class__ is str and WEIGHTS not in record and "{" not in caption and "}" not in caption:
+    if (
+        caption.__class__ is str
+        and letters.__class__ is str
+        and WEIGHTS not in record
+        and "{" not in caption
+        and "}" not in caption
+    ):
         lines = caption.split("\n")
         if len(lines) == len(letters) and not letters.strip("tcb"):
             return lines if len(lines) < 3 else set(lines)
@@ -90,7 +103,12 @@ def size_of(record: dict[str, Any]) -> tuple[int, int]:
         size = record.get(name)
         if size.__class__ is list and len(size) == 2:
             width, height = size
-            if width.__class__ is int and height.__class__ is int and 0 < width <= _MOST_PX and 0 < height <= _MOST_PX:
+            if (
+                width.__class__ is int
+                and height.__class__ is int
+                and 0 < width <= _MOST_PX
+                and 0 < height <= _MOST_PX
+            ):
                 return width, height
     return 0, 0
 

@@ -1,10 +1,11 @@
 r"""A metadata file -> blocks of whole records, in any layout, with true byte offsets, in bounded memory.
 
-A block is cut where the bytes look like the end of one record and the start of the next. That is a guess; decoding the
-block is its proof: a block starts at a record's key, and if `{` + block + `}` is one JSON object, the parser stood
-between two records at its end, so the next block starts at a key too. A guess that fails is replaced by walking the
-records with a real parser (`walk`), which also finds the place of an error. Cuts depend on the bytes alone, never on
-who reads them or how fast.
+A block is cut where the bytes look like the end of one record and the start of the next. That is a
+guess; decoding the block is its proof: a block starts at a record's key, and if `{` + block + `}`
+is one JSON object, the parser stood between two records at its end, so the next block starts at a
+key too. A guess that fails is replaced by walking the records with a real parser (`walk`), which
+also finds the place of an error. Cuts depend on the bytes alone, never on who reads them or how
+fast.
 """
 
 import re
@@ -47,7 +48,8 @@ class Layout:
             end = window.find(b"\n", start)
             return (end, end + 1) if end >= 0 else None
         if self.separator:
-            # A raw line break cannot stand inside a JSON string, so only a nested object can deceive this.
+            # A raw line break cannot stand inside a JSON string, so only a nested object can
+            # deceive this.
             end = window.find(self.separator, start)
             if end >= 0:
                 return end + 1, end + len(self.separator) - 1
@@ -68,7 +70,9 @@ class Block:
     """Whether a parser has found its end, so that it cannot be wrong."""
 
 
-def read_layout(source: Window, max_record_bytes: int = MAX_RECORD_BYTES, *, may_be_empty: bool = False) -> Layout:
+def read_layout(
+    source: Window, max_record_bytes: int = MAX_RECORD_BYTES, *, may_be_empty: bool = False
+) -> Layout:
     """The layout of an opened source: JSONL if the first line is a whole object with an `image_path`, else JSON.
 
     `may_be_empty` takes a file without bytes for JSONL without records.
@@ -77,14 +81,26 @@ def read_layout(source: Window, max_record_bytes: int = MAX_RECORD_BYTES, *, may
     """
     head = source.window(0, 64 << 10)
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(head) > 3 and b"\0" in head[:4]):
-        raise DataError(source.name, 0, None, "found UTF-16 or UTF-32, expected UTF-8.", "Convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW.")
+        raise DataError(
+            source.name,
+            0,
+            None,
+            "found UTF-16 or UTF-32, expected UTF-8.",
+            "Convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW.",
+        )
     start = 3 if head[:3] == b"\xef\xbb\xbf" else 0
     start = _behind_space(source, start)
     head = source.window(start, 16)
     if not head and may_be_empty:
         return Layout("jsonl", start, b"\n", max_record_bytes)
     if not head:
-        raise DataError(source.name, start, None, "the file is empty, expected a JSON object.", "Write {} for no records.")
+        raise DataError(
+            source.name,
+            start,
+            None,
+            "the file is empty, expected a JSON object.",
+            "Write {} for no records.",
+        )
     if head[:1] != b"{":
         names = {b"[": "an array", b'"': "a string"}
         found = names.get(head[:1], f"{head[:12].decode('utf-8', 'backslashreplace')!r}")
@@ -99,7 +115,9 @@ def read_layout(source: Window, max_record_bytes: int = MAX_RECORD_BYTES, *, may
         return Layout("jsonl", start, b"\n", max_record_bytes)
     first = _behind_space(source, start + 1)
     between = source.window(start + 1, min(first - start - 1, 1 << 10))
-    return Layout("json", first, b"}," + between + b'"' if b"\n" in between else b"", max_record_bytes)
+    return Layout(
+        "json", first, b"}," + between + b'"' if b"\n" in between else b"", max_record_bytes
+    )
 
 
 def _behind_space(source: Window, place: int) -> int:
@@ -122,7 +140,8 @@ def _first_line_is_record(source: Window, start: int, max_record_bytes: int) -> 
         if end >= 0 or len(window) < size:
             line = window[:end] if end >= 0 else window
             break
-        # A line this long is JSONL only if its first fields say so: a record of a one-line JSON file is an object.
+        # A line this long is JSONL only if its first fields say so: a record of a one-line JSON
+        # file is an object.
         if size >= 1 << 20 and _ANY_RECORD_END.search(window) and b'"image_path"' not in window:
             return False
         if size > max_record_bytes:
@@ -133,7 +152,11 @@ def _first_line_is_record(source: Window, start: int, max_record_bytes: int) -> 
         record, end = DECODE(text)
     except (ValueError, RecursionError):
         return False
-    return isinstance(record, dict) and isinstance(record.get("image_path"), str) and not text[end:].strip()
+    return (
+        isinstance(record, dict)
+        and isinstance(record.get("image_path"), str)
+        and not text[end:].strip()
+    )
 
 
 def next_block(source: Window, layout: Layout, start: int) -> Block:
@@ -142,7 +165,8 @@ def next_block(source: Window, layout: Layout, start: int) -> Block:
     Raises `DataError` where only a parser can go on and the source is not valid there.
     """
     block = _guessed_block(source, layout, start)
-    # Only a block longer than the longest record allowed can hold a longer one: then every record is measured.
+    # Only a block longer than the longest record allowed can hold a longer one: then every record
+    # is measured.
     if block is None or block.end - start > layout.max_record_bytes:
         return walked_block(source, layout, start)
     return block
@@ -172,7 +196,9 @@ def walked_block(source: Window, layout: Layout, start: int) -> Block:
     raise AssertionError("walk() ends with a last record")
 
 
-def iter_pieces(data: bytes, layout: Layout, block: Block, *, whole: bool = False) -> Iterator[tuple[int, memoryview, bool]]:
+def iter_pieces(
+    data: bytes, layout: Layout, block: Block, *, whole: bool = False
+) -> Iterator[tuple[int, memoryview, bool]]:
     """The pieces of a block's bytes, each about `PIECE_BYTES`: offset in the block, bytes, whether it ends the source.
 
     `whole`: the block as one piece.
@@ -205,7 +231,8 @@ class WalkedRecord:
 def walk(source: Window, layout: Layout, start: int) -> Iterator[WalkedRecord]:
     """The records from `start` on, one by one, by Python's own json scanner: any layout, and nothing lost.
 
-    Raises `DataError` at the first byte that is not valid, and for a record longer than `layout.max_record_bytes`.
+    Raises `DataError` at the first byte that is not valid, and for a record longer than
+    `layout.max_record_bytes`.
     """
     as_json = layout.kind == "json"
     size = PIECE_BYTES
@@ -213,19 +240,27 @@ def walk(source: Window, layout: Layout, start: int) -> Iterator[WalkedRecord]:
         window = source.window(start, size)
         at_end = len(window) < size
         text, broken_utf8 = _decode_utf8(window, at_end=at_end)
-        place, offset, key = 0, start, None  # of the next record, in characters of the text and in bytes of the source
+        place, offset, key = (
+            0,
+            start,
+            None,
+        )  # of the next record, in characters of the text and in bytes of the source
         try:
             while True:
                 whole = at_end and not broken_utf8
                 if as_json:
-                    key, end, next_place, last = scan_member(text, place, at_end=whole, first=offset == layout.first)
+                    key, end, next_place, last = scan_member(
+                        text, place, at_end=whole, first=offset == layout.first
+                    )
                 else:
                     key, end, next_place, last = scan_line(text, place, at_end=whole)
                 end_offset = offset + len(text[place:end].encode())
                 if end_offset - offset > layout.max_record_bytes:
                     raise _too_long(source, layout, offset, key)
                 next_offset = end_offset + len(text[end:next_place].encode())
-                yield WalkedRecord(key, offset, end_offset, next_offset if last else end_offset, next_offset, last)
+                yield WalkedRecord(
+                    key, offset, end_offset, next_offset if last else end_offset, next_offset, last
+                )
                 if last:
                     return
                 place, offset = next_place, next_offset
@@ -235,7 +270,13 @@ def walk(source: Window, layout: Layout, start: int) -> Iterator[WalkedRecord]:
         except UnfinishedError as error:
             if broken_utf8:
                 where = offset + len(text[place:].encode())
-                raise DataError(source.name, where, error.key, f"found {broken_utf8}, expected UTF-8.", "Save the file as UTF-8.") from None
+                raise DataError(
+                    source.name,
+                    where,
+                    error.key,
+                    f"found {broken_utf8}, expected UTF-8.",
+                    "Save the file as UTF-8.",
+                ) from None
             if len(window) > layout.max_record_bytes and offset == start:
                 raise _too_long(source, layout, offset, error.key) from None
         size = size * 2 if offset == start else PIECE_BYTES
@@ -252,5 +293,9 @@ def _decode_utf8(window: bytes, *, at_end: bool) -> tuple[str, str]:
     try:
         return window.decode("utf-8"), ""
     except UnicodeDecodeError as error:
-        cut_by_window = not at_end and len(window) - error.start < 4 and "unexpected end" in error.reason
-        return window[: error.start].decode("utf-8"), "" if cut_by_window else f"the byte 0x{window[error.start]:02x}"
+        cut_by_window = (
+            not at_end and len(window) - error.start < 4 and "unexpected end" in error.reason
+        )
+        return window[: error.start].decode(
+            "utf-8"
+        ), "" if cut_by_window else f"the byte 0x{window[error.start]:02x}"

@@ -1,8 +1,8 @@
 """Block bytes <-> (key, record) pairs, without loss: what `json.load` would read is what comes out and goes back.
 
-orjson is the fast way. It refuses lone surrogates, NaN and numbers past 1e308, and silently makes floats of integers
-outside [-2^63, 2^64); Python's own json wrote such files. Pieces that hold any of these go through the standard
-library, both ways.
+orjson is the fast way. It refuses lone surrogates, NaN and numbers past 1e308, and silently makes
+floats of integers outside [-2^63, 2^64); Python's own json wrote such files. Pieces that hold any
+of these go through the standard library, both ways.
 """
 
 import codecs
@@ -13,7 +13,16 @@ from typing import Any, NamedTuple
 import orjson
 
 from capmerge.files.source import BytesSource, Source
-from capmerge.metadata.blocks import Block, Kind, Layout, WalkedRecord, iter_pieces, next_block, walk, walked_block
+from capmerge.metadata.blocks import (
+    Block,
+    Kind,
+    Layout,
+    WalkedRecord,
+    iter_pieces,
+    next_block,
+    walk,
+    walked_block,
+)
 
 Pair = tuple[str, Any]
 
@@ -64,7 +73,9 @@ class Piece(NamedTuple):
     records: Records
 
 
-def iter_block(data: bytes, layout: Layout, block: Block, *, whole: bool = False) -> Iterator[Piece]:
+def iter_block(
+    data: bytes, layout: Layout, block: Block, *, whole: bool = False
+) -> Iterator[Piece]:
     """The decoded pieces of one block, or the `whole` as one.
 
     Raises `MiscutError` where the bytes are not whole records; the pieces before it stand.
@@ -85,7 +96,9 @@ def iter_source(source: Source, layout: Layout, *, keep: bool = False) -> Iterat
     block = next_block(source, layout, layout.first)
     while True:
         try:
-            yield from iter_block(source.window(block.start, block.end - block.start), layout, block)
+            yield from iter_block(
+                source.window(block.start, block.end - block.start), layout, block
+            )
         except MiscutError as error:
             block = walked_block(source, layout, error.offset)
             continue
@@ -100,11 +113,17 @@ def iter_pairs(source: Source, layout: Layout) -> Iterator[tuple[Piece, int, Pai
     """Every pair of the source, a repeated key each time it stands there; with its piece, and its number in it."""
     for found in iter_source(source, layout):
         piece = found
-        if layout.kind == "json" and not bytes(piece.data).startswith(bytes(encode(piece.records, "json"))[2:]):
+        if layout.kind == "json" and not bytes(piece.data).startswith(
+            bytes(encode(piece.records, "json"))[2:]
+        ):
             # One object keeps one of two equal keys; the walk sees both.
             pairs: list[Pair] = []
             for walked in _walk_piece(source.name, layout, piece):
-                pairs += decode(piece.data[walked.start - piece.start : walked.value_end - piece.start], "json", last=False).pairs
+                pairs += decode(
+                    piece.data[walked.start - piece.start : walked.value_end - piece.start],
+                    "json",
+                    last=False,
+                ).pairs
             piece = piece._replace(records=Records(pairs, piece.records.exact))
         for number, pair in enumerate(piece.records.pairs):
             yield piece, number, pair
@@ -116,7 +135,9 @@ def place_of(name: str, layout: Layout, piece: Piece, number: int) -> int:
     key = list(piece.records.pairs)[number][0]
     if layout.kind == "jsonl" or len(walked) == len(piece.records.pairs):
         return walked[number].start
-    return next(record.start for record in reversed(walked) if record.key == key)  # of equal keys, the last one counts
+    return next(
+        record.start for record in reversed(walked) if record.key == key
+    )  # of equal keys, the last one counts
 
 
 def _walk_piece(name: str, layout: Layout, piece: Piece) -> list[WalkedRecord]:
@@ -125,14 +146,18 @@ def _walk_piece(name: str, layout: Layout, piece: Piece) -> list[WalkedRecord]:
     walked = walk(BytesSource(name, whole, piece.start), layout, piece.start)
     if layout.kind == "json":
         return [record for record in walked if record.key is not None]
-    return [record for record in walked if whole[record.start - piece.start : record.end - piece.start].strip()]
+    return [
+        record
+        for record in walked
+        if whole[record.start - piece.start : record.end - piece.start].strip()
+    ]
 
 
 def decode(data: bytes | memoryview, kind: Kind, *, last: bool) -> Records:
     """The records of one piece: `last` says that its bytes reach the end of the source.
 
-    Raises `NotJsonError` when the bytes are no whole records. In JSONL a line that is no object with an `image_path`
-    gives a pair of "" and a `Stray`.
+    Raises `NotJsonError` when the bytes are no whole records. In JSONL a line that is no object
+    with an `image_path` gives a pair of "" and a `Stray`.
     """
     if kind == "jsonl":
         return _decode_lines(bytes(data))
@@ -149,15 +174,18 @@ def decode(data: bytes | memoryview, kind: Kind, *, last: bool) -> Records:
 def decode_members(members: Sequence[bytes]) -> list[dict[str, Any]] | None:
     """Every `"key": value` as an object of its own, all of them decoded at once.
 
-    None when some are not whole, or when only the standard library reads them: then `decode` each. Where the first is known
-    to begin at a key of the top-level object, the answer proves every boundary between two of them: the `},{` put there
-    leaves the parser as deep as it was, so it separates two objects of the list only if it stands at the depth of that object.
+    None when some are not whole, or when only the standard library reads them: then `decode` each.
+    Where the first is known to begin at a key of the top-level object, the answer proves every
+    boundary between two of them: the `},{` put there leaves the parser as deep as it was, so it
+    separates two objects of the list only if it stands at the depth of that object.
     """
     try:
         objects: list[dict[str, Any]] = orjson.loads(b"".join((b"[{", b"},{".join(members), b"}]")))
     except (orjson.JSONDecodeError, RecursionError):
         return None
-    if len(objects) != len(members) or _holds_lost_integer(value for members in objects for value in members.values()):
+    if len(objects) != len(members) or _holds_lost_integer(
+        value for members in objects for value in members.values()
+    ):
         return None
     return objects
 
@@ -165,9 +193,9 @@ def decode_members(members: Sequence[bytes]) -> list[dict[str, Any]] | None:
 def encode(records: Records, kind: Kind) -> bytes | memoryview:
     r"""The bytes of records as they stand in the output, without what separates them from their neighbours.
 
-    JSON: members of an object at two spaces, raw UTF-8, `\uXXXX` only for control characters and lone surrogates, as
-    `json.dump(indent=2, ensure_ascii=False)` lays them out. JSONL: one line a record, `image_path` first.
-    A JSONL record must not have an `image_path` of its own.
+    JSON: members of an object at two spaces, raw UTF-8, `\uXXXX` only for control characters and
+    lone surrogates, as `json.dump(indent=2, ensure_ascii=False)` lays them out. JSONL: one line a
+    record, `image_path` first. A JSONL record must not have an `image_path` of its own.
     """
     if not records.pairs:
         return b""
@@ -176,12 +204,16 @@ def encode(records: Records, kind: Kind) -> bytes | memoryview:
     members = dict(records.pairs)
     if len(members) == len(records.pairs):
         return _members(members, exact=records.exact)
-    return b",\n".join(_members({key: record}, exact=records.exact) for key, record in records.pairs)
+    return b",\n".join(
+        _members({key: record}, exact=records.exact) for key, record in records.pairs
+    )
 
 
 def to_json(value: Any) -> str:
     """`value` on one line as the standard library reads it back: integers of any size, NaN, lone surrogates as escapes."""
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogate_as_json").decode("utf-8")
+    return (
+        json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogate_as_json").decode("utf-8")
+    )
 
 
 def _decode_lines(data: bytes) -> Records:
@@ -200,7 +232,9 @@ def _keyed(value: Any) -> Pair:
         return "", Stray(value, "the line is no object, expected one record a line.")
     key = value.get(IMAGE_PATH)
     if not isinstance(key, str):
-        return "", Stray(value, f'the line has no "{IMAGE_PATH}" string, expected the key of an image.')
+        return "", Stray(
+            value, f'the line has no "{IMAGE_PATH}" string, expected the key of an image.'
+        )
     del value[IMAGE_PATH]
     return key, value
 
@@ -215,9 +249,13 @@ def _loads(text: bytes) -> Any:
 def _members(members: dict[str, Any], *, exact: bool) -> bytes | memoryview:
     """The members of an object at two spaces, without its braces."""
     if exact:
-        return json.dumps(members, indent=2, ensure_ascii=False)[2:-2].encode("utf-8", "surrogate_as_json")
+        return json.dumps(members, indent=2, ensure_ascii=False)[2:-2].encode(
+            "utf-8", "surrogate_as_json"
+        )
     try:
-        return memoryview(orjson.dumps(members, option=orjson.OPT_INDENT_2))[2:-2]  # a view: no copy
+        return memoryview(orjson.dumps(members, option=orjson.OPT_INDENT_2))[
+            2:-2
+        ]  # a view: no copy
     except orjson.JSONEncodeError:  # nested deeper than orjson writes, or a weight past 64 bits
         return _members(members, exact=True)
 
@@ -232,7 +270,8 @@ def _line(key: str, record: dict[str, Any], *, exact: bool) -> bytes:
 
 def _holds_lost_integer(records: Iterable[Any]) -> bool:
     """Whether a float in `records`, at any depth, could be an integer that orjson could not hold."""
-    # Every value of every record comes by here: the commonest types come first, and nothing is called for them.
+    # Every value of every record comes by here: the commonest types come first, and nothing is
+    # called for them.
     for record in records:
         if record.__class__ is not dict:
             if _is_lost_integer(record):
@@ -265,7 +304,9 @@ def _is_lost_integer(value: Any) -> bool:
 def _surrogate_as_json(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(f"\\u{ord(char):04x}" for char in error.object[error.start : error.end]), error.end
+    return "".join(
+        f"\\u{ord(char):04x}" for char in error.object[error.start : error.end]
+    ), error.end
 
 
 codecs.register_error("surrogate_as_json", _surrogate_as_json)

@@ -28,7 +28,11 @@ class Format(NamedTuple):
 
         Raises `UsageError` when the two disagree: sd-scripts goes by the ending.
         """
-        asked = cls("jsonl" if name.startswith("jsonl") else "json", name.endswith(".gz")) if name else None
+        asked = (
+            cls("jsonl" if name.startswith("jsonl") else "json", name.endswith(".gz"))
+            if name
+            else None
+        )
         if target is None:
             return asked or cls("json")
         endings = [suffix.lower() for suffix in target.suffixes[-2:]]

@@ -1,7 +1,8 @@
 """The records of a block, decoded, each with the place of its bytes.
 
-As in `blocks`, a cut is guessed from the bytes and proven by decoding: a record starts where the one before it was proven to
-end, and if `{` + its bytes + `}` is one JSON object, its end is right too.
+As in `blocks`, a cut is guessed from the bytes and proven by decoding: a record starts where the
+one before it was proven to end, and if `{` + its bytes + `}` is one JSON object, its end is right
+too.
 """
 
 from collections.abc import Iterator
@@ -37,7 +38,11 @@ def _iter_lines(layout: Layout, block: Block, data: bytes) -> Iterator[Placed]:
         end, following = layout.find_cut(data, start) or (len(data), len(data))
         line = data[start:end]
         if line.strip(b" \t\r"):
-            yield Placed(block.start + start, block.start + end, _decoded(line, layout.kind, block.start + start)[0])
+            yield Placed(
+                block.start + start,
+                block.start + end,
+                _decoded(line, layout.kind, block.start + start)[0],
+            )
         start = following
 
 
@@ -59,7 +64,9 @@ def _iter_members(name: str, layout: Layout, block: Block, data: bytes) -> Itera
                 else:
                     yield from _iter_walked(name, layout, block.start + first, whole[first:end])
             start = batch_end
-        while start < batch_end:  # one of the cuts stands inside a record, or only the standard library reads them
+        while (
+            start < batch_end
+        ):  # one of the cuts stands inside a record, or only the standard library reads them
             end, following, pairs = _proven(layout, whole, start, block.start)
             if len(pairs) == 1:
                 yield Placed(block.start + start, block.start + end, pairs[0])
@@ -80,7 +87,9 @@ def _seeming_spans(layout: Layout, whole: bytes, start: int) -> tuple[list[tuple
     return spans, start
 
 
-def _proven(layout: Layout, whole: bytes, start: int, block_start: int) -> tuple[int, int, list[Pair]]:
+def _proven(
+    layout: Layout, whole: bytes, start: int, block_start: int
+) -> tuple[int, int, list[Pair]]:
     """The end of the record at `start`, the beginning of the next one, and the record, or several where no cut was seen between them."""
     cut = layout.find_cut(whole, start)
     while True:
@@ -98,7 +107,9 @@ def _iter_walked(name: str, layout: Layout, offset: int, data: bytes) -> Iterato
     for record in walk(BytesSource(name, data + b"}", offset), layout, offset):
         if record.key is not None:
             member = data[record.start - offset : record.value_end - offset]
-            yield Placed(record.start, record.value_end, _decoded(member, layout.kind, record.start)[0])
+            yield Placed(
+                record.start, record.value_end, _decoded(member, layout.kind, record.start)[0]
+            )
 
 
 def _decoded(data: bytes, kind: Kind, offset: int) -> list[Pair]:
@@ -111,7 +122,8 @@ def _decoded(data: bytes, kind: Kind, offset: int) -> list[Pair]:
 def spans_written(body: bytes | memoryview, kind: Kind, count: int) -> list[tuple[int, int]]:
     """[start, end) of each of the `count` records in what `codec.encode` made of them.
 
-    No guess: there a line break stands between records, and deeper inside one it is followed by more spaces than two.
+    No guess: there a line break stands between records, and deeper inside one it is followed by
+    more spaces than two.
     """
     data, layout = bytes(body), WRITTEN[kind]
     start = 2 if kind == "json" else 0

@@ -1,8 +1,9 @@
 """Blocks of a source through N worker processes and back into order: one stream of bytes, the same for any N.
 
-The parent only looks for cuts and writes. Workers read their blocks themselves (those of a pipe or gzip source are
-handed over), work on them, and answer through slots of shared memory; the pipes between carry a few hundred bytes a
-block. A worker has a few slots and at most two blocks waiting, so memory is bounded whatever the output grows to.
+The parent only looks for cuts and writes. Workers read their blocks themselves (those of a pipe or
+gzip source are handed over), work on them, and answer through slots of shared memory; the pipes
+between carry a few hundred bytes a block. A worker has a few slots and at most two blocks waiting,
+so memory is bounded whatever the output grows to.
 """
 
 import multiprocessing
@@ -19,7 +20,15 @@ from capmerge.errors import DataError, WorkerError
 from capmerge.files.source import Source
 from capmerge.metadata.blocks import BLOCK_BYTES, Block, Layout, next_block, walked_block
 from capmerge.metadata.codec import MiscutError
-from capmerge.metadata.worker import Answer, Free, Slots, Task, Work, no_garbage_collection, work_on_blocks
+from capmerge.metadata.worker import (
+    Answer,
+    Free,
+    Slots,
+    Task,
+    Work,
+    no_garbage_collection,
+    work_on_blocks,
+)
 
 _QUEUED_BLOCKS = 2  # one at work, one waiting
 
@@ -44,15 +53,22 @@ def run_blocks(
 ) -> None:
     """Work on every block, write the streams to their sinks in the source's order, and `collect` the processes' results.
 
-    Each process has one result or more; they come in any order. `make_work` is called once in each process; it must be
-    picklable. `progress` is told the offset that is done.
-    `start_method` is "fork" or "spawn"; the default is fork on Linux, where it is cheap and safe (no thread runs yet).
+    Each process has one result or more; they come in any order. `make_work` is called once in each
+    process; it must be picklable. `progress` is told the offset that is done. `start_method` is
+    "fork" or "spawn"; the default is fork on Linux, where it is cheap and safe (no thread runs
+    yet).
     """
     if jobs == 1:
         with no_garbage_collection():
             _run_here(source, layout, make_work(), sinks, collect, progress)
             return
-    with _Pool(source, layout, make_work, jobs, start_method or ("fork" if sys.platform == "linux" else "spawn")) as pool:
+    with _Pool(
+        source,
+        layout,
+        make_work,
+        jobs,
+        start_method or ("fork" if sys.platform == "linux" else "spawn"),
+    ) as pool:
         pool.run(sinks, collect, progress)
 
 
@@ -76,7 +92,9 @@ def _run_here(
     while True:
         output = _BlockOutput(sinks)
         try:
-            for stream, chunk in work.run(block, source.window(block.start, block.end - block.start)):
+            for stream, chunk in work.run(
+                block, source.window(block.start, block.end - block.start)
+            ):
                 output.write(stream, chunk)
         except MiscutError as error:
             work.keep(work.take())
@@ -129,7 +147,11 @@ class _Worker:
         """The error for a worker that is gone."""
         self.process.join(5)
         code = self.process.exitcode
-        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+        how = (
+            f"was killed by signal {-code}"
+            if code is not None and code < 0
+            else f"ended with exit code {code}"
+        )
         return WorkerError(
             f"worker process {self.process.pid} {how} before its work was done, so the output is not complete. "
             "Often the system was out of memory: run again, with a smaller --jobs."
@@ -149,14 +171,26 @@ class _Pending:
 class _Pool:
     """The worker processes of one run."""
 
-    def __init__(self, source: Source, layout: Layout, make_work: Callable[[], Work], jobs: int, start_method: str) -> None:
+    def __init__(
+        self,
+        source: Source,
+        layout: Layout,
+        make_work: Callable[[], Work],
+        jobs: int,
+        start_method: str,
+    ) -> None:
         self._source, self._layout = source, layout
-        context: Any = multiprocessing.get_context(start_method)  # the base class in the stubs has no Process
+        context: Any = multiprocessing.get_context(
+            start_method
+        )  # the base class in the stubs has no Process
         self._workers = [_Worker(context, start_method) for _ in range(jobs)]
         ends = [end for worker in self._workers for end in (worker.connection, worker.far_end)]
         for worker in self._workers:
-            # A forked child holds every end that is open now; it must close them, or it would never see its parent die.
-            inherited = [end for end in ends if end is not worker.far_end] if start_method == "fork" else []
+            # A forked child holds every end that is open now; it must close them, or it would never
+            # see its parent die.
+            inherited = (
+                [end for end in ends if end is not worker.far_end] if start_method == "fork" else []
+            )
             arguments = (worker.far_end, inherited, worker.slots, make_work, source.path)
             worker.process = context.Process(target=work_on_blocks, args=arguments, daemon=True)
             worker.process.start()
@@ -168,7 +202,12 @@ class _Pool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for worker in self._workers:
             worker.connection.close()
             if kind is not None:
@@ -177,7 +216,9 @@ class _Pool:
             worker.process.join()
             worker.slots.close(unlink=True)
 
-    def run(self, sinks: list[Sink], collect: Callable[[Any], None], progress: Callable[[int], None]) -> None:
+    def run(
+        self, sinks: list[Sink], collect: Callable[[Any], None], progress: Callable[[int], None]
+    ) -> None:
         """Hand out blocks, write what comes back in order."""
         pending: dict[int, _Pending] = {}  # in the source's order
         void: dict[int, _Pending] = {}  # blocks that began at a wrong cut
@@ -185,7 +226,11 @@ class _Pool:
         upcoming: Block | DataError | None = self._upcoming(self._layout.first)
         while True:
             while isinstance(upcoming, Block) and (worker := self._free_worker()):
-                data = None if self._source.path else self._source.window(upcoming.start, upcoming.end - upcoming.start)
+                data = (
+                    None
+                    if self._source.path
+                    else self._source.window(upcoming.start, upcoming.end - upcoming.start)
+                )
                 pending[count] = _Pending(upcoming, worker, _BlockOutput(sinks))
                 worker.queued += 1
                 worker.send(Task(count, upcoming, data))
@@ -205,7 +250,9 @@ class _Pool:
                 if answer.number in pending:
                     pending[answer.number].answers.append(answer)
                 else:
-                    worker.send(Free(answer.slot, answer.number if answer.finished else None, stands=False))
+                    worker.send(
+                        Free(answer.slot, answer.number if answer.finished else None, stands=False)
+                    )
                     if answer.finished:
                         del void[answer.number]
             while pending:
@@ -223,7 +270,13 @@ class _Pool:
                 if isinstance(answer.error, MiscutError):
                     for dropped, block in pending.items():
                         for waiting in block.answers:
-                            block.worker.send(Free(waiting.slot, dropped if waiting.finished else None, stands=False))
+                            block.worker.send(
+                                Free(
+                                    waiting.slot,
+                                    dropped if waiting.finished else None,
+                                    stands=False,
+                                )
+                            )
                         if not block.answers or not block.answers[-1].finished:
                             void[dropped] = block
                     pending.clear()
@@ -240,7 +293,9 @@ class _Pool:
         """The block behind `block`; None when that was the last."""
         return None if block.last else self._upcoming(block.next_start)
 
-    def _upcoming(self, start: int, find: Callable[[Source, Layout, int], Block] = next_block) -> Block | DataError:
+    def _upcoming(
+        self, start: int, find: Callable[[Source, Layout, int], Block] = next_block
+    ) -> Block | DataError:
         """The block at `start`, or the error in its place: the blocks before it come first, and may turn out to be cut wrong."""
         try:
             return find(self._source, self._layout, start)
@@ -249,7 +304,8 @@ class _Pool:
 
     def _free_worker(self) -> _Worker | None:
         worker = min(self._workers, key=lambda worker: worker.queued)
-        # A block that is sent as bytes goes to an idle worker: sending to a busy one would hold the parent up.
+        # A block that is sent as bytes goes to an idle worker: sending to a busy one would hold the
+        # parent up.
         return worker if worker.queued < (_QUEUED_BLOCKS if self._source.path else 1) else None
 
     def _receive(self) -> list[tuple[Answer, _Worker]]:

@@ -31,23 +31,39 @@ class InvalidError(Exception):
 
 _LITERALS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
 _MEND = "Mend the file there, or write it again from its source."
-_JSONL = 'If this is JSONL, each of its lines needs an "image_path" string. Else mend the file there.'
+_JSONL = (
+    'If this is JSONL, each of its lines needs an "image_path" string. Else mend the file there.'
+)
 _CUT_OFF = "It was probably cut off while being written or copied: write or copy it again."
 
 
-def scan_member(text: str, place: int, *, at_end: bool, first: bool) -> tuple[str | None, int, int, bool]:
+def scan_member(
+    text: str, place: int, *, at_end: bool, first: bool
+) -> tuple[str | None, int, int, bool]:
     """One `"key": value` of the top-level object: key, its end, the next one's place, whether the object ends there."""
     key: str | None = None
     if text[place : place + 1] == "}" and first:
         end = place
     else:
         if text[place : place + 1] != '"':
-            problem = "found } after a comma" if text[place : place + 1] == "}" else f"found {_found(text, place)}"
-            raise _missing(text, place, None, f"{problem}, expected the quoted key of a record.", at_end=at_end)
+            problem = (
+                "found } after a comma"
+                if text[place : place + 1] == "}"
+                else f"found {_found(text, place)}"
+            )
+            raise _missing(
+                text, place, None, f"{problem}, expected the quoted key of a record.", at_end=at_end
+            )
         key, place = _scan_value(text, place, None, at_end=at_end)
         place = _skip(text, place)
         if text[place : place + 1] != ":":
-            raise _missing(text, place, key, f"found {_found(text, place)}, expected a colon after the key.", at_end=at_end)
+            raise _missing(
+                text,
+                place,
+                key,
+                f"found {_found(text, place)}, expected a colon after the key.",
+                at_end=at_end,
+            )
         _, end = _scan_value(text, _skip(text, place + 1), key, at_end=at_end)
         place = _skip(text, end)
     match text[place : place + 1]:
@@ -65,7 +81,13 @@ def scan_member(text: str, place: int, *, at_end: bool, first: bool) -> tuple[st
                 raise UnfinishedError(key)
             return key, end, beyond, True
         case _:
-            raise _missing(text, place, key, f"found {_found(text, place)}, expected a comma or }} after the record.", at_end=at_end)
+            raise _missing(
+                text,
+                place,
+                key,
+                f"found {_found(text, place)}, expected a comma or }} after the record.",
+                at_end=at_end,
+            )
 
 
 def scan_line(text: str, place: int, *, at_end: bool) -> tuple[str | None, int, int, bool]:
@@ -82,7 +104,12 @@ def scan_line(text: str, place: int, *, at_end: bool) -> tuple[str | None, int, 
             value, behind = _scan_value(line, begin, None, at_end=True)
         except InvalidError as error:
             if error.place == len(line) and not last:
-                raise InvalidError(place + len(line), None, "the line ends inside a record, expected one object a line.", _MEND) from None
+                raise InvalidError(
+                    place + len(line),
+                    None,
+                    "the line ends inside a record, expected one object a line.",
+                    _MEND,
+                ) from None
             raise InvalidError(place + error.place, None, error.problem, error.next_step) from None
         if _skip(line, behind) < len(line):
             problem = f"found {_found(line, _skip(line, behind))} behind a value, expected one object a line."
@@ -96,9 +123,13 @@ def _scan_value(text: str, place: int, key: str | None, *, at_end: bool) -> tupl
     try:
         return DECODE(text, place)
     except JSONDecodeError as error:
-        ended = error.pos >= len(text) - _UNFINISHED_CHARS or error.msg.startswith("Unterminated string")
+        ended = error.pos >= len(text) - _UNFINISHED_CHARS or error.msg.startswith(
+            "Unterminated string"
+        )
         rest = text[error.pos :]
-        cut = ("escape" in error.msg and '"' not in rest) or any(literal.startswith(rest) for literal in _LITERALS)
+        cut = ("escape" in error.msg and '"' not in rest) or any(
+            literal.startswith(rest) for literal in _LITERALS
+        )
         if ended and not at_end:
             raise UnfinishedError(key) from None
         if ended and (error.pos >= len(text) or error.msg.startswith("Unterminated string") or cut):
@@ -109,18 +140,31 @@ def _scan_value(text: str, place: int, key: str | None, *, at_end: bool) -> tupl
             problem = f"found {_found(text, error.pos)}: {error.msg[0].lower()}{error.msg[1:]}."
         raise InvalidError(error.pos, key, problem, _MEND) from None
     except RecursionError:
-        raise InvalidError(place, key, "the record is nested deeper than a JSON parser follows.", _MEND) from None
+        raise InvalidError(
+            place, key, "the record is nested deeper than a JSON parser follows.", _MEND
+        ) from None
     except ValueError as error:  # an integer of more digits than Python converts
-        raise InvalidError(place, key, f"found a number that Python's json does not read ({error}).", _MEND) from None
+        raise InvalidError(
+            place, key, f"found a number that Python's json does not read ({error}).", _MEND
+        ) from None
 
 
-def _missing(text: str, place: int, key: str | None, problem: str, *, at_end: bool) -> UnfinishedError | InvalidError:
+def _missing(
+    text: str, place: int, key: str | None, problem: str, *, at_end: bool
+) -> UnfinishedError | InvalidError:
     """The error for something other than expected at `place`, which may be the end of the window or of the file."""
-    if not at_end and place >= len(text) - _UNFINISHED_CHARS:  # a number in front of `place` may go on
+    if (
+        not at_end and place >= len(text) - _UNFINISHED_CHARS
+    ):  # a number in front of `place` may go on
         return UnfinishedError(key)
     if place < len(text):
         return InvalidError(place, key, problem, _MEND)
-    return InvalidError(place, key, "the file ends before its top-level object does, expected a closing }.", _CUT_OFF)
+    return InvalidError(
+        place,
+        key,
+        "the file ends before its top-level object does, expected a closing }.",
+        _CUT_OFF,
+    )
 
 
 def _skip(text: str, place: int) -> int:

@@ -1,6 +1,7 @@
 """A worker process: takes blocks from a pipe, works on them, and answers through slots of shared memory.
 
-Owns the messages between parent and worker, and the memory that the answers lie in. Knows nothing of the order of blocks.
+Owns the messages between parent and worker, and the memory that the answers lie in. Knows nothing
+of the order of blocks.
 """
 
 import gc
@@ -31,7 +32,8 @@ class Work(Protocol):
     def run(self, block: Block, data: bytes) -> Iterator[tuple[int, bytes | memoryview]]:
         """The output of one block: the number of a stream, and bytes to append to it.
 
-        Raises `codec.MiscutError` where the bytes are not whole records; what was given before it stands.
+        Raises `codec.MiscutError` where the bytes are not whole records; what was given before it
+        stands.
         """
 
     def take(self) -> Any:
@@ -122,10 +124,16 @@ class Slots:
 
 
 def work_on_blocks(
-    connection: Connection, inherited: list[Connection], slots: Slots, make_work: Callable[[], Work], path: Path | None
+    connection: Connection,
+    inherited: list[Connection],
+    slots: Slots,
+    make_work: Callable[[], Work],
+    path: Path | None,
 ) -> None:
     """The life of a worker process; it ends when the parent says so, or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for end in inherited:
         end.close()
@@ -181,7 +189,9 @@ class _WorkerLoop:
         error: MiscutError | CapmergeError | str | None = None
         try:
             if data is None:
-                assert self._file is not None  # the parent sends the bytes of a source without a path
+                assert (
+                    self._file is not None
+                )  # the parent sends the bytes of a source without a path
                 data = self._file.window(block.start, block.end - block.start)
             for stream, chunk in work.run(block, data):
                 rest = memoryview(chunk)
@@ -198,6 +208,9 @@ class _WorkerLoop:
         except Exception:  # noqa: BLE001  # a bug: the parent shows it
             error = traceback.format_exc()
         self._counted[task.number] = work.take()
-        # With an answer, never on its own: the parent is sure to be reading then, not sending a block.
+        # With an answer, never on its own: the parent is sure to be reading then, not sending a
+        # block.
         result = work.result() if work.is_full() else None
-        self._connection.send(Answer(task.number, slot, chunks, finished=True, error=error, result=result))
+        self._connection.send(
+            Answer(task.number, slot, chunks, finished=True, error=error, result=result)
+        )

@@ -71,7 +71,9 @@ class Gathered:
         numbers = [number for _, number in groups.largest]
         firsts: list[tuple[str, str] | None] = [None] * len(numbers)
         if source.path:
-            firsts = [self._read(source, layout, merge, place) for place in self._places.places(numbers)]
+            firsts = [
+                self._read(source, layout, merge, place) for place in self._places.places(numbers)
+            ]
         return build_document(
             self.stats,
             source=Path(name).name,
@@ -82,9 +84,13 @@ class Gathered:
             duplicates=as_json(groups, firsts),
         )
 
-    def _read(self, source: Source, layout: Layout, merge: MergeOptions, place: Place) -> tuple[str, str]:
+    def _read(
+        self, source: Source, layout: Layout, merge: MergeOptions, place: Place
+    ) -> tuple[str, str]:
         """Key and the start of the whole caption of the record at `place`."""
-        records = decode(source.window(place.start, place.end - place.start), layout.kind, last=place.last)
+        records = decode(
+            source.window(place.start, place.end - place.start), layout.kind, last=place.last
+        )
         key, record = list(records.pairs)[place.number]
         Merger(replace(merge, allow_rewritten=True)).merge(record)
         caption = whole_caption(trained_alternatives(record))

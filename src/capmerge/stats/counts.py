@@ -1,7 +1,8 @@
 """What one process counts of a file's captions, and how the counts of several add up to one.
 
-All of it is whole numbers, so any number of workers, in any order, gives the same sums. Owns what is counted and how
-much memory it may take; `observe` does the counting, `document` writes the figures down.
+All of it is whole numbers, so any number of workers, in any order, gives the same sums. Owns what
+is counted and how much memory it may take; `observe` does the counting, `document` writes the
+figures down.
 """
 
 from collections import Counter
@@ -17,8 +18,8 @@ MOST_TAGS = 1 << 20
 _MANY_TAGS = 1 << 17
 MOST_RESOLUTIONS = 1 << 16
 _FIRST_PRUNED = 1 << 14
-# The processor's cache decides: few texts at once, so that their tags are in it from being cut to being counted, and many
-# one after the other, so that the counts are. Together it is half the time.
+# The processor's cache decides: few texts at once, so that their tags are in it from being cut to
+# being counted, and many one after the other, so that the counts are. Together it is half the time.
 _TEXTS_AT_ONCE = 64
 _MOST_UNCOUNTED, _MOST_UNCOUNTED_LETTERS = 1 << 13, 1 << 22
 LONGEST_TAG = 64
@@ -34,8 +35,8 @@ def split_tags(texts: list[str]) -> list[str]:
 class BoundedCounter:
     """Counts of texts, of at most `limit` distinct ones; past it there are none, whoever saw which part of them.
 
-    White space around a text does not count, and blank texts are none. Those over `longest` characters are only
-    numbered, in `long`.
+    White space around a text does not count, and blank texts are none. Those over `longest`
+    characters are only numbered, in `long`.
     """
 
     def __init__(self, limit: int, longest: int) -> None:
@@ -74,14 +75,17 @@ class BoundedCounter:
 
     def _prune(self) -> None:
         """Strip texts and take long ones out. It is done each time that the texts have doubled, not for each of them."""
-        for text in [text for text in self._counts if len(text) > self.longest or text != text.strip()]:
+        for text in [
+            text for text in self._counts if len(text) > self.longest or text != text.strip()
+        ]:
             count, stripped = self._counts.pop(text), text.strip()
             if len(stripped) > self.longest:
                 self.long += count
             else:
                 self._counts[stripped] += count
         self._counts.pop("", None)
-        # More than `limit` in one part means more than `limit` in the whole: any other split comes to the same.
+        # More than `limit` in one part means more than `limit` in the whole: any other split comes
+        # to the same.
         if len(self._counts) > self.limit:
             self.overflowed = True
             self._counts.clear()
@@ -151,11 +155,15 @@ class CaptionStats:
     t5_lines: LengthStats = field(default_factory=LengthStats)
     """Every alternative, in tokens of a T5, when there is one."""
     wildcards: Wildcards = field(default_factory=Wildcards)
-    tag_counts: BoundedCounter = field(default_factory=lambda: BoundedCounter(MOST_TAGS, LONGEST_TAG))
+    tag_counts: BoundedCounter = field(
+        default_factory=lambda: BoundedCounter(MOST_TAGS, LONGEST_TAG)
+    )
     uncounted_tags: list[str] = field(default_factory=list)
     """Texts of tags that `count_tags` has not counted into `tag_counts` yet."""
     _uncounted_letters: int = 0
-    resolutions: BoundedCounter = field(default_factory=lambda: BoundedCounter(MOST_RESOLUTIONS, LONGEST_TAG))
+    resolutions: BoundedCounter = field(
+        default_factory=lambda: BoundedCounter(MOST_RESOLUTIONS, LONGEST_TAG)
+    )
     """`"832x1216"` -> records."""
     literals: Counter[str] = field(default_factory=Counter)
     """Alternatives that hold a text with a meaning of its own."""
@@ -171,7 +179,10 @@ class CaptionStats:
         self.wildcards.add(other.wildcards)
         self.uncounted_tags += other.uncounted_tags
         self._uncounted_letters += sum(map(len, other.uncounted_tags))
-        if len(self.uncounted_tags) >= _MOST_UNCOUNTED or self._uncounted_letters >= _MOST_UNCOUNTED_LETTERS:
+        if (
+            len(self.uncounted_tags) >= _MOST_UNCOUNTED
+            or self._uncounted_letters >= _MOST_UNCOUNTED_LETTERS
+        ):
             self.count_tags()
         self.tag_counts.merge(other.tag_counts)
         self.resolutions.merge(other.resolutions)

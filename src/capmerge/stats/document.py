@@ -1,6 +1,7 @@
 """The statistics document: what `<stem>.stats.json` holds, and all that a table, figure or page is drawn from.
 
-`docs/stats.md` names every key. Within version 1 a key may be added; none is renamed, removed or given another meaning.
+`docs/stats.md` names every key. Within version 1 a key may be added; none is renamed, removed or
+given another meaning.
 """
 
 from bisect import bisect_left
@@ -44,7 +45,9 @@ def build_document(
     """The document of a finished run."""
     lines = stats.all_lines()
     distribution = lines.distribution()
-    limits = [distribution.cut(limit) for limit in (_LIMITS[:1] if family in ONE_CHUNK else _LIMITS)]
+    limits = [
+        distribution.cut(limit) for limit in (_LIMITS[:1] if family in ONE_CHUNK else _LIMITS)
+    ]
     tags, resolutions = stats.tag_counts.counts, stats.resolutions.counts
     return {
         "schema": "capmerge.stats",
@@ -55,10 +58,15 @@ def build_document(
         "family": family,
         "tokenizer": counter.tokenizer.name,
         "records": {"counted": stats.records.counted, **asdict(stats.records)},
-        "lengths": {"tags": stats.tags.as_json(), "captions": stats.captions.as_json(), "lines": lines.as_json()},
+        "lengths": {
+            "tags": stats.tags.as_json(),
+            "captions": stats.captions.as_json(),
+            "lines": lines.as_json(),
+        },
         "styles": _styles(stats, distribution),
         "chunks": [
-            {"chunks": chunks, "texts": texts, "share": share} for chunks, (texts, share) in distribution.grouped(CHUNK_TOKENS).items()
+            {"chunks": chunks, "texts": texts, "share": share}
+            for chunks, (texts, share) in distribution.grouped(CHUNK_TOKENS).items()
         ],
         "limits": [cut._asdict() for cut in limits],
         "advice": _advice(distribution, limits),
@@ -77,7 +85,11 @@ def _styles(stats: CaptionStats, every: Distribution) -> dict[str, Any]:
     for letter, name in STYLES.items():
         written = stats.lines[letter].as_json()
         distribution = stats.lines[letter].distribution()
-        share = Fraction(distribution.weight, distribution.unit) / Fraction(every.weight, every.unit) if every.weight else Fraction(0)
+        share = (
+            Fraction(distribution.weight, distribution.unit) / Fraction(every.weight, every.unit)
+            if every.weight
+            else Fraction(0)
+        )
         styles[name] = {"share": float(share), **written}
     return styles
 
@@ -85,7 +97,11 @@ def _styles(stats: CaptionStats, every: Distribution) -> dict[str, Any]:
 def _advice(distribution: Distribution, limits: list[Cut]) -> dict[str, Any]:
     """The smallest max length that drops less than `LOSS` of the tokens, in a sentence."""
     if not distribution.lengths:
-        return {"max_tokens": None, "dropped_share": 0.0, "text": "There is no text, so any max length will do."}
+        return {
+            "max_tokens": None,
+            "dropped_share": 0.0,
+            "text": "There is no text, so any max length will do.",
+        }
     for cut in limits:
         if cut.dropped_share < LOSS:
             return {
@@ -96,7 +112,9 @@ def _advice(distribution: Distribution, limits: list[Cut]) -> dict[str, Any]:
             }
     largest = limits[-1]
     chunks = range(-(-distribution.lengths[-1] // CHUNK_TOKENS) + 1)
-    enough = CHUNK_TOKENS * bisect_left(chunks, True, key=lambda count: distribution.cut(CHUNK_TOKENS * count).dropped_share < LOSS)
+    enough = CHUNK_TOKENS * bisect_left(
+        chunks, True, key=lambda count: distribution.cut(CHUNK_TOKENS * count).dropped_share < LOSS
+    )
     return {
         "max_tokens": None,
         "dropped_share": largest.dropped_share,
@@ -113,7 +131,14 @@ def _t5(lines: LengthStats, limits: list[int], t5: TokenCounter | None) -> dict[
     return {
         "tokenizer": t5.tokenizer.name,
         "lengths": lines.as_json(),
-        "limits": [{**distribution.cut(limit - special)._asdict(), "limit": limit, "room_tokens": limit - special} for limit in limits],
+        "limits": [
+            {
+                **distribution.cut(limit - special)._asdict(),
+                "limit": limit,
+                "room_tokens": limit - special,
+            }
+            for limit in limits
+        ],
     }
 
 
@@ -135,12 +160,18 @@ def _most_frequent(stats: CaptionStats, tags: Counter[str]) -> dict[str, Any]:
         "occurrences": tags.total(),
         "distinct": len(tags),
         "long": stats.tag_counts.long,
-        "most_frequent": [{"tag": tag, "texts": count, "share": count / records} for tag, count in _most_first(tags)[:MOST_FREQUENT]],
+        "most_frequent": [
+            {"tag": tag, "texts": count, "share": count / records}
+            for tag, count in _most_first(tags)[:MOST_FREQUENT]
+        ],
     }
 
 
 def _resolutions(resolutions: Counter[str]) -> list[dict[str, Any]]:
-    return [{"resolution": resolution, "records": count} for resolution, count in _most_first(resolutions)]
+    return [
+        {"resolution": resolution, "records": count}
+        for resolution, count in _most_first(resolutions)
+    ]
 
 
 def _most_first(counts: Counter[str]) -> list[tuple[str, int]]:
@@ -148,7 +179,9 @@ def _most_first(counts: Counter[str]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _underscores(tags: Counter[str] | None, counter: TokenCounter, lengths: LengthStats) -> dict[str, Any] | None:
+def _underscores(
+    tags: Counter[str] | None, counter: TokenCounter, lengths: LengthStats
+) -> dict[str, Any] | None:
     """Tag by tag, each with the comma that follows it: the sum over the tags of a text is what the text would save."""
     if tags is None:
         return None
@@ -157,7 +190,11 @@ def _underscores(tags: Counter[str] | None, counter: TokenCounter, lengths: Leng
     after = counter.count_tokens([spaced(tag) + "," for tag in underscored])
     saved = sum((a - b) * tags[tag] for tag, a, b in zip(underscored, before, after, strict=True))
     tokens = lengths.distribution().summary()["tokens"]
-    return {"tags": sum(tags[tag] for tag in underscored), "saved_tokens": saved, "share": saved / tokens if tokens else 0.0}
+    return {
+        "tags": sum(tags[tag] for tag in underscored),
+        "saved_tokens": saved,
+        "share": saved / tokens if tokens else 0.0,
+    }
 
 
 def percent(share: float) -> str:

@@ -1,8 +1,8 @@
 """Captions that stand in a file more than once, found by their 64-bit hashes in bounded memory.
 
-The hashes come in the order of the records, eight bytes each: 96 MB for 12 million. They are sorted a sixteenth at a time,
-so the whole peaks at 17 bytes a record. Where a group's first caption stands is told by its number, and read again
-from the source only for the groups that are shown.
+The hashes come in the order of the records, eight bytes each: 96 MB for 12 million. They are sorted
+a sixteenth at a time, so the whole peaks at 17 bytes a record. Where a group's first caption stands
+is told by its number, and read again from the source only for the groups that are shown.
 """
 
 import struct
@@ -64,11 +64,17 @@ class RecordHashes:
             captions += len(ordered)
             distinct += len(starts)
             in_groups += int(sizes[again].sum())
-            chosen = again[np.argsort(-sizes[again], kind="stable")[:LARGEST_GROUPS]]  # of equal ones those of the lowest hashes
+            chosen = again[
+                np.argsort(-sizes[again], kind="stable")[:LARGEST_GROUPS]
+            ]  # of equal ones those of the lowest hashes
             negative, hashes = -sizes[chosen], ordered[starts[chosen]]
-            largest = sorted([*largest, *zip(negative.tolist(), hashes.tolist(), strict=True)])[:LARGEST_GROUPS]
+            largest = sorted([*largest, *zip(negative.tolist(), hashes.tolist(), strict=True)])[
+                :LARGEST_GROUPS
+            ]
         found = [(-negative, int(np.argmax(every == number))) for negative, number in largest]
-        return Groups(captions, distinct, in_groups, sorted(found, key=lambda group: (-group[0], group[1])))
+        return Groups(
+            captions, distinct, in_groups, sorted(found, key=lambda group: (-group[0], group[1]))
+        )
 
 
 class RecordPlaces:
@@ -109,7 +115,12 @@ def as_json(groups: Groups, firsts: list[tuple[str, str] | None]) -> dict[str, A
         "duplicated": groups.in_groups,
         "share": groups.in_groups / groups.captions if groups.captions else 0.0,
         "largest": [
-            {"captions": size, "record": number, "key": first and first[0], "caption": first and first[1]}
+            {
+                "captions": size,
+                "record": number,
+                "key": first and first[0],
+                "caption": first and first[1],
+            }
             for (size, number), first in zip(groups.largest, firsts, strict=True)
         ],
     }

@@ -1,7 +1,8 @@
 """The figure of token lengths, from the document alone: the only module that imports matplotlib.
 
-Two panels over the same axis of lengths. Above, how often each length is trained, by style, on a log axis: the tail decides
-what is cut, and on a linear axis it is not to be seen. Below, what share of the tokens a max length drops.
+Two panels over the same axis of lengths. Above, how often each length is trained, by style, on a
+log axis: the tail decides what is cut, and on a linear axis it is not to be seen. Below, what share
+of the tokens a max length drops.
 """
 
 import io
@@ -23,7 +24,12 @@ def draw_figure(document: Document, ending: str) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    style: dict[Any, Any] = {"font.size": 10, "svg.hashsalt": "capmerge", "svg.fonttype": "none", "axes.unicode_minus": False}
+    style: dict[Any, Any] = {
+        "font.size": 10,
+        "svg.hashsalt": "capmerge",
+        "svg.fonttype": "none",
+        "axes.unicode_minus": False,
+    }
     with mpl.rc_context({**style, "text.parse_math": False}):
         figure = Figure(figsize=(9, 6.2), dpi=130, layout="constrained")
         FigureCanvasAgg(figure)
@@ -31,7 +37,9 @@ def draw_figure(document: Document, ending: str) -> bytes:
         shown = histogram(document)
         _draw_lengths(upper, shown)
         _draw_dropped(lower, shown, document)
-        figure.suptitle(f"{printable(document['source'])}: what CLIP will see", color=INK, fontsize=13)
+        figure.suptitle(
+            f"{printable(document['source'])}: what CLIP will see", color=INK, fontsize=13
+        )
         figure.align_ylabels()
         written = io.BytesIO()
         metadata = {"Date": None, "Creator": None} if ending == "svg" else {"Software": None}
@@ -42,17 +50,35 @@ def draw_figure(document: Document, ending: str) -> bytes:
 def _draw_lengths(axes: Any, shown: Histogram) -> None:
     """Histograms by style, the limits across them, what they cut in the legend."""
     for style in shown.styles:
-        axes.stairs(style.heights, shown.edges, baseline=shown.floor, fill=True, color=style.colour, alpha=0.35)
-        axes.stairs(style.heights, shown.edges, baseline=shown.floor, color=style.colour, linewidth=1.4, label=style.label)
+        axes.stairs(
+            style.heights,
+            shown.edges,
+            baseline=shown.floor,
+            fill=True,
+            color=style.colour,
+            alpha=0.35,
+        )
+        axes.stairs(
+            style.heights,
+            shown.edges,
+            baseline=shown.floor,
+            color=style.colour,
+            linewidth=1.4,
+            label=style.label,
+        )
     axes.set_yscale("log")
-    axes.set_ylim(shown.floor, shown.top * (shown.top / shown.floor) ** 0.22)  # room for the labels of the limits
+    axes.set_ylim(
+        shown.floor, shown.top * (shown.top / shown.floor) ** 0.22
+    )  # room for the labels of the limits
     axes.yaxis.set_major_formatter(lambda height, _: f"{height:,g}")
     axes.yaxis.set_minor_formatter(lambda *_: "")
     axes.set_ylabel(shown.height_label)
     for row, (limit, label) in enumerate(shown.limits):
         _draw_limit(axes, row, limit, label)
     if shown.styles:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=10, borderaxespad=0.3)  # above: it hides nothing
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=10, borderaxespad=0.3
+        )  # above: it hides nothing
     else:
         axes.text(0.5, 0.5, "no text", transform=axes.transAxes, ha="center", color=_PALE)
     _dress(axes)
@@ -61,7 +87,12 @@ def _draw_lengths(axes: Any, shown: Histogram) -> None:
 def _draw_dropped(axes: Any, shown: Histogram, document: Document) -> None:
     """The share of the tokens that a max length drops, over all lengths."""
     distribution = LengthStats.from_json(document["lengths"]["lines"]).distribution()
-    axes.plot(shown.edges, [100 * distribution.cut(length).dropped_share for length in shown.edges], color=INK, linewidth=1.4)
+    axes.plot(
+        shown.edges,
+        [100 * distribution.cut(length).dropped_share for length in shown.edges],
+        color=INK,
+        linewidth=1.4,
+    )
     for row, cut in enumerate(document["limits"]):
         _draw_limit(axes, row, cut["limit"], f"drops {percent(cut['dropped_share'])}")
     axes.set_ylim(0, 100)
@@ -69,7 +100,11 @@ def _draw_dropped(axes: Any, shown: Histogram, document: Document) -> None:
     axes.set_xlim(int(shown.log_tokens), shown.end * 1.08)
     axes.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
     axes.set_ylabel("tokens dropped, %")
-    one_chunk = f" ({CHUNK_IDS} places with start and end; one chunk)" if document["family"] in ONE_CHUNK else ""
+    one_chunk = (
+        f" ({CHUNK_IDS} places with start and end; one chunk)"
+        if document["family"] in ONE_CHUNK
+        else ""
+    )
     axes.set_xlabel(f"tokens, by the tokenizer of {printable(document['tokenizer'])}{one_chunk}")
     _dress(axes)
 
@@ -77,8 +112,18 @@ def _draw_dropped(axes: Any, shown: Histogram, document: Document) -> None:
 def _draw_limit(axes: Any, row: int, limit: int, label: str) -> None:
     """One limit with its label, each in a row of its own: a long tail brings the limits close together."""
     axes.axvline(limit, color=LIMIT, linewidth=1.1, linestyle=(0, (4, 3)))
-    place = {"xy": (limit, 1), "xycoords": ("data", "axes fraction"), "xytext": (3, -2 - 11 * row), "textcoords": "offset points"}
-    behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}  # where the lines of other limits are close
+    place = {
+        "xy": (limit, 1),
+        "xycoords": ("data", "axes fraction"),
+        "xytext": (3, -2 - 11 * row),
+        "textcoords": "offset points",
+    }
+    behind = {
+        "facecolor": "white",
+        "edgecolor": "none",
+        "alpha": 0.8,
+        "pad": 0.8,
+    }  # where the lines of other limits are close
     axes.annotate(label, **place, va="top", color=LIMIT, fontsize=8.5, bbox=behind)
 
 

@@ -11,7 +11,11 @@ INK, LIMIT, GRID = "#222222", "#b3261e", "#e4e4e4"
 _MOST_BINS = 120
 _LONG_TAIL = 10
 """Times the length of nine in ten lines: a longest line past that would leave all others in a few bins, so the axis is a log one."""
-_COLOURS = {"tags": "#0072b2", "caption": "#e69f00", "both": "#009e73"}  # Okabe and Ito's: told apart by colour-blind eyes
+_COLOURS = {
+    "tags": "#0072b2",
+    "caption": "#e69f00",
+    "both": "#009e73",
+}  # Okabe and Ito's: told apart by colour-blind eyes
 
 
 class StyleBars(NamedTuple):
@@ -53,19 +57,28 @@ def histogram(document: Document) -> Histogram:
         for length, weight in zip(distribution.lengths, distribution.weights, strict=True):
             heights[max(0, bisect_right(edges, length) - 1)] += weight
         label = f"{STYLE_WORDS[name]}: {percent(style['share'])} of what is drawn, mean {distribution.mean():,.0f} tokens"
-        styles.append(StyleBars(_COLOURS[name], label, [height / distribution.unit for height in heights]))
+        styles.append(
+            StyleBars(_COLOURS[name], label, [height / distribution.unit for height in heights])
+        )
     seen = [height for style in styles for height in style.heights if height]
     width = edges[-1] - edges[-2]
     bin_label = "bar" if log_tokens else "token" if width == 1 else f"{width} tokens"
-    limits = [(cut["limit"], f"{cut['limit']}: cuts {percent(cut['share'])}") for cut in document["limits"]]
+    limits = [
+        (cut["limit"], f"{cut['limit']}: cuts {percent(cut['share'])}")
+        for cut in document["limits"]
+    ]
     floor, top = min(seen, default=1) * 0.7, max(seen, default=1)
-    return Histogram(edges, log_tokens, floor, top, f"lines drawn, for each {bin_label}", styles, limits)
+    return Histogram(
+        edges, log_tokens, floor, top, f"lines drawn, for each {bin_label}", styles, limits
+    )
 
 
 def _edges(lines: Distribution) -> tuple[list[int], bool]:
     """The edges of the bins, and whether they are those of a log axis."""
     longest = lines.maximum or 0
     if longest > _LONG_TAIL * max(100, lines.quantile(Fraction(9, 10)) or 0):
-        return sorted({int((longest + 1) ** (i / _MOST_BINS)) for i in range(_MOST_BINS)} | {longest + 1}), True
+        return sorted(
+            {int((longest + 1) ** (i / _MOST_BINS)) for i in range(_MOST_BINS)} | {longest + 1}
+        ), True
     width = max(1, -(-longest // _MOST_BINS))
     return [i * width for i in range(longest // width + 2)], False

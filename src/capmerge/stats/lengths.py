@@ -1,7 +1,8 @@
 """Token lengths as exact counts: what can be asked of them, how parts merge, and how they are written down.
 
-Every text has a share: how likely it is to be drawn for its record. Lengths are whole numbers counted by share, so parts
-merge in any order to the same figures. Knows nothing of records, tokenizers or pictures.
+Every text has a share: how likely it is to be drawn for its record. Lengths are whole numbers
+counted by share, so parts merge in any order to the same figures. Knows nothing of records,
+tokenizers or pictures.
 """
 
 from bisect import bisect_left
@@ -17,7 +18,12 @@ from capmerge.captions.alternatives import Share
 
 WHOLE: Share = (1, 1)
 LONGEST = 20
-_QUANTILES = {"median": Fraction(1, 2), "p90": Fraction(9, 10), "p99": Fraction(99, 100), "p99.9": Fraction(999, 1000)}
+_QUANTILES = {
+    "median": Fraction(1, 2),
+    "p90": Fraction(9, 10),
+    "p99": Fraction(99, 100),
+    "p99.9": Fraction(999, 1000),
+}
 
 
 class Cut(NamedTuple):
@@ -48,9 +54,13 @@ class LengthStats:
         if not lengths:
             return
         self._by_share.setdefault(share, Counter()).update(lengths)
-        least = self.longest[-1][0] if len(self.longest) == LONGEST else sorted(lengths)[-LONGEST:][0]
+        least = (
+            self.longest[-1][0] if len(self.longest) == LONGEST else sorted(lengths)[-LONGEST:][0]
+        )
         if max(lengths) >= least:
-            self._offer((length, key) for length, key in zip(lengths, keys, strict=True) if length >= least)
+            self._offer(
+                (length, key) for length, key in zip(lengths, keys, strict=True) if length >= least
+            )
 
     def merge(self, other: "LengthStats") -> None:
         """Add what `other` has counted."""
@@ -59,7 +69,9 @@ class LengthStats:
         self._offer(other.longest)
 
     def _offer(self, found: Iterable[tuple[int, str]]) -> None:
-        self.longest = sorted([*self.longest, *found], key=lambda pair: (-pair[0], pair[1]))[:LONGEST]
+        self.longest = sorted([*self.longest, *found], key=lambda pair: (-pair[0], pair[1]))[
+            :LONGEST
+        ]
 
     def distribution(self) -> "Distribution":
         """What can be asked of the lengths counted so far."""
@@ -71,7 +83,12 @@ class LengthStats:
             weights.update({length: count * scale for length, count in counts.items()})
             texts.update(counts)
         lengths = sorted(texts)
-        return Distribution(lengths, [texts[length] for length in lengths], [weights[length] for length in lengths], unit)
+        return Distribution(
+            lengths,
+            [texts[length] for length in lengths],
+            [weights[length] for length in lengths],
+            unit,
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Figures for a reader, and the exact counts that `from_json` reads back."""
@@ -80,8 +97,14 @@ class LengthStats:
             "max_key": self.longest[0][1] if self.longest else None,
             "longest": [{"tokens": length, "key": key} for length, key in self.longest],
             "histogram": [
-                {"share": f"{share[0]}/{share[1]}", "tokens": sorted(counts), "texts": [counts[length] for length in sorted(counts)]}
-                for share, counts in sorted(self._by_share.items(), key=lambda item: Fraction(*item[0]))
+                {
+                    "share": f"{share[0]}/{share[1]}",
+                    "tokens": sorted(counts),
+                    "texts": [counts[length] for length in sorted(counts)],
+                }
+                for share, counts in sorted(
+                    self._by_share.items(), key=lambda item: Fraction(*item[0])
+                )
             ],
         }
 
@@ -91,7 +114,9 @@ class LengthStats:
         stats = cls()
         for part in written["histogram"]:
             numerator, denominator = map(int, part["share"].split("/"))
-            stats._by_share[numerator, denominator] = Counter(dict(zip(part["tokens"], part["texts"], strict=True)))
+            stats._by_share[numerator, denominator] = Counter(
+                dict(zip(part["tokens"], part["texts"], strict=True))
+            )
         stats.longest = [(entry["tokens"], entry["key"]) for entry in written["longest"]]
         return stats
 
@@ -130,7 +155,9 @@ class Distribution:
         """
         if not self.lengths:
             return None
-        return self.lengths[bisect_left(list(accumulate(self.weights)), max(1, ceil(part * self.weight)))]
+        return self.lengths[
+            bisect_left(list(accumulate(self.weights)), max(1, ceil(part * self.weight)))
+        ]
 
     def cut(self, limit: int) -> Cut:
         """What a limit of this many tokens does to the texts."""
@@ -139,7 +166,10 @@ class Distribution:
         return Cut(
             limit,
             texts=sum(texts for texts, more in zip(self.texts, over, strict=True) if more),
-            share=_quotient(sum(weight for weight, more in zip(self.weights, over, strict=True) if more), self.weight),
+            share=_quotient(
+                sum(weight for weight, more in zip(self.weights, over, strict=True) if more),
+                self.weight,
+            ),
             dropped_tokens=_dot(over, self.texts),
             dropped_share=_quotient(dropped, tokens),
             padding_share=_quotient(limit * self.weight - (tokens - dropped), limit * self.weight),
@@ -152,7 +182,10 @@ class Distribution:
             groups = max(1, -(-length // size))
             before = found.get(groups, (0, 0))
             found[groups] = before[0] + texts, before[1] + weight
-        return {groups: (texts, _quotient(weight, self.weight)) for groups, (texts, weight) in found.items()}
+        return {
+            groups: (texts, _quotient(weight, self.weight))
+            for groups, (texts, weight) in found.items()
+        }
 
     def summary(self) -> dict[str, Any]:
         """The figures by name; None for those of no texts."""

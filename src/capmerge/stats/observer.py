@@ -1,7 +1,7 @@
 """Counting what rewritten records hold: the loop that statistics spend their time in, outside the tokenizer.
 
-Nearly all records hold one line of tags and one of a caption, without braces: those are read in a flat loop, every other
-by `trained`.
+Nearly all records hold one line of tags and one of a caption, without braces: those are read in a
+flat loop, every other by `trained`.
 """
 
 import hashlib
@@ -10,7 +10,12 @@ from collections.abc import Collection
 from fractions import Fraction
 from typing import NamedTuple
 
-from capmerge.captions.alternatives import BrokenRecordError, Trained, fields_of, trained_alternatives
+from capmerge.captions.alternatives import (
+    BrokenRecordError,
+    Trained,
+    fields_of,
+    trained_alternatives,
+)
 from capmerge.captions.fields import MARK, WEIGHTS
 from capmerge.metadata.codec import Pair, to_json
 from capmerge.stats.counts import CaptionStats
@@ -41,10 +46,13 @@ class Observed(NamedTuple):
 class Observer:
     """Counts rewritten records into `stats`, with one tokenizer, and with a T5 if `t5` is given.
 
-    The records of a block are noted piece by piece and counted together: the counter is at its best with hundreds of texts.
+    The records of a block are noted piece by piece and counted together: the counter is at its best
+    with hundreds of texts.
     """
 
-    def __init__(self, counter: TokenCounter, t5: TokenCounter | None = None, *, per_record: bool = False) -> None:
+    def __init__(
+        self, counter: TokenCounter, t5: TokenCounter | None = None, *, per_record: bool = False
+    ) -> None:
         self.stats = CaptionStats()
         self._counter, self._t5, self._per_record = counter, t5, per_record
         self._noted = _Noted()
@@ -54,13 +62,21 @@ class Observer:
         taken, self.stats = self.stats, CaptionStats()
         return taken
 
-    def note(self, pairs: Collection[Pair], place: bytes, left_out: Collection[int] = ()) -> list[tuple[int, BrokenRecordError]]:
+    def note(
+        self, pairs: Collection[Pair], place: bytes, left_out: Collection[int] = ()
+    ) -> list[tuple[int, BrokenRecordError]]:
         """Note the rewritten records of one piece, but for the numbers in `left_out`; `place` is for the stream of places.
 
-        Returns the numbers of those that are not as a rewrite leaves them, and why: they are in no figure.
+        Returns the numbers of those that are not as a rewrite leaves them, and why: they are in no
+        figure.
         """
         noted = self._noted
-        plain, keys, others, resolutions = noted.plain, noted.plain_keys, noted.others, noted.resolutions
+        plain, keys, others, resolutions = (
+            noted.plain,
+            noted.plain_keys,
+            noted.others,
+            noted.resolutions,
+        )
         hashes = [bytes(8)] * len(pairs)
         failures: list[tuple[int, BrokenRecordError]] = []
         for number, (key, record) in enumerate(pairs):
@@ -72,7 +88,14 @@ class Observer:
             caption = record.get("caption")
             if record[MARK] == "tc" and caption.__class__ is str and WEIGHTS not in record:
                 lines = caption.split("\n")
-                if len(lines) == 2 and "{" not in caption and "}" not in caption and lines[0] and lines[1] and lines[0] != lines[1]:
+                if (
+                    len(lines) == 2
+                    and "{" not in caption
+                    and "}" not in caption
+                    and lines[0]
+                    and lines[1]
+                    and lines[0] != lines[1]
+                ):
                     plain += lines
                     keys.append(key)
                     hashes[number] = caption_hash(lines[1])
@@ -100,7 +123,9 @@ class Observer:
             listed = list(zip(noted.plain_keys, tokens, strict=True))
             for other, counts in zip(reversed(noted.others), reversed(other_tokens), strict=True):
                 listed.insert(other.place, (other.key, counts))
-            lines = "".join(to_json({"key": key, "tokens": counts}) + "\n" for key, counts in listed)
+            lines = "".join(
+                to_json({"key": key, "tokens": counts}) + "\n" for key, counts in listed
+            )
         return Observed(b"".join(noted.hashes), lines.encode(), b"".join(noted.places))
 
     def _count_plain(self, texts: list[str], keys: list[str]) -> list[list[int]]:
@@ -113,27 +138,42 @@ class Observer:
             field.add(lengths, keys)
             stats.lines[style].add(lengths, keys, _HALF)
         if self._t5:
-            stats.t5_lines.add(self._t5.count_tokens(texts), [key for key in keys for _ in range(2)], _HALF)
+            stats.t5_lines.add(
+                self._t5.count_tokens(texts), [key for key in keys for _ in range(2)], _HALF
+            )
         stats.uncounted_tags += texts[::2]
         self._count_literals(texts)
         return [[a, b] for a, b in zip(tags, captions, strict=True)]
 
     def _count_others(self, others: "list[_Other]") -> list[list[int]]:
         """Count records of any kind; the tokens of each one's alternatives."""
-        texts = dict.fromkeys(text for other in others for a in other.alternatives for text in (*a.texts, a.tags, *a.captions))
+        texts = dict.fromkeys(
+            text
+            for other in others
+            for a in other.alternatives
+            for text in (*a.texts, a.tags, *a.captions)
+        )
         counted = dict(zip(texts, self._counter.count_tokens(list(texts)), strict=True))
         t5 = dict(zip(texts, self._t5.count_tokens(list(texts)), strict=True)) if self._t5 else None
         return [self._count_other(other, counted, t5) for other in others]
 
-    def _count_other(self, other: "_Other", counted: dict[str, int], t5: dict[str, int] | None) -> list[int]:
+    def _count_other(
+        self, other: "_Other", counted: dict[str, int], t5: dict[str, int] | None
+    ) -> list[int]:
         stats, key = self.stats, [other.key]
         tags, captions = fields_of(other.alternatives)
-        kind = ("both" if captions else "tags_only") if tags else ("caption_only" if captions else "empty")
+        kind = (
+            ("both" if captions else "tags_only")
+            if tags
+            else ("caption_only" if captions else "empty")
+        )
         setattr(stats.records, kind, getattr(stats.records, kind) + 1)
         if tags:
             stats.tags.add([counted[tags]], key)
             stats.uncounted_tags.append(tags)
-        stats.captions.add([max(counted[text] for text in texts) for texts in captions], key * len(captions))
+        stats.captions.add(
+            [max(counted[text] for text in texts) for texts in captions], key * len(captions)
+        )
         lengths = []
         for a in other.alternatives:
             longest = max(counted[text] for text in a.texts)
@@ -147,14 +187,18 @@ class Observer:
                 wildcards.not_listed += not a.listed
                 wildcards.longest_sum += longest
                 wildcards.shortest_sum += min(counted[text] for text in a.texts)
-                wildcards.mean_sum += sum((p * counted[text] for text, p in a.texts.items()), Fraction(0))
+                wildcards.mean_sum += sum(
+                    (p * counted[text] for text, p in a.texts.items()), Fraction(0)
+                )
         self._count_literals([max(a.texts, key=len) for a in other.alternatives])
         return lengths
 
     def _count_literals(self, texts: list[str]) -> None:
         for text in texts:
             if "<" in text or "|" in text or "BREAK" in text or "{" in text or "}" in text:
-                self.stats.literals.update(name for name, pattern in SPECIAL_LITERALS.items() if pattern.search(text))
+                self.stats.literals.update(
+                    name for name, pattern in SPECIAL_LITERALS.items() if pattern.search(text)
+                )
 
 
 def whole_caption(alternatives: list[Trained]) -> str:

@@ -31,18 +31,26 @@ class StatsFiles:
     def checked(self, source: Source, *, force: bool) -> "StatsFiles":
         """The same files by their real paths.
 
-        Raises `UsageError` when one is the source, is there already without `force`, or cannot be made: an ending
-        that is no picture's, no matplotlib, two files of one name.
+        Raises `UsageError` when one is the source, is there already without `force`, or cannot be
+        made: an ending that is no picture's, no matplotlib, two files of one name.
         """
         if self.plot and self.plot.suffix.lower() not in _PLOT_ENDINGS:
-            raise UsageError(f"{printable(str(self.plot))}: --plot draws a .png or an .svg. Name the file so.")
+            raise UsageError(
+                f"{printable(str(self.plot))}: --plot draws a .png or an .svg. Name the file so."
+            )
         if self.plot and find_spec("matplotlib") is None:
             raise UsageError("--plot needs matplotlib. Run: pip install 'capmerge[plot]'")
-        given = {name: getattr(self, name) for name in ("document", "plot", "report", "per_record") if getattr(self, name)}
+        given = {
+            name: getattr(self, name)
+            for name in ("document", "plot", "report", "per_record")
+            if getattr(self, name)
+        }
         real = {name: check_target(path, source, force=force) for name, path in given.items()}
         for path in real.values():
             if list(real.values()).count(path) > 1:
-                raise UsageError(f"{printable(str(path))}: two outputs have this name. Give each its own.")
+                raise UsageError(
+                    f"{printable(str(path))}: two outputs have this name. Give each its own."
+                )
         return replace(self, **real)
 
     def save(self, document: Document) -> list[Path]:

@@ -1,7 +1,7 @@
 """Statistics as one HTML page that needs nothing else: style and pictures are in it, and no script.
 
-Everything from the file is untrusted: it is escaped as text, and control characters show as escapes. The page forbids
-itself, by its content security policy, to load or run anything.
+Everything from the file is untrusted: it is escaped as text, and control characters show as
+escapes. The page forbids itself, by its content security policy, to load or run anything.
 """
 
 from html import escape
@@ -63,10 +63,20 @@ def _section(section: Section) -> str:
     parts = [f"<h2>{_text(section.title)}</h2>"]
     if section.rows:
         flush = section.flush_right()
-        head = "".join(_cell("th", cell, number=number) for cell, number in zip(section.heads, flush, strict=True))
-        rows = ["".join(_cell("td", cell, number=number) for cell, number in zip(row, flush, strict=True)) for row in section.rows]
+        head = "".join(
+            _cell("th", cell, number=number)
+            for cell, number in zip(section.heads, flush, strict=True)
+        )
+        rows = [
+            "".join(
+                _cell("td", cell, number=number) for cell, number in zip(row, flush, strict=True)
+            )
+            for row in section.rows
+        ]
         lines = "\n".join(f"<tr>{row}</tr>" for row in rows)
-        parts.append(f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody></table></div>')
+        parts.append(
+            f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody></table></div>'
+        )
     if section.note:
         parts.append(f'<p class="note">{_text(section.note)}</p>')
     return "\n".join(parts)

@@ -19,7 +19,9 @@ class _Axes:
         self.log_tokens = shown.log_tokens
         self.end = shown.end * (1.5 if shown.log_tokens else 1.12)
         self.low = floor(log10(shown.floor))
-        self.high = max(log10(shown.top) + 0.2 * (log10(shown.top) - self.low), self.low + 1)  # room for the labels of the limits
+        self.high = max(
+            log10(shown.top) + 0.2 * (log10(shown.top) - self.low), self.low + 1
+        )  # room for the labels of the limits
 
     def x(self, tokens: float) -> float:
         part = log10(max(1, tokens)) / log10(self.end) if self.log_tokens else tokens / self.end
@@ -43,7 +45,11 @@ def svg_picture(document: Document) -> str:
     axes = _Axes(shown)
     parts = [*_grid(axes, shown), *_bars(axes, shown), *_limits(axes, shown), *_legend(shown)]
     label = "Histogram of token lengths by style, with the max lengths and what they cut"
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img" aria-label="{label}">\n' + "\n".join(parts) + "\n</svg>"
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img" aria-label="{label}">\n'
+        + "\n".join(parts)
+        + "\n</svg>"
+    )
 
 
 def _grid(axes: _Axes, shown: Histogram) -> list[str]:
@@ -55,9 +61,13 @@ def _grid(axes: _Axes, shown: Histogram) -> list[str]:
         parts.append(_label(_LEFT - 6, y + 4, name, anchor="end"))
     bottom = _HEIGHT - _BOTTOM
     for tokens in axes.ticks():
-        parts.append(f'<line x1="{axes.x(tokens)}" y1="{bottom}" x2="{axes.x(tokens)}" y2="{bottom + 5}" class="axis"/>')
+        parts.append(
+            f'<line x1="{axes.x(tokens)}" y1="{bottom}" x2="{axes.x(tokens)}" y2="{bottom + 5}" class="axis"/>'
+        )
         parts.append(_label(axes.x(tokens), bottom + 18, f"{tokens:,}", anchor="middle"))
-    parts.append(f'<line x1="{_LEFT}" y1="{bottom}" x2="{_WIDTH - _RIGHT}" y2="{bottom}" class="axis"/>')
+    parts.append(
+        f'<line x1="{_LEFT}" y1="{bottom}" x2="{_WIDTH - _RIGHT}" y2="{bottom}" class="axis"/>'
+    )
     parts.append(_label((_LEFT + _WIDTH) / 2, _HEIGHT - 8, "tokens", anchor="middle"))
     parts.append(_label(4, _TOP - 10, f"{shown.height_label} (log scale)"))
     return parts
@@ -69,15 +79,21 @@ def _bars(axes: _Axes, shown: Histogram) -> list[str]:
         path = f"M{axes.x(0)} {bottom}"
         for height, right in zip(style.heights, shown.edges[1:], strict=True):
             path += f"V{axes.y(height)}H{axes.x(right)}"
-        parts.append(f'<path d="{path}V{bottom}Z" fill="{style.colour}" fill-opacity=".35" stroke="{style.colour}" stroke-width="1.3"/>')
+        parts.append(
+            f'<path d="{path}V{bottom}Z" fill="{style.colour}" fill-opacity=".35" stroke="{style.colour}" stroke-width="1.3"/>'
+        )
     return parts
 
 
 def _limits(axes: _Axes, shown: Histogram) -> list[str]:
     parts = []
-    for row, (limit, label) in enumerate(shown.limits):  # each label in a row of its own: a long tail brings the limits close together
+    for row, (limit, label) in enumerate(
+        shown.limits
+    ):  # each label in a row of its own: a long tail brings the limits close together
         x = axes.x(limit)
-        parts.append(f'<line x1="{x}" y1="{_TOP - 2}" x2="{x}" y2="{_HEIGHT - _BOTTOM}" class="limit"/>')
+        parts.append(
+            f'<line x1="{x}" y1="{_TOP - 2}" x2="{x}" y2="{_HEIGHT - _BOTTOM}" class="limit"/>'
+        )
         parts.append(_label(x + 4, _TOP + 10 + 15 * row, label, kind="limit"))
     return parts
 
@@ -86,7 +102,9 @@ def _legend(shown: Histogram) -> list[str]:
     parts = []
     for i, style in enumerate(shown.styles):
         y = 16 + 20 * i
-        parts.append(f'<rect x="{_LEFT}" y="{y - 10}" width="14" height="12" fill="{style.colour}" fill-opacity=".6"/>')
+        parts.append(
+            f'<rect x="{_LEFT}" y="{y - 10}" width="14" height="12" fill="{style.colour}" fill-opacity=".6"/>'
+        )
         parts.append(_label(_LEFT + 21, y, style.label))
     return parts or [_label(_WIDTH / 2, _HEIGHT / 2, "no text", anchor="middle")]
 

@@ -27,7 +27,10 @@ class Section(NamedTuple):
     def flush_right(self) -> list[bool]:
         """Whether each column is set flush right: all but the first, where every cell is a count, a mean, a share or empty."""
         columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.heads)
-        return [number > 0 and all(map(_NUMBER.fullmatch, column)) for number, column in enumerate(columns)]
+        return [
+            number > 0 and all(map(_NUMBER.fullmatch, column))
+            for number, column in enumerate(columns)
+        ]
 
 
 def text_table(document: Document) -> str:
@@ -58,24 +61,47 @@ def _records(document: Document) -> Section:
     rows = [
         ("records", f"{records['counted']:,}", ""),
         *((f"  {name}", *_of(records[key], records["counted"])) for name, key in _RECORD_ROWS),
-        *([("  rewritten before", *_of(records["rewritten_before"], records["counted"]))] if records["rewritten_before"] else []),
-        *([("rejected, in no figure", f"{records['rejected']:,}", "")] if records["rejected"] else []),
+        *(
+            [("  rewritten before", *_of(records["rewritten_before"], records["counted"]))]
+            if records["rewritten_before"]
+            else []
+        ),
+        *(
+            [("rejected, in no figure", f"{records['rejected']:,}", "")]
+            if records["rejected"]
+            else []
+        ),
         ("without tags", *_of(records["caption_only"] + records["empty"], records["counted"])),
         ("without caption", *_of(records["tags_only"] + records["empty"], records["counted"])),
         ("alternatives", f"{document['lengths']['lines']['texts']:,}", ""),
-        *((f"  {STYLE_WORDS[name]}", f"{style['texts']:,}", percent(style["share"])) for name, style in styles.items() if style["texts"]),
+        *(
+            (f"  {STYLE_WORDS[name]}", f"{style['texts']:,}", percent(style["share"]))
+            for name, style in styles.items()
+            if style["texts"]
+        ),
     ]
     note = "Shares of alternatives are of the probability that they are drawn."
-    return Section(f"{document['source']}: records and alternatives", ("", "number", "share"), rows, note)
+    return Section(
+        f"{document['source']}: records and alternatives", ("", "number", "share"), rows, note
+    )
 
 
-_RECORD_ROWS = (("tags and caption", "both"), ("tags only", "tags_only"), ("caption only", "caption_only"), ("neither", "empty"))
+_RECORD_ROWS = (
+    ("tags and caption", "both"),
+    ("tags only", "tags_only"),
+    ("caption only", "caption_only"),
+    ("neither", "empty"),
+)
 
 
 def _lengths(document: Document) -> Section:
     lengths = document["lengths"]
     rows = [
-        (name, *(_number(lengths[key][column]) for column in LENGTH_COLUMNS), lengths[key]["max_key"] or "")
+        (
+            name,
+            *(_number(lengths[key][column]) for column in LENGTH_COLUMNS),
+            lengths[key]["max_key"] or "",
+        )
         for name, key in (("tags", "tags"), ("captions", "captions"), ("trained lines", "lines"))
     ]
     note = f"Tokenizer: {document['tokenizer']} ({document['family']}). Trained lines are weighted by their probability."
@@ -83,9 +109,15 @@ def _lengths(document: Document) -> Section:
 
 
 def _chunks(document: Document) -> Section:
-    rows = [(f"{row['chunks']}", f"{row['texts']:,}", percent(row["share"])) for row in document["chunks"]]
+    rows = [
+        (f"{row['chunks']}", f"{row['texts']:,}", percent(row["share"]))
+        for row in document["chunks"]
+    ]
     if len(rows) > _SHOWN:
-        texts, share = sum(row["texts"] for row in document["chunks"][_SHOWN:]), sum(row["share"] for row in document["chunks"][_SHOWN:])
+        texts, share = (
+            sum(row["texts"] for row in document["chunks"][_SHOWN:]),
+            sum(row["share"] for row in document["chunks"][_SHOWN:]),
+        )
         rows = [*rows[:_SHOWN], ("more", f"{texts:,}", percent(share))]
     return Section("chunks needed", ("chunks", "alternatives", "share"), rows)
 
@@ -97,7 +129,12 @@ def _limits(document: Document) -> Section:
     note = "Padding: empty places for tokens if everything is encoded at that length."
     if document["family"] in ONE_CHUNK:
         note += f" The {CHUNK_IDS} places of CLIP hold them with start and end; this family has one such chunk."
-    return Section("what a max length cuts", _LIMIT_HEADS, [_limit_row(str(cut["limit"]), cut) for cut in document["limits"]], note)
+    return Section(
+        "what a max length cuts",
+        _LIMIT_HEADS,
+        [_limit_row(str(cut["limit"]), cut) for cut in document["limits"]],
+        note,
+    )
 
 
 def _limit_row(name: str, cut: dict[str, Any]) -> tuple[str, ...]:
@@ -109,18 +146,33 @@ def _t5(document: Document) -> Section:
     t5 = document["t5"]
     title = "what a T5 length cuts"
     if t5 is None:
-        return Section(title, (), [], "Not counted: give --tokenizer the folder of a T5, or its tokenizer.json.")
+        return Section(
+            title,
+            (),
+            [],
+            "Not counted: give --tokenizer the folder of a T5, or its tokenizer.json.",
+        )
     rows = [_limit_row(str(cut["limit"]), cut) for cut in t5["limits"]]
     figures = ", ".join(f"{name} {_number(t5['lengths'][name])}" for name in LENGTH_COLUMNS)
     special = t5["limits"][0]["limit"] - t5["limits"][0]["room_tokens"]
     return Section(
-        title, _LIMIT_HEADS, rows, f"Tokenizer: {t5['tokenizer']}, {special} place(s) of each length for its own tokens. Lines: {figures}."
+        title,
+        _LIMIT_HEADS,
+        rows,
+        f"Tokenizer: {t5['tokenizer']}, {special} place(s) of each length for its own tokens. Lines: {figures}.",
     )
 
 
 def _wildcards(document: Document) -> Section:
     found = document["wildcards"]
-    rows = [(name, f"{found[key]:,.1f}") for name, key in (("longest", "mean_longest"), ("mean", "mean"), ("shortest", "mean_shortest"))]
+    rows = [
+        (name, f"{found[key]:,.1f}")
+        for name, key in (
+            ("longest", "mean_longest"),
+            ("mean", "mean"),
+            ("shortest", "mean_shortest"),
+        )
+    ]
     note = f"{found['alternatives']:,} alternatives have in-line wildcards; every other figure takes them at their longest."
     if found["not_listed"]:
         note += f" {found['not_listed']:,} of them have too many outcomes to list: there the extremes are by characters."
@@ -128,29 +180,44 @@ def _wildcards(document: Document) -> Section:
 
 
 def _longest(document: Document, shown: int) -> Section:
-    rows = [(f"{entry['tokens']:,}", entry["key"]) for entry in document["lengths"]["lines"]["longest"][: 2 * shown]]
+    rows = [
+        (f"{entry['tokens']:,}", entry["key"])
+        for entry in document["lengths"]["lines"]["longest"][: 2 * shown]
+    ]
     return Section("longest alternatives", ("tokens", "key"), rows)
 
 
 def _tags(document: Document, shown: int) -> Section:
     tags, underscores = document["tags"], document["underscores"]
     if tags is None:
-        return Section("most frequent tags", (), [], f"Not counted: there are over {MOST_TAGS:,} distinct ones, so they are hardly tags.")
-    rows = [(entry["tag"], f"{entry['texts']:,}", percent(entry["share"])) for entry in tags["most_frequent"][:shown]]
+        return Section(
+            "most frequent tags",
+            (),
+            [],
+            f"Not counted: there are over {MOST_TAGS:,} distinct ones, so they are hardly tags.",
+        )
+    rows = [
+        (entry["tag"], f"{entry['texts']:,}", percent(entry["share"]))
+        for entry in tags["most_frequent"][:shown]
+    ]
     note = f"{tags['distinct']:,} distinct tags, {tags['occurrences']:,} in all."
     if underscores["saved_tokens"]:
-        note += (
-            f" --underscores space would save {underscores['saved_tokens']:,} tokens, {percent(underscores['share'])} of those of all tags."
-        )
+        note += f" --underscores space would save {underscores['saved_tokens']:,} tokens, {percent(underscores['share'])} of those of all tags."
     if tags["long"]:
-        note += f" {tags['long']:,} over {LONGEST_TAG} characters are left out: they are hardly tags."
+        note += (
+            f" {tags['long']:,} over {LONGEST_TAG} characters are left out: they are hardly tags."
+        )
     return Section("most frequent tags", ("tag", "number", "of records with tags"), rows, note)
 
 
 def _duplicates(document: Document, shown: int) -> Section:
     found = document["duplicates"]
     rows = [
-        (f"{group['captions']:,}", group["key"] or f"record {group['record']:,}", group["caption"] or "")
+        (
+            f"{group['captions']:,}",
+            group["key"] or f"record {group['record']:,}",
+            group["caption"] or "",
+        )
         for group in found["largest"][:shown]
     ]
     note = (
@@ -158,24 +225,39 @@ def _duplicates(document: Document, shown: int) -> Section:
         "duplicates drive copying (arXiv 2305.20086)."
     )
     return Section(
-        "exact duplicates", ("captions", "first", "caption") if rows else (), rows, note if found["captions"] else "No captions."
+        "exact duplicates",
+        ("captions", "first", "caption") if rows else (),
+        rows,
+        note if found["captions"] else "No captions.",
     )
 
 
 def _resolutions(document: Document, shown: int) -> Section:
     found = document["resolutions"]
     if found is None:
-        return Section("resolutions", (), [], "Not counted: there are too many distinct ones to be buckets.")
+        return Section(
+            "resolutions", (), [], "Not counted: there are too many distinct ones to be buckets."
+        )
     total = document["records"]["counted"]
     rows = [(entry["resolution"], *_of(entry["records"], total)) for entry in found[:shown]]
     if len(found) > shown:
-        rows.append((f"{len(found) - shown:,} others", *_of(sum(entry["records"] for entry in found[shown:]), total)))
+        rows.append(
+            (
+                f"{len(found) - shown:,} others",
+                *_of(sum(entry["records"] for entry in found[shown:]), total),
+            )
+        )
     return Section("resolutions", ("bucket", "records", "share"), rows)
 
 
 def _literals(document: Document) -> Section:
     rows = [(f"{name}", f"{count:,}") for name, count in document["literals"].items()]
-    return Section("special literals", ("text", "alternatives") if rows else (), rows, "" if rows else "None found.")
+    return Section(
+        "special literals",
+        ("text", "alternatives") if rows else (),
+        rows,
+        "" if rows else "None found.",
+    )
 
 
 def _of(count: int, total: int) -> tuple[str, str]:
@@ -189,10 +271,23 @@ def _number(value: float | None) -> str:
 
 
 def _section_text(section: Section) -> str:
-    rows = [tuple(_short(printable(cell)) for cell in row) for row in (section.heads, *section.rows) if row]
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)] if rows else []
-    pads: list[Callable[[str, int], str]] = [str.rjust if flush else str.ljust for flush in section.flush_right()]
-    lines = ["  ".join(pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True)).rstrip() for row in rows]
+    rows = [
+        tuple(_short(printable(cell)) for cell in row)
+        for row in (section.heads, *section.rows)
+        if row
+    ]
+    widths = (
+        [max(len(cell) for cell in column) for column in zip(*rows, strict=True)] if rows else []
+    )
+    pads: list[Callable[[str, int], str]] = [
+        str.rjust if flush else str.ljust for flush in section.flush_right()
+    ]
+    lines = [
+        "  ".join(
+            pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
     note = [printable(section.note)] if section.note else []
     return "\n".join([printable(section.title), *(f"  {line}" for line in [*lines, *note])])
 

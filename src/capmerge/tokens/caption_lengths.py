@@ -18,7 +18,9 @@ __all__ = ["TextLengths", "a1111_chunk_counts"]
 Integers = NDArray[np.int64]
 
 _NOWHERE = -(1 << 62)
-_CERTAIN = 4 * CHUNK_TOKENS  # from this many tokens on the number of chunks always depends on the commas
+_CERTAIN = (
+    4 * CHUNK_TOKENS
+)  # from this many tokens on the number of chunks always depends on the commas
 _OPEN = np.array([len(set(a1111_bounds(n))) > 1 for n in range(_CERTAIN + 1)])
 
 
@@ -27,7 +29,11 @@ class TextLengths:
 
     def __init__(self) -> None:
         self._sd1, self._sd2 = _Lengths("sd1"), _Lengths("sd2")
-        self._differ = [literal for literal in self._sd2.tokenizer.added if literal not in self._sd1.tokenizer.added]
+        self._differ = [
+            literal
+            for literal in self._sd2.tokenizer.added
+            if literal not in self._sd1.tokenizer.added
+        ]
 
     def count(self, texts: Sequence[str]) -> Integers:
         """(n_texts, 4): tokens by SD 1 and by SD 2, chunks by SD 1 and by SD 2."""
@@ -50,7 +56,8 @@ class _Lengths:
 
     def count(self, texts: Sequence[str]) -> tuple[Integers, Integers]:
         """Tokens and chunks of each text."""
-        # What AUTOMATIC1111 reads of a text without its backslashes is counted beside the text itself.
+        # What AUTOMATIC1111 reads of a text without its backslashes is counted beside the text
+        # itself.
         with_breaks: list[int] = []
         unescaped: dict[int, str] = {}
         for number in _holding(("\\", "BREAK"), texts):
@@ -59,7 +66,9 @@ class _Lengths:
                 with_breaks.append(number)
             elif parts[0] != texts[number]:
                 unescaped[number] = parts[0]
-        counts, commas = self._counter.count_tokens_and_commas([*texts, *unescaped.values()], _depends_on_commas)
+        counts, commas = self._counter.count_tokens_and_commas(
+            [*texts, *unescaped.values()], _depends_on_commas
+        )
         chunks = a1111_chunk_counts(counts, commas)
         chunks[[*unescaped]] = chunks[len(texts) :]
         for number in with_breaks:
@@ -71,7 +80,11 @@ def _holding(words: Sequence[str], texts: Sequence[str]) -> list[int]:
     """The numbers of the texts that hold one of `words`."""
     joined = "\n".join(texts)
     held = [word for word in words if word in joined]
-    return [number for number, text in enumerate(texts) if any(word in text for word in held)] if held else []
+    return (
+        [number for number, text in enumerate(texts) if any(word in text for word in held)]
+        if held
+        else []
+    )
 
 
 def a1111_chunk_counts(counts: Integers, commas: Integers) -> Integers:

@@ -48,7 +48,11 @@ class Cutter(NamedTuple):
     def cut(self, text: str) -> Cut:
         """The chunks of one text as it is trained."""
         if self.chunking == "a1111":
-            pairs = list(chain.from_iterable(self.tokenizer.encode_with_text(part) for part in a1111_parts(text)))
+            pairs = list(
+                chain.from_iterable(
+                    self.tokenizer.encode_with_text(part) for part in a1111_parts(text)
+                )
+            )
             spans = a1111(text, self.tokenizer).spans
             if self.max_tokens:
                 spans = spans[: self.max_tokens // CHUNK_TOKENS]
@@ -57,7 +61,10 @@ class Cutter(NamedTuple):
             pairs = self.tokenizer.encode_with_text(text)
             spans = kohya_spans(len(pairs), self.max_tokens)
         pieces = [piece for _, piece in pairs]
-        parts = [Part(number, "".join(pieces[start:end]), end - start) for number, (start, end) in enumerate(spans, 1)]
+        parts = [
+            Part(number, "".join(pieces[start:end]), end - start)
+            for number, (start, end) in enumerate(spans, 1)
+        ]
         end = spans[-1][1]
         if end < len(pieces):
             parts.append(Part(None, "".join(pieces[end:]), len(pieces) - end))
@@ -68,5 +75,9 @@ def crop(text: str, tokenizer: Tokenizer, limit: int) -> Cut:
     """The first `limit` tokens of a text as one chunk, and the rest as dropped."""
     pairs = tokenizer.encode_with_text(text)
     kept, rest = pairs[:limit], pairs[limit:]
-    parts = [Part(number, "".join(piece for _, piece in some), len(some)) for number, some in ((1, kept), (None, rest)) if some or number]
+    parts = [
+        Part(number, "".join(piece for _, piece in some), len(some))
+        for number, some in ((1, kept), (None, rest))
+        if some or number
+    ]
     return Cut(parts, 1)

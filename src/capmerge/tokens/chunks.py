@@ -32,8 +32,9 @@ def dropped_tokens(n_tokens: int, max_tokens: int) -> int:
 def kohya(ids: Sequence[int], max_tokens: int, tokenizer: ClipTokenizer) -> list[list[int]]:
     """The chunks that sd-scripts gives the text encoder for `ids`: always `max_tokens` / 75 lists of 77 ids; what exceeds them is dropped.
 
-    Where the padding is not EOS, a chunk that ends or begins inside the padding gets the EOS that sd-scripts puts there, and a real id 0
-    in that place is mistaken for padding as it is there. Source: sd-scripts, library/strategy_base.py, _get_input_ids.
+    Where the padding is not EOS, a chunk that ends or begins inside the padding gets the EOS that
+    sd-scripts puts there, and a real id 0 in that place is mistaken for padding as it is there.
+    Source: sd-scripts, library/strategy_base.py, _get_input_ids.
 
     Raises UsageError if `max_tokens` is not a positive multiple of 75.
     """
@@ -70,15 +71,18 @@ def kohya_spans(n_tokens: int, max_tokens: int) -> list[tuple[int, int]]:
 def count_chunks(max_tokens: int) -> int:
     """How many chunks `max_tokens` are. Raises UsageError if they do not fill whole ones."""
     if max_tokens < CHUNK_TOKENS or max_tokens % CHUNK_TOKENS:
-        raise UsageError(f"{max_tokens} tokens: expected a multiple of {CHUNK_TOKENS}, such as 75, 150 or 225.")
+        raise UsageError(
+            f"{max_tokens} tokens: expected a multiple of {CHUNK_TOKENS}, such as 75, 150 or 225."
+        )
     return max_tokens // CHUNK_TOKENS
 
 
 class A1111Chunks(NamedTuple):
     """A text cut the way AUTOMATIC1111 cuts a prompt.
 
-    `chunks`: lists of 77 ids. `spans`: [start, end) of each chunk's content in the ids of all `a1111_parts`, one after the other.
-    `token_count`: what the web UI shows, 75 for every finished chunk, padded or not, plus the last chunk's content.
+    `chunks`: lists of 77 ids. `spans`: [start, end) of each chunk's content in the ids of all
+    `a1111_parts`, one after the other. `token_count`: what the web UI shows, 75 for every finished
+    chunk, padded or not, plus the last chunk's content.
     """
 
     chunks: list[list[int]]
@@ -93,8 +97,9 @@ _ESCAPE = re.compile(r"\\([()\[\]\\]?)")
 def a1111_parts(text: str) -> list[str]:
     r"""What AUTOMATIC1111 tokenizes for `text`: the parts between `BREAK`s, without the backslash escapes.
 
-    A backslash before ( ) [ ] \ makes that character plain text, and any other backslash vanishes. There is no emphasis here:
-    unescaped brackets and `:1.2` are text. Source: stable-diffusion-webui, modules/prompt_parser.py, parse_prompt_attention.
+    A backslash before ( ) [ ] \ makes that character plain text, and any other backslash vanishes.
+    There is no emphasis here: unescaped brackets and `:1.2` are text. Source:
+    stable-diffusion-webui, modules/prompt_parser.py, parse_prompt_attention.
 
     >>> a1111_parts(r"saber \(fate\) BREAK 1girl")
     ['saber (fate)', '1girl']
@@ -105,9 +110,10 @@ def a1111_parts(text: str) -> list[str]:
 def a1111(text: str, tokenizer: ClipTokenizer) -> A1111Chunks:
     """The chunks that AUTOMATIC1111 makes of `text`: any number of them, at least one.
 
-    A chunk closes at `BREAK`, even if empty, and at 75 tokens; but if the 76th is not a comma and a comma lies among the last 20, what
-    follows that comma moves to the next chunk. Only the token "," counts, not ",," or "),". Behind the content stand EOS and padding.
-    Source: stable-diffusion-webui, modules/sd_hijack_clip.py, tokenize_line, with its default settings.
+    A chunk closes at `BREAK`, even if empty, and at 75 tokens; but if the 76th is not a comma and a
+    comma lies among the last 20, what follows that comma moves to the next chunk. Only the token
+    "," counts, not ",," or "),". Behind the content stand EOS and padding. Source:
+    stable-diffusion-webui, modules/sd_hijack_clip.py, tokenize_line, with its default settings.
     """
     parts = [tokenizer.encode(part) for part in a1111_parts(text)]
     spans, token_count = _a1111_spans(parts, tokenizer.comma)
@@ -129,7 +135,9 @@ def a1111_bounds(n_tokens: int) -> tuple[int, int]:
     return chunks_needed(n_tokens), most
 
 
-def _a1111_spans(parts: Sequence[Sequence[int]], comma: int | None) -> tuple[list[tuple[int, int]], int]:
+def _a1111_spans(
+    parts: Sequence[Sequence[int]], comma: int | None
+) -> tuple[list[tuple[int, int]], int]:
     spans: list[tuple[int, int]] = []
     start = here = 0
     last_comma: int | None = None
@@ -144,7 +152,12 @@ def _a1111_spans(parts: Sequence[Sequence[int]], comma: int | None) -> tuple[lis
             close(here)
         for index in part:
             full = here - start == CHUNK_TOKENS
-            if full and index != comma and last_comma is not None and here - last_comma <= COMMA_BACKTRACK:
+            if (
+                full
+                and index != comma
+                and last_comma is not None
+                and here - last_comma <= COMMA_BACKTRACK
+            ):
                 close(last_comma + 1)
             elif full:
                 close(here)
@@ -192,7 +205,10 @@ class Chunker(NamedTuple):
         """The chunks of one caption, before anything is dropped."""
         if self.chunking == "a1111":
             cuts = [a1111(text, tokenizer) for tokenizer in self.tokenizers]
-            return CutText(tuple(cut.chunks for cut in cuts), tuple(end - start for start, end in cuts[0].spans))
+            return CutText(
+                tuple(cut.chunks for cut in cuts),
+                tuple(end - start for start, end in cuts[0].spans),
+            )
         ids = self.tokenizers[0].encode(text)
         n_tokens = len(ids)
         filled = [CHUNK_TOKENS] * chunks_needed(n_tokens)
@@ -208,7 +224,14 @@ class Chunker(NamedTuple):
         """For each tokenizer exactly `n_chunks` lists of 77 ids; tokens past them are dropped."""
         if self.chunking == "a1111":
             return tuple(
-                (chunks + [[tokenizer.bos, tokenizer.eos, *[tokenizer.pad] * CHUNK_TOKENS]] * (n_chunks - len(chunks)))[:n_chunks]
+                (
+                    chunks
+                    + [[tokenizer.bos, tokenizer.eos, *[tokenizer.pad] * CHUNK_TOKENS]]
+                    * (n_chunks - len(chunks))
+                )[:n_chunks]
                 for tokenizer, chunks in zip(self.tokenizers, cut.ids, strict=True)
             )
-        return tuple(kohya(ids, n_chunks * CHUNK_TOKENS, tokenizer) for tokenizer, (ids,) in zip(self.tokenizers, cut.ids, strict=True))
+        return tuple(
+            kohya(ids, n_chunks * CHUNK_TOKENS, tokenizer)
+            for tokenizer, (ids,) in zip(self.tokenizers, cut.ids, strict=True)
+        )

@@ -1,8 +1,9 @@
 """Short pieces of text -> small counts, looked up by the ten thousand, in fixed memory.
 
-Owns the cutting of texts into space-separated pieces and a hash table of machine words that compares whole keys, so it never mistakes one
-piece for another. Knows nothing of tokens. It is numpy and not a dict because a look-up among 300,000 strings takes 0.2 us, nearly all of
-it waiting for memory, and here the look-ups of a batch wait together: 0.07 us a piece, the cutting included.
+Owns the cutting of texts into space-separated pieces and a hash table of machine words that
+compares whole keys, so it never mistakes one piece for another. Knows nothing of tokens. It is
+numpy and not a dict because a look-up among 300,000 strings takes 0.2 us, nearly all of it waiting
+for memory, and here the look-ups of a batch wait together: 0.07 us a piece, the cutting included.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,15 +16,23 @@ __all__ = ["LONGEST_BYTES", "CountTable", "Pieces"]
 Integers = NDArray[np.int64]
 Words = NDArray[np.uint64]
 
-_WIDTHS = (1, 2, 4)  # in words of 8 bytes; the last byte of a key is free for the count, so they hold 7, 15 and 31 bytes
+_WIDTHS = (
+    1,
+    2,
+    4,
+)  # in words of 8 bytes; the last byte of a key is free for the count, so they hold 7, 15 and 31 bytes
 _WAYS = 4
 _COUNT_SHIFT = np.uint64(56)
 _KEY_BITS = np.uint64(8)
 # Odd numbers with bits all over: the top bits of a sum of products depend on every byte.
-_FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64)
+_FACTORS = np.array(
+    [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64
+)
 _FIRST_BYTES = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
 
-_NOT_SPACE = np.uint8(~ord(" ") & 0xFF)  # the space and NUL are the only bytes without any of these bits
+_NOT_SPACE = np.uint8(
+    ~ord(" ") & 0xFF
+)  # the space and NUL are the only bytes without any of these bits
 _LETTER_OR_DIGIT = np.array([chr(byte).isascii() and chr(byte).isalnum() for byte in range(256)])
 
 LONGEST_BYTES = 8 * _WIDTHS[-1] - 1
@@ -32,8 +41,9 @@ LONGEST_BYTES = 8 * _WIDTHS[-1] - 1
 class Pieces:
     """The pieces of `" ".join(texts).split(" ")` as places in UTF-8 bytes, in which NUL stands between the texts.
 
-    `starts`, `lengths`: int64 (n_pieces,), in bytes. `first`: int64 (n_texts,), the number of each text's first piece.
-    `hold_nul`: whether a text holds a NUL of its own; then the pieces are of no use: keys are filled up with zero.
+    `starts`, `lengths`: int64 (n_pieces,), in bytes. `first`: int64 (n_texts,), the number of each
+    text's first piece. `hold_nul`: whether a text holds a NUL of its own; then the pieces are of no
+    use: keys are filled up with zero.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -46,7 +56,9 @@ class Pieces:
         np.add(ends, 1, out=edges[1:-1])
         self.starts: Integers = edges[:-1]
         self.lengths: Integers = np.diff(edges) - 1
-        self.first: Integers = np.concatenate(([0], np.flatnonzero(self._padded.take(ends) == 0) + 1))
+        self.first: Integers = np.concatenate(
+            ([0], np.flatnonzero(self._padded.take(ends) == 0) + 1)
+        )
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -93,8 +105,9 @@ class Pieces:
 class CountTable:
     """Piece -> count below 256, for pieces of up to LONGEST_BYTES bytes, in 56 bytes x `n_slots`, a power of 2.
 
-    Three hash tables, for pieces of up to 7, 15 and 31 bytes, with `n_slots` rows each. A row is the piece's bytes, then zeros, and the
-    count as the last byte. A piece may stand in any of the four rows of its group; where all are taken, the new one replaces one of them.
+    Three hash tables, for pieces of up to 7, 15 and 31 bytes, with `n_slots` rows each. A row is
+    the piece's bytes, then zeros, and the count as the last byte. A piece may stand in any of the
+    four rows of its group; where all are taken, the new one replaces one of them.
     """
 
     def __init__(self, n_slots: int) -> None:

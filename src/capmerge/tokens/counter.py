@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["TokenCounter", "TokensAndCommas"]
 
 _SLOTS = 1 << 18
-_BATCH = 512  # texts; more would leave the processor's cache, fewer pay the 0.2 ms of a batch more often
+_BATCH = (
+    512  # texts; more would leave the processor's cache, fewer pay the 0.2 ms of a batch more often
+)
 _FEW = 4  # texts, for which a batch is not worth it
 _MOST_PIECES_WITH_COMMAS = 1 << 16
 
@@ -35,13 +37,15 @@ class TokensAndCommas(NamedTuple):
 class TokenCounter:
     """Counts tokens with one tokenizer; the counts are those of `len(tokenizer.encode(text))`.
 
-    CLIP's pattern never joins across white space and its byte-pair merges never join across words, so the counts of a text's pieces
-    between spaces add up. Pieces are looked up as they stand in the caption: what the clean-up makes of one is found out once, when it is
-    new. A text with a piece that ftfy would read together with its neighbours (see `is_local`) is encoded whole, as is every text of
-    a tokenizer whose counts do not add up.
+    CLIP's pattern never joins across white space and its byte-pair merges never join across words,
+    so the counts of a text's pieces between spaces add up. Pieces are looked up as they stand in
+    the caption: what the clean-up makes of one is found out once, when it is new. A text with a
+    piece that ftfy would read together with its neighbours (see `is_local`) is encoded whole, as is
+    every text of a tokenizer whose counts do not add up.
 
-    Takes 56 bytes x `n_slots` (a power of 2, from 16) for the pieces it remembers, whatever it counts: 15 MB by default, for up to
-    786,432 pieces. The same texts give the same counts in any order and grouping. Uses no threads.
+    Takes 56 bytes x `n_slots` (a power of 2, from 16) for the pieces it remembers, whatever it
+    counts: 15 MB by default, for up to 786,432 pieces. The same texts give the same counts in any
+    order and grouping. Uses no threads.
     """
 
     def __init__(self, tokenizer: ClipTokenizer | FileTokenizer, n_slots: int = _SLOTS) -> None:
@@ -66,10 +70,13 @@ class TokenCounter:
             counts += counted.totals.tolist() if counted else tokenizer.count_each(batch)
         return counts
 
-    def count_tokens_and_commas(self, texts: Sequence[str], asked: "Callable[[Integers], Integers]") -> TokensAndCommas:
+    def count_tokens_and_commas(
+        self, texts: Sequence[str], asked: "Callable[[Integers], Integers]"
+    ) -> TokensAndCommas:
         """The number of tokens of each text, and the places of the commas in the texts that `asked` picks by their numbers of tokens.
 
-        `asked` is given the counts of some texts and returns which of them, by their places in what it was given. Only for CLIP.
+        `asked` is given the counts of some texts and returns which of them, by their places in what
+        it was given. Only for CLIP.
         """
         import numpy as np
 
@@ -86,7 +93,9 @@ class TokenCounter:
             chosen[asked(totals)] = True
             for number in np.flatnonzero(chosen).tolist():
                 if counted is None or number in counted.whole:
-                    commas.append(np.array(_commas(tokenizer, batch[number]), np.int64) + starts[number])
+                    commas.append(
+                        np.array(_commas(tokenizer, batch[number]), np.int64) + starts[number]
+                    )
                     chosen[number] = False
             if counted and chosen.any():
                 commas.append(self._find_commas(tokenizer, counted, starts, chosen))
@@ -119,13 +128,23 @@ class TokenCounter:
             foreign = unknown[counts[unknown] < 0]
             counts[foreign] = 0
             whole.update(pieces.places(foreign))
-            self._table.store(pieces, np.array([numbers[text] for text in new], np.int64), np.array([*new.values()], np.int64))
+            self._table.store(
+                pieces,
+                np.array([numbers[text] for text in new], np.int64),
+                np.array([*new.values()], np.int64),
+            )
         totals: Integers = np.add.reduceat(counts, pieces.first)
         for place in whole:
             totals[place] = len(tokenizer.encode(texts[place]))
         return _Counted(pieces, counts, totals, whole)
 
-    def _find_commas(self, tokenizer: ClipTokenizer, counted: "_Counted", starts: "Integers", chosen: "NDArray[np.bool_]") -> "Integers":
+    def _find_commas(
+        self,
+        tokenizer: ClipTokenizer,
+        counted: "_Counted",
+        starts: "Integers",
+        chosen: "NDArray[np.bool_]",
+    ) -> "Integers":
         """The commas in the `chosen` texts, none of which was encoded whole; `starts` is the place of each text's first token."""
         import numpy as np
 
@@ -133,7 +152,8 @@ class TokenCounter:
         commas, of_piece, of_text = pieces.find(ord(","), chosen)
         before = np.cumsum(counts) - counts
         starts = starts - before.take(pieces.first)
-        # "tag," with a letter or digit before it, and "," alone: CLIP's pattern makes the comma a word, so it is the piece's last token.
+        # "tag," with a letter or digit before it, and "," alone: CLIP's pattern makes the comma a
+        # word, so it is the piece's last token.
         plain = pieces.ends_a_word(commas, of_piece)
         odd, first = np.unique(of_piece[~plain], return_index=True)
         text_of_odd = of_text[~plain][first]
@@ -142,9 +162,13 @@ class TokenCounter:
         plain &= ~is_odd[of_piece]
         last = of_piece[plain]
         inside = [self._commas_inside(tokenizer, text) for text in pieces.texts(odd)]
-        odd_starts = np.repeat(before[odd] + starts[text_of_odd], [len(places) for places in inside])
+        odd_starts = np.repeat(
+            before[odd] + starts[text_of_odd], [len(places) for places in inside]
+        )
         odd_places = odd_starts + np.array([place for some in inside for place in some], np.int64)
-        return np.concatenate((before[last] + counts[last] - 1 + starts[of_text[plain]], odd_places))
+        return np.concatenate(
+            (before[last] + counts[last] - 1 + starts[of_text[plain]], odd_places)
+        )
 
     def _commas_inside(self, tokenizer: ClipTokenizer, piece: str) -> list[int]:
         found = self._commas_of_piece.get(piece)

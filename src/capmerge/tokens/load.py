@@ -1,9 +1,10 @@
 """Tokens: how many a caption has, which they are, and how a model's chunks are cut from them.
 
-Owns CLIP's numbers - 75, 77, BOS, EOS - the families, and the two ways of cutting. The parts below it: `tokens_clean` (text to clean text),
-`tokens_vocabulary` (files to vocabularies), `tokens_ids` (text to ids), `tokens_table` (pieces of text to remembered counts) and
-`tokens_count` (texts to counts). Knows nothing of records, templates or statistics.
-ftfy, regex, tokenizers and numpy are imported at the first use, not with this module.
+Owns CLIP's numbers - 75, 77, BOS, EOS - the families, and the two ways of cutting. The parts below
+it: `tokens_clean` (text to clean text), `tokens_vocabulary` (files to vocabularies), `tokens_ids`
+(text to ids), `tokens_table` (pieces of text to remembered counts) and `tokens_count` (texts to
+counts). Knows nothing of records, templates or statistics. ftfy, regex, tokenizers and numpy are
+imported at the first use, not with this module.
 """
 
 import functools
@@ -62,9 +63,14 @@ __all__ = [
 
 Tokenizer = ClipTokenizer | FileTokenizer
 
-# family -> padding, and the literals it adds to CLIP's two. sd1 is SDXL's first encoder too, sdxl_g its second; SD2's padding "!" is an
-# added token, so it is cut out of every word, while SDXL's second encoder pads with the same id and leaves "!" alone.
-FAMILIES: dict[str, tuple[int, dict[str, int]]] = {"sd1": (EOS_ID, {}), "sd2": (0, {"!": 0}), "sdxl_g": (0, {})}
+# family -> padding, and the literals it adds to CLIP's two. sd1 is SDXL's first encoder too, sdxl_g
+# its second; SD2's padding "!" is an added token, so it is cut out of every word, while SDXL's
+# second encoder pads with the same id and leaves "!" alone.
+FAMILIES: dict[str, tuple[int, dict[str, int]]] = {
+    "sd1": (EOS_ID, {}),
+    "sd2": (0, {"!": 0}),
+    "sdxl_g": (0, {}),
+}
 
 
 @functools.cache
@@ -82,7 +88,8 @@ def _load_family(family: str) -> ClipTokenizer:
 def load_tokenizer(family_or_path: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of a family (`sd1`, `sd2`, `sdxl_g`), or the one at a path. A family takes about 0.2 s the first time in a process.
 
-    Raises UsageError for a path that holds none, CapmergeError if the package with CLIP's vocabulary is missing.
+    Raises UsageError for a path that holds none, CapmergeError if the package with CLIP's
+    vocabulary is missing.
     """
     if isinstance(family_or_path, str) and family_or_path in FAMILIES:
         return _load_family(family_or_path)
@@ -97,7 +104,8 @@ def load_tokenizer(family_or_path: str | os.PathLike[str]) -> Tokenizer:
 def load_tokenizer_file(path: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer in a Hugging Face folder or `tokenizer.json`.
 
-    A CLIP tokenizer works as in sd-scripts, clean-up included, whatever the file says of it; any other works as its file says.
+    A CLIP tokenizer works as in sd-scripts, clean-up included, whatever the file says of it; any
+    other works as its file says.
 
     Raises UsageError: no such path, no tokenizer there, or a broken file.
     """
@@ -107,10 +115,13 @@ def load_tokenizer_file(path: str | os.PathLike[str]) -> Tokenizer:
     return FileTokenizer(os.fspath(path), found)
 
 
-def load_readers(family: Family, path: str | os.PathLike[str] | None = None) -> tuple[ClipTokenizer, FileTokenizer | None]:
+def load_readers(
+    family: Family, path: str | os.PathLike[str] | None = None
+) -> tuple[ClipTokenizer, FileTokenizer | None]:
     """What reads the captions of a model `family`: its CLIP, or the one at `path`, and the T5 at `path` if the family has a T5.
 
-    Raises UsageError for a tokenizer that is no CLIP's where there is no T5, and as `load_tokenizer_file`.
+    Raises UsageError for a tokenizer that is no CLIP's where there is no T5, and as
+    `load_tokenizer_file`.
     """
     given = load_tokenizer_file(path) if path else None
     if isinstance(given, ClipTokenizer):

@@ -1,6 +1,7 @@
 """Text -> token ids: exactly sd-scripts' tokenizer for CLIP, the file's own pipeline for every other model.
 
-Owns the order of steps between a caption and its ids. Knows nothing of chunks, limits or where a vocabulary came from.
+Owns the order of steps between a caption and its ids. Knows nothing of chunks, limits or where a
+vocabulary came from.
 """
 
 import codecs
@@ -15,19 +16,35 @@ from capmerge.tokens.vocabulary import BOS, EOS, ClipVocabulary, byte_alphabet
 
 __all__ = ["ClipTokenizer", "FileTokenizer"]
 
-# openai/CLIP, clip/simple_tokenizer.py. Ignoring case matters although the text is in lower case: a long s counts as s here.
-_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# openai/CLIP, clip/simple_tokenizer.py. Ignoring case matters although the text is in lower case: a
+# long s counts as s here.
+_PATTERN = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
 _WORDS_REMEMBERED = 1 << 16
 
 
 class ClipTokenizer:
     """One CLIP family's tokenizer: the ids of sd-scripts' slow CLIPTokenizer, without BOS and EOS and without any limit.
 
-    Immutable but for its memory of words. `bos`, `eos`, `pad` and `comma` are ids; `added` are the literals that become ids before
-    the clean-up, exact case. Building one takes about 0.1 s. Raises UsageError if the merges of `vocabulary` do not fit its ids.
+    Immutable but for its memory of words. `bos`, `eos`, `pad` and `comma` are ids; `added` are the
+    literals that become ids before the clean-up, exact case. Building one takes about 0.1 s. Raises
+    UsageError if the merges of `vocabulary` do not fit its ids.
     """
 
-    __slots__ = ("_any_added", "_model", "_word_ids", "_words", "_words_and_ends", "added", "bos", "comma", "eos", "name", "pad")
+    __slots__ = (
+        "_any_added",
+        "_model",
+        "_word_ids",
+        "_words",
+        "_words_and_ends",
+        "added",
+        "bos",
+        "comma",
+        "eos",
+        "name",
+        "pad",
+    )
 
     def __init__(self, name: str, vocabulary: ClipVocabulary) -> None:
         import regex
@@ -35,19 +52,33 @@ class ClipTokenizer:
 
         ids, merges, added, pad = vocabulary
         try:
-            model = BPE(vocab=ids, merges=merges, unk_token=EOS, continuing_subword_prefix="", end_of_word_suffix="</w>")
+            model = BPE(
+                vocab=ids,
+                merges=merges,
+                unk_token=EOS,
+                continuing_subword_prefix="",
+                end_of_word_suffix="</w>",
+            )
         except Exception as error:  # the library raises no narrower class
-            raise UsageError(f"{name}: its vocabulary and merges do not fit together: {error}") from error
+            raise UsageError(
+                f"{name}: its vocabulary and merges do not fit together: {error}"
+            ) from error
         literals = {literal: (ids[literal],) for literal in (BOS, EOS)}
         alphabet = {byte: symbol for byte, symbol in byte_alphabet().items() if chr(byte) != symbol}
 
         @functools.lru_cache(_WORDS_REMEMBERED)
         def word_ids(word: str) -> tuple[int, ...]:
-            if word in literals:  # it was in capitals, or an entity was unescaped: else it would have been found in the raw text
+            if (
+                word in literals
+            ):  # it was in capitals, or an entity was unescaped: else it would have been found in the raw text
                 return literals[word]
             if word == "\n":  # the end of one text of many
                 return ()
-            symbols = word if word.isascii() and word.isprintable() else word.encode().decode("latin-1").translate(alphabet)
+            symbols = (
+                word
+                if word.isascii() and word.isprintable()
+                else word.encode().decode("latin-1").translate(alphabet)
+            )
             return tuple(token.id for token in model.tokenize(symbols))
 
         # Longest first: where two added tokens begin at the same place the longer one is meant.
@@ -74,7 +105,11 @@ class ClipTokenizer:
         ids: list[int] = []
         for part, added in self._parts(text):
             if added is None:
-                ids.extend(itertools.chain.from_iterable(map(self._word_ids, self._words.findall(clean(part)))))
+                ids.extend(
+                    itertools.chain.from_iterable(
+                        map(self._word_ids, self._words.findall(clean(part)))
+                    )
+                )
             else:
                 ids.append(added)
         return ids
@@ -92,12 +127,15 @@ class ClipTokenizer:
         so_far = itertools.accumulate(map(len, map(self._word_ids, words)))
         ends = itertools.compress(so_far, map("\n".__eq__, words))
         starts_and_ends = itertools.pairwise(itertools.chain((0,), ends))
-        return [count + end - start for count, (start, end) in zip(counts, starts_and_ends, strict=True)]
+        return [
+            count + end - start for count, (start, end) in zip(counts, starts_and_ends, strict=True)
+        ]
 
     def encode_with_text(self, text: str) -> list[tuple[int, str]]:
         """The ids of `text`, each with the piece of the cleaned text it stands for, spaces before it included.
 
-        Joined, the pieces give the text as CLIP reads it; of a character that takes several tokens only the last holds it, the others "".
+        Joined, the pieces give the text as CLIP reads it; of a character that takes several tokens
+        only the last holds it, the others "".
         """
         pairs: list[tuple[int, str]] = []
         for part, added in self._parts(text):
@@ -123,9 +161,16 @@ class ClipTokenizer:
     def _word_texts(self, word: str, ids: tuple[int, ...]) -> list[str]:
         if len(ids) == 1:
             return [word]
-        decoder, encoded, texts, start = codecs.getincrementaldecoder("utf-8")(), word.encode(), [], 0
+        decoder, encoded, texts, start = (
+            codecs.getincrementaldecoder("utf-8")(),
+            word.encode(),
+            [],
+            0,
+        )
         for index in ids:
-            n_bytes = len(str(self._model.id_to_token(index)).removesuffix("</w>"))  # the byte alphabet: one character a byte
+            n_bytes = len(
+                str(self._model.id_to_token(index)).removesuffix("</w>")
+            )  # the byte alphabet: one character a byte
             texts.append(decoder.decode(encoded[start : start + n_bytes]))
             start += n_bytes
         return texts
@@ -134,8 +179,8 @@ class ClipTokenizer:
 class FileTokenizer:
     """Any other tokenizer, from the text of its `tokenizer.json`: the ids it gives without special tokens, truncation or padding.
 
-    `n_special`: how many special tokens it adds to one text; T5 adds 1, so a limit of 256 leaves 255 for the caption.
-    Raises UsageError if the tokenizers library cannot build it.
+    `n_special`: how many special tokens it adds to one text; T5 adds 1, so a limit of 256 leaves
+    255 for the caption. Raises UsageError if the tokenizers library cannot build it.
     """
 
     __slots__ = ("_tokenizer", "n_special", "name")
@@ -146,7 +191,9 @@ class FileTokenizer:
         try:
             tokenizer = Tokenizer.from_str(text)
         except Exception as error:  # the library raises no narrower class
-            raise UsageError(f"{name}: the tokenizers library cannot build this tokenizer: {error}") from error
+            raise UsageError(
+                f"{name}: the tokenizers library cannot build this tokenizer: {error}"
+            ) from error
         tokenizer.no_truncation()  # files made for a model often cut at its length
         tokenizer.no_padding()
         self.name: Final = name

@@ -1,6 +1,7 @@
 """Where tokenizers come from: the CLIP vocabulary inside an installed package, or files of the user.
 
-Owns the places, the file formats and what to say when a file is missing or is something else. Knows nothing of text, ids or counts.
+Owns the places, the file formats and what to say when a file is missing or is something else. Knows
+nothing of text, ids or counts.
 """
 
 import itertools
@@ -9,7 +10,14 @@ from typing import Any, NamedTuple
 
 from capmerge.errors import CapmergeError, UsageError
 
-__all__ = ["BOS", "EOS", "ClipVocabulary", "byte_alphabet", "read_clip_vocabulary", "read_tokenizer_file"]
+__all__ = [
+    "BOS",
+    "EOS",
+    "ClipVocabulary",
+    "byte_alphabet",
+    "read_clip_vocabulary",
+    "read_tokenizer_file",
+]
 
 BOS = "<|startoftext|>"
 EOS = "<|endoftext|>"
@@ -21,8 +29,9 @@ _MERGES = 49_152 - 256 - 2  # the file holds 262,145 merges; CLIP's vocabulary s
 class ClipVocabulary(NamedTuple):
     """What a CLIP tokenizer is made of.
 
-    `ids`: token -> id, in the byte alphabet and with `</w>` at the end of a word. `merges`: pairs, most urgent first.
-    `added`: literals that are found in the raw text, exact case, before anything else happens to it -> id. `pad`: the padding id.
+    `ids`: token -> id, in the byte alphabet and with `</w>` at the end of a word. `merges`: pairs,
+    most urgent first. `added`: literals that are found in the raw text, exact case, before anything
+    else happens to it -> id. `pad`: the padding id.
     """
 
     ids: dict[str, int]
@@ -38,13 +47,16 @@ def byte_alphabet() -> dict[int, str]:
     """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+    return {byte: chr(byte) for byte in printable} | {
+        byte: chr(256 + n) for n, byte in enumerate(others)
+    }
 
 
 def read_clip_vocabulary() -> ClipVocabulary:
     """CLIP's own vocabulary: 49,408 ids, pad = EOS, in about 0.06 s and without network.
 
-    The file lies in the package openai-clip, which is found by its metadata and never imported: importing it would import torch.
+    The file lies in the package openai-clip, which is found by its metadata and never imported:
+    importing it would import torch.
 
     Raises CapmergeError if the package or the file is missing or damaged.
     """
@@ -56,12 +68,16 @@ def read_clip_vocabulary() -> ClipVocabulary:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             lines = list(itertools.islice(file, _MERGES + 1))[1:]  # the first line is a version
     except metadata.PackageNotFoundError:
-        raise CapmergeError("CLIP's vocabulary: the package openai-clip is not installed. Run: pip install openai-clip") from None
+        raise CapmergeError(
+            "CLIP's vocabulary: the package openai-clip is not installed. Run: pip install openai-clip"
+        ) from None
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise CapmergeError(_damaged(path, str(error))) from error
     merges = [tuple(line.split()) for line in lines]
     if len(merges) != _MERGES or any(len(merge) != 2 for merge in merges):
-        raise CapmergeError(_damaged(path, f"{len(merges):,} lines of merges, expected {_MERGES:,} pairs"))
+        raise CapmergeError(
+            _damaged(path, f"{len(merges):,} lines of merges, expected {_MERGES:,} pairs")
+        )
     return _from_merges([(first, second) for first, second in merges])
 
 
@@ -79,20 +95,25 @@ def _from_merges(merges: list[tuple[str, str]]) -> ClipVocabulary:
 def read_tokenizer_file(path: Path) -> ClipVocabulary | str:
     """A CLIP vocabulary, or for any other model the JSON text of a `tokenizer.json`, from a Hugging Face folder or such a file.
 
-    A folder needs `tokenizer.json`, or `vocab.json` and `merges.txt` of a CLIP tokenizer. A vocabulary is CLIP's if it marks word ends by
-    `</w>` and holds CLIP's two literals; its added tokens and its padding come from the files beside it.
+    A folder needs `tokenizer.json`, or `vocab.json` and `merges.txt` of a CLIP tokenizer. A
+    vocabulary is CLIP's if it marks word ends by `</w>` and holds CLIP's two literals; its added
+    tokens and its padding come from the files beside it.
 
     Raises UsageError if the path or the files are missing, or are not what their names say.
     """
     try:
         return _read_tokenizer_file(path)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"{path}: not laid out like a Hugging Face tokenizer: {error!r}. Save it anew with transformers.") from error
+        raise UsageError(
+            f"{path}: not laid out like a Hugging Face tokenizer: {error!r}. Save it anew with transformers."
+        ) from error
 
 
 def _read_tokenizer_file(path: Path) -> ClipVocabulary | str:
     if not path.exists():
-        raise UsageError(f"{path}: no such file or folder. Expected a Hugging Face tokenizer folder or a tokenizer.json.")
+        raise UsageError(
+            f"{path}: no such file or folder. Expected a Hugging Face tokenizer folder or a tokenizer.json."
+        )
     if path.is_dir():
         file = path / "tokenizer.json"
         if not file.is_file():
@@ -102,12 +123,20 @@ def _read_tokenizer_file(path: Path) -> ClipVocabulary | str:
     text, content = _read_json(file)
     if "model" not in content:
         found = ", ".join(list(content)[:4]) or "no keys"
-        raise UsageError(f"{file}: found {found}; expected a tokenizer.json, with a key `model`. Name the folder, or its tokenizer.json.")
+        raise UsageError(
+            f"{file}: found {found}; expected a tokenizer.json, with a key `model`. Name the folder, or its tokenizer.json."
+        )
     model = content["model"] if isinstance(content["model"], dict) else {}
     ids = model.get("vocab")
-    if model.get("end_of_word_suffix") != "</w>" or not isinstance(ids, dict) or not {BOS, EOS} <= ids.keys():
+    if (
+        model.get("end_of_word_suffix") != "</w>"
+        or not isinstance(ids, dict)
+        or not {BOS, EOS} <= ids.keys()
+    ):
         return text
-    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+    merges = [
+        tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]
+    ]
     added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
     return _with_settings(file.parent, ids, merges, added)
 
@@ -118,15 +147,21 @@ def _read_vocab_and_merges(folder: Path) -> ClipVocabulary:
         raise UsageError(_no_tokenizer(folder))
     _, ids = _read_json(vocab_file)
     if not {BOS, EOS} <= ids.keys():
-        raise UsageError(f"{vocab_file}: not CLIP's: no {BOS} and {EOS}. Other models need a tokenizer.json.{_convert(folder)}")
+        raise UsageError(
+            f"{vocab_file}: not CLIP's: no {BOS} and {EOS}. Other models need a tokenizer.json.{_convert(folder)}"
+        )
     lines = merges_file.read_text(encoding="utf-8").strip().split("\n")[1:]
     merges = [tuple(line.split()) for line in lines[:_MERGES]]
     if any(len(merge) != 2 for merge in merges):
-        raise UsageError(f"{merges_file}: expected one version line, then two tokens a line, separated by a space.")
+        raise UsageError(
+            f"{merges_file}: expected one version line, then two tokens a line, separated by a space."
+        )
     return _with_settings(folder, ids, merges, {})
 
 
-def _with_settings(folder: Path, ids: dict[str, int], merges: list[Any], added: dict[str, int]) -> ClipVocabulary:
+def _with_settings(
+    folder: Path, ids: dict[str, int], merges: list[Any], added: dict[str, int]
+) -> ClipVocabulary:
     """The vocabulary with the added tokens and the pad that the small files of a tokenizer folder name, where they are present."""
     added = added | {BOS: ids[BOS], EOS: ids[EOS]}
     settings: dict[str, Any] = {}
@@ -135,7 +170,10 @@ def _with_settings(folder: Path, ids: dict[str, int], merges: list[Any], added: 
             settings |= _read_json(folder / name)[1]
     if (folder / "added_tokens.json").is_file():
         added |= _read_json(folder / "added_tokens.json")[1]
-    added |= {token["content"]: int(index) for index, token in settings.get("added_tokens_decoder", {}).items()}
+    added |= {
+        token["content"]: int(index)
+        for index, token in settings.get("added_tokens_decoder", {}).items()
+    }
     pad = settings.get("pad_token") or EOS
     pad = pad["content"] if isinstance(pad, dict) else pad
     added.setdefault(pad, ids[pad])
@@ -166,7 +204,9 @@ def _read_json(file: Path) -> tuple[str, dict[str, Any]]:
         text = file.read_text(encoding="utf-8")
         content = json.loads(text)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UsageError(f"{file}: not JSON: {error}. Expected a Hugging Face tokenizer folder or its tokenizer.json.") from error
+        raise UsageError(
+            f"{file}: not JSON: {error}. Expected a Hugging Face tokenizer folder or its tokenizer.json."
+        ) from error
     if not isinstance(content, dict):
         raise UsageError(f"{file}: found a JSON {type(content).__name__}, expected an object.")
     return text, content

@@ -1,6 +1,7 @@
 """The config of a run: one TOML file and `--set` overrides in, frozen settings out; all that is wrong is told at once.
 
-Owns the order of the checks and the resolved config. What a setting may be stands in `settings`, what goes together in `conflicts`.
+Owns the order of the checks and the resolved config. What a setting may be stands in `settings`,
+what goes together in `conflicts`.
 """
 
 import secrets
@@ -38,8 +39,9 @@ _STAND_INS: dict[str, Any] = {
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The settings of a TOML file with `--set` overrides, checked alone and together.
 
-    Relative paths in it count from the current directory, not from the file. Raises `ConfigError` with a line for everything
-    that is wrong: the file or the override, what was found, what was expected, the next step.
+    Relative paths in it count from the current directory, not from the file. Raises `ConfigError`
+    with a line for everything that is wrong: the file or the override, what was found, what was
+    expected, the next step.
     """
     name = printable(str(path))
     document = _read(Path(path), name)
@@ -54,13 +56,21 @@ def _read(path: Path, name: str) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
-        raise ConfigError(f"{name}: no such file. Give the path of a config file; examples/tiny_sd1.toml is one to start from.") from None
+        raise ConfigError(
+            f"{name}: no such file. Give the path of a config file; examples/tiny_sd1.toml is one to start from."
+        ) from None
     except OSError as error:
-        raise ConfigError(f"{name}: {error.strerror}, expected a TOML file. Give the path of a config file.") from None
+        raise ConfigError(
+            f"{name}: {error.strerror}, expected a TOML file. Give the path of a config file."
+        ) from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{name}, byte {error.start:,}: this is not UTF-8, expected a TOML file. Save it as UTF-8.") from None
+        raise ConfigError(
+            f"{name}, byte {error.start:,}: this is not UTF-8, expected a TOML file. Save it as UTF-8."
+        ) from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{name}: not valid TOML: {error}. Texts need quotes, lists brackets, true and false no capitals.") from None
+        raise ConfigError(
+            f"{name}: not valid TOML: {error}. Texts need quotes, lists brackets, true and false no capitals."
+        ) from None
 
 
 def _check(document: dict[str, Any]) -> Iterator[tuple[Place, str]]:
@@ -75,7 +85,9 @@ def _check(document: dict[str, Any]) -> Iterator[tuple[Place, str]]:
             config = Config.model_validate(_mended(document, mistakes))
         except ValidationError:
             return
-    doubtful = {str(place[0]) for mistake in mistakes for place in (mistake.setting, mistake.meant) if place}
+    doubtful = {
+        str(place[0]) for mistake in mistakes for place in (mistake.setting, mistake.meant) if place
+    }
     if "data" in doubtful:
         doubtful.add("caption")
     for conflict in _iter_conflicts(config):
@@ -96,7 +108,11 @@ def _mended(document: dict[str, Any], mistakes: list[Mistake]) -> dict[str, Any]
         holder: Any = mended
         for table in tables:
             holder = holder[table]
-        name = "data.0" if isinstance(key, int) else ".".join(part for part in mistake.setting if isinstance(part, str))
+        name = (
+            "data.0"
+            if isinstance(key, int)
+            else ".".join(part for part in mistake.setting if isinstance(part, str))
+        )
         if name in _STAND_INS:
             holder[key] = deepcopy(_STAND_INS[name])
         else:
@@ -123,13 +139,17 @@ def with_seed(config: Config, saved: int | None = None) -> Config:
 def resolved_toml(config: Config) -> str:
     """The whole config, defaults included, as TOML that loads to an equal config.
 
-    What is not set, and what has no effect in this combination, stands as a comment: given, the latter would be refused.
+    What is not set, and what has no effect in this combination, stands as a comment: given, the
+    latter would be refused.
     """
     ignored = {conflict.setting: conflict.text for conflict in iter_ignored(config, given=True)}
     parts = []
     for name in Config.model_fields:
         if name == "data":
-            parts += ["[[data]]\n" + _section(one, ("data", number), ignored) for number, one in enumerate(config.data)]
+            parts += [
+                "[[data]]\n" + _section(one, ("data", number), ignored)
+                for number, one in enumerate(config.data)
+            ]
         else:
             parts.append(f"[{name}]\n" + _section(getattr(config, name), (name,), ignored))
     return "\n".join(parts)

@@ -1,6 +1,7 @@
 """`--set section.key=value`: put into the parsed config file before anything is checked.
 
-Knows the shape of a config (`data` is a list, all other sections are tables) and no setting by name.
+Knows the shape of a config (`data` is a list, all other sections are tables) and no setting by
+name.
 """
 
 import tomllib
@@ -14,10 +15,13 @@ from trainer.config.conflicts import Place
 _FORM = "section.key=value, such as train.max_steps=20"
 
 
-def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[Place, str], list[str]]:
+def apply_overrides(
+    document: dict[str, Any], overrides: Sequence[str]
+) -> tuple[dict[Place, str], list[str]]:
     """Which override gave which setting, and a line for each override that cannot be read; `document` is changed in place.
 
-    `data.metadata=...` is the first data set's, `data.1.metadata=...` the second's, which may be new; the last one of a setting counts.
+    `data.metadata=...` is the first data set's, `data.1.metadata=...` the second's, which may be
+    new; the last one of a setting counts.
     """
     given: dict[Place, str] = {}
     problems = []
@@ -61,7 +65,9 @@ def _put(document: dict[str, Any], keys: list[str], value: Any) -> Place:
     if section == "data":
         number = int(inside.pop(0)) if inside[0].isdecimal() else 0
         if not inside:
-            raise ValueError(f"expected a key behind the number of the data set, such as data.{number}.repeats=2.")
+            raise ValueError(
+                f"expected a key behind the number of the data set, such as data.{number}.repeats=2."
+            )
         place, table = (section, number), _data_set(document, number)
     else:
         place, table = (section,), _table_in(document, section)
@@ -75,9 +81,13 @@ def _put(document: dict[str, Any], keys: list[str], value: Any) -> Place:
 def _data_set(document: dict[str, Any], number: int) -> dict[str, Any]:
     sets = document.setdefault("data", [])
     if not isinstance(sets, list) or not all(isinstance(one, dict) for one in sets):
-        raise ValueError("found no [[data]] in the file to put it into. Write [[data]] in double brackets, once for each data set.")
+        raise ValueError(
+            "found no [[data]] in the file to put it into. Write [[data]] in double brackets, once for each data set."
+        )
     if number > len(sets):
-        raise ValueError(f"found {len(sets)} [[data]], counted from 0, expected one of them, or data.{len(sets)} for a new one.")
+        raise ValueError(
+            f"found {len(sets)} [[data]], counted from 0, expected one of them, or data.{len(sets)} for a new one."
+        )
     if number == len(sets):
         sets.append({})
     found: dict[str, Any] = sets[number]
@@ -88,5 +98,7 @@ def _table_in(table: dict[str, Any], name: str) -> dict[str, Any]:
     """The table of that name, made where there is none."""
     found = table.setdefault(name, {})
     if not isinstance(found, dict):
-        raise ValueError(f"found `{name}` set to {printable(to_toml(found))}, expected a table to put it into.")  # noqa: TRY004 -- a user's
+        raise ValueError(  # noqa: TRY004 -- a user's
+            f"found `{name}` set to {printable(to_toml(found))}, expected a table to put it into."
+        )
     return found

@@ -1,7 +1,8 @@
 """The sections of a training config, frozen and typed: what each setting means, its unit and its default.
 
-Only values, and of each value alone its type and range. `config` reads the file and names what is wrong in it; `conflicts` knows which
-settings leave others without effect. Relative paths count from the current directory, as on a command line.
+Only values, and of each value alone its type and range. `config` reads the file and names what is
+wrong in it; `conflicts` knows which settings leave others without effect. Relative paths count from
+the current directory, as on a command line.
 """
 
 from pathlib import Path
@@ -17,10 +18,13 @@ from trainer.families import FamilyName
 class Section(BaseModel):
     """Base of all sections: frozen, no unknown keys, finite numbers, and nothing converted: "5" is no number, 1 is not true.
 
-    Only lists become tuples and texts become paths (`strict=False` at those fields): TOML has neither.
+    Only lists become tuples and texts become paths (`strict=False` at those fields): TOML has
+    neither.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class ModelSettings(Section):
@@ -95,10 +99,13 @@ class TextSettings(Section):
 
     chunking: Literal["kohya", "a1111", "crop"] = "kohya"
     """Chunks joined as sd-scripts does, whole chunks side by side as AUTOMATIC1111 does, or the first 75 tokens. Default kohya."""
-    max_tokens: Annotated[int, Field(ge=CHUNK_TOKENS, multiple_of=CHUNK_TOKENS)] | Literal["unlimited"] = 225
+    max_tokens: (
+        Annotated[int, Field(ge=CHUNK_TOKENS, multiple_of=CHUNK_TOKENS)] | Literal["unlimited"]
+    ) = 225
     """Tokens of a caption that are read: a multiple of 75, or "unlimited": all of the longest caption in the micro-batch. Default 225.
 
-    Without a limit the others in its micro-batch decide how many chunks of padding a caption gets; less so with `dynamic_chunks`."""
+    Without a limit the others in its micro-batch decide how many chunks of padding a caption gets;
+    less so with `dynamic_chunks`."""
     dynamic_chunks: bool = False
     """Put captions of the same number of chunks into a batch and encode no more chunks than they need. Default off."""
     clip_skip: int | None = Field(default=None, ge=1, le=11)
@@ -156,7 +163,9 @@ class LossSettings(Section):
 class ScheduleArguments(TypedDict, total=False):
     """`[optimizer.schedule_arguments]`: each is read by some schedules only."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)  # type: ignore[misc]
+    __pydantic_config__ = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )  # type: ignore[misc]
 
     num_cycles: Annotated[float, Field(gt=0)]
     """cosine_with_restarts: how often the rate falls to 0. Default 1. cosine: how many whole waves. Default 0.5: one fall to 0."""
@@ -168,7 +177,9 @@ class ScheduleArguments(TypedDict, total=False):
     """linear: factor of the rate at the end. Default 0."""
     f_max: Annotated[float, Field(ge=0)]
     """linear: factor of the rate after warm-up. Default 1."""
-    step_rules: Annotated[str, Field(pattern=r"^([0-9.]+:[0-9]+,)+[0-9.]+$", examples=["1:10,0.1:20,0.01"])]
+    step_rules: Annotated[
+        str, Field(pattern=r"^([0-9.]+:[0-9]+,)+[0-9.]+$", examples=["1:10,0.1:20,0.01"])
+    ]
     """piecewise_constant: factor of the rate up to a step, and the last factor, as in "1:10,0.1:20,0.01". No default."""
 
 
@@ -186,7 +197,13 @@ class OptimizerSettings(Section):
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the optimizer, such as weight_decay. Default: its own."""
     schedule: Literal[
-        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "piecewise_constant"
+        "constant",
+        "constant_with_warmup",
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "piecewise_constant",
     ] = "constant"
     """How the rate moves over the optimizer steps, as diffusers' schedule of that name. Default constant."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -263,4 +280,6 @@ class Config(Section):
     def caption_of(self, dataset: int) -> CaptionSettings:
         """`[caption]` with what `data.<dataset>.caption` sets differently."""
         own = self.data[dataset].caption
-        return self.caption.model_copy(update={name: getattr(own, name) for name in own.model_fields_set})
+        return self.caption.model_copy(
+            update={name: getattr(own, name) for name in own.model_fields_set}
+        )

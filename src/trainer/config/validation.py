@@ -1,6 +1,7 @@
 """What is wrong with the values of a config, a line for each: unknown keys, wrong types, values out of range, what is missing.
 
-Turns pydantic's findings into: what was found, what was expected, the next step. Knows the settings from their types alone.
+Turns pydantic's findings into: what was found, what was expected, the next step. Knows the settings
+from their types alone.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,10 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
-from typing_extensions import get_type_hints, is_typeddict  # typing's know those of typing_extensions since Python 3.12
+from typing_extensions import (
+    get_type_hints,
+    is_typeddict,
+)  # typing's know those of typing_extensions since Python 3.12
 
 from capmerge.errors import printable
 from capmerge.toml import to_toml
@@ -36,9 +40,13 @@ def list_mistakes(error: ValidationError, document: dict[str, Any]) -> list[Mist
     found: dict[Place, Mistake] = {}
     for one in error.errors(include_url=False):
         setting = _setting_of(one["loc"])
-        if setting in found:  # a union has one finding for each of its types, a list one for each of its values
+        if (
+            setting in found
+        ):  # a union has one finding for each of its types, a list one for each of its values
             continue
-        if one["type"] == "too_short" and setting == ("data",) and document["data"]:  # pydantic counts only the valid ones
+        if (
+            one["type"] == "too_short" and setting == ("data",) and document["data"]
+        ):  # pydantic counts only the valid ones
             continue
         match one["type"]:
             case "extra_forbidden":
@@ -77,7 +85,10 @@ def _keys_of(table: Any) -> dict[str, FieldInfo]:
     if isinstance(table, type) and issubclass(table, BaseModel):
         return table.model_fields
     if is_typeddict(table):
-        return {name: FieldInfo.from_annotation(hint) for name, hint in get_type_hints(table, include_extras=True).items()}
+        return {
+            name: FieldInfo.from_annotation(hint)
+            for name, hint in get_type_hints(table, include_extras=True).items()
+        }
     return {}
 
 
@@ -101,7 +112,11 @@ def _header(place: Place, document: dict[str, Any]) -> str:
     """The table at a place as it stands in the file: `[train]`, `[[data]]`, `[data.caption]`."""
     name = printable(".".join(part for part in place if isinstance(part, str)))
     header = "[[data]]" if name == "data" else f"[{name}]"
-    return f"{header} of data.{place[1]}" if place[0] == "data" and len(place) > 1 and len(document["data"]) > 1 else header
+    return (
+        f"{header} of data.{place[1]}"
+        if place[0] == "data" and len(place) > 1 and len(document["data"]) > 1
+        else header
+    )
 
 
 def _unknown(setting: Place, document: dict[str, Any]) -> Mistake:
@@ -113,8 +128,14 @@ def _unknown(setting: Place, document: dict[str, Any]) -> Mistake:
     is_near = meant != table
     elsewhere = [place for place in _iter_settings() if place[-1] == key]
     if not table and isinstance(document.get(str(key)), dict | list):
-        suggestion = f"Did you mean {_header(meant, document)}?" if is_near else f"Sections are {_listed(keys, 'and')}."
-        return Mistake(setting, f"unknown section [{shown}]. {suggestion}", meant if is_near else ())
+        suggestion = (
+            f"Did you mean {_header(meant, document)}?"
+            if is_near
+            else f"Sections are {_listed(keys, 'and')}."
+        )
+        return Mistake(
+            setting, f"unknown section [{shown}]. {suggestion}", meant if is_near else ()
+        )
     where = f"in {_header(table, document)}" if table else "outside of any section"
     if elsewhere:  # the same word in another section is more telling than a similar one here
         meant = elsewhere[0]
@@ -123,7 +144,11 @@ def _unknown(setting: Place, document: dict[str, Any]) -> Mistake:
         suggestion = f"Did you mean `{meant[-1]}`?"
     else:
         meant = ()
-        suggestion = f"Keys there are {_listed(keys, 'and')}." if table else f"Put it into one of the sections {_listed(keys, 'or')}."
+        suggestion = (
+            f"Keys there are {_listed(keys, 'and')}."
+            if table
+            else f"Put it into one of the sections {_listed(keys, 'or')}."
+        )
     return Mistake(setting, f"unknown key `{shown}` {where}. {suggestion}", meant)
 
 
@@ -150,7 +175,11 @@ def _wrong(setting: Place, document: dict[str, Any]) -> str:
     name = _name(setting, document)
     if _keys_of(_annotation_at(setting)):
         return f"`{name}` is {_shown(value)}, expected a section {_header(setting, document)}."
-    near = get_close_matches(value, _words(_annotation_at(setting)), n=1) if isinstance(value, str) else []
+    near = (
+        get_close_matches(value, _words(_annotation_at(setting)), n=1)
+        if isinstance(value, str)
+        else []
+    )
     suggestion = f" Did you mean {to_toml(near[0])}?" if near else ""
     return f"`{name}` is {_shown(value)}, expected {_expected_at(setting)}.{suggestion}"
 
@@ -179,7 +208,11 @@ def _expected(annotation: Any, limits: Iterable[Any]) -> str:
     parts = get_args(annotation)
     origin = get_origin(annotation)
     if origin is Annotated:
-        inner = [one for part in parts[1:] for one in (part.metadata if isinstance(part, FieldInfo) else [part])]
+        inner = [
+            one
+            for part in parts[1:]
+            for one in (part.metadata if isinstance(part, FieldInfo) else [part])
+        ]
         return _expected(parts[0], [*limits, *inner])
     if origin in (Union, UnionType):
         return " or ".join(_expected(part, limits) for part in parts if part is not type(None))
@@ -188,7 +221,9 @@ def _expected(annotation: Any, limits: Iterable[Any]) -> str:
     if origin is tuple:
         return f"a list of {_expected(parts[0], ())}"
     if annotation is str:
-        return "text in quotes" + (" that is not empty" if any(isinstance(limit, MinLen) for limit in limits) else "")
+        return "text in quotes" + (
+            " that is not empty" if any(isinstance(limit, MinLen) for limit in limits) else ""
+        )
     if annotation in (int, float):
         number = "a whole number" if annotation is int else "a number"
         return _multiple(limits) or number + _range(limits)
@@ -196,7 +231,10 @@ def _expected(annotation: Any, limits: Iterable[Any]) -> str:
 
 
 def _multiple(limits: Iterable[Any]) -> str:
-    return next((f"a multiple of {limit.multiple_of}" for limit in limits if isinstance(limit, MultipleOf)), "")
+    return next(
+        (f"a multiple of {limit.multiple_of}" for limit in limits if isinstance(limit, MultipleOf)),
+        "",
+    )
 
 
 def _range(limits: Iterable[Any]) -> str:

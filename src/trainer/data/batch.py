@@ -88,5 +88,7 @@ class Batch:
 
     def _with_tensors(self, made: Callable[[Tensor], Tensor]) -> Self:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        tensors: dict[str, Any] = {name: made(value) for name, value in values.items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {
+            name: made(value) for name, value in values.items() if isinstance(value, Tensor)
+        }
         return replace(self, ids=tuple(map(made, self.ids)), **tensors)

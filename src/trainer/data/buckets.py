@@ -1,6 +1,7 @@
 """Buckets: the records that may share a batch. Reads columns a window at a time; knows neither epochs nor files.
 
-A bucket is all of one (width, height, chunk count). Inside this package the triple goes by its code, one number in the same order.
+A bucket is all of one (width, height, chunk count). Inside this package the triple goes by its
+code, one number in the same order.
 """
 
 from collections import Counter
@@ -32,7 +33,9 @@ class SetRows(NamedTuple):
     """False for records that are left out; None when there are none."""
 
 
-def iter_usable(rows: SetRows, first: int = 0, last: int | None = None) -> Iterator[tuple[Numbers, Numbers]]:
+def iter_usable(
+    rows: SetRows, first: int = 0, last: int | None = None
+) -> Iterator[tuple[Numbers, Numbers]]:
     """The usable ones of the records `first` .. `last` - 1 with the codes of their buckets, a window at a time.
 
     Raises `ValueError` for a size or a chunk count that the codes do not hold.
@@ -42,13 +45,19 @@ def iter_usable(rows: SetRows, first: int = 0, last: int | None = None) -> Itera
         window = slice(start, min(start + WINDOW, last))
         records = np.arange(window.start, window.stop, dtype=np.uint64)
         columns = [rows.width[window], rows.height[window]]
-        columns.append(np.zeros(len(records), dtype=np.int64) if rows.chunks is None else rows.chunks[window])
+        columns.append(
+            np.zeros(len(records), dtype=np.int64) if rows.chunks is None else rows.chunks[window]
+        )
         if rows.usable is not None:
             usable = np.asarray(rows.usable[window])
             records, columns = records[usable], [column[usable] for column in columns]
         width, height, chunks = (np.asarray(column, dtype=np.uint64) for column in columns)
-        if np.any((width | height) >> np.uint64(_SIDE_BITS)) or np.any(chunks >> np.uint64(_CHUNKS_BITS)):
-            raise ValueError(f"expected sides below 2**{_SIDE_BITS} pixels and chunk counts below 2**{_CHUNKS_BITS}")
+        if np.any((width | height) >> np.uint64(_SIDE_BITS)) or np.any(
+            chunks >> np.uint64(_CHUNKS_BITS)
+        ):
+            raise ValueError(
+                f"expected sides below 2**{_SIDE_BITS} pixels and chunk counts below 2**{_CHUNKS_BITS}"
+            )
         yield records, (width << np.uint64(_SIDE_BITS) | height) << np.uint64(_CHUNKS_BITS) | chunks
 
 
@@ -72,9 +81,13 @@ def bucket_sizes(sets: Sequence[SetRows]) -> tuple[Numbers, NDArray[np.int64]]:
             sizes.update(dict(zip(found.tolist(), (counts * rows.repeats).tolist(), strict=True)))
     if not sizes:
         n_records = sum(len(rows.width) for rows in sets)
-        raise LatentsError(f"data: none of {n_records:,} records is usable, expected at least one. Look at data.metadata and data.latents.")
+        raise LatentsError(
+            f"data: none of {n_records:,} records is usable, expected at least one. Look at data.metadata and data.latents."
+        )
     ascending = sorted(sizes)
-    return np.array(ascending, dtype=np.uint64), np.array([sizes[code] for code in ascending], dtype=np.int64)
+    return np.array(ascending, dtype=np.uint64), np.array(
+        [sizes[code] for code in ascending], dtype=np.int64
+    )
 
 
 def largest_area(sets: Sequence[SetRows]) -> int:

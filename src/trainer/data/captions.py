@@ -1,7 +1,8 @@
 """What one epoch makes of a record's caption: the drawn line, its tags shuffled and dropped, or nothing. Pure; knows no tokens or tensors.
 
-Drawing and brace expansion are `capmerge.wildcard`'s. Rules of the rest: sd-scripts-facts B2 (order) and B4 (tags). Different from
-sd-scripts: shuffling, warm-up and tag dropout touch the tags that the rewrite marked, never sentences, unless asked.
+Drawing and brace expansion are `capmerge.wildcard`'s. Rules of the rest: sd-scripts-facts B2
+(order) and B4 (tags). Different from sd-scripts: shuffling, warm-up and tag dropout touch the tags
+that the rewrite marked, never sentences, unless asked.
 """
 
 import math
@@ -49,19 +50,26 @@ def train_caption(
 ) -> TrainedCaption:
     """The text that a rewritten `record` trains, a pure function of the arguments.
 
-    `step` is the optimizer step, which token warm-up alone looks at; `max_steps` what a share of steps is of. `epoch` counts from 0.
-    Raises `BrokenRecordError` for a record that is not as a rewrite leaves it.
+    `step` is the optimizer step, which token warm-up alone looks at; `max_steps` what a share of
+    steps is of. `epoch` counts from 0. Raises `BrokenRecordError` for a record that is not as a
+    rewrite leaves it.
     """
     line = _draw(record, settings, seed, epoch, key, dataset, repeat)
     chance = Chance(seed, epoch, key, dataset, repeat)
     if not line.text:
         return TrainedCaption("", line.style, ())
     every = settings.dropout_every_epochs
-    if (every and (epoch + 1) % every == 0) or _happens(chance, settings.dropout_rate, "caption dropout"):
+    if (every and (epoch + 1) % every == 0) or _happens(
+        chance, settings.dropout_rate, "caption dropout"
+    ):
         return TrainedCaption("", line.style, ("caption_dropped",))
     if _happens(chance, text.random_caption_rate, "random caption"):
         return TrainedCaption(_random_caption(chance), line.style, ("random_caption",))
-    warmup_steps = settings.token_warmup_steps if settings.token_warmup_steps >= 1 else settings.token_warmup_steps * max_steps
+    warmup_steps = (
+        settings.token_warmup_steps
+        if settings.token_warmup_steps >= 1
+        else settings.token_warmup_steps * max_steps
+    )
     trained = _Shuffle(settings, math.floor(warmup_steps), step, chance).line(line)
     if settings.secondary_separator:
         trained = trained.replace(settings.secondary_separator, settings.separator)
@@ -79,21 +87,44 @@ class _Line(NamedTuple):
     """[start, end) of its tags; all of it for style `t`, nothing for `c`."""
 
 
-def _draw(record: dict[str, Any], settings: CaptionSettings, seed: int, epoch: int, key: str, dataset: int, repeat: int) -> _Line:
+def _draw(
+    record: dict[str, Any],
+    settings: CaptionSettings,
+    seed: int,
+    epoch: int,
+    key: str,
+    dataset: int,
+    repeat: int,
+) -> _Line:
     caption, letters, weights = record.get("caption"), record.get(MARK), record.get(WEIGHTS)
     if not isinstance(caption, str) or not isinstance(letters, str):
-        raise BrokenRecordError(f'expected strings "caption" and "{MARK}", as a rewrite writes them.')
+        raise BrokenRecordError(
+            f'expected strings "caption" and "{MARK}", as a rewrite writes them.'
+        )
     if not caption and not letters:
         return _Line("", "", (0, 0))
-    if weights is not None and not (isinstance(weights, list) and all(type(weight) is int for weight in weights)):
+    if weights is not None and not (
+        isinstance(weights, list) and all(type(weight) is int for weight in weights)
+    ):
         raise BrokenRecordError(f'"{WEIGHTS}" is {weights!r}, {_WEIGHTS_EXPECTED}')
     try:
-        drawn = draw_line(caption, seed, epoch, key, dataset=dataset, repeat=repeat, weights=weights, pick=settings.pick)
+        drawn = draw_line(
+            caption,
+            seed,
+            epoch,
+            key,
+            dataset=dataset,
+            repeat=repeat,
+            weights=weights,
+            pick=settings.pick,
+        )
     except ValueError as error:
         raise BrokenRecordError(f'"{WEIGHTS}" is {weights!r}, {_WEIGHTS_EXPECTED}') from error
     in_line = drawn.lines == 1 < len(letters)
     if len(letters) != (_options(caption) if in_line else drawn.lines):
-        raise BrokenRecordError(f'found {drawn.lines} lines and {len(letters)} letters in "{MARK}", expected one letter a line.')
+        raise BrokenRecordError(
+            f'found {drawn.lines} lines and {len(letters)} letters in "{MARK}", expected one letter a line.'
+        )
     place = place_drawn(letters, drawn)
     match letters[place]:
         case "t":
@@ -102,7 +133,9 @@ def _draw(record: dict[str, Any], settings: CaptionSettings, seed: int, epoch: i
             tags = (0, 0)
         case "b":
             line = escape(drawn.text) if in_line else caption.split("\n")[place]
-            tags = _tags_of_both(line, drawn, () if in_line else drawn.options, _span(record, letters, place))
+            tags = _tags_of_both(
+                line, drawn, () if in_line else drawn.options, _span(record, letters, place)
+            )
         case other:
             raise BrokenRecordError(f'found the letter {other!r} in "{MARK}", expected t, c or b.')
     return _Line(drawn.text, letters[place], tags)
@@ -119,16 +152,25 @@ def _span(record: dict[str, Any], letters: str, place: int) -> tuple[int, int]:
     spans = record.get(TAG_SPANS)
     if isinstance(spans, list) and len(spans) == letters.count("b"):
         span = spans[letters[:place].count("b")]
-        if isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span) and 0 <= span[0] <= span[1]:
+        if (
+            isinstance(span, list)
+            and len(span) == 2
+            and all(type(end) is int for end in span)
+            and 0 <= span[0] <= span[1]
+        ):
             return span[0], span[1]
-    raise BrokenRecordError(f'expected "{TAG_SPANS}" to be {letters.count("b")} pairs [start, end), one for each b of "{MARK}".')
+    raise BrokenRecordError(
+        f'expected "{TAG_SPANS}" to be {letters.count("b")} pairs [start, end), one for each b of "{MARK}".'
+    )
 
 
-def _tags_of_both(line: str, drawn: Drawn, options: Sequence[int], span: tuple[int, int]) -> tuple[int, int]:
+def _tags_of_both(
+    line: str, drawn: Drawn, options: Sequence[int], span: tuple[int, int]
+) -> tuple[int, int]:
     """Where the tags stand in what was drawn: `span` is where they stand in the `line` as written, braces doubled.
 
-    A rewrite doubles the braces of tags and keeps them from fusing with their neighbours, so the parts read by themselves as they
-    do together, and wildcards are in the caption alone.
+    A rewrite doubles the braces of tags and keeps them from fusing with their neighbours, so the
+    parts read by themselves as they do together, and wildcards are in the caption alone.
     """
     start, end = span
     before, tags, after = (parse_line(part) for part in (line[:start], line[start:end], line[end:]))
@@ -137,7 +179,9 @@ def _tags_of_both(line: str, drawn: Drawn, options: Sequence[int], span: tuple[i
         texts = [before.text(options[:opened]), tags.text(()), after.text(options[opened:])]
         if "".join(texts) == drawn.text:
             return len(texts[0]), len(texts[0]) + len(texts[1])
-    raise BrokenRecordError(f'"{TAG_SPANS}" names [{start}, {end}) of a line of {len(line)} characters, which cuts it inside a wildcard.')
+    raise BrokenRecordError(
+        f'"{TAG_SPANS}" names [{start}, {end}) of a line of {len(line)} characters, which cuts it inside a wildcard.'
+    )
 
 
 class _Shuffle(NamedTuple):
@@ -159,18 +203,28 @@ class _Shuffle(NamedTuple):
             return self._between_separators(line.text, start, end, whole=whole)
         tags = [tag.strip() for tag in line.text[start:end].strip().split(settings.separator)]
         kept = settings.keep_tokens
-        return self._placed(line.text[:start], tags[:kept] + self._flexible(tags[kept:]), line.text[end:])
+        return self._placed(
+            line.text[:start], tags[:kept] + self._flexible(tags[kept:]), line.text[end:]
+        )
 
     def _between_separators(self, text: str, start: int, end: int, *, whole: bool) -> str:
         """Tags before the first separator and behind the second stay; the separators go, a third one stays. Empty tags go too."""
         separator = self.settings.keep_tokens_separator
         head, middle, *tail = text.split(separator, 2)
         if whole:
-            return self._join([*self._tags(head), *self._flexible(self._tags(middle)), *(tag for part in tail for tag in self._tags(part))])
+            return self._join(
+                [
+                    *self._tags(head),
+                    *self._flexible(self._tags(middle)),
+                    *(tag for part in tail for tag in self._tags(part)),
+                ]
+            )
         before = len(head) + len(separator)
         start, end = max(0, start - before), min(len(middle), end - before)
         if start < end:
-            middle = self._placed(middle[:start], self._flexible(self._tags(middle[start:end])), middle[end:])
+            middle = self._placed(
+                middle[:start], self._flexible(self._tags(middle[start:end])), middle[end:]
+            )
         return self._join([part for part in map(self._trimmed, (head, middle, *tail)) if part])
 
     def _tags(self, text: str) -> list[str]:
@@ -181,7 +235,12 @@ class _Shuffle(NamedTuple):
 
     def _trimmed(self, text: str) -> str:
         """A part of a line without the separator towards its neighbours."""
-        return text.strip().removeprefix(self.settings.separator).removesuffix(self.settings.separator).strip()
+        return (
+            text.strip()
+            .removeprefix(self.settings.separator)
+            .removesuffix(self.settings.separator)
+            .strip()
+        )
 
     def _placed(self, before: str, tags: list[str], after: str) -> str:
         """The tags in their place; where none is left, what stands around them without the separators towards them."""
@@ -225,14 +284,18 @@ def _happens(chance: Chance, rate: float, purpose: str) -> bool:
 @cache
 def _words() -> list[str]:
     """Words of two letters or more among CLIP's tokens, in their order: 60 ms, for those who ask for random captions."""
-    words = [token.removesuffix("</w>") for token in read_clip_vocabulary().ids if token.endswith("</w>")]
+    words = [
+        token.removesuffix("</w>") for token in read_clip_vocabulary().ids if token.endswith("</w>")
+    ]
     return [word for word in words if len(word) > 1 and word.isascii() and word.isalpha()]
 
 
 def _random_caption(chance: Chance) -> str:
     """A few random words. Source: arXiv 2305.20086, RC; its code decodes random tokens, here they are whole words."""
     words = _words()
-    return " ".join(words[chance.below(len(words), f"random word {number}")] for number in range(RANDOM_WORDS))
+    return " ".join(
+        words[chance.below(len(words), f"random word {number}")] for number in range(RANDOM_WORDS)
+    )
 
 
 def _with_a_word_twice(text: str, chance: Chance) -> str:

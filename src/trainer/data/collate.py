@@ -12,7 +12,16 @@ from trainer.data.batch import Batch, Sample
 from trainer.data.plan import GlobalBatch, Slots
 
 
-def collate(samples: Sequence[Sample], whole: GlobalBatch, slots: Slots, chunker: Chunker, *, step: int, epoch: int, micro: int) -> Batch:
+def collate(
+    samples: Sequence[Sample],
+    whole: GlobalBatch,
+    slots: Slots,
+    chunker: Chunker,
+    *,
+    step: int,
+    epoch: int,
+    micro: int,
+) -> Batch:
     """The micro-batch of `samples`, which stand in the `slots` of the global batch `whole`."""
     n_chunks, wider = _count_chunks(samples, whole.chunks, chunker)
     real = samples if slots.weight else ()
@@ -22,7 +31,10 @@ def collate(samples: Sequence[Sample], whole: GlobalBatch, slots: Slots, chunker
     counts["tokens"] = sum(sample.cut.tokens for sample in real)
     counts["dropped_tokens"] = sum(sample.cut.dropped_tokens(n_chunks) for sample in real)
     counts["wider_batches"] = int(wider and bool(real))
-    input_noise = [sample.noise_CHW if sample.input_noise_CHW is None else sample.input_noise_CHW for sample in samples]
+    input_noise = [
+        sample.noise_CHW if sample.input_noise_CHW is None else sample.input_noise_CHW
+        for sample in samples
+    ]
     sizes = [sample.size_conditioning for sample in samples if sample.size_conditioning is not None]
     return Batch(
         step=step,
@@ -30,7 +42,9 @@ def collate(samples: Sequence[Sample], whole: GlobalBatch, slots: Slots, chunker
         micro=micro,
         latents_BCHW=torch.stack([sample.latents_CHW for sample in samples]),
         noise_BCHW=torch.stack([sample.noise_CHW for sample in samples]),
-        input_noise_BCHW=torch.stack(input_noise) if any(sample.input_noise_CHW is not None for sample in samples) else None,
+        input_noise_BCHW=torch.stack(input_noise)
+        if any(sample.input_noise_CHW is not None for sample in samples)
+        else None,
         timesteps_B=torch.tensor([sample.timestep for sample in samples], dtype=torch.int64),
         # By way of numpy: a quarter of the time that torch takes for lists.
         ids=tuple(torch.from_numpy(np.array(ids, np.int64)) for ids in zip(*laid_out, strict=True)),
@@ -45,7 +59,9 @@ def collate(samples: Sequence[Sample], whole: GlobalBatch, slots: Slots, chunker
     )
 
 
-def _count_chunks(samples: Sequence[Sample], of_bucket: int | None, chunker: Chunker) -> tuple[int, bool]:
+def _count_chunks(
+    samples: Sequence[Sample], of_bucket: int | None, chunker: Chunker
+) -> tuple[int, bool]:
     """How many chunks the batch is encoded at, and whether that is more than its bucket's."""
     needed = max(chunker.chunks_of(sample.cut) for sample in samples)
     if chunker.chunking == "crop":
@@ -60,4 +76,6 @@ def _masks(samples: Sequence[Sample]) -> Tensor | None:
     if all(sample.mask_HW is None for sample in samples):
         return None
     whole = torch.ones(samples[0].latents_CHW.shape[1:])
-    return torch.stack([whole if sample.mask_HW is None else sample.mask_HW for sample in samples]).unsqueeze(1)
+    return torch.stack(
+        [whole if sample.mask_HW is None else sample.mask_HW for sample in samples]
+    ).unsqueeze(1)

@@ -55,36 +55,63 @@ class DataSet:
 
         Raises `CapmergeError` when it would lead out of the folder and `allow_outside` is off.
         """
-        return self.listing.file_of(record, key, self.family.latent_suffix, allow_outside=self.settings.allow_outside)
+        return self.listing.file_of(
+            record, key, self.family.latent_suffix, allow_outside=self.settings.allow_outside
+        )
 
 
-def open_datasets(config: Config, *, jobs: int | None = None, relist: bool = False) -> tuple[DataSet, ...]:
+def open_datasets(
+    config: Config, *, jobs: int | None = None, relist: bool = False
+) -> tuple[DataSet, ...]:
     """All data sets of a run; what has no index or listing yet gets one, under a file lock and with a bar on a terminal.
 
-    To be called before process groups start: a first launch may take minutes, while the other ranks wait. `jobs` processes
-    (default: all cores) build an index; `relist` lists the folders of latents anew.
-    Raises `LatentsError` when records have no latents or no size and `data.on_missing` does not allow for it, and what
-    `ensure_index` and `ensure_listing` raise.
+    To be called before process groups start: a first launch may take minutes, while the other ranks
+    wait. `jobs` processes (default: all cores) build an index; `relist` lists the folders of
+    latents anew. Raises `LatentsError` when records have no latents or no size and
+    `data.on_missing` does not allow for it, and what `ensure_index` and `ensure_listing` raise.
     """
-    return tuple(_open(config, number, jobs or os.cpu_count() or 1, relist=relist) for number in range(len(config.data)))
+    return tuple(
+        _open(config, number, jobs or os.cpu_count() or 1, relist=relist)
+        for number in range(len(config.data))
+    )
 
 
 def _open(config: Config, number: int, jobs: int, *, relist: bool) -> DataSet:
     settings, family = config.data[number], FAMILIES[config.model.family]
     dynamic = config.text.dynamic_chunks
     with _bar(settings.metadata, "B", settings.metadata) as progress:
-        index = ensure_index(settings.metadata, jobs=jobs, progress=progress, tokens=True if dynamic else None)
+        index = ensure_index(
+            settings.metadata, jobs=jobs, progress=progress, tokens=True if dynamic else None
+        )
     with _bar(settings.latents, " files") as progress:
-        listing = ensure_listing(index, settings.latents, relist=relist, allow_outside=settings.allow_outside, progress=progress)
+        listing = ensure_listing(
+            index,
+            settings.latents,
+            relist=relist,
+            allow_outside=settings.allow_outside,
+            progress=progress,
+        )
     usable, notes = _usable(number, settings, family, index, listing)
-    rows = SetRows(index.width, index.height, _chunks(index, family, config.text) if dynamic else None, settings.repeats, usable)
-    opened = DataSet(number, settings, config.caption_of(number), family, index, listing, rows, notes)
+    rows = SetRows(
+        index.width,
+        index.height,
+        _chunks(index, family, config.text) if dynamic else None,
+        settings.repeats,
+        usable,
+    )
+    opened = DataSet(
+        number, settings, config.caption_of(number), family, index, listing, rows, notes
+    )
     if config.model.path == "random":
         return opened  # the example latents serve all families
-    warning = check_latent_scale(_some_files(opened), family, skip_broken=settings.on_missing == "skip")
+    warning = check_latent_scale(
+        _some_files(opened), family, skip_broken=settings.on_missing == "skip"
+    )
     if warning is None:
         return opened
-    return replace(opened, notes=(*notes, f"WARNING: data.{number}, {_shown(settings.latents)}: {warning}"))
+    return replace(
+        opened, notes=(*notes, f"WARNING: data.{number}, {_shown(settings.latents)}: {warning}")
+    )
 
 
 def _usable(
@@ -97,7 +124,10 @@ def _usable(
     first: list[int] = []
     for start in range(0, len(index), WINDOW):
         window = slice(start, start + WINDOW)
-        found, sized = (listing.form[window] & forms) != 0, (index.width[window] != 0) & (index.height[window] != 0)
+        found, sized = (
+            (listing.form[window] & forms) != 0,
+            (index.width[window] != 0) & (index.height[window] != 0),
+        )
         good = found & sized
         if good.all():
             continue
@@ -143,7 +173,9 @@ def _chunks(index: Index, family: Family, text: TextSettings) -> NDArray[np.uint
     most = _MOST_CHUNKS if text.max_tokens == "unlimited" else text.max_tokens // CHUNK_TOKENS
     if text.chunking == "crop":
         return np.ones(len(index), np.uint16)
-    column = getattr(index, f"{'chunks' if text.chunking == 'a1111' else 'tokens'}_{family.index_tokens}")
+    column = getattr(
+        index, f"{'chunks' if text.chunking == 'a1111' else 'tokens'}_{family.index_tokens}"
+    )
     chunks = np.empty(len(index), np.uint16)
     for start in range(0, len(index), WINDOW):
         needed = column[start : start + WINDOW]
@@ -158,8 +190,17 @@ def _some_files(dataset: DataSet) -> list[Path]:
     usable, records = dataset.rows.usable, len(dataset.index)
     numbers = [place * records // FILES_CHECKED for place in range(FILES_CHECKED)]
     if usable is not None:
-        numbers = [number + int(np.argmax(usable[number:])) for number in numbers if usable[number:].any()]
-    files = [dataset.latents_file(number, dataset.index.read(number)[0]) for number in dict.fromkeys(numbers)] if records else []
+        numbers = [
+            number + int(np.argmax(usable[number:])) for number in numbers if usable[number:].any()
+        ]
+    files = (
+        [
+            dataset.latents_file(number, dataset.index.read(number)[0])
+            for number in dict.fromkeys(numbers)
+        ]
+        if records
+        else []
+    )
     return [file for file in files if file is not None]
 
 
@@ -178,7 +219,11 @@ def _bar(path: Path, unit: str, sized: Path | None = None) -> Iterator[Callable[
 
             tqdm.monitor_interval = 0  # its thread must not run when workers are forked
             total = sized.stat().st_size if sized else None
-            bars.append(tqdm(total=total, unit=unit, unit_scale=True, desc=printable(path.name), disable=None))
+            bars.append(
+                tqdm(
+                    total=total, unit=unit, unit_scale=True, desc=printable(path.name), disable=None
+                )
+            )
         bars[0].update(done - bars[0].n)
 
     try:

@@ -70,7 +70,9 @@ def identity(config: Config, datasets: Sequence[DataSet], derived: Derived) -> d
         found[f"data.{dataset.number}.metadata fingerprint"] = dataset.index.fingerprint
         found[f"data.{dataset.number}.repeats"] = dataset.settings.repeats
         if dataset.rows.usable is not None:
-            left_out = hashlib.blake2b(np.packbits(dataset.rows.usable).tobytes(), digest_size=8).hexdigest()
+            left_out = hashlib.blake2b(
+                np.packbits(dataset.rows.usable).tobytes(), digest_size=8
+            ).hexdigest()
             found[f"data.{dataset.number} records left out"] = left_out
     return found
 
@@ -78,8 +80,14 @@ def identity(config: Config, datasets: Sequence[DataSet], derived: Derived) -> d
 class EpochPlans:
     """The plans of a run's epochs, in files of one folder."""
 
-    def __init__(self, folder: Path, config: Config, datasets: Sequence[DataSet], derived: Derived) -> None:
-        self._folder, self._seed, self._global_batch_size = folder, config.train.seed, derived.global_batch_size
+    def __init__(
+        self, folder: Path, config: Config, datasets: Sequence[DataSet], derived: Derived
+    ) -> None:
+        self._folder, self._seed, self._global_batch_size = (
+            folder,
+            config.train.seed,
+            derived.global_batch_size,
+        )
         self._rows = [dataset.rows for dataset in datasets]
         self._fingerprint = json.dumps(identity(config, datasets, derived))
 

@@ -1,6 +1,7 @@
 """Cached latents: what stands in an `.npz` of sd-scripts, checked and scaled. Knows nothing of records, folders or file names.
 
-Key names, shapes and meanings: sd-scripts-facts A5, C4, D1, D3. C latent channels (4), H W latent height and width (pixels / 8).
+Key names, shapes and meanings: sd-scripts-facts A5, C4, D1, D3. C latent channels (4), H W latent
+height and width (pixels / 8).
 """
 
 import math
@@ -38,16 +39,21 @@ class Latents(NamedTuple):
     """float32 in [0, 1]; None when not asked for."""
 
 
-def load_latents(path: Path, *, family: Family, width: int, height: int, flipped: bool, alpha_mask: bool) -> Latents:
+def load_latents(
+    path: Path, *, family: Family, width: int, height: int, flipped: bool, alpha_mask: bool
+) -> Latents:
     """The latents of `path` for a bucket of `width` x `height` pixels.
 
-    Keys with the bucket's suffix `_{h}x{w}` in latent units go before plain ones. `flipped` takes `latents_flipped`, mirrors the
-    crop (crop_left = target width - crop_right) and the mask. `alpha_mask` is resized by area to latent size.
-    Raises `LatentsError` for whatever is missing, damaged, of another shape or not finite.
+    Keys with the bucket's suffix `_{h}x{w}` in latent units go before plain ones. `flipped` takes
+    `latents_flipped`, mirrors the crop (crop_left = target width - crop_right) and the mask.
+    `alpha_mask` is resized by area to latent size. Raises `LatentsError` for whatever is missing,
+    damaged, of another shape or not finite.
     """
     try:
         with Npz(path) as npz:
-            return _latents(path, npz, family, width, height, flipped=flipped, alpha_mask=alpha_mask)
+            return _latents(
+                path, npz, family, width, height, flipped=flipped, alpha_mask=alpha_mask
+            )
     except READ_ERRORS as error:
         raise unreadable(path, error) from error
 
@@ -60,8 +66,12 @@ def unreadable(path: Path, error: Exception) -> LatentsError:
             "capmerge index FILE --latents DIR --relist."
         )
     if isinstance(error, OSError):
-        return LatentsError(f"{path}: {error.strerror or error}, expected a readable .npz file. Check the disk and the file's permissions.")
-    return LatentsError(f"{path}: {_one_line(error)}, expected an .npz of plain arrays. {_CACHE_AGAIN}")
+        return LatentsError(
+            f"{path}: {error.strerror or error}, expected a readable .npz file. Check the disk and the file's permissions."
+        )
+    return LatentsError(
+        f"{path}: {_one_line(error)}, expected an .npz of plain arrays. {_CACHE_AGAIN}"
+    )
 
 
 _CACHE_AGAIN = "Cache the latents of this picture again."
@@ -71,7 +81,16 @@ def _one_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def _latents(path: Path, npz: Npz, family: Family, width: int, height: int, *, flipped: bool, alpha_mask: bool) -> Latents:
+def _latents(
+    path: Path,
+    npz: Npz,
+    family: Family,
+    width: int,
+    height: int,
+    *,
+    flipped: bool,
+    alpha_mask: bool,
+) -> Latents:
     shape = (LATENT_CHANNELS, height // PIXELS_A_LATENT, width // PIXELS_A_LATENT)
     suffix = f"_{shape[1]}x{shape[2]}"
     if f"latents{suffix}" not in npz.names:
@@ -98,7 +117,11 @@ def _latents(path: Path, npz: Npz, family: Family, width: int, height: int, *, f
             "Cache the latents of this picture again, or rewrite the metadata that they were cached with."
         )
     mask = _mask(path, npz, suffix, width, height, flipped=flipped) if alpha_mask else None
-    size = _size_conditioning(path, npz, suffix, width, height, flipped=flipped) if family.size_conditioning else None
+    size = (
+        _size_conditioning(path, npz, suffix, width, height, flipped=flipped)
+        if family.size_conditioning
+        else None
+    )
     return Latents(latents, size, mask)
 
 
@@ -109,12 +132,16 @@ def _names(npz: Npz) -> str:
 def _scaled(path: Path, name: str, array: NDArray[np.generic], scale: float) -> Tensor:
     """float32 latents times `scale`, all finite."""
     if array.dtype.kind != "f":
-        raise LatentsError(f'{path}: "{name}" is of type {array.dtype}, expected a float type. {_CACHE_AGAIN}')
+        raise LatentsError(
+            f'{path}: "{name}" is of type {array.dtype}, expected a float type. {_CACHE_AGAIN}'
+        )
     if array.dtype != np.float32:
         with np.errstate(over="ignore"):  # what float32 cannot hold is found below
             array = array.astype(np.float32)
     latents = torch.from_numpy(cast("NDArray[np.float32]", array)) * scale
-    if not math.isfinite(latents.sum().item()):  # 8 us for 4x128x128; isfinite() of each value takes 105
+    if not math.isfinite(
+        latents.sum().item()
+    ):  # 8 us for 4x128x128; isfinite() of each value takes 105
         broken = int((~torch.isfinite(latents)).sum())
         if broken:
             raise LatentsError(
@@ -134,16 +161,22 @@ def _mask(path: Path, npz: Npz, suffix: str, width: int, height: int, *, flipped
     array = npz[name]
     if array.shape != (height, width) or array.dtype.kind not in "fb":
         found = f"{array.dtype} {array.shape}"
-        raise LatentsError(f'{path}: "{name}" is {found}, expected floats ({height}, {width}) for its bucket. {_CACHE_AGAIN}')
+        raise LatentsError(
+            f'{path}: "{name}" is {found}, expected floats ({height}, {width}) for its bucket. {_CACHE_AGAIN}'
+        )
     mask = torch.from_numpy(array.astype(np.float32))
     if not bool(((mask >= 0) & (mask <= 1)).all()):
-        raise LatentsError(f'{path}: "{name}" holds numbers outside [0, 1], expected weights. {_CACHE_AGAIN}')
+        raise LatentsError(
+            f'{path}: "{name}" holds numbers outside [0, 1], expected weights. {_CACHE_AGAIN}'
+        )
     side = PIXELS_A_LATENT
     mask = mask.view(height // side, side, width // side, side).mean(dim=(1, 3))
     return mask.flip(1) if flipped else mask
 
 
-def _size_conditioning(path: Path, npz: Npz, suffix: str, width: int, height: int, *, flipped: bool) -> SizeConditioning:
+def _size_conditioning(
+    path: Path, npz: Npz, suffix: str, width: int, height: int, *, flipped: bool
+) -> SizeConditioning:
     original_width, original_height = _numbers(path, npz, "original_size" + suffix, 2)
     left, top, right, _ = _numbers(path, npz, "crop_ltrb" + suffix, 4)
     # Whole pixels: sd-scripts cuts them off too (`int` in library/train_util.py, __getitem__).
@@ -159,17 +192,25 @@ def _size_conditioning(path: Path, npz: Npz, suffix: str, width: int, height: in
 def _numbers(path: Path, npz: Npz, name: str, count: int) -> list[float]:
     array = npz[name]
     if array.shape != (count,) or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
-        raise LatentsError(f'{path}: "{name}" is {array.dtype} {array.tolist()}, expected {count} numbers. {_CACHE_AGAIN}')
+        raise LatentsError(
+            f'{path}: "{name}" is {array.dtype} {array.tolist()}, expected {count} numbers. {_CACHE_AGAIN}'
+        )
     return [float(number) for number in array.tolist()]
 
 
-def check_latent_scale(paths: Sequence[Path], family: Family, *, skip_broken: bool = False) -> str | None:
+def check_latent_scale(
+    paths: Sequence[Path], family: Family, *, skip_broken: bool = False
+) -> str | None:
     """A warning when the latents of `paths` do not have the family's scale; None when they do, or there are none.
 
-    Reads `FILES_CHECKED` evenly spaced files, whatever their buckets.
-    Raises `LatentsError` as `load_latents` does for a file that cannot be read, unless such files are skipped.
+    Reads `FILES_CHECKED` evenly spaced files, whatever their buckets. Raises `LatentsError` as
+    `load_latents` does for a file that cannot be read, unless such files are skipped.
     """
-    asked = paths if len(paths) <= FILES_CHECKED else [paths[place * len(paths) // FILES_CHECKED] for place in range(FILES_CHECKED)]
+    asked = (
+        paths
+        if len(paths) <= FILES_CHECKED
+        else [paths[place * len(paths) // FILES_CHECKED] for place in range(FILES_CHECKED)]
+    )
     files, count, total, squares = 0, 0, 0.0, 0.0
     for path in asked:
         try:
@@ -197,9 +238,15 @@ def _any_latents(path: Path, family: Family) -> Tensor:
     """The file's first unflipped latents, scaled."""
     try:
         with Npz(path) as npz:
-            names = [name for name in npz.names if name.startswith("latents") and not name.startswith("latents_flipped")]
+            names = [
+                name
+                for name in npz.names
+                if name.startswith("latents") and not name.startswith("latents_flipped")
+            ]
             if not names:
-                raise LatentsError(f'{path}: found {_names(npz)}, expected "latents". {_CACHE_AGAIN}')
+                raise LatentsError(
+                    f'{path}: found {_names(npz)}, expected "latents". {_CACHE_AGAIN}'
+                )
             return _scaled(path, names[0], npz[names[0]], family.latent_scale)
     except READ_ERRORS as error:
         raise unreadable(path, error) from error

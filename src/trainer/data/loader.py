@@ -1,7 +1,8 @@
 """The micro-batches of one rank in order, from any step on, loaded by worker processes.
 
-Slices plans and collates samples; how a sample comes about, and where plans lie, is told to it. Whatever the number of workers,
-the batches are the same: a batch is a pure function of its step and micro-step.
+Slices plans and collates samples; how a sample comes about, and where plans lie, is told to it.
+Whatever the number of workers, the batches are the same: a batch is a pure function of its step and
+micro-step.
 """
 
 import logging
@@ -30,7 +31,9 @@ MakeSample = Callable[[int, int, int, int, int], Sample]
 """(data set, record, repeat, epoch, step) -> its sample; raises `LatentsError` when its latents are missing or broken."""
 
 _PREFETCHED = 2  # micro-batches that a worker has ready; torch's own default
-_BYTES_A_LATENT = 4 * (3 * 4 + 1)  # float32: latents, noise and input noise of four channels, and a mask
+_BYTES_A_LATENT = 4 * (
+    3 * 4 + 1
+)  # float32: latents, noise and input noise of four channels, and a mask
 _BYTES_BESIDES = 1 << 20  # ids of some thousand chunks; what does not fit crosses more slowly
 _MOST_TRIES = 100  # a whole bucket without latents is no gap to fill
 
@@ -55,12 +58,14 @@ class Share(NamedTuple):
 class Loader:
     """The micro-batches of a rank in order: `micro` 0, 1, ... of the first step, then of the next; `len` counts micro-batches.
 
-    The workers live as long as one iterator, which goes over all epochs. Records that were replaced are logged as warnings, each once.
-    Raises what a worker met: a `CapmergeError` as it was raised there, anything else with the worker's traceback; `WorkerError` when a
-    worker was killed.
+    The workers live as long as one iterator, which goes over all epochs. Records that were replaced
+    are logged as warnings, each once. Raises what a worker met: a `CapmergeError` as it was raised
+    there, anything else with the worker's traceback; `WorkerError` when a worker was killed.
     """
 
-    def __init__(self, loader: "DataLoader[_Loaded | bytes]", batches: "_MicroBatches", slot_bytes: int) -> None:
+    def __init__(
+        self, loader: "DataLoader[_Loaded | bytes]", batches: "_MicroBatches", slot_bytes: int
+    ) -> None:
         self._loader, self._batches, self._slot_bytes = loader, batches, slot_bytes
         self._logged: set[tuple[int, int]] = set()
 
@@ -69,10 +74,18 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         workers = self._loader.num_workers
-        handover = Handover(workers, _PREFETCHED + 1, self._slot_bytes) if workers and sys.platform == "linux" else None
+        handover = (
+            Handover(workers, _PREFETCHED + 1, self._slot_bytes)
+            if workers and sys.platform == "linux"
+            else None
+        )
         self._batches.handover = handover  # of this iterator alone: its workers inherit it
         for crossed in iter_items(self._loader):
-            loaded = handover.take(crossed, pinned=torch.cuda.is_available()) if handover and isinstance(crossed, bytes) else crossed
+            loaded = (
+                handover.take(crossed, pinned=torch.cuda.is_available())
+                if handover and isinstance(crossed, bytes)
+                else crossed
+            )
             assert isinstance(loaded, _Loaded)
             for record, line in loaded.replaced:
                 if record not in self._logged:
@@ -98,11 +111,14 @@ def build_loader(
 ) -> Loader:
     """All micro-batches of the steps `start_step` .. `max_steps` - 1, over the ends of epochs.
 
-    `open_epoch` gives the plan of an epoch, made for `share.global_batch_size`; `steps_per_epoch` is its `steps`. It is called in the
-    workers, half an epoch ahead in a thread, so that no epoch begins with waiting. `on_missing` stands for each data set.
-    With "skip" the next of its bucket is trained in place of a record without latents, with the event "replaced".
+    `open_epoch` gives the plan of an epoch, made for `share.global_batch_size`; `steps_per_epoch`
+    is its `steps`. It is called in the workers, half an epoch ahead in a thread, so that no epoch
+    begins with waiting. `on_missing` stands for each data set. With "skip" the next of its bucket
+    is trained in place of a record without latents, with the event "replaced".
     """
-    batches = _MicroBatches(make_sample, open_epoch, sets, chunker, share, on_missing, steps_per_epoch, max_steps)
+    batches = _MicroBatches(
+        make_sample, open_epoch, sets, chunker, share, on_missing, steps_per_epoch, max_steps
+    )
     loader = DataLoader(
         batches,
         batch_size=None,
@@ -115,7 +131,11 @@ def build_loader(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # otherwise a loader would draw from the run's own stream
     )
-    return Loader(loader, batches, largest_area(sets) * share.batch_size // 64 * _BYTES_A_LATENT + _BYTES_BESIDES)
+    return Loader(
+        loader,
+        batches,
+        largest_area(sets) * share.batch_size // 64 * _BYTES_A_LATENT + _BYTES_BESIDES,
+    )
 
 
 class _Loaded(NamedTuple):
@@ -160,7 +180,11 @@ class _MicroBatches(Dataset[_Loaded | bytes]):
 
     def __getitem__(self, place: tuple[int, int]) -> _Loaded | bytes:
         loaded, worker = self._loaded(place), get_worker_info()
-        return loaded if self.handover is None or worker is None else self.handover.put(loaded, worker.id)
+        return (
+            loaded
+            if self.handover is None or worker is None
+            else self.handover.put(loaded, worker.id)
+        )
 
     def _loaded(self, place: tuple[int, int]) -> _Loaded:
         replaced: list[tuple[tuple[int, int], str]] = []
@@ -173,10 +197,16 @@ class _MicroBatches(Dataset[_Loaded | bytes]):
         epoch, place = divmod(step, self.steps_per_epoch)
         whole = self._plan(epoch, place).batch(place)
         rank, ranks, batch_size, accumulation = self.share
-        slots = deal(len(whole.record), ranks=ranks, accumulation=accumulation, batch_size=batch_size)[micro][rank]
+        slots = deal(
+            len(whole.record), ranks=ranks, accumulation=accumulation, batch_size=batch_size
+        )[micro][rank]
         samples = []
         for at in slots.places:
-            dataset, record, repeat = int(whole.dataset[at]), int(whole.record[at]), int(whole.repeat[at])
+            dataset, record, repeat = (
+                int(whole.dataset[at]),
+                int(whole.record[at]),
+                int(whole.repeat[at]),
+            )
             try:
                 sample = self.make_sample(dataset, record, repeat, epoch, step)
             except LatentsError as error:
@@ -204,7 +234,10 @@ class _MicroBatches(Dataset[_Loaded | bytes]):
             except LatentsError as again:
                 missing.append((other, again))
                 continue
-            replaced += [((dataset, absent), f"{why} Trained in its place: {sample.key}") for absent, why in missing]
+            replaced += [
+                ((dataset, absent), f"{why} Trained in its place: {sample.key}")
+                for absent, why in missing
+            ]
             return replace(sample, events=(*sample.events, "replaced"))
         rows = self.sets[dataset]
         raise LatentsError(

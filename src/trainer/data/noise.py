@@ -11,13 +11,16 @@ from capmerge.rng import Chance
 from trainer.config.settings import NoiseSettings
 
 
-def draw_noise(latents_CHW: Tensor, chance: Chance, settings: NoiseSettings) -> tuple[Tensor, Tensor | None]:
+def draw_noise(
+    latents_CHW: Tensor, chance: Chance, settings: NoiseSettings
+) -> tuple[Tensor, Tensor | None]:
     """The noise of one sample that its target is made of, and its input's where input perturbation makes that another.
 
-    Both (C, H, W) float32 on CPU; of `latents_CHW` only the shape matters.
-    A pure function of `chance`'s five fields and the settings, for one version of torch, whose generator on CPU tells 2**32 seeds apart.
-    Offset and levels add up; the levels' sum is divided by its standard deviation over this sample alone, where sd-scripts takes
-    the whole batch's: a sample's noise must not depend on its neighbours. Source: sd-scripts-facts D2.
+    Both (C, H, W) float32 on CPU; of `latents_CHW` only the shape matters. A pure function of
+    `chance`'s five fields and the settings, for one version of torch, whose generator on CPU tells
+    2**32 seeds apart. Offset and levels add up; the levels' sum is divided by its standard
+    deviation over this sample alone, where sd-scripts takes the whole batch's: a sample's noise
+    must not depend on its neighbours. Source: sd-scripts-facts D2.
     """
     generator = torch.Generator().manual_seed(chance.below(1 << 63, "noise"))
     noise_CHW = torch.randn(latents_CHW.shape, generator=generator)
@@ -27,7 +30,9 @@ def draw_noise(latents_CHW: Tensor, chance: Chance, settings: NoiseSettings) -> 
         noise_CHW = _add_levels_(noise_CHW, settings, generator)
     if not settings.input_perturbation:
         return noise_CHW, None
-    return noise_CHW, noise_CHW + settings.input_perturbation * torch.randn(latents_CHW.shape, generator=generator)
+    return noise_CHW, noise_CHW + settings.input_perturbation * torch.randn(
+        latents_CHW.shape, generator=generator
+    )
 
 
 def _add_levels_(noise_CHW: Tensor, settings: NoiseSettings, generator: torch.Generator) -> Tensor:
@@ -53,4 +58,6 @@ def draw_timestep(chance: Chance, settings: NoiseSettings) -> int:
 
     Raises `ValueError` when there is none between them.
     """
-    return settings.min_timestep + chance.below(settings.max_timestep - settings.min_timestep, "timestep")
+    return settings.min_timestep + chance.below(
+        settings.max_timestep - settings.min_timestep, "timestep"
+    )

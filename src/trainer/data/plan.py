@@ -1,13 +1,16 @@
 """The plan of an epoch: which samples make which global batch, as a memory-mapped file that all processes of a machine share.
 
-Only numbers: knows neither captions, latents nor tensors. The plan is a pure function of seed, epoch, global batch size and
-the data sets' columns; ranks, accumulation and workers only slice its batches. Runs resume by it, so nothing of this may ever change:
+Only numbers: knows neither captions, latents nor tensors. The plan is a pure function of seed,
+epoch, global batch size and the data sets' columns; ranks, accumulation and workers only slice its
+batches. Runs resume by it, so nothing of this may ever change:
 
 - Samples are numbered over the data sets in order, in a set repeat by repeat, in a repeat record by record, unusable ones included.
 - A bucket holds all samples of one (width, height, chunk count). Buckets stand in ascending order of that triple; the samples of one
-  in the order that `order.hash_of` gives their numbers, with the key `Chance(seed, epoch, "").below(2**64, "order of samples")`.
+  in the order that `order.hash_of` gives their numbers, with the key `Chance(seed, epoch,
+  "").below(2**64, "order of samples")`.
 - Each bucket is cut into batches from its front, the last one may be short. All batches, numbered from 0 bucket by bucket, are trained
-  in the order that `order.hash_of` gives their numbers, with the key `Chance(seed, epoch, "").below(2**64, "order of batches")`.
+  in the order that `order.hash_of` gives their numbers, with the key `Chance(seed, epoch,
+  "").below(2**64, "order of batches")`.
 
 A file takes 4 bytes a sample and 4 a batch (8 and 8 from 2**32 samples on), and little besides.
 """
@@ -79,14 +82,18 @@ class Plan:
         whole = np.memmap(path, mode="r")
         if len(whole) < _HEADER.size:
             raise ValueError(f"{path}: cut off")
-        magic, checksum, found, n_sets, n_buckets, n_samples, self.steps, self._batch_size, size = _HEADER.unpack_from(whole.data)
+        magic, checksum, found, n_sets, n_buckets, n_samples, self.steps, self._batch_size, size = (
+            _HEADER.unpack_from(whole.data)
+        )
         if (magic, checksum, found) != (_MAGIC, zlib.crc32(whole[_CHECKED_FROM:].data), identity):
             raise ValueError(f"{path}: damaged, or another plan")
         tables, numbers = whole[_HEADER.size :], np.dtype(f"<u{size}")
         ends = np.cumsum([n_sets * 16, n_buckets * 40, n_samples * size, self.steps * size])
         sets, buckets, samples, order = np.split(tables, ends[:-1])
         self._sets: NDArray[np.int64] = sets.view("<i8").reshape(-1, 2)  # first sample, records
-        self._buckets: NDArray[np.int64] = buckets.view("<i8").reshape(-1, 5)  # first sample, first batch, width, height, chunks or 0
+        self._buckets: NDArray[np.int64] = buckets.view("<i8").reshape(
+            -1, 5
+        )  # first sample, first batch, width, height, chunks or 0
         self._samples: NDArray[np.unsignedinteger] = samples.view(numbers)
         self._order: NDArray[np.unsignedinteger] = order.view(numbers)
 
@@ -100,9 +107,15 @@ class Plan:
         number = int(self._order[place])
         bucket = int(np.searchsorted(self._buckets[:, 1], number, side="right")) - 1
         first_sample, first_batch, width, height, chunks = self._buckets[bucket].tolist()
-        end_of_bucket = int(self._buckets[bucket + 1, 0]) if bucket + 1 < len(self._buckets) else len(self._samples)
+        end_of_bucket = (
+            int(self._buckets[bucket + 1, 0])
+            if bucket + 1 < len(self._buckets)
+            else len(self._samples)
+        )
         start = first_sample + (number - first_batch) * self._batch_size
-        samples = self._samples[start : min(start + self._batch_size, end_of_bucket)].astype(np.int64)
+        samples = self._samples[start : min(start + self._batch_size, end_of_bucket)].astype(
+            np.int64
+        )
         dataset = np.searchsorted(self._sets[:, 0], samples, side="right") - 1
         repeat, record = np.divmod(samples - self._sets[dataset, 0], self._sets[dataset, 1])
         return GlobalBatch(dataset.astype(np.int64), record, repeat, width, height, chunks or None)
@@ -117,12 +130,21 @@ def count_epoch(sets: Sequence[SetRows], global_batch_size: int) -> tuple[int, i
     return len(sizes), int(np.sum(-(-sizes // global_batch_size)))
 
 
-def open_plan(folder: Path, *, seed: int, epoch: int, global_batch_size: int, sets: Sequence[SetRows], fingerprint: str) -> Plan:
+def open_plan(
+    folder: Path,
+    *,
+    seed: int,
+    epoch: int,
+    global_batch_size: int,
+    sets: Sequence[SetRows],
+    fingerprint: str,
+) -> Plan:
     """The plan of an epoch (from 0) from its file in `folder`, which is built first where it is missing or damaged.
 
-    The first process to come builds, under a lock; the others wait and map the same file. `fingerprint` names all that the columns
-    were made of: the metadata, the latents found, the family, the cutting of captions and its limit. Building takes about
-    25 MB of private memory at any size.
+    The first process to come builds, under a lock; the others wait and map the same file.
+    `fingerprint` names all that the columns were made of: the metadata, the latents found, the
+    family, the cutting of captions and its limit. Building takes about 25 MB of private memory at
+    any size.
 
     Raises `OutputError` when the file cannot be written, `LatentsError` when no record is usable.
     """
@@ -148,7 +170,9 @@ def drop_old_plans(folder: Path, epoch: int) -> None:
     for path in folder.iterdir():
         match = _NAME.fullmatch(path.name)
         if match and int(match[1]) < epoch:
-            with contextlib.suppress(OSError):  # another process was faster, or Windows has it open: it goes the next time
+            with contextlib.suppress(
+                OSError
+            ):  # another process was faster, or Windows has it open: it goes the next time
                 path.unlink()
 
 
@@ -162,20 +186,33 @@ def deal(n_samples: int, *, ranks: int, accumulation: int, batch_size: int) -> l
     """
     slices = ranks * accumulation
     if not 1 <= n_samples <= slices * batch_size:
-        raise ValueError(f"found {n_samples} samples, expected 1 to {ranks} ranks x {accumulation} micro-steps x {batch_size}")
+        raise ValueError(
+            f"found {n_samples} samples, expected 1 to {ranks} ranks x {accumulation} micro-steps x {batch_size}"
+        )
     each, more = divmod(n_samples, slices)
     dealt, start = [], 0
     for number in range(slices):
         end = start + each + (number < more)
-        dealt.append(Slots(range(start, end), 1) if end > start else Slots(range(number % n_samples, number % n_samples + 1), 0))
+        dealt.append(
+            Slots(range(start, end), 1)
+            if end > start
+            else Slots(range(number % n_samples, number % n_samples + 1), 0)
+        )
         start = end
     return [dealt[micro * ranks : (micro + 1) * ranks] for micro in range(accumulation)]
 
 
-def _identity(seed: int, epoch: int, global_batch_size: int, sets: Sequence[SetRows], fingerprint: str) -> bytes:
+def _identity(
+    seed: int, epoch: int, global_batch_size: int, sets: Sequence[SetRows], fingerprint: str
+) -> bytes:
     """16 bytes that are different for another plan."""
     shapes = [
-        (len(rows.width), rows.repeats, rows.chunks is not None, None if rows.usable is None else int(np.count_nonzero(rows.usable)))
+        (
+            len(rows.width),
+            rows.repeats,
+            rows.chunks is not None,
+            None if rows.usable is None else int(np.count_nonzero(rows.usable)),
+        )
         for rows in sets
     ]
     said = json.dumps([seed, epoch, global_batch_size, fingerprint, shapes])
@@ -190,7 +227,14 @@ def _opened(path: Path, identity: bytes) -> Plan | None:
         return None
 
 
-def _build(path: Path, identity: bytes, seed: int, epoch: int, global_batch_size: int, sets: Sequence[SetRows]) -> None:
+def _build(
+    path: Path,
+    identity: bytes,
+    seed: int,
+    epoch: int,
+    global_batch_size: int,
+    sets: Sequence[SetRows],
+) -> None:
     codes, sizes = bucket_sizes(sets)
     n_batches = -(-sizes // global_batch_size)
     n_samples, steps = int(sizes.sum()), int(n_batches.sum())
@@ -198,10 +242,22 @@ def _build(path: Path, identity: bytes, seed: int, epoch: int, global_batch_size
     size = 4 if n_numbers[-1] <= 1 << 32 else 8
     numbers = np.dtype(f"<u{size}")
 
-    set_table = np.array([(first, len(rows.width)) for first, rows in zip(n_numbers.tolist(), sets, strict=False)], dtype="<i8")
-    firsts = zip((np.cumsum(sizes) - sizes).tolist(), (np.cumsum(n_batches) - n_batches).tolist(), strict=True)
-    bucket_table = np.array([(*first, *triple_of(code)) for first, code in zip(firsts, codes.tolist(), strict=True)], dtype="<i8")
-    head = _HEADER.pack(_MAGIC, 0, identity, len(sets), len(codes), n_samples, steps, global_batch_size, size)
+    set_table = np.array(
+        [(first, len(rows.width)) for first, rows in zip(n_numbers.tolist(), sets, strict=False)],
+        dtype="<i8",
+    )
+    firsts = zip(
+        (np.cumsum(sizes) - sizes).tolist(),
+        (np.cumsum(n_batches) - n_batches).tolist(),
+        strict=True,
+    )
+    bucket_table = np.array(
+        [(*first, *triple_of(code)) for first, code in zip(firsts, codes.tolist(), strict=True)],
+        dtype="<i8",
+    )
+    head = _HEADER.pack(
+        _MAGIC, 0, identity, len(sets), len(codes), n_samples, steps, global_batch_size, size
+    )
     head += set_table.tobytes() + bucket_table.tobytes()
 
     def iter_samples() -> Iterator[tuple[Numbers, Groups]]:
@@ -225,10 +281,14 @@ def _build(path: Path, identity: bytes, seed: int, epoch: int, global_batch_size
         whole[: len(head)] = np.frombuffer(head, dtype=np.uint8)
         samples, order = np.split(whole[len(head) :].view(numbers), [n_samples])
         fill_in_order(samples, iter_samples, sizes, chance.below(1 << 64, "order of samples"))
-        fill_in_order(order, iter_batches, np.array([steps]), chance.below(1 << 64, "order of batches"))
+        fill_in_order(
+            order, iter_batches, np.array([steps]), chance.below(1 << 64, "order of batches")
+        )
         whole[8:_CHECKED_FROM].view("<u8")[0] = zlib.crc32(whole[_CHECKED_FROM:].data)
         del whole, samples, order  # Windows cannot rename an open file
-        Path(temporary).replace(path)  # not synced: what a power failure leaves of it is damaged, seen and built again
+        Path(temporary).replace(
+            path
+        )  # not synced: what a power failure leaves of it is damaged, seen and built again
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -255,6 +315,8 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if sys.platform != "win32":  # closing is not enough: a process forked meanwhile holds the lock too
+            if (
+                sys.platform != "win32"
+            ):  # closing is not enough: a process forked meanwhile holds the lock too
                 with contextlib.suppress(OSError):  # there was none
                     fcntl.flock(file, fcntl.LOCK_UN)

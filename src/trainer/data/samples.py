@@ -33,7 +33,8 @@ def build_chunker(config: Config) -> Chunker:
 class SampleMaker:
     """Makes samples; pickles as what it was made of, so that each worker opens its own files and tokenizers.
 
-    `max_steps` are the optimizer steps of the run, of which token warm-up may be a share. The config needs its seed.
+    `max_steps` are the optimizer steps of the run, of which token warm-up may be a share. The
+    config needs its seed.
     """
 
     def __init__(self, config: Config, datasets: Sequence[DataSet], max_steps: int) -> None:
@@ -48,8 +49,8 @@ class SampleMaker:
     def make(self, dataset: int, record: int, repeat: int, epoch: int, step: int) -> Sample:
         """The sample of a record's `repeat` in `epoch` (from 0): a pure function of the arguments, the config's seed and settings.
 
-        `step` (the optimizer step, from 0) matters to token warm-up alone.
-        Raises `LatentsError` when its latents are missing or broken, `DataError` or `StaleError` when its record is.
+        `step` (the optimizer step, from 0) matters to token warm-up alone. Raises `LatentsError`
+        when its latents are missing or broken, `DataError` or `StaleError` when its record is.
         """
         found, config = self._datasets[dataset], self._config
         key, read = found.index.read(record)
@@ -58,7 +59,9 @@ class SampleMaker:
         flipped = found.settings.flip and chance.below(2, "flip") == 1
         path = found.latents_file(record, key)
         if path is None:
-            raise LatentsError(f"{found.settings.latents}: found no latents of the record {quoted(key)}, expected a file. Cache them.")
+            raise LatentsError(
+                f"{found.settings.latents}: found no latents of the record {quoted(key)}, expected a file. Cache them."
+            )
         latents = load_latents(
             path,
             family=self._family,
@@ -88,7 +91,9 @@ class SampleMaker:
             events=caption.events + ("flipped",) * flipped,
         )
 
-    def _caption(self, found: DataSet, number: int, key: str, record: Any, repeat: int, epoch: int, step: int) -> TrainedCaption:
+    def _caption(
+        self, found: DataSet, number: int, key: str, record: Any, repeat: int, epoch: int, step: int
+    ) -> TrainedCaption:
         try:
             return train_caption(
                 record,
@@ -104,4 +109,6 @@ class SampleMaker:
             )
         except BrokenRecordError as error:
             offset = int(found.index.offset[number])
-            raise DataError(str(found.settings.metadata), offset, key, str(error), "Rewrite the original again.") from error
+            raise DataError(
+                str(found.settings.metadata), offset, key, str(error), "Rewrite the original again."
+            ) from error

@@ -1,7 +1,8 @@
 """Values with tensors from worker processes to the training process, through memory that both map and that is written again and again.
 
-Torch gives each tensor that crosses a file of shared memory of its own, whose pages are made, zeroed and mapped on both sides each
-time: on a virtual machine 2.4 ms a MiB, where copying takes 0.09. Here the pages stay. Knows nothing of batches.
+Torch gives each tensor that crosses a file of shared memory of its own, whose pages are made,
+zeroed and mapped on both sides each time: on a virtual machine 2.4 ms a MiB, where copying takes
+0.09. Here the pages stay. Knows nothing of batches.
 """
 
 import mmap
@@ -23,12 +24,18 @@ _HEAD_BYTES = _ALIGNMENT_BYTES  # of a slot: the turn again
 class Handover:
     """Memory for `workers` forked processes of a loader, in which each has `slots` places of `slot_bytes`, used by turns.
 
-    To be made before the processes are: they inherit it. Pages that are never written take no memory.
+    To be made before the processes are: they inherit it. Pages that are never written take no
+    memory.
     """
 
     def __init__(self, workers: int, slots: int, slot_bytes: int) -> None:
-        self._slots, self._slot_bytes = slots, -(-slot_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES + _HEAD_BYTES
-        self._memory = torch.frombuffer(mmap.mmap(-1, workers * slots * self._slot_bytes), dtype=torch.uint8)
+        self._slots, self._slot_bytes = (
+            slots,
+            -(-slot_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES + _HEAD_BYTES,
+        )
+        self._memory = torch.frombuffer(
+            mmap.mmap(-1, workers * slots * self._slot_bytes), dtype=torch.uint8
+        )
         self._turn = 0
 
     def put(self, value: Any, worker: int) -> bytes:
@@ -43,7 +50,11 @@ class Handover:
     def take(self, data: bytes, *, pinned: bool = False) -> Any:
         """What was put, its tensors copied, into page-locked memory if asked; before the same worker has put `slots` values more."""
         start, turn = _TURN.unpack_from(data)
-        value = _Reader(BytesIO(data[_TURN.size :]), self._memory[start : start + self._slot_bytes].numpy(), pinned=pinned).load()
+        value = _Reader(
+            BytesIO(data[_TURN.size :]),
+            self._memory[start : start + self._slot_bytes].numpy(),
+            pinned=pinned,
+        ).load()
         if self._head(start).item() != turn:
             raise AssertionError(f"slot at {start} was written again before it was read")
         return value
@@ -81,7 +92,8 @@ class _Reader(pickle.Unpickler):
     def persistent_load(self, place: tuple[int, int, torch.dtype, tuple[int, ...]]) -> Tensor:
         """A copy of the tensor at a place of the slot."""
         start, size, dtype, shape = place
-        # By numpy: torch's threads, awake for a while after such a copy, halve the samples a second of two workers on two cores.
+        # By numpy: torch's threads, awake for a while after such a copy, halve the samples a second
+        # of two workers on two cores.
         copy = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
         np.copyto(copy.numpy(), self._slot[start : start + size])
         return copy.view(dtype).view(shape)

@@ -1,8 +1,9 @@
 """Whole numbers in a seeded order, written into an array of any length in bounded memory. Knows neither samples nor files.
 
-The order is part of what a run repeats and resumes by, so nothing here may ever change. The definition, for other programs:
-the numbers of a group stand in ascending order of `hash_of(number, key)`, the (number + 1)-th output of splitmix64 started at
-`key`, compared as unsigned 64-bit integers. The hash is one to one, so there are no ties.
+The order is part of what a run repeats and resumes by, so nothing here may ever change. The
+definition, for other programs: the numbers of a group stand in ascending order of `hash_of(number,
+key)`, the (number + 1)-th output of splitmix64 started at `key`, compared as unsigned 64-bit
+integers. The hash is one to one, so there are no ties.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -34,21 +35,29 @@ def hash_of(numbers: Numbers, key: int) -> Numbers:
 
 
 def fill_in_order(
-    out: NDArray[np.unsignedinteger], pieces: Callable[[], Iterable[tuple[Numbers, Groups]]], group_sizes: NDArray[np.int64], key: int
+    out: NDArray[np.unsignedinteger],
+    pieces: Callable[[], Iterable[tuple[Numbers, Groups]]],
+    group_sizes: NDArray[np.int64],
+    key: int,
 ) -> None:
     """Fill `out` with all numbers: group 0, group 1, ..., each in the order that `key` gives it.
 
-    `pieces` gives the numbers with their groups, in pieces that fit in memory; it is called twice and must give the same both times.
-    Numbers go to the parts of their groups by the upper bits of their hash, then each part is sorted where it lies.
+    `pieces` gives the numbers with their groups, in pieces that fit in memory; it is called twice
+    and must give the same both times. Numbers go to the parts of their groups by the upper bits of
+    their hash, then each part is sorted where it lies.
     """
-    bits = np.array([max(0, (int(size) - 1).bit_length() - _PART_BITS) for size in group_sizes], dtype=np.uint64)
+    bits = np.array(
+        [max(0, (int(size) - 1).bit_length() - _PART_BITS) for size in group_sizes], dtype=np.uint64
+    )
     first_part = np.concatenate(([0], np.cumsum(1 << bits.astype(np.int64))))
     n_parts = int(first_part[-1])
     narrow = np.uint16 if n_parts <= 1 << 16 else np.uint32  # 16 bits are sorted by radix
 
     def iter_parts() -> Iterator[tuple[Numbers, NDArray[np.unsignedinteger]]]:
         for numbers, groups in pieces():
-            upper = hash_of(numbers, key) >> np.uint64(1) >> (np.uint64(63) - bits[groups])  # a shift by 64 is not defined
+            upper = (
+                hash_of(numbers, key) >> np.uint64(1) >> (np.uint64(63) - bits[groups])
+            )  # a shift by 64 is not defined
             yield numbers, (first_part[groups] + upper.astype(np.int64)).astype(narrow)
 
     sizes = np.zeros(n_parts, dtype=np.int64)

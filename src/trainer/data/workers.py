@@ -31,7 +31,8 @@ def iter_items(loader: DataLoader[Item]) -> Iterator[Item]:
         found = str(error).rstrip(". ")
     else:
         return
-    # Raised out here, without the error that holds the iterator: while that lives, torch tells of the death again at every SIGCHLD.
+    # Raised out here, without the error that holds the iterator: while that lives, torch tells of
+    # the death again at every SIGCHLD.
     del items
     raise WorkerError(
         f"loading: {found}, expected it to live as long as the run. Mostly memory is short: "
@@ -42,8 +43,8 @@ def iter_items(loader: DataLoader[Item]) -> Iterator[Item]:
 def settle(_worker: int) -> None:
     """Make a worker outlive Ctrl-C and SIGTERM, which often reach all processes of a run: the training process ends its step with it.
 
-    Frozen objects are not walked by the garbage collector, which would copy the pages they share with the training process: 11 MB of
-    private memory a worker instead of 111.
+    Frozen objects are not walked by the garbage collector, which would copy the pages they share
+    with the training process: 11 MB of private memory a worker instead of 111.
     """
     if sys.platform == "linux":
         Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()

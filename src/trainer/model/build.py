@@ -26,7 +26,8 @@ def build_model(config: Config, *, weights: bool = True) -> Model:
 
     Random weights are a function of `train.seed`, and leave torch's own random state as it was.
 
-    Raises `ModelError` for a folder that does not fit, `ConfigError` for settings that leave nothing to train.
+    Raises `ModelError` for a folder that does not fit, `ConfigError` for settings that leave
+    nothing to train.
     """
     settings = config.model
     if settings.path == RANDOM:
@@ -35,7 +36,9 @@ def build_model(config: Config, *, weights: bool = True) -> Model:
             torch.default_generator.manual_seed(config.train.seed)
             unet, encoders = _random_parts(config, shape_of(settings.family, settings.size))
     else:
-        unet, encoders = load_parts(Path(settings.path), settings.family, config.noise.prediction, weights=weights)
+        unet, encoders = load_parts(
+            Path(settings.path), settings.family, config.noise.prediction, weights=weights
+        )
     model = Model(unet, encoders, settings.family, config.text)
     if config.train.precision == "full_bf16":
         model.to(torch.bfloat16)
@@ -61,4 +64,7 @@ def _recompute_activations(model: Model) -> None:
     for _, encoder in model.text_encoders():
         if encoder.training:
             part: Any = encoder  # transformers 5 renamed the method
-            (getattr(part, "activation_checkpointing_enable", None) or part.gradient_checkpointing_enable)({"use_reentrant": False})
+            (
+                getattr(part, "activation_checkpointing_enable", None)
+                or part.gradient_checkpointing_enable
+            )({"use_reentrant": False})

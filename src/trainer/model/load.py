@@ -1,6 +1,7 @@
 """U-Net and text encoders from a diffusers folder: read, and held against what the family needs.
 
-Owns the checks and the reading of safetensors. Knows nothing of training. Nothing is looked up on a network, no pickle is opened.
+Owns the checks and the reading of safetensors. Knows nothing of training. Nothing is looked up on a
+network, no pickle is opened.
 """
 
 import json
@@ -29,10 +30,13 @@ INNER = "text_model."
 """What stands before the names of a text encoder's tensors in a file, but for its projection."""
 
 
-def load_parts(folder: Path, family: FamilyName, prediction: Prediction, *, weights: bool = True) -> tuple[nn.Module, list[nn.Module]]:
+def load_parts(
+    folder: Path, family: FamilyName, prediction: Prediction, *, weights: bool = True
+) -> tuple[nn.Module, list[nn.Module]]:
     """The U-Net and the text encoders in `folder`, float32 on the CPU; without `weights` they have shapes alone.
 
-    Raises `ModelError` when files are missing or damaged, or are of another family or prediction type.
+    Raises `ModelError` when files are missing or damaged, or are of another family or prediction
+    type.
     """
     _check_is_folder(folder)
     names = ("text_encoder", "text_encoder_2")[: len(FAMILIES[family].tokenizers)]
@@ -40,10 +44,18 @@ def load_parts(folder: Path, family: FamilyName, prediction: Prediction, *, weig
     _check_prediction(folder, prediction)
     with init_empty_weights():
         unet = _build_unet(folder / "unet")
-        encoders = [_build_encoder(folder / name, pooled=rule.pooled) for name, rule in zip(names, encoder_rules(family), strict=True)]
-    problems = [*_unet_problems(unet, encoders, family), *_encoder_problems(names, encoders, family)]
+        encoders = [
+            _build_encoder(folder / name, pooled=rule.pooled)
+            for name, rule in zip(names, encoder_rules(family), strict=True)
+        ]
+    problems = [
+        *_unet_problems(unet, encoders, family),
+        *_encoder_problems(names, encoders, family),
+    ]
     if problems:
-        raise ModelError(f"{folder}: not a {family} model that can be trained here: {'; '.join(problems)}. Set another model.path.")
+        raise ModelError(
+            f"{folder}: not a {family} model that can be trained here: {'; '.join(problems)}. Set another model.path."
+        )
     if weights:
         _fill(unet, folder / "unet", "diffusion_pytorch_model")
         for name, encoder in zip(names, encoders, strict=True):
@@ -68,29 +80,49 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{path}: no such file. Expected a complete diffusers folder; copy it anew, or set another model.path.") from None
+        raise ModelError(
+            f"{path}: no such file. Expected a complete diffusers folder; copy it anew, or set another model.path."
+        ) from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error}). Copy the file anew.") from error
+        raise ModelError(
+            f"{path}: cannot be read as JSON ({error}). Copy the file anew."
+        ) from error
     if not isinstance(content, dict):
-        raise ModelError(f"{path}: found a JSON {type(content).__name__}, expected an object. Copy the file anew.")
+        raise ModelError(
+            f"{path}: found a JSON {type(content).__name__}, expected an object. Copy the file anew."
+        )
     return content
 
 
-# CLIP's own encoder has the activation quick_gelu, OpenCLIP's have gelu: the families differ in it whatever the size.
-_ACTIVATIONS: dict[tuple[str, ...], FamilyName] = {("quick_gelu",): "sd1", ("gelu",): "sd2", ("quick_gelu", "gelu"): "sdxl"}
+# CLIP's own encoder has the activation quick_gelu, OpenCLIP's have gelu: the families differ in it
+# whatever the size.
+_ACTIVATIONS: dict[tuple[str, ...], FamilyName] = {
+    ("quick_gelu",): "sd1",
+    ("gelu",): "sd2",
+    ("quick_gelu", "gelu"): "sdxl",
+}
 
 
 def _check_family(folder: Path, family: FamilyName) -> None:
-    present = [name for name in ("text_encoder", "text_encoder_2") if name == "text_encoder" or (folder / name).is_dir()]
+    present = [
+        name
+        for name in ("text_encoder", "text_encoder_2")
+        if name == "text_encoder" or (folder / name).is_dir()
+    ]
     configs = [_read_json(folder / name / "config.json") for name in present]
     found = _ACTIVATIONS.get(tuple(config.get("hidden_act", "quick_gelu") for config in configs))
     if found is not None and found != family:
-        raise ModelError(f"{folder}: a model of family {found} by its text encoders, expected {family}. Set model.family or model.path.")
+        raise ModelError(
+            f"{folder}: a model of family {found} by its text encoders, expected {family}. Set model.family or model.path."
+        )
     if found is None:
         shown = ", ".join(
-            f"{name}: {config.get('model_type')} {config.get('hidden_act')}" for name, config in zip(present, configs, strict=True)
+            f"{name}: {config.get('model_type')} {config.get('hidden_act')}"
+            for name, config in zip(present, configs, strict=True)
         )
-        raise ModelError(f"{folder}: found the text encoders {shown}, expected those of {family}. Set another model.path.")
+        raise ModelError(
+            f"{folder}: found the text encoders {shown}, expected those of {family}. Set another model.path."
+        )
 
 
 def _check_prediction(folder: Path, prediction: Prediction) -> None:
@@ -109,20 +141,33 @@ def _check_prediction(folder: Path, prediction: Prediction) -> None:
 def _build_unet(folder: Path) -> Any:
     config = _read_json(folder / "config.json")
     if config.get("_class_name") != UNet2DConditionModel.__name__:
-        raise ModelError(f"{folder}: found a {config.get('_class_name')}, expected a UNet2DConditionModel. Set another model.path.")
+        raise ModelError(
+            f"{folder}: found a {config.get('_class_name')}, expected a UNet2DConditionModel. Set another model.path."
+        )
     try:
         return UNet2DConditionModel.from_config(config)  # type: ignore[no-untyped-call]
     except (ValueError, TypeError) as error:
-        raise ModelError(f"{folder / 'config.json'}: makes no U-Net: {error} Copy the file anew.") from error
+        raise ModelError(
+            f"{folder / 'config.json'}: makes no U-Net: {error} Copy the file anew."
+        ) from error
 
 
 def _build_encoder(folder: Path, *, pooled: bool) -> Any:
-    # transformers 4.48 stored "_attn_implementation_autoset", which turns its fast attention off when it is read again
-    config = {key: value for key, value in _read_json(folder / "config.json").items() if not key.startswith("_")}
+    # transformers 4.48 stored "_attn_implementation_autoset", which turns its fast attention off
+    # when it is read again
+    config = {
+        key: value
+        for key, value in _read_json(folder / "config.json").items()
+        if not key.startswith("_")
+    }
     try:
-        return (CLIPTextModelWithProjection if pooled else CLIPTextModel)(CLIPTextConfig.from_dict(config))
+        return (CLIPTextModelWithProjection if pooled else CLIPTextModel)(
+            CLIPTextConfig.from_dict(config)
+        )
     except (ValueError, TypeError) as error:
-        raise ModelError(f"{folder / 'config.json'}: makes no text encoder: {error} Copy the file anew.") from error
+        raise ModelError(
+            f"{folder / 'config.json'}: makes no text encoder: {error} Copy the file anew."
+        ) from error
 
 
 def _unet_problems(unet: Any, encoders: list[Any], family: FamilyName) -> Iterator[str]:
@@ -144,7 +189,9 @@ def _unet_problems(unet: Any, encoders: list[Any], family: FamilyName) -> Iterat
             )
 
 
-def _encoder_problems(names: tuple[str, ...], encoders: list[Any], family: FamilyName) -> Iterator[str]:
+def _encoder_problems(
+    names: tuple[str, ...], encoders: list[Any], family: FamilyName
+) -> Iterator[str]:
     for name, encoder, real in zip(names, encoders, shape_of(family, "full").encoders, strict=True):
         found = encoder.config
         if (found.vocab_size, found.max_position_embeddings) != (VOCABULARY, CHUNK_IDS):
@@ -161,7 +208,10 @@ def _encoder_problems(names: tuple[str, ...], encoders: list[Any], family: Famil
 def _fill(part: nn.Module, folder: Path, stem: str) -> None:
     """Put the weights of a folder into a part that was built without any."""
     file, tensors = _read_tensors(folder, stem)
-    wanted = {name.removeprefix(INNER): (name, parameter.shape) for name, parameter in part.named_parameters()}
+    wanted = {
+        name.removeprefix(INNER): (name, parameter.shape)
+        for name, parameter in part.named_parameters()
+    }
     found = {name.removeprefix(INNER): tensor for name, tensor in tensors.items()}
     problems = [f"{name}: missing" for name in wanted if name not in found]
     problems += [
@@ -169,11 +219,16 @@ def _fill(part: nn.Module, folder: Path, stem: str) -> None:
         for name, (_, shape) in wanted.items()
         if name in found and found[name].shape != shape
     ]
-    problems += [f"{name}: unknown" for name in found if name not in wanted and not _may_be_left(name, part)]
+    problems += [
+        f"{name}: unknown" for name in found if name not in wanted and not _may_be_left(name, part)
+    ]
     if problems:
         more = f" and {len(problems) - 3:,} more" if len(problems) > 3 else ""
-        raise ModelError(f"{file}: does not fit the config.json beside it: {'; '.join(problems[:3])}{more}. Copy the folder anew.")
-    # copied, or the parameters would stay mapped to a file that somebody may overwrite during the run
+        raise ModelError(
+            f"{file}: does not fit the config.json beside it: {'; '.join(problems[:3])}{more}. Copy the folder anew."
+        )
+    # copied, or the parameters would stay mapped to a file that somebody may overwrite during the
+    # run
     state = {name: found[short].to(torch.float32, copy=True) for short, (name, _) in wanted.items()}
     part.load_state_dict(state, assign=True)
 
@@ -183,29 +238,44 @@ def _may_be_left(name: str, part: nn.Module) -> bool:
     if not isinstance(part, (CLIPTextModel, CLIPTextModelWithProjection)):
         return False
     layer = name.removeprefix("encoder.layers.").split(".")[0]
-    return name == "embeddings.position_ids" or (layer.isdecimal() and int(layer) >= part.config.num_hidden_layers)
+    return name == "embeddings.position_ids" or (
+        layer.isdecimal() and int(layer) >= part.config.num_hidden_layers
+    )
 
 
 def _read_tensors(folder: Path, stem: str) -> tuple[Path, Mapping[str, Tensor]]:
     """The tensors of a part, and the file that names them: in one file, in several with an index, or in one of half precision."""
-    whole, half, index = (folder / f"{stem}{end}" for end in (".safetensors", ".fp16.safetensors", ".safetensors.index.json"))
+    whole, half, index = (
+        folder / f"{stem}{end}"
+        for end in (".safetensors", ".fp16.safetensors", ".safetensors.index.json")
+    )
     if whole.exists():
         return whole, _load(whole)
     if index.exists():
         try:
             files = sorted(set(_read_json(index)["weight_map"].values()))
         except (KeyError, AttributeError, TypeError) as error:
-            raise ModelError(f"{index}: found no weight_map of names to files. Copy the file anew.") from error
+            raise ModelError(
+                f"{index}: found no weight_map of names to files. Copy the file anew."
+            ) from error
         if any(Path(name).name != name for name in files):
-            raise ModelError(f"{index}: names files outside its folder. Copy the folder from a source that you trust.")
-        return index, {key: tensor for name in files for key, tensor in _load(folder / name).items()}
+            raise ModelError(
+                f"{index}: names files outside its folder. Copy the folder from a source that you trust."
+            )
+        return index, {
+            key: tensor for name in files for key, tensor in _load(folder / name).items()
+        }
     if half.exists():
         return half, _load(half)
     pickles = sorted(path.name for path in folder.glob(f"{stem}*.bin"))
     found = f"found {pickles[0]}, which may run programs" if pickles else "no weights"
     raise ModelError(
         f"{folder}: {found}, expected {whole.name}. "
-        + ("Save it anew with diffusers: pipeline.save_pretrained(FOLDER, safe_serialization=True)." if pickles else "Copy it anew.")
+        + (
+            "Save it anew with diffusers: pipeline.save_pretrained(FOLDER, safe_serialization=True)."
+            if pickles
+            else "Copy it anew."
+        )
     )
 
 

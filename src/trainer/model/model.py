@@ -22,10 +22,17 @@ PARTS = ("unet", "text_encoder", "text_encoder_2")
 class Model(nn.Module):
     """A U-Net and its text encoders; its parameters are named `unet.*`, `text_encoder.*` and, for SDXL, `text_encoder_2.*`.
 
-    A part without a parameter to train stays in eval mode, and a text encoder without one runs without gradients.
+    A part without a parameter to train stays in eval mode, and a text encoder without one runs
+    without gradients.
     """
 
-    def __init__(self, unet: nn.Module, text_encoders: Sequence[nn.Module], family: FamilyName, text: TextSettings) -> None:
+    def __init__(
+        self,
+        unet: nn.Module,
+        text_encoders: Sequence[nn.Module],
+        family: FamilyName,
+        text: TextSettings,
+    ) -> None:
         super().__init__()
         self.family = family
         self.unet = unet
@@ -60,9 +67,9 @@ class Model(nn.Module):
     ) -> Tensor:
         """The U-Net's prediction, (B, C, H, W) float32.
 
-        `ids` are (B, N, L) int64, one for each text encoder; `size_B6` is float32: original height, width, crop top, left, target
-        height, width in pixels, for SDXL alone, whose U-Net embeds them itself. `text_noise_seeds` are read when the run asks for
-        noise on the text states.
+        `ids` are (B, N, L) int64, one for each text encoder; `size_B6` is float32: original height,
+        width, crop top, left, target height, width in pixels, for SDXL alone, whose U-Net embeds
+        them itself. `text_noise_seeds` are read when the run asks for noise on the text states.
         """
         states: list[Tensor] = []
         pooled_BP = None
@@ -76,7 +83,13 @@ class Model(nn.Module):
             hidden_BTD = add_noise(hidden_BTD, text_noise_seeds, self._embedding_noise)
         dtype = cast("Any", self.unet).conv_in.weight.dtype
         added = None if pooled_BP is None else {"text_embeds": pooled_BP, "time_ids": size_B6}
-        (prediction_BCHW,) = self.unet(noisy_BCHW.to(dtype), timesteps_B, hidden_BTD.to(dtype), added_cond_kwargs=added, return_dict=False)
+        (prediction_BCHW,) = self.unet(
+            noisy_BCHW.to(dtype),
+            timesteps_B,
+            hidden_BTD.to(dtype),
+            added_cond_kwargs=added,
+            return_dict=False,
+        )
         return cast("Tensor", prediction_BCHW).float()
 
 

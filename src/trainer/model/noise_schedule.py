@@ -28,11 +28,15 @@ class Schedule:
     @classmethod
     def of(cls, settings: NoiseSettings) -> Self:
         """The schedule of a run, on CPU."""
-        # Single precision, in the order of diffusers' DDPMScheduler: a model is sampled with the numbers it was trained with.
+        # Single precision, in the order of diffusers' DDPMScheduler: a model is sampled with the
+        # numbers it was trained with.
         betas_T = torch.linspace(FIRST_BETA**0.5, LAST_BETA**0.5, TIMESTEPS) ** 2
         alphas_cumprod_T = torch.cumprod(1 - betas_T, 0)
         snr_T = alphas_cumprod_T / (1 - alphas_cumprod_T)
-        return cls(_zero_terminal(alphas_cumprod_T) if settings.zero_terminal_snr else alphas_cumprod_T, snr_T)
+        return cls(
+            _zero_terminal(alphas_cumprod_T) if settings.zero_terminal_snr else alphas_cumprod_T,
+            snr_T,
+        )
 
     def to(self, device: torch.device | str) -> Self:
         """The same on `device`."""

@@ -1,6 +1,7 @@
 """A trained model as a diffusers folder that a pipeline of diffusers loads.
 
-Owns the layout of the folder. Knows nothing of optimizers, steps or ranks: it is called once, with a state that was gathered before.
+Owns the layout of the folder. Knows nothing of optimizers, steps or ranks: it is called once, with
+a state that was gathered before.
 """
 
 import json
@@ -30,11 +31,14 @@ _INDEX = "model_index.json"
 _NONE = [None, None]
 
 
-def save_model(model: Model, state: Mapping[str, Tensor], folder: Path, config: Config) -> tuple[str, ...]:
+def save_model(
+    model: Model, state: Mapping[str, Tensor], folder: Path, config: Config
+) -> tuple[str, ...]:
     """Write `folder` whole or not at all, replacing an older one; what of the pipeline is not in it is returned: `vae`.
 
-    `state` is `model.state_dict()`, gathered from all ranks where they share it. Parts that are not trained are taken from
-    `model.path`: large files as hard links where possible. A model of random weights has no VAE.
+    `state` is `model.state_dict()`, gathered from all ranks where they share it. Parts that are not
+    trained are taken from `model.path`: large files as hard links where possible. A model of random
+    weights has no VAE.
 
     Raises `OutputError` when it cannot be written.
     """
@@ -52,7 +56,9 @@ def save_model(model: Model, state: Mapping[str, Tensor], folder: Path, config: 
     return missing
 
 
-def _write(model: Model, state: Mapping[str, Tensor], folder: Path, config: Config) -> tuple[str, ...]:
+def _write(
+    model: Model, state: Mapping[str, Tensor], folder: Path, config: Config
+) -> tuple[str, ...]:
     source = None if config.model.path == RANDOM else Path(config.model.path)
     for name, part in model.parts().items():
         _write_part(part, _tensors_of(name, part, state), folder / name)
@@ -60,10 +66,19 @@ def _write(model: Model, state: Mapping[str, Tensor], folder: Path, config: Conf
     (folder / "scheduler").mkdir()
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     index = _index(source, config.model.family)
-    ours = {name: ["diffusers" if name == "unet" else "transformers", type(part).__name__] for name, part in model.parts().items()}
+    ours = {
+        name: ["diffusers" if name == "unet" else "transformers", type(part).__name__]
+        for name, part in model.parts().items()
+    }
     index |= ours | {"scheduler": ["diffusers", scheduler["_class_name"]]}
     for name, value in index.items():
-        if source and isinstance(value, list) and value != _NONE and not (folder / name).exists() and (source / name).is_dir():
+        if (
+            source
+            and isinstance(value, list)
+            and value != _NONE
+            and not (folder / name).exists()
+            and (source / name).is_dir()
+        ):
             _copy(source / name, folder / name)
     for number, tokenizer in enumerate(FAMILIES[config.model.family].tokenizers):
         name = f"tokenizer_{number + 1}" if number else "tokenizer"
@@ -72,7 +87,10 @@ def _write(model: Model, state: Mapping[str, Tensor], folder: Path, config: Conf
             index[name] = ["transformers", "CLIPTokenizer"]
     named = [name for name, value in index.items() if isinstance(value, list) and len(value) == 2]
     absent = [name for name in named if not (folder / name).exists()]
-    _write_json(folder / _INDEX, index | dict.fromkeys(absent, _NONE) | {"_diffusers_version": diffusers_version})
+    _write_json(
+        folder / _INDEX,
+        index | dict.fromkeys(absent, _NONE) | {"_diffusers_version": diffusers_version},
+    )
     return tuple(name for name in absent if index[name] != _NONE or name == "vae")
 
 
@@ -87,11 +105,18 @@ def _write_part(part: Any, tensors: dict[str, Tensor], folder: Path) -> None:
         save_file(tensors, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
         return
     folder.mkdir()
-    named = {key if key.startswith((INNER, "text_projection.")) else INNER + key: tensor for key, tensor in tensors.items()}
+    named = {
+        key if key.startswith((INNER, "text_projection.")) else INNER + key: tensor
+        for key, tensor in tensors.items()
+    }
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    content = {key: value for key, value in part.config.to_dict().items() if not key.startswith("_")}
+    content = {
+        key: value for key, value in part.config.to_dict().items() if not key.startswith("_")
+    }
     content |= {"architectures": [type(part).__name__], "torch_dtype": dtype}
-    content.pop("dtype", None)  # as read from the source, whose precision may be another; transformers 4 knows torch_dtype alone
+    content.pop(
+        "dtype", None
+    )  # as read from the source, whose precision may be another; transformers 4 knows torch_dtype alone
     _write_json(folder / "config.json", content)
     save_file(named, folder / "model.safetensors", {"format": "pt"})
 
@@ -142,7 +167,9 @@ def _scheduler(source: Path | None, noise: NoiseSettings) -> dict[str, Any]:
     if "rescale_betas_zero_snr" in content:
         content["rescale_betas_zero_snr"] = noise.zero_terminal_snr
     if noise.zero_terminal_snr:
-        content["timestep_spacing"] = "trailing"  # sampling has to begin at the last timestep, arXiv 2305.08891
+        content["timestep_spacing"] = (
+            "trailing"  # sampling has to begin at the last timestep, arXiv 2305.08891
+        )
     return content | {"_diffusers_version": diffusers_version}
 
 

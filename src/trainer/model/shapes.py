@@ -1,6 +1,7 @@
 """The shapes of the families' U-Nets and text encoders, as diffusers and transformers name them: the real ones, and tiny ones for tests.
 
-Only data. The real shapes have the parameter counts of the original files: tests/data/original_keys_*.json.
+Only data. The real shapes have the parameter counts of the original files:
+tests/data/original_keys_*.json.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -25,7 +26,9 @@ SIZE_WIDTH = 256
 """Sines and cosines for each of the six numbers of SDXL's size conditioning."""
 
 
-def _encoder(width: int, layers: int, heads: int, activation: str, projection: int) -> dict[str, Any]:
+def _encoder(
+    width: int, layers: int, heads: int, activation: str, projection: int
+) -> dict[str, Any]:
     return {
         "vocab_size": VOCABULARY,
         "max_position_embeddings": CHUNK_IDS,
@@ -53,7 +56,8 @@ _SDXL_BLOCKS = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
 }
-# Attention at the lower of two levels alone: a training step of two 4x32x24 latents takes 0.1 s on one core, 0.25 s with it at both.
+# Attention at the lower of two levels alone: a training step of two 4x32x24 latents takes 0.1 s on
+# one core, 0.25 s with it at both.
 _TINY = {
     "sample_size": 32,
     "block_out_channels": (16, 32),
@@ -70,7 +74,12 @@ _SHAPES: dict[tuple[FamilyName, Size], Shape] = {
         (_encoder(768, 12, 12, "quick_gelu", 768),),
     ),
     ("sd2", "full"): Shape(
-        {"sample_size": 96, "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True},
+        {
+            "sample_size": 96,
+            "cross_attention_dim": 1024,
+            "attention_head_dim": (5, 10, 20, 20),
+            "use_linear_projection": True,
+        },
         (_encoder(1024, 23, 16, "gelu", 512),),
     ),
     ("sdxl", "full"): Shape(
@@ -86,8 +95,13 @@ _SHAPES: dict[tuple[FamilyName, Size], Shape] = {
         },
         (_encoder(768, 12, 12, "quick_gelu", 768), _encoder(1280, 32, 20, "gelu", 1280)),
     ),
-    ("sd1", "tiny"): Shape({**_TINY, "cross_attention_dim": 16}, (_encoder(16, 3, 2, "quick_gelu", 16),)),
-    ("sd2", "tiny"): Shape({**_TINY, "cross_attention_dim": 24, "use_linear_projection": True}, (_encoder(24, 3, 2, "gelu", 24),)),
+    ("sd1", "tiny"): Shape(
+        {**_TINY, "cross_attention_dim": 16}, (_encoder(16, 3, 2, "quick_gelu", 16),)
+    ),
+    ("sd2", "tiny"): Shape(
+        {**_TINY, "cross_attention_dim": 24, "use_linear_projection": True},
+        (_encoder(24, 3, 2, "gelu", 24),),
+    ),
     ("sdxl", "tiny"): Shape(
         {
             **_TINY,

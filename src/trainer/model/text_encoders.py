@@ -26,11 +26,15 @@ class EncoderRule(NamedTuple):
     """Whether the pooled vector is this encoder's."""
 
 
-# Source: sd-scripts-facts C3, C4. SD2's encoder is stored with 23 of OpenCLIP's 24 layers, so its last layer is the one meant.
+# Source: sd-scripts-facts C3, C4. SD2's encoder is stored with 23 of OpenCLIP's 24 layers, so its
+# last layer is the one meant.
 _RULES: dict[FamilyName, tuple[EncoderRule, ...]] = {
     "sd1": (EncoderRule(1, final_norm=True, pooled=False),),
     "sd2": (EncoderRule(1, final_norm=True, pooled=False),),
-    "sdxl": (EncoderRule(2, final_norm=False, pooled=False), EncoderRule(2, final_norm=False, pooled=True)),
+    "sdxl": (
+        EncoderRule(2, final_norm=False, pooled=False),
+        EncoderRule(2, final_norm=False, pooled=True),
+    ),
 }
 
 
@@ -43,14 +47,20 @@ def encoder_rules(family: FamilyName, clip_skip: int | None = None) -> tuple[Enc
     return (rules[0]._replace(layer=clip_skip),)
 
 
-def encode(encoder: nn.Module, ids_BNL: Tensor, rule: EncoderRule, chunking: Chunking) -> tuple[Tensor, Tensor | None]:
+def encode(
+    encoder: nn.Module, ids_BNL: Tensor, rule: EncoderRule, chunking: Chunking
+) -> tuple[Tensor, Tensor | None]:
     """The joined states (B, T, D) of a batch, and the pooled vector (B, P) where the rule has one: one call of the encoder for all chunks.
 
-    `encoder` is a CLIPTextModel of transformers, with projection where the rule pools. T is 75 N + 2 for kohya and crop, 77 N for a1111.
+    `encoder` is a CLIPTextModel of transformers, with projection where the rule pools. T is 75 N +
+    2 for kohya and crop, 77 N for a1111.
     """
     body = encoder_body(encoder)
     n_batch, n_chunks, n_ids = ids_BNL.shape
-    out = body(input_ids=ids_BNL.reshape(n_batch * n_chunks, n_ids), output_hidden_states=not (rule.layer == 1 and rule.final_norm))
+    out = body(
+        input_ids=ids_BNL.reshape(n_batch * n_chunks, n_ids),
+        output_hidden_states=not (rule.layer == 1 and rule.final_norm),
+    )
     if rule.layer == 1 and rule.final_norm:
         hidden = out.last_hidden_state
     else:
@@ -73,13 +83,17 @@ def join_chunks(hidden_BNLD: Tensor, chunking: Chunking) -> Tensor:
     """(B, T, D): for a1111 whole chunks side by side, otherwise the first BOS, the 75 places within each chunk, and the very last place."""
     if chunking == "a1111":
         return hidden_BNLD.flatten(1, 2)
-    return torch.cat([hidden_BNLD[:, 0, :1], hidden_BNLD[:, :, 1:-1].flatten(1, 2), hidden_BNLD[:, -1, -1:]], dim=1)
+    return torch.cat(
+        [hidden_BNLD[:, 0, :1], hidden_BNLD[:, :, 1:-1].flatten(1, 2), hidden_BNLD[:, -1, -1:]],
+        dim=1,
+    )
 
 
 def _at_first_eos(normed_BLD: Tensor, ids_BL: Tensor) -> Tensor:
     """(B, D): the state at the first EOS, or at BOS in a chunk without EOS.
 
-    Looked for by CLIP's number: the encoder's own `eos_token_id` is 2 in many stored configs, which transformers reads as "the highest id".
+    Looked for by CLIP's number: the encoder's own `eos_token_id` is 2 in many stored configs, which
+    transformers reads as "the highest id".
     """
     places_B = (ids_BL == EOS_ID).int().argmax(dim=1)
     return normed_BLD[torch.arange(len(places_B), device=normed_BLD.device), places_B]
@@ -87,5 +101,10 @@ def _at_first_eos(normed_BLD: Tensor, ids_BL: Tensor) -> Tensor:
 
 def add_noise(hidden_BTD: Tensor, seeds: Sequence[int], std: float) -> Tensor:
     """The states plus Gaussian noise of standard deviation `std`; a sample's noise depends on its seed alone. Source: arXiv 2305.20086."""
-    noise = [torch.randn(hidden_BTD.shape[1:], generator=torch.Generator().manual_seed(seed), device="cpu") for seed in seeds]
+    noise = [
+        torch.randn(
+            hidden_BTD.shape[1:], generator=torch.Generator().manual_seed(seed), device="cpu"
+        )
+        for seed in seeds
+    ]
     return hidden_BTD + std * torch.stack(noise).to(hidden_BTD)

@@ -12,9 +12,17 @@ def write_tokenizer(folder: Path, tokenizer: str) -> None:
     """Make `folder` with vocab.json, merges.txt and the two small files, for a name of `capmerge.tokens.FAMILIES`."""
     vocabulary = read_clip_vocabulary()
     pad_id, _ = FAMILIES[tokenizer]
-    pad = next(token for token, index in vocabulary.ids.items() if index == pad_id).removesuffix("</w>")
+    pad = next(token for token, index in vocabulary.ids.items() if index == pad_id).removesuffix(
+        "</w>"
+    )
     special = {"bos_token": BOS, "eos_token": EOS, "pad_token": pad, "unk_token": EOS}
-    settings = {**special, "do_lower_case": True, "errors": "replace", "model_max_length": CHUNK_IDS, "tokenizer_class": "CLIPTokenizer"}
+    settings = {
+        **special,
+        "do_lower_case": True,
+        "errors": "replace",
+        "model_max_length": CHUNK_IDS,
+        "tokenizer_class": "CLIPTokenizer",
+    }
     folder.mkdir()
     _write_json(folder / "vocab.json", vocabulary.ids)
     merges = [f"{first} {second}\n" for first, second in vocabulary.merges]

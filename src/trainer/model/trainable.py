@@ -1,6 +1,7 @@
 """Which parameters are trained, and at which rate. Knows nothing of optimizers.
 
-A parameter that cannot get a gradient is frozen whatever the settings say, so DDP never has to look for unused ones.
+A parameter that cannot get a gradient is frozen whatever the settings say, so DDP never has to look
+for unused ones.
 """
 
 from collections.abc import Iterator
@@ -18,23 +19,32 @@ from trainer.model.text_encoders import EncoderRule, encoder_body, encoder_rules
 def freeze_parts(model: Model, config: Config) -> None:
     """Set `requires_grad` of every parameter: by rate, by the U-Net's patterns, and off where no gradient can come.
 
-    Raises `ConfigError` for a pattern without effect, a clip_skip past the encoder's layers, and when nothing is left to train.
+    Raises `ConfigError` for a pattern without effect, a clip_skip past the encoder's layers, and
+    when nothing is left to train.
     """
     rates = _rates(config)
     for name, part in model.parts().items():
         part.requires_grad_(rates[name] > 0)
     if rates["unet"] > 0:
         _apply_patterns(model.unet, config)
-    for (name, encoder), rule in zip(model.text_encoders(), encoder_rules(model.family, config.text.clip_skip), strict=True):
+    for (name, encoder), rule in zip(
+        model.text_encoders(), encoder_rules(model.family, config.text.clip_skip), strict=True
+    ):
         for module in _unused(name, encoder, rule):
             module.requires_grad_(requires_grad=False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         named = ", ".join(f"{key} = {getattr(config.optimizer, key):g}" for key in _RATES.values())
-        raise ConfigError(f"optimizer: nothing is trained, found {named}. Expected at least one above 0, and a part that has it.")
+        raise ConfigError(
+            f"optimizer: nothing is trained, found {named}. Expected at least one above 0, and a part that has it."
+        )
     model.train(model.training)  # frozen parts go to eval mode
 
 
-_RATES = {"unet": "learning_rate", "text_encoder": "text_learning_rate", "text_encoder_2": "text2_learning_rate"}
+_RATES = {
+    "unet": "learning_rate",
+    "text_encoder": "text_learning_rate",
+    "text_encoder_2": "text2_learning_rate",
+}
 
 
 def _rates(config: Config) -> dict[str, float]:
@@ -56,13 +66,17 @@ def _apply_patterns(unet: nn.Module, config: Config) -> None:
         return found
 
     if config.model.train_only:
-        trained = set().union(*(matching("train_only", pattern) for pattern in config.model.train_only))
+        trained = set().union(
+            *(matching("train_only", pattern) for pattern in config.model.train_only)
+        )
     if not problems:
         trained -= set().union(*(matching("freeze", pattern) for pattern in config.model.freeze))
     if problems:
         raise ConfigError("\n".join(problems))
     if not trained:
-        raise ConfigError("model.freeze: no parameter of the U-Net is left to train. To freeze all of it, set optimizer.learning_rate = 0.")
+        raise ConfigError(
+            "model.freeze: no parameter of the U-Net is left to train. To freeze all of it, set optimizer.learning_rate = 0."
+        )
     for name, parameter in unet.named_parameters():
         parameter.requires_grad_(name in trained)
 
@@ -72,7 +86,9 @@ def _unused(name: str, encoder: nn.Module, rule: EncoderRule) -> Iterator[nn.Mod
     body = encoder_body(encoder)
     layers = body.encoder.layers
     if rule.layer > len(layers):
-        raise ConfigError(f"text.clip_skip = {rule.layer}: {name} has {len(layers)} layers. Expected 1 to {len(layers)}.")
+        raise ConfigError(
+            f"text.clip_skip = {rule.layer}: {name} has {len(layers)} layers. Expected 1 to {len(layers)}."
+        )
     if rule.pooled:
         return  # the pooled vector comes from the very end
     yield from layers[len(layers) - rule.layer + 1 :]
@@ -96,5 +112,8 @@ def trained_share(model: Model) -> dict[str, tuple[int, int]]:
     share = {}
     for name, part in model.parts().items():
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in part.parameters()]
-        share[name] = (sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes))
+        share[name] = (
+            sum(size for size, trained in sizes if trained),
+            sum(size for size, _ in sizes),
+        )
     return share

@@ -1,7 +1,8 @@
 """The full state of a run: saved whole or not at all, found again, and refused where it does not fit.
 
-Owns the layout of `<output_dir>/checkpoints`. Knows nothing of data or losses: what identifies a run comes as plain values.
-Every rank calls every function; only files that one rank must write alone are written by rank 0.
+Owns the layout of `<output_dir>/checkpoints`. Knows nothing of data or losses: what identifies a
+run comes as plain values. Every rank calls every function; only files that one rank must write
+alone are written by rank 0.
 
     checkpoints/
       step-00000008/        renamed into place when everything in it is on disk
@@ -51,7 +52,9 @@ def find_state(output_dir: Path, wanted: str) -> State | None:
     if wanted != "latest":
         return _read_state(Path(wanted))
     if not (output_dir / "config.toml").exists():
-        raise ResumeError(f"{output_dir}: found no run there, expected config.toml and {_FOLDER}. Start it without --resume.")
+        raise ResumeError(
+            f"{output_dir}: found no run there, expected config.toml and {_FOLDER}. Start it without --resume."
+        )
     folders = _complete(output_dir)
     return _read_state(folders[-1]) if folders else None
 
@@ -64,7 +67,9 @@ def _read_state(folder: Path) -> State:
             raise ValueError(f"found the step {state.step!r}")  # noqa: TRY301 -- one of the ways to be no state
     except (OSError, ValueError, KeyError, TypeError) as error:
         expected = f"expected a folder such as {_FOLDER}/step-00001000 with {_STATE} in it"
-        raise ResumeError(f"{folder}: no complete state ({error}), {expected}. Name another one, or use --resume latest.") from None
+        raise ResumeError(
+            f"{folder}: no complete state ({error}), {expected}. Name another one, or use --resume latest."
+        ) from None
     return state
 
 
@@ -78,7 +83,9 @@ def _complete(output_dir: Path) -> list[Path]:
     folder = output_dir / _FOLDER
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / _STATE).exists()]
+    found = [
+        path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / _STATE).exists()
+    ]
     return sorted(found, key=_step_of)
 
 
@@ -129,7 +136,15 @@ def load_state(engine: Accelerator, state: State) -> None:
     """
     try:
         engine.load_state(str(state.folder))
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        pickle.UnpicklingError,
+        SafetensorError,
+    ) as error:
         problem = " ".join(str(error).split())[:400]
         raise ResumeError(
             f"{state.folder}: the saved state is damaged, or does not fit this run's model or optimizer ({problem}). "
@@ -138,12 +153,17 @@ def load_state(engine: Accelerator, state: State) -> None:
 
 
 def save_state(
-    engine: Accelerator, output_dir: Path, step: int, identity: Mapping[str, Any], *, keep: int | None
+    engine: Accelerator,
+    output_dir: Path,
+    step: int,
+    identity: Mapping[str, Any],
+    *,
+    keep: int | None,
 ) -> tuple[Path | None, str]:
     """Save the full state after `step` steps; the newest `keep` states stay, or all that are there when None.
 
-    Returns the state's folder and "", or None and the reason when a disk was full or unwritable on any rank: then nothing is
-    left of it, the older states stand, and the run can go on.
+    Returns the state's folder and "", or None and the reason when a disk was full or unwritable on
+    any rank: then nothing is left of it, the older states stand, and the run can go on.
     """
     parent = output_dir / _FOLDER
     final, unfinished = parent / f"step-{step:08d}", parent / f"{_UNFINISHED}{step:08d}"
@@ -156,9 +176,16 @@ def save_state(
         parent.mkdir(parents=True, exist_ok=True)
         engine.save_state(str(unfinished))
         if engine.is_main_process:
-            (unfinished / _STATE).write_text(json.dumps({"step": step, "identity": dict(identity)}, indent=2) + "\n", encoding="utf-8")
+            (unfinished / _STATE).write_text(
+                json.dumps({"step": step, "identity": dict(identity)}, indent=2) + "\n",
+                encoding="utf-8",
+            )
         sync_files(unfinished)  # every rank its own disk's; publishing them is rank 0's
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own errors for a full disk
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # torch and safetensors have their own errors for a full disk
         if not _is_disk_error(error):
             raise
         problem = str(error)
@@ -188,5 +215,6 @@ def _is_disk_error(error: Exception) -> bool:
     """Whether writing failed, not the program."""
     text = str(error).lower()
     return isinstance(error, OSError) or any(
-        sign in text for sign in ("os error", "no space", "file write failed", "failed writing", "too large")
+        sign in text
+        for sign in ("os error", "no space", "file write failed", "failed writing", "too large")
     )

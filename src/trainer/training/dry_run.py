@@ -25,8 +25,9 @@ FIRST_SAMPLES = 8
 def show(config: Config) -> None:
     """Print what `config` would train; needs no GPU, and writes nothing but missing indexes.
 
-    The number of ranks is what a launcher sets (WORLD_SIZE), else 1. Raises what the run itself would raise before its first step,
-    but for what depends on its machine: the optimizer's own trial, and whether the output folder is free.
+    The number of ranks is what a launcher sets (WORLD_SIZE), else 1. Raises what the run itself
+    would raise before its first step, but for what depends on its machine: the optimizer's own
+    trial, and whether the output folder is free.
     """
     datasets = open_datasets(config)
     config = with_seed(config)
@@ -60,7 +61,9 @@ def _samples(config: Config, datasets: Sequence[DataSet], derived: Derived) -> I
         plan = EpochPlans(Path(folder), config, datasets, derived)(0)
         for step in range(plan.steps):
             batch = plan.batch(step)
-            for dataset, record, repeat in zip(batch.dataset.tolist(), batch.record.tolist(), batch.repeat.tolist(), strict=True):
+            for dataset, record, repeat in zip(
+                batch.dataset.tolist(), batch.record.tolist(), batch.repeat.tolist(), strict=True
+            ):
                 yield maker.make(dataset, record, repeat, epoch=0, step=step)
 
 

@@ -27,33 +27,50 @@ class Loss(NamedTuple):
     value: Tensor
     """Scalar float32 for the backward pass: this micro-batch's part of the mean over all real samples of the step.
 
-    Added up over the ranks and micro-batches of a step it is that mean, so gradients add up too: whoever averages them over ranks or
-    micro-batches multiplies by their number.
+    Added up over the ranks and micro-batches of a step it is that mean, so gradients add up too:
+    whoever averages them over ranks or micro-batches multiplies by their number.
     """
     losses_B: Tensor
     """float32, detached: each sample's loss with its weights; 0 where a place was only filled."""
 
 
-def batch_loss(model: Model, batch: Batch, schedule: Schedule, noise: NoiseSettings, loss: LossSettings) -> Loss:
+def batch_loss(
+    model: Model, batch: Batch, schedule: Schedule, noise: NoiseSettings, loss: LossSettings
+) -> Loss:
     """The loss of one micro-batch, on the device of `batch`, `schedule` and `model`.
 
-    Elements in float32, mask, mean over C, H and W, SNR weights, places that are only filled at 0; nothing here asks for the
-    values of a tensor, so the device is never waited for. Source: sd-scripts-facts D2, D3.
+    Elements in float32, mask, mean over C, H and W, SNR weights, places that are only filled at 0;
+    nothing here asks for the values of a tensor, so the device is never waited for. Source:
+    sd-scripts-facts D2, D3.
     """
-    input_noise_BCHW = batch.noise_BCHW if batch.input_noise_BCHW is None else batch.input_noise_BCHW
+    input_noise_BCHW = (
+        batch.noise_BCHW if batch.input_noise_BCHW is None else batch.input_noise_BCHW
+    )
     noisy_BCHW = schedule.add_noise(batch.latents_BCHW, input_noise_BCHW, batch.timesteps_B)
-    prediction_BCHW = model(noisy_BCHW, batch.timesteps_B, batch.ids, batch.size_B6, batch.text_noise_seeds)
+    prediction_BCHW = model(
+        noisy_BCHW, batch.timesteps_B, batch.ids, batch.size_B6, batch.text_noise_seeds
+    )
     target_BCHW = batch.noise_BCHW
     if noise.prediction == "v":
         target_BCHW = schedule.velocity(batch.latents_BCHW, batch.noise_BCHW, batch.timesteps_B)
-    elements_BCHW = distance(prediction_BCHW.float(), target_BCHW, _threshold_B(schedule, batch.timesteps_B, loss), loss)
+    elements_BCHW = distance(
+        prediction_BCHW.float(), target_BCHW, _threshold_B(schedule, batch.timesteps_B, loss), loss
+    )
     if batch.mask_B1HW is not None:
-        elements_BCHW = elements_BCHW * batch.mask_B1HW  # the mean is not renormalised: what is masked out makes a sample count less
-    losses_B = elements_BCHW.mean(dim=(1, 2, 3)) * snr_weights(schedule.snr_T[batch.timesteps_B], noise, loss) * batch.weights_B
+        elements_BCHW = (
+            elements_BCHW * batch.mask_B1HW
+        )  # the mean is not renormalised: what is masked out makes a sample count less
+    losses_B = (
+        elements_BCHW.mean(dim=(1, 2, 3))
+        * snr_weights(schedule.snr_T[batch.timesteps_B], noise, loss)
+        * batch.weights_B
+    )
     return Loss(losses_B.sum() / batch.real_samples, losses_B.detach())
 
 
-def distance(prediction_BCHW: Tensor, target_BCHW: Tensor, threshold_B: Tensor, settings: LossSettings) -> Tensor:
+def distance(
+    prediction_BCHW: Tensor, target_BCHW: Tensor, threshold_B: Tensor, settings: LossSettings
+) -> Tensor:
     """How far each element (B, C, H, W) is off, with each sample's threshold between square and absolute value for huber and smooth_l1."""
     difference_BCHW = prediction_BCHW - target_BCHW
     if settings.kind == "l2":
@@ -61,7 +78,9 @@ def distance(prediction_BCHW: Tensor, target_BCHW: Tensor, threshold_B: Tensor, 
     if settings.kind == "l1":
         return difference_BCHW.abs()
     threshold_B111 = threshold_B.reshape(-1, 1, 1, 1)
-    rounded_BCHW = 2 * ((difference_BCHW.square() + threshold_B111.square()).sqrt() - threshold_B111)
+    rounded_BCHW = 2 * (
+        (difference_BCHW.square() + threshold_B111.square()).sqrt() - threshold_B111
+    )
     return rounded_BCHW * threshold_B111 if settings.kind == "huber" else rounded_BCHW
 
 
@@ -69,17 +88,24 @@ def _threshold_B(schedule: Schedule, timesteps_B: Tensor, settings: LossSettings
     """Where huber and smooth_l1 turn from square to absolute value (B,), by timestep. Source: sd-scripts-facts D3."""
     if settings.huber_schedule == "snr":
         alphas_cumprod_B = schedule.alphas_cumprod_T[timesteps_B]
-        sigma_B = ((1 - alphas_cumprod_B) / alphas_cumprod_B).sqrt()  # infinite at a zero-terminal schedule's end: the threshold is huber_c
+        sigma_B = (
+            (1 - alphas_cumprod_B) / alphas_cumprod_B
+        ).sqrt()  # infinite at a zero-terminal schedule's end: the threshold is huber_c
         return (1 - settings.huber_c) / (1 + sigma_B).square() + settings.huber_c
     if settings.huber_schedule == "exponential":
-        return torch.exp(timesteps_B * (math.log(settings.huber_c) / TIMESTEPS)) * settings.huber_scale
-    return torch.full_like(timesteps_B, settings.huber_c * settings.huber_scale, dtype=torch.float32)
+        return (
+            torch.exp(timesteps_B * (math.log(settings.huber_c) / TIMESTEPS)) * settings.huber_scale
+        )
+    return torch.full_like(
+        timesteps_B, settings.huber_c * settings.huber_scale, dtype=torch.float32
+    )
 
 
 def snr_weights(snr_B: Tensor, noise: NoiseSettings, loss: LossSettings) -> Tensor:
     """What each sample's loss is multiplied by (B,), by its SNR: min-SNR, v-like-noise, v-pred-like, debiased, in this order.
 
-    `snr_B` is of the schedule before any zero-terminal rescale, so no weight divides by 0. Source: sd-scripts-facts D3.
+    `snr_B` is of the schedule before any zero-terminal rescale, so no weight divides by 0. Source:
+    sd-scripts-facts D3.
     """
     is_v = noise.prediction == "v"
     capped_B = snr_B.clamp(max=_SNR_CAP)

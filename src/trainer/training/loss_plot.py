@@ -23,7 +23,8 @@ _LOG_SPREAD = 20
 def save_loss_plot(metrics_path: Path, png_path: Path) -> str:
     """Draw the losses of `metrics.jsonl` with their running median, and the learning rate below; "", or why there is no picture.
 
-    The axis of losses is logarithmic when they span more than a factor of `_LOG_SPREAD`, as those of single samples do, or after a spike.
+    The axis of losses is logarithmic when they span more than a factor of `_LOG_SPREAD`, as those
+    of single samples do, or after a spike.
     """
     try:
         import matplotlib as mpl
@@ -42,14 +43,22 @@ def save_loss_plot(metrics_path: Path, png_path: Path) -> str:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         skipped = np.count_nonzero(~drawn)
         skipped_note = f", {skipped:,} of them not finite" if skipped else ""
-        figure.suptitle(f"{printable(metrics_path.resolve().parent.name)}: losses up to step {steps[-1]:,.0f}{skipped_note}", fontsize=13)
+        figure.suptitle(
+            f"{printable(metrics_path.resolve().parent.name)}: losses up to step {steps[-1]:,.0f}{skipped_note}",
+            fontsize=13,
+        )
         spread = _draw_losses(upper, steps[drawn], losses[drawn])
         if spread > _LOG_SPREAD:
             upper.set_yscale("log")
             upper.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if spread < 1000 else (1,)))
             upper.yaxis.set_minor_formatter(lambda *_: "")
         upper.yaxis.set_major_formatter(lambda loss, _: f"{loss:g}")
-        lower.plot(*_thinned(steps, rates), color=_MEDIAN, linewidth=1.4, marker="o" if len(steps) == 1 else None)
+        lower.plot(
+            *_thinned(steps, rates),
+            color=_MEDIAN,
+            linewidth=1.4,
+            marker="o" if len(steps) == 1 else None,
+        )
         highest = rates[np.isfinite(rates)].max(initial=0)
         lower.set_ylim(0, highest * 1.15 or 1)
         lower.set_ylabel("learning rate", fontsize=9)
@@ -76,7 +85,9 @@ def _read_curves(path: Path) -> tuple[Curve, Curve, Curve]:
     """Steps, losses and learning rates of the lines; NaN where a line has none."""
     columns = array("d"), array("d"), array("d")
     for _, line in iter_lines(path):
-        for column, value in zip(columns, (line["step"], line.get("loss"), first_rate(line)), strict=True):
+        for column, value in zip(
+            columns, (line["step"], line.get("loss"), first_rate(line)), strict=True
+        ):
             column.append(math.nan if value is None else value)
     steps, losses, rates = (np.frombuffer(column) if column else np.empty(0) for column in columns)
     return steps, losses, rates
@@ -86,13 +97,30 @@ def _draw_losses(axes: Any, steps: Curve, losses: Curve) -> float:
     """Every loss as a pale line, the running median over it; how many times the smallest loss the largest is."""
     window = max(5, len(steps) // 20)
     few = len(steps) <= 60
-    axes.plot(*_thinned(steps, losses), color=_LOSS, linewidth=1.2 if few else 0.7, marker="o" if few else None, label="loss of a step")
+    axes.plot(
+        *_thinned(steps, losses),
+        color=_LOSS,
+        linewidth=1.2 if few else 0.7,
+        marker="o" if few else None,
+        label="loss of a step",
+    )
     if len(steps) > 2 * window:
         middles = np.unique(np.linspace(0, len(steps) - 1, 400).astype(int))
-        medians = [np.median(losses[max(0, middle - window // 2) : middle + window // 2 + 1]) for middle in middles]
-        axes.plot(steps[middles], medians, color=_MEDIAN, linewidth=1.8, label=f"median of {window:,} steps")
+        medians = [
+            np.median(losses[max(0, middle - window // 2) : middle + window // 2 + 1])
+            for middle in middles
+        ]
+        axes.plot(
+            steps[middles],
+            medians,
+            color=_MEDIAN,
+            linewidth=1.8,
+            label=f"median of {window:,} steps",
+        )
     axes.set_ylabel("loss")
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.2)  # above: it hides nothing
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.2
+    )  # above: it hides nothing
     return float(losses.max() / losses.min()) if losses.min() > 0 else 0.0
 
 
@@ -101,5 +129,11 @@ def _thinned(steps: Curve, values: Curve) -> tuple[Curve, Curve]:
     if len(steps) <= _MOST_POINTS:
         return steps, values
     stretches = np.array_split(np.arange(len(steps)), _MOST_POINTS // 2)
-    kept = sorted({place for stretch in stretches for place in (stretch[values[stretch].argmin()], stretch[values[stretch].argmax()])})
+    kept = sorted(
+        {
+            place
+            for stretch in stretches
+            for place in (stretch[values[stretch].argmin()], stretch[values[stretch].argmax()])
+        }
+    )
     return steps[kept], values[kept]

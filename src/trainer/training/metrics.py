@@ -23,7 +23,8 @@ _NO_EVENTS = {"samples", "tokens", "dropped_tokens", "wider_batches"}
 class MetricsFile:
     """`metrics.jsonl`, appended to: a line of JSON for each step that is logged, on its way to disk when `write` returns.
 
-    What it holds past `after_step` is removed first: those steps are to come again. Raises `OutputError` when that fails.
+    What it holds past `after_step` is removed first: those steps are to come again. Raises
+    `OutputError` when that fails.
     """
 
     def __init__(self, path: Path, *, after_step: int) -> None:
@@ -32,21 +33,29 @@ class MetricsFile:
         try:
             self._file = FileIO(path, "a")
         except OSError as error:
-            raise OutputError(f"{printable(str(path))}: cannot write, {error.strerror}. Check the folder and its permissions.") from error
+            raise OutputError(
+                f"{printable(str(path))}: cannot write, {error.strerror}. Check the folder and its permissions."
+            ) from error
 
     def write(self, step: int, loss: float, **fields: Any) -> str:
         """Append the line of `step` (how many are done then); "", or why it could not be written: then the file ends with the line before.
 
         A number that JSON does not have (NaN, infinite) becomes null.
         """
-        line = {name: _finite(value) for name, value in {"step": step, "loss": loss, **fields}.items()}
-        rest = memoryview(json.dumps(line, allow_nan=False).encode() + b"\n")  # ASCII: captions may hold lone surrogates
+        line = {
+            name: _finite(value) for name, value in {"step": step, "loss": loss, **fields}.items()
+        }
+        rest = memoryview(
+            json.dumps(line, allow_nan=False).encode() + b"\n"
+        )  # ASCII: captions may hold lone surrogates
         end = self._file.seek(0, 2)
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
-            with suppress(OSError):  # a half line that cannot even be cut off is passed over by whoever reads
+            with suppress(
+                OSError
+            ):  # a half line that cannot even be cut off is passed over by whoever reads
                 self._file.truncate(end)
             return f"{self._file.name}: cannot write, {error.strerror}"
         return ""
@@ -83,7 +92,11 @@ def iter_lines(path: Path, after_step: float = math.inf) -> Iterator[tuple[bytes
                 values = _values_of(line) if line.endswith(b"\n") else None
             except ValueError:
                 continue
-            if isinstance(values, dict) and isinstance(values.get("step"), int) and values["step"] <= after_step:
+            if (
+                isinstance(values, dict)
+                and isinstance(values.get("step"), int)
+                and values["step"] <= after_step
+            ):
                 yield line, values
 
 
@@ -109,7 +122,9 @@ class Recent:
         """`samples_per_second` of all ranks, as if each had as many as this one, and `data_wait`, the share of the time that was waited."""
         seconds = sum(seconds for _, seconds, _ in self._steps) or math.inf
         return {
-            "samples_per_second": sum(counts["samples"] for counts, _, _ in self._steps) * ranks / seconds,
+            "samples_per_second": sum(counts["samples"] for counts, _, _ in self._steps)
+            * ranks
+            / seconds,
             "data_wait": sum(waited for _, _, waited in self._steps) / seconds,
         }
 
@@ -118,7 +133,11 @@ class Recent:
         total: Counter[str] = Counter()
         for counts, _, _ in self._steps:
             total.update(counts)
-        return {event: total[event] / total["samples"] for event in sorted(total.keys() - _NO_EVENTS) if total[event]}
+        return {
+            event: total[event] / total["samples"]
+            for event in sorted(total.keys() - _NO_EVENTS)
+            if total[event]
+        }
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -132,7 +151,9 @@ def peak_memory_bytes(device: torch.device) -> int:
         import resource
     except ImportError:
         return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def progress_fields(line: Mapping[str, Any], event_shares: Mapping[str, float]) -> dict[str, str]:
@@ -142,8 +163,15 @@ def progress_fields(line: Mapping[str, Any], event_shares: Mapping[str, float]) 
     {'loss': '0.123', 'lr': '1e-05', 'wait': '3%', 'mem': '2.5 GB', 'flipped': '50%'}
     """
     line = {**line, "lr": first_rate(line), "memory_gb": line.get("memory_bytes", 0) / 1e9 or None}
-    fields = {label: form.format(line[name]) for name, (label, form) in _SHOWN.items() if line.get(name) is not None}
-    return fields | {event: f"{share:.1%}" if share < 0.1 else f"{share:.0%}" for event, share in event_shares.items()}
+    fields = {
+        label: form.format(line[name])
+        for name, (label, form) in _SHOWN.items()
+        if line.get(name) is not None
+    }
+    return fields | {
+        event: f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
+        for event, share in event_shares.items()
+    }
 
 
 def first_rate(line: Mapping[str, Any]) -> float | None:

@@ -27,13 +27,17 @@ _ADAFACTOR_DEFAULTS = {"relative_step": False, "scale_parameter": False}
 `scale_parameter` multiplies the rate by the size of the weights, which is about 0.02, so that 1e-5 would train as 2e-7."""
 
 
-def build_optimizer(groups: list[dict[str, Any]], settings: OptimizerSettings, device: torch.device) -> Optimizer:
+def build_optimizer(
+    groups: list[dict[str, Any]], settings: OptimizerSettings, device: torch.device
+) -> Optimizer:
     """The optimizer that `[optimizer]` names, over parameter groups with `params`, `lr` and `name`.
 
-    `Adafactor` is transformers', a name such as AdamW8bit or PagedAdamW bitsandbytes'; of the others torch.optim's come before
-    pytorch-optimizer's. One step on three small weights on `device` comes first: what cannot train here (it needs a GPU, a closure,
-    weights of two dimensions) is known before a run starts, not at its first step.
-    Raises `ConfigError` for an unknown name or argument, a package that is not installed, and whatever the class itself refuses.
+    `Adafactor` is transformers', a name such as AdamW8bit or PagedAdamW bitsandbytes'; of the
+    others torch.optim's come before pytorch-optimizer's. One step on three small weights on
+    `device` comes first: what cannot train here (it needs a GPU, a closure, weights of two
+    dimensions) is known before a run starts, not at its first step. Raises `ConfigError` for an
+    unknown name or argument, a package that is not installed, and whatever the class itself
+    refuses.
     """
     optimizer_class = _find_class(settings.name)
     arguments = _checked_arguments(optimizer_class, settings)
@@ -52,7 +56,9 @@ def build_optimizer(groups: list[dict[str, Any]], settings: OptimizerSettings, d
     return optimizer
 
 
-def check_optimizer(groups: list[dict[str, Any]], settings: OptimizerSettings, max_steps: int) -> None:
+def check_optimizer(
+    groups: list[dict[str, Any]], settings: OptimizerSettings, max_steps: int
+) -> None:
     """Raise the `ConfigError` of `build_optimizer` and `build_schedule`, as far as it can be told without the device and its weights."""
     _checked_arguments(_find_class(settings.name), settings)
     build_schedule(torch.optim.SGD(groups, lr=groups[0]["lr"]), settings, max_steps)
@@ -70,7 +76,14 @@ def _find_class(name: str) -> type[Any]:
                 f"optimizer.name: {name} is bitsandbytes', which cannot be imported ({error}). Install it (pip install bitsandbytes), "
                 "or choose another optimizer, such as AdamW."
             ) from error
-        return _named(name, {known: found for known, found in of_bitsandbytes.items() if _OF_BITSANDBYTES.fullmatch(known)})
+        return _named(
+            name,
+            {
+                known: found
+                for known, found in of_bitsandbytes.items()
+                if _OF_BITSANDBYTES.fullmatch(known)
+            },
+        )
     known, more = _classes(torch.optim), ""
     if name not in known:
         try:
@@ -83,16 +96,24 @@ def _find_class(name: str) -> type[Any]:
 def _classes(module: ModuleType) -> dict[str, type[Any]]:
     """The optimizers in a module, by name."""
     found = {name: value for name, value in vars(module).items() if inspect.isclass(value)}
-    return {name: value for name, value in found.items() if issubclass(value, Optimizer) and value is not Optimizer}
+    return {
+        name: value
+        for name, value in found.items()
+        if issubclass(value, Optimizer) and value is not Optimizer
+    }
 
 
 def _named(name: str, known: dict[str, type[Any]], more: str = "") -> type[Any]:
     if name in known:
         return known[name]
     by_lower = {name.lower(): name for name in known}
-    near = " or ".join(f"`{by_lower[lower]}`" for lower in difflib.get_close_matches(name.lower(), by_lower))
+    near = " or ".join(
+        f"`{by_lower[lower]}`" for lower in difflib.get_close_matches(name.lower(), by_lower)
+    )
     all_of_them = "Expected a class of torch.optim or pytorch-optimizer, or an 8-bit, 32-bit or paged one of bitsandbytes."
-    raise ConfigError(f"optimizer.name: unknown optimizer `{name}`. {f'Did you mean {near}?' if near else all_of_them}{more}")
+    raise ConfigError(
+        f"optimizer.name: unknown optimizer `{name}`. {f'Did you mean {near}?' if near else all_of_them}{more}"
+    )
 
 
 def _checked_arguments(optimizer_class: type[Any], settings: OptimizerSettings) -> dict[str, Any]:
@@ -109,14 +130,21 @@ def _checked_arguments(optimizer_class: type[Any], settings: OptimizerSettings) 
         raise ConfigError(
             f"optimizer.arguments: unknown argument {unknown} for optimizer.name = {settings.name}, expected {', '.join(sorted(accepted))}."
         )
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.arguments.items()}
+    given = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in settings.arguments.items()
+    }
     return {**defaults, **given}
 
 
 def _parameters(function: Callable[..., Any]) -> set[str]:
     """The names of all parameters that can be given by name."""
     found = inspect.signature(function).parameters.values()
-    return {parameter.name for parameter in found if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)}
+    return {
+        parameter.name
+        for parameter in found
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
 
 
 def _said(error: Exception) -> str:
@@ -145,18 +173,23 @@ class RateSchedule:
         return {f"lr_{group['name']}": group["lr"] for group in groups}
 
 
-def build_schedule(optimizer: Optimizer, settings: OptimizerSettings, max_steps: int) -> RateSchedule:
+def build_schedule(
+    optimizer: Optimizer, settings: OptimizerSettings, max_steps: int
+) -> RateSchedule:
     """The schedule of diffusers that `optimizer.schedule` names, over `max_steps` optimizer steps.
 
-    To be built before a saved state is loaded: that brings the groups' rates of its own step. The rate at which the polynomial
-    schedule ends is the first group's; the others shrink as it does.
+    To be built before a saved state is loaded: that brings the groups' rates of its own step. The
+    rate at which the polynomial schedule ends is the first group's; the others shrink as it does.
     Raises `ConfigError` for a rate or arguments that the schedule refuses.
     """
     function: Any = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(settings.schedule)]
     steps = {"num_warmup_steps": settings.warmup_steps, "num_training_steps": max_steps}
-    arguments = {name: value for name, value in steps.items() if name in _parameters(function)} | dict(settings.schedule_arguments)
+    arguments = {
+        name: value for name, value in steps.items() if name in _parameters(function)
+    } | dict(settings.schedule_arguments)
     base_rates = tuple(group["lr"] for group in optimizer.param_groups)
-    # diffusers makes a scheduler that counts its own calls; its function of the step, taken from one over a stand-in, counts nothing.
+    # diffusers makes a scheduler that counts its own calls; its function of the step, taken from
+    # one over a stand-in, counts nothing.
     stand_in = torch.optim.SGD([Parameter(torch.zeros(()))], lr=base_rates[0])
     try:
         (share,) = function(stand_in, **arguments).lr_lambdas
@@ -172,12 +205,14 @@ def build_schedule(optimizer: Optimizer, settings: OptimizerSettings, max_steps:
 def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> Tensor:
     """The norm of all gradients together before clipping, a scalar on their device; they are scaled to `max_norm` unless that is 0.
 
-    To be called once a step, on gradients that are already reduced over the ranks, so that each rank has the same norm. Nothing is
-    read back here. A norm that is not finite leaves gradients of no use: `guarded_step` drops them.
-    Gradients in bf16 have their norm in bf16: within 0.4 %.
+    To be called once a step, on gradients that are already reduced over the ranks, so that each
+    rank has the same norm. Nothing is read back here. A norm that is not finite leaves gradients of
+    no use: `guarded_step` drops them. Gradients in bf16 have their norm in bf16: within 0.4 %.
     """
     parameters = list(parameters)
-    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    norm = get_total_norm(
+        [parameter.grad for parameter in parameters if parameter.grad is not None]
+    )
     if max_norm:
         clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
@@ -197,13 +232,16 @@ class Stepped(NamedTuple):
 def guarded_step(optimizer: Optimizer, grad_norm: Tensor, *logged: Tensor) -> Stepped:
     """One step of the optimizer, or none when the norm of `clip_gradients` is not finite; the gradients are gone either way.
 
-    The norm is of the reduced gradients, the same number on every rank, so all ranks decide alike without asking each other.
-    Norm and `logged` scalars (a loss) on one device come back in one transfer, which is the only time a step waits for the device;
-    scalars that differ between ranks may be logged, they decide nothing.
-    Not for an engine that clips and skips by itself (DeepSpeed).
-    Raises `RuntimeError` when the step was swallowed on its way to the optimizer: no step counts as taken that moved nothing.
+    The norm is of the reduced gradients, the same number on every rank, so all ranks decide alike
+    without asking each other. Norm and `logged` scalars (a loss) on one device come back in one
+    transfer, which is the only time a step waits for the device; scalars that differ between ranks
+    may be logged, they decide nothing. Not for an engine that clips and skips by itself
+    (DeepSpeed). Raises `RuntimeError` when the step was swallowed on its way to the optimizer: no
+    step counts as taken that moved nothing.
     """
-    norm, *values = torch.stack([grad_norm.detach().float(), *(scalar.detach().float() for scalar in logged)]).tolist()
+    norm, *values = torch.stack(
+        [grad_norm.detach().float(), *(scalar.detach().float() for scalar in logged)]
+    ).tolist()
     taken = math.isfinite(norm)
     if taken:
         _step(optimizer)
@@ -220,7 +258,9 @@ def _step(optimizer: Optimizer) -> None:
     finally:
         hook.remove()
     if not happened:
-        raise RuntimeError("the engine did not hand an optimizer step on to the optimizer: the weights are as before. This is a bug.")
+        raise RuntimeError(
+            "the engine did not hand an optimizer step on to the optimizer: the weights are as before. This is a bug."
+        )
 
 
 def _unwrapped(optimizer: Optimizer) -> Any:
@@ -232,14 +272,19 @@ def _unwrapped(optimizer: Optimizer) -> Any:
 def weights_for_use(optimizer: Optimizer) -> Iterator[None]:
     """Inside, the weights are those to save or sample with: schedule-free optimizers train others than their averages.
 
-    For a trained model, not for the state of a run, which is saved as it trains. Afterwards the weights are bit for bit as before;
-    meanwhile a copy of them is held in main memory. For other optimizers nothing happens.
+    For a trained model, not for the state of a run, which is saved as it trains. Afterwards the
+    weights are bit for bit as before; meanwhile a copy of them is held in main memory. For other
+    optimizers nothing happens.
     """
     inner = _unwrapped(optimizer)  # the wrapper has eval() for every optimizer
     if not hasattr(inner, "eval"):
         yield
         return
-    trained = [(parameter, parameter.detach().cpu().clone()) for group in inner.param_groups for parameter in group["params"]]
+    trained = [
+        (parameter, parameter.detach().cpu().clone())
+        for group in inner.param_groups
+        for parameter in group["params"]
+    ]
     inner.eval()
     try:
         yield

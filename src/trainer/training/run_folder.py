@@ -25,7 +25,17 @@ PLANS_FOLDER = "plans"
 MODEL_FOLDER = "model"
 _RUN_FILE = "run.json"
 _LOCK_FILE = ".lock"
-_PACKAGES = ("capmerge", "torch", "accelerate", "diffusers", "transformers", "safetensors", "numpy", "tokenizers", "ftfy")
+_PACKAGES = (
+    "capmerge",
+    "torch",
+    "accelerate",
+    "diffusers",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "tokenizers",
+    "ftfy",
+)
 
 
 def check_new(output_dir: Path) -> None:
@@ -41,7 +51,8 @@ def check_new(output_dir: Path) -> None:
 def claimed(output_dir: Path) -> Iterator[None]:
     """Inside, the folder is there, and no other process that asks for it has it.
 
-    Raises `ConfigError` when another one has it, or it cannot be written. On Windows, and on file systems without locks, nobody is told.
+    Raises `ConfigError` when another one has it, or it cannot be written. On Windows, and on file
+    systems without locks, nobody is told.
     """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -73,7 +84,9 @@ def _locked(file: BinaryIO) -> bool:
 def begun_seed(output_dir: Path) -> int | None:
     """The seed of the run in the folder, which may have been drawn; None when there is none to read."""
     try:
-        seed = json.loads((output_dir / _RUN_FILE).read_text(encoding="utf-8"))["identity"]["train.seed"]
+        seed = json.loads((output_dir / _RUN_FILE).read_text(encoding="utf-8"))["identity"][
+            "train.seed"
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return seed if isinstance(seed, int) else None
@@ -82,6 +95,12 @@ def begun_seed(output_dir: Path) -> int | None:
 def write_run_files(config: Config, identity: Mapping[str, Any]) -> None:
     """Write the resolved config, and versions and fingerprints beside it."""
     folder = config.train.output_dir
-    versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
-    write_whole(folder / _RUN_FILE, json.dumps({"versions": versions, "identity": dict(identity)}, indent=2) + "\n")
+    versions = {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+    write_whole(
+        folder / _RUN_FILE,
+        json.dumps({"versions": versions, "identity": dict(identity)}, indent=2) + "\n",
+    )
     write_whole(folder / CONFIG_FILE, resolved_toml(config))

@@ -60,13 +60,19 @@ class StepResult:
     """Of those, how long the loader was waited for."""
 
 
-def train_step(trained: Trained, loader: Iterator[Batch], step: int, wishes: Callable[[], Sequence[bool]] = tuple) -> StepResult:
+def train_step(
+    trained: Trained,
+    loader: Iterator[Batch],
+    step: int,
+    wishes: Callable[[], Sequence[bool]] = tuple,
+) -> StepResult:
     """Train the micro-batches of `step` (from 0), which `loader` gives next.
 
-    The loss of a micro-batch is its samples' share of the step's mean, so how the global batch is dealt over ranks and
-    micro-batches changes nothing but rounding, unless they differ in their chunks of padding (`text.max_tokens`). Loss, gradient
-    norm and what the ranks must agree on - their `wishes`, asked for when the gradient is there - cross in one collective and are
-    read back together: one wait for the device a step.
+    The loss of a micro-batch is its samples' share of the step's mean, so how the global batch is
+    dealt over ranks and micro-batches changes nothing but rounding, unless they differ in their
+    chunks of padding (`text.max_tokens`). Loss, gradient norm and what the ranks must agree on -
+    their `wishes`, asked for when the gradient is there - cross in one collective and are read back
+    together: one wait for the device a step.
     """
     engine, config = trained.engine, trained.config
     start, waited = time.perf_counter(), 0.0
@@ -81,15 +87,22 @@ def train_step(trained: Trained, loader: Iterator[Batch], step: int, wishes: Cal
         counts.update(batch.counts)
         keys += batch.keys
         captions += batch.captions
-        # Ranks add up their gradients at the last micro-batch. Not by `engine.accumulate`: it counts micro-batches over the whole run
-        # and saves its count, so a run that is resumed with another accumulation would step in the middle of a batch, or never.
+        # Ranks add up their gradients at the last micro-batch. Not by `engine.accumulate`: it
+        # counts micro-batches over the whole run and saves its count, so a run that is resumed with
+        # another accumulation would step in the middle of a batch, or never.
         last = micro == config.train.accumulation - 1
         with nullcontext() if last else engine.no_sync(trained.model):
-            loss = batch_loss(trained.model, batch.to(engine.device), trained.schedule, config.noise, config.loss)
-            engine.backward(loss.value * engine.num_processes)  # the engine averages over ranks; shares of a mean are added up
+            loss = batch_loss(
+                trained.model, batch.to(engine.device), trained.schedule, config.noise, config.loss
+            )
+            engine.backward(
+                loss.value * engine.num_processes
+            )  # the engine averages over ranks; shares of a mean are added up
         total += loss.value.detach()
     rates = trained.rates.set_rates(step)
-    norm = clip_gradients([p for p in trained.model.parameters() if p.requires_grad], config.optimizer.clip_grad_norm)
+    norm = clip_gradients(
+        [p for p in trained.model.parameters() if p.requires_grad], config.optimizer.clip_grad_norm
+    )
     own = torch.tensor([counts["replaced"], *wishes()], dtype=torch.float32, device=engine.device)
     shared = sum_over_ranks(engine, torch.cat((total[None], own)))
     stepped = guarded_step(trained.optimizer, norm, *shared)

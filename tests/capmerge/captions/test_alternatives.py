@@ -14,7 +14,11 @@ from capmerge.tokens.load import load_tokenizer
 
 TEXT = st.text(st.sampled_from("ab ,_{}|\u2985\u2986.é<"), min_size=1, max_size=12)
 RECORDS = st.lists(
-    st.dictionaries(st.sampled_from(["tags", "caption"]), TEXT | st.builds("{}\n{}".format, TEXT, TEXT)), min_size=1, max_size=8
+    st.dictionaries(
+        st.sampled_from(["tags", "caption"]), TEXT | st.builds("{}\n{}".format, TEXT, TEXT)
+    ),
+    min_size=1,
+    max_size=8,
 )
 OPTIONS = [
     MergeOptions(),
@@ -28,8 +32,17 @@ OPTIONS = [
 def as_json(counted):
     """Everything that was counted, as values that can be compared."""
     counted.count_tags()
-    counts = counted.tag_counts.counts, counted.resolutions.counts, counted.literals, counted.wildcards, counted.records
-    return [part.as_json() for part in (counted.tags, counted.captions, *counted.lines.values(), counted.t5_lines)], counts
+    counts = (
+        counted.tag_counts.counts,
+        counted.resolutions.counts,
+        counted.literals,
+        counted.wildcards,
+        counted.records,
+    )
+    return [
+        part.as_json()
+        for part in (counted.tags, counted.captions, *counted.lines.values(), counted.t5_lines)
+    ], counts
 
 
 def merged(record, options=OPTIONS[0]):
@@ -48,9 +61,15 @@ def test_what_was_meant_is_read_back(options, records):
     for record in records:
         meant = merger.alternatives(record)
         found = trained_alternatives(merged(record, options))
-        assert sum((Fraction(*alternative.share) for alternative in found), Fraction(0)) == bool(meant)
-        assert [alternative.style for alternative in found] == [alternative.style for alternative in meant]
-        assert [Fraction(*alternative.share) for alternative in found] == [alternative.share for alternative in meant]
+        assert sum((Fraction(*alternative.share) for alternative in found), Fraction(0)) == bool(
+            meant
+        )
+        assert [alternative.style for alternative in found] == [
+            alternative.style for alternative in meant
+        ]
+        assert [Fraction(*alternative.share) for alternative in found] == [
+            alternative.share for alternative in meant
+        ]
         for alternative, expected in zip(found, meant, strict=True):
             (text,) = alternative.texts
             assert text.replace(" ", "") == expected.text.replace(" ", "")
@@ -68,8 +87,16 @@ def test_tags_and_caption_are_told_apart():
     [
         ({}, {"tags": "a, b", "caption": "One.\nTwo."}, ("a, b", [("One.",), ("Two.",)])),
         ({"prefix": "me, "}, {"tags": "a", "caption": "One."}, ("me, a", [("me, One.",)])),
-        ({"prefix": "a long prefix, ", "layout": "concat"}, {"tags": "a", "caption": "One."}, ("a", [("a long prefix, One.",)])),
-        ({"lines": ("{tags}", "x {caption}, {tags}", "{caption}")}, {"tags": "a", "caption": "One."}, ("a", [("One.",)])),
+        (
+            {"prefix": "a long prefix, ", "layout": "concat"},
+            {"tags": "a", "caption": "One."},
+            ("a", [("a long prefix, One.",)]),
+        ),
+        (
+            {"lines": ("{tags}", "x {caption}, {tags}", "{caption}")},
+            {"tags": "a", "caption": "One."},
+            ("a", [("One.",)]),
+        ),
         ({"lines": ("{tags}", "x {caption}, {tags}")}, {"tags": "a"}, ("a", [])),
         ({"lines": ("{tags}",)}, {"tags": "a", "caption": "One."}, ("a", [])),
         ({"caption_wildcards": True}, {"caption": "a {b|c}"}, ("", [("a b", "a c")])),
@@ -92,7 +119,14 @@ def test_intended_wildcards_give_all_their_texts():
 
 @pytest.mark.parametrize(
     "change",
-    [{"caption": "one"}, {"capmerge": "t"}, {"capmerge": 3}, {"capmerge_weights": [1]}, {"capmerge": "bb"}, {"capmerge": "xy"}],
+    [
+        {"caption": "one"},
+        {"capmerge": "t"},
+        {"capmerge": 3},
+        {"capmerge_weights": [1]},
+        {"capmerge": "bb"},
+        {"capmerge": "xy"},
+    ],
 )
 def test_a_record_that_was_edited_is_refused(change):
     """Lines, letters, weights and spans must belong together."""
@@ -110,15 +144,25 @@ def test_the_fast_way_counts_as_the_general_one(options, records):
     observer = Observer(TokenCounter(tokenizer), per_record=True)
     assert observer.note(pairs, b"") == []
     observed = observer.count()
-    expected = [[max(len(tokenizer.encode(t)) for t in a.texts) for a in trained_alternatives(record)] for _, record in pairs]
-    lines = "".join(f'{{"key": "k{number}", "tokens": {tokens}}}\n' for number, tokens in enumerate(expected))
+    expected = [
+        [max(len(tokenizer.encode(t)) for t in a.texts) for a in trained_alternatives(record)]
+        for _, record in pairs
+    ]
+    lines = "".join(
+        f'{{"key": "k{number}", "tokens": {tokens}}}\n' for number, tokens in enumerate(expected)
+    )
     assert observed.per_record.decode() == lines
     assert len(observed.caption_hashes) == 8 * len(records)
     counted = observer.take()
     written = counted.all_lines().distribution().summary()
-    assert (written["texts"], written["tokens"]) == (sum(map(len, expected)), sum(map(sum, expected)))
+    assert (written["texts"], written["tokens"]) == (
+        sum(map(len, expected)),
+        sum(map(sum, expected)),
+    )
     assert written["weight"] == sum(map(bool, expected))
-    assert counted.tags.distribution().summary()["texts"] == sum(record["capmerge"].strip("c") != "" for _, record in pairs)
+    assert counted.tags.distribution().summary()["texts"] == sum(
+        record["capmerge"].strip("c") != "" for _, record in pairs
+    )
 
 
 @settings(deadline=None)
@@ -128,8 +172,14 @@ def test_plain_records_count_as_any_other(records):
     found = []
     for more in ({}, {"capmerge_weights": [1, 1]}):
         pairs = [(f"k{number}", merged(record)) for number, record in enumerate(records)]
-        pairs = [(key, record | (more if len(record["capmerge"]) == 2 else {})) for key, record in pairs]
-        observer = Observer(TokenCounter(load_tokenizer("sd1")), TokenCounter(load_tokenizer("sd2")), per_record=True)
+        pairs = [
+            (key, record | (more if len(record["capmerge"]) == 2 else {})) for key, record in pairs
+        ]
+        observer = Observer(
+            TokenCounter(load_tokenizer("sd1")),
+            TokenCounter(load_tokenizer("sd2")),
+            per_record=True,
+        )
         assert observer.note(pairs, b"") == []
         found.append((observer.count(), as_json(observer.take())))
     assert found[0] == found[1]
@@ -139,7 +189,9 @@ def test_plain_records_count_as_any_other(records):
 def test_an_edited_caption_is_no_traceback(change):
     """A rewritten record whose caption is no text is told as broken, and is in no figure."""
     observer = Observer(TokenCounter(load_tokenizer("sd1")))
-    ((number, error),) = observer.note([("k", {"caption": "a\nb", "capmerge": "tc", **change})], b"")
+    ((number, error),) = observer.note(
+        [("k", {"caption": "a\nb", "capmerge": "tc", **change})], b""
+    )
     assert number == 0
     assert "expected strings" in str(error)
     assert observer.count().caption_hashes == bytes(8)
@@ -153,4 +205,8 @@ def test_an_empty_line_is_no_tags_and_no_caption(caption):
     assert observer.note([("k", {"caption": caption, "capmerge": "tc"})], b"") == []
     observer.count()
     counted = observer.take()
-    assert (counted.records.both, counted.records.counted, counted.all_lines().as_json()["texts"]) == (0, 1, 2)
+    assert (
+        counted.records.both,
+        counted.records.counted,
+        counted.all_lines().as_json()["texts"],
+    ) == (0, 1, 2)

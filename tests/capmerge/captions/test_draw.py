@@ -70,7 +70,10 @@ def test_lines_are_uniform_over_keys():
 def test_lines_are_uniform_over_epochs_repeats_and_seeds():
     """One record sees every line equally often, whichever number grows."""
     for name in ("epoch", "repeat", "seed", "dataset"):
-        counts = Counter(draw(THREE, **{"seed": 0, "epoch": 0, "key": "a", name: number}) for number in range(6000))
+        counts = Counter(
+            draw(THREE, **{"seed": 0, "epoch": 0, "key": "a", name: number})
+            for number in range(6000)
+        )
         assert chi_square(counts, dict.fromkeys(THREE.split("\n"), 2000)) < 18.4, name
 
 
@@ -88,16 +91,27 @@ def test_weights_are_probabilities():
         (lambda key: draw(THREE, 1, 0, key), lambda key: draw(THREE, 2, 0, key)),
         (lambda key: draw(THREE, 1, 0, key), lambda key: draw(THREE, 1, 0, key, repeat=1)),
         (lambda key: draw(THREE, 1, 0, key), lambda key: draw(THREE, 1, 0, key, dataset=1)),
-        (lambda key: draw(THREE, 1, 0, key), lambda key: Chance(1, 0, key).below(3, "another purpose")),
-        (lambda key: draw("{a|b|c} {d|e|f}", 1, 0, key)[0], lambda key: draw("{a|b|c} {d|e|f}", 1, 0, key)[2]),
-        (lambda key: draw_line("{a|b}\n{a|b}x\n{a|b}y", 1, 0, key).line, lambda key: draw_line("{a|b}\n{a|b}x\n{a|b}y", 1, 0, key).options),
+        (
+            lambda key: draw(THREE, 1, 0, key),
+            lambda key: Chance(1, 0, key).below(3, "another purpose"),
+        ),
+        (
+            lambda key: draw("{a|b|c} {d|e|f}", 1, 0, key)[0],
+            lambda key: draw("{a|b|c} {d|e|f}", 1, 0, key)[2],
+        ),
+        (
+            lambda key: draw_line("{a|b}\n{a|b}x\n{a|b}y", 1, 0, key).line,
+            lambda key: draw_line("{a|b}\n{a|b}x\n{a|b}y", 1, 0, key).options,
+        ),
     ],
 )
 def test_draws_are_independent(first, second):
     """Knowing one draw of a key tells nothing of another: their table is flat (at most 8 degrees of freedom, p > 1e-4)."""
     table = Counter((first(key), second(key)) for key in KEYS)
     one, two = {a for a, _ in table}, {b for _, b in table}
-    assert chi_square(table, dict.fromkeys(product(one, two), len(KEYS) / len(one) / len(two))) < 31.8
+    assert (
+        chi_square(table, dict.fromkeys(product(one, two), len(KEYS) / len(one) / len(two))) < 31.8
+    )
 
 
 def test_draws_what_sd_scripts_draws():
@@ -109,11 +123,17 @@ def test_draws_what_sd_scripts_draws():
         counts = Counter(draw(caption, 5, epoch, "k") for epoch in range(60 * len(expected)))
         assert counts.keys() <= expected.keys()
         in_turn = {
-            draw(caption, 5, epoch, "k", pick="cycle") for epoch in range(10 * parse_line(caption).ways * len(caption.split("\n")) ** 2)
+            draw(caption, 5, epoch, "k", pick="cycle")
+            for epoch in range(10 * parse_line(caption).ways * len(caption.split("\n")) ** 2)
         }
         assert in_turn == expected.keys() or len(expected) > 100
         if len(expected) < 20:
-            assert chi_square(counts, {text: sum(counts.values()) * float(p) for text, p in expected.items()}) < 3 * len(expected) + 30
+            assert (
+                chi_square(
+                    counts, {text: sum(counts.values()) * float(p) for text, p in expected.items()}
+                )
+                < 3 * len(expected) + 30
+            )
 
 
 def test_cycle_takes_every_alternative_in_turn():
@@ -122,17 +142,26 @@ def test_cycle_takes_every_alternative_in_turn():
     for key in KEYS[:50]:
         over_epochs = [draw(THREE, 3, epoch, key, pick="cycle") for epoch in range(3)]
         assert sorted(over_epochs) == sorted(lines)
-        assert over_epochs == [draw(THREE, 3, 0, key, pick="cycle", repeat=repeat) for repeat in range(3)]
+        assert over_epochs == [
+            draw(THREE, 3, 0, key, pick="cycle", repeat=repeat) for repeat in range(3)
+        ]
         assert over_epochs[0] == draw(THREE, 3, 3, key, pick="cycle")
     counts = Counter(draw(THREE, 3, 0, key, pick="cycle") for key in KEYS)
     assert chi_square(counts, dict.fromkeys(lines, 10_000)) < 18.4
 
 
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=7).filter(any), st.integers(0, 2**40), st.text())
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=7).filter(any),
+    st.integers(0, 2**40),
+    st.text(),
+)
 def test_cycle_honours_weights_in_any_turn(weights, epoch, key):
     """Any run of as many epochs as the weights sum to shows line i weight_i times."""
     caption = "\n".join(map(str, range(len(weights))))
-    drawn = Counter(draw(caption, 1, epoch + step, key, weights=weights, pick="cycle") for step in range(sum(weights)))
+    drawn = Counter(
+        draw(caption, 1, epoch + step, key, weights=weights, pick="cycle")
+        for step in range(sum(weights))
+    )
     assert drawn == {str(line): weight for line, weight in enumerate(weights) if weight}
 
 
@@ -144,14 +173,20 @@ def test_cycle_spreads_repeated_lines():
 
 def test_cycle_goes_through_all_options_of_a_line():
     """In-line wildcards take their combinations in turn too, each time their line comes again."""
-    drawn = Counter(draw("plain\n{a|b|b} {c|d}", 1, epoch, "k", pick="cycle") for epoch in range(12))
+    drawn = Counter(
+        draw("plain\n{a|b|b} {c|d}", 1, epoch, "k", pick="cycle") for epoch in range(12)
+    )
     assert drawn == {"plain": 6, "a c": 1, "a d": 1, "b c": 2, "b d": 2}
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=8), st.data())
 def test_nth_of_turn_is_the_sorted_turn(weights, data):
     """The place looked up equals the place in the whole turn, written out and sorted."""
-    turn = sorted((Fraction(2 * j + 1, 2 * weight), number, j) for number, weight in enumerate(weights) for j in range(weight))
+    turn = sorted(
+        (Fraction(2 * j + 1, 2 * weight), number, j)
+        for number, weight in enumerate(weights)
+        for j in range(weight)
+    )
     place = data.draw(st.integers(0, len(turn) - 1))
     assert nth_of_turn(tuple(weights), place) == turn[place][1:]
 
@@ -165,7 +200,11 @@ def test_nth_of_turn_takes_huge_weights():
 def test_style_of_what_was_drawn_is_found_again():
     """What was drawn has its letter, for lines, repeated lines and an in-line wildcard."""
     record = {"tags": "a, {b}|c", "caption": "One.\nTwo {x}."}
-    for options in (MergeOptions(), MergeOptions(layout="inline"), MergeOptions(lines=("{tags}=3", "{caption}", "{tags}: {caption}"))):
+    for options in (
+        MergeOptions(),
+        MergeOptions(layout="inline"),
+        MergeOptions(lines=("{tags}=3", "{caption}", "{tags}: {caption}")),
+    ):
         merged = dict(record)
         Merger(options).merge(merged)
         texts = {draw.text: draw.style for draw in Merger(options).alternatives(record)}

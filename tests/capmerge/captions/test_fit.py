@@ -44,45 +44,84 @@ def fit(record, tokens, by, **options):
 
 def run(*arguments):
     """The finished command."""
-    command = [sys.executable, "-c", "from capmerge.cli.app import main; main()", *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-c",
+        "from capmerge.cli.app import main; main()",
+        *map(str, arguments),
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
 def test_drop_leaves_out_what_is_too_long():
     """The long caption goes, and the tags get its share."""
     assert fit({"tags": SHORT_TAGS, "caption": LONG}, 10, "drop") == (SHORT_TAGS, "t", (1, 0, 0))
-    assert fit({"tags": SHORT_TAGS, "caption": LONG}, count(LONG), "drop") == (f"{SHORT_TAGS}\n{LONG}", "tc", (0, 0, 0))
+    assert fit({"tags": SHORT_TAGS, "caption": LONG}, count(LONG), "drop") == (
+        f"{SHORT_TAGS}\n{LONG}",
+        "tc",
+        (0, 0, 0),
+    )
 
 
 def test_drop_keeps_the_shortest_when_nothing_fits():
     """A record never ends with nothing: the shortest alternatives stay, and are counted."""
     assert fit({"tags": SHORT_TAGS, "caption": LONG}, 3, "drop") == (SHORT_TAGS, "t", (1, 0, 1))
-    assert fit({"tags": "solo, 1girl", "caption": SHORT_TAGS}, 3, "drop") == (f"solo, 1girl\n{SHORT_TAGS}", "tc", (0, 0, 2))
+    assert fit({"tags": "solo, 1girl", "caption": SHORT_TAGS}, 3, "drop") == (
+        f"solo, 1girl\n{SHORT_TAGS}",
+        "tc",
+        (0, 0, 2),
+    )
     assert fit({"caption": LONG}, 3, "drop") == (LONG, "c", (0, 0, 1))
     assert fit({}, 3, "drop") == ("", "", (0, 0, 0))
 
 
 def test_drop_deals_the_share_inside_the_template_first():
     """Of three caption lines one is too long: the other two share the caption's half, and the tags keep theirs."""
-    after, _ = merged({"tags": SHORT_TAGS, "caption": f"One.\nTwo.\n{LONG}"}, fit_tokens=9, fit_by="drop", weights="field")
+    after, _ = merged(
+        {"tags": SHORT_TAGS, "caption": f"One.\nTwo.\n{LONG}"},
+        fit_tokens=9,
+        fit_by="drop",
+        weights="field",
+    )
     assert (after["caption"], after[WEIGHTS]) == (f"{SHORT_TAGS}\nOne.\nTwo.", [2, 1, 1])
-    after, _ = merged({"tags": SHORT_TAGS, "caption": LONG}, fit_tokens=9, fit_by="drop", lines=("{tags}=3", "{caption}=4", "x {tags}=1"))
+    after, _ = merged(
+        {"tags": SHORT_TAGS, "caption": LONG},
+        fit_tokens=9,
+        fit_by="drop",
+        lines=("{tags}=3", "{caption}=4", "x {tags}=1"),
+    )
     assert after["caption"].split("\n") == [SHORT_TAGS] * 3 + [f"x {SHORT_TAGS}"]
 
 
 def test_trim_cuts_at_whole_tags_and_sentences():
     """Tags end behind a whole tag, captions behind a whole sentence; "Mr." ends none."""
     record = {"tags": "long hair, blue eyes, solo, 1girl", "caption": LONG}
-    assert fit(record, 8, "trim") == ("long hair, blue eyes, solo\nA girl stands in the rain.", "tc", (0, 2, 0))
-    assert fit({"caption": LONG}, count(LONG) - 1, "trim")[0] == "A girl stands in the rain. She meets Mr. Smith there."
-    assert fit({"caption": "雨の中の少女。傘を持っている。通りは空だ。"}, 16, "trim")[0] == "雨の中の少女。"
+    assert fit(record, 8, "trim") == (
+        "long hair, blue eyes, solo\nA girl stands in the rain.",
+        "tc",
+        (0, 2, 0),
+    )
+    assert (
+        fit({"caption": LONG}, count(LONG) - 1, "trim")[0]
+        == "A girl stands in the rain. She meets Mr. Smith there."
+    )
+    assert (
+        fit({"caption": "雨の中の少女。傘を持っている。通りは空だ。"}, 16, "trim")[0]
+        == "雨の中の少女。"
+    )
 
 
 def test_trim_cuts_a_first_unit_that_is_too_long_at_a_word():
     """A first sentence that does not fit is cut at a word, a first word inside the word, and one character always stays."""
     assert fit({"caption": LONG}, 4, "trim") == ("A girl stands in", "c", (0, 1, 0))
-    assert fit({"tags": "very long tag name of words, solo"}, 3, "trim") == ("very long tag", "t", (0, 1, 0))
-    caption, letters, counts = fit({"caption": "pneumonoultramicroscopicsilicovolcanoconiosis now"}, 3, "trim")
+    assert fit({"tags": "very long tag name of words, solo"}, 3, "trim") == (
+        "very long tag",
+        "t",
+        (0, 1, 0),
+    )
+    caption, letters, counts = fit(
+        {"caption": "pneumonoultramicroscopicsilicovolcanoconiosis now"}, 3, "trim"
+    )
     assert caption
     assert "pneumonoultramicroscopicsilicovolcanoconiosis".startswith(caption)
     assert (count(caption), letters, counts) == (3, "c", (0, 1, 0))
@@ -99,12 +138,19 @@ def test_a_line_of_both_loses_its_last_field_first():
     assert (after["caption"], after[MARK]) == (SHORT_TAGS, "t")
     assert TAG_SPANS not in after
     after, _ = merged(record, fit_tokens=21, fit_by="trim", layout="concat-caption-first")
-    assert (after["caption"], after[MARK], after[TAG_SPANS]) == (f"{LONG}, 1girl", "b", [[len(LONG) + 2, len(LONG) + 7]])
+    assert (after["caption"], after[MARK], after[TAG_SPANS]) == (
+        f"{LONG}, 1girl",
+        "b",
+        [[len(LONG) + 2, len(LONG) + 7]],
+    )
 
 
 def test_fixed_text_stays_and_must_leave_room():
     """Prefix and suffix are never cut; if they fill the limit by themselves, the run does not start."""
-    assert fit({"caption": LONG}, 9, "trim", prefix="photo, ")[0] == "photo, A girl stands in the rain."
+    assert (
+        fit({"caption": LONG}, 9, "trim", prefix="photo, ")[0]
+        == "photo, A girl stands in the rain."
+    )
     with pytest.raises(UsageError, match="'photo of ' has 2 tokens by itself"):
         Merger(MergeOptions(fit_tokens=2, fit_by="trim", prefix="photo of "))
 
@@ -112,7 +158,10 @@ def test_fixed_text_stays_and_must_leave_room():
 def test_equal_cuts_become_one_alternative():
     """Two templates that are cut to the same line are one line with both shares."""
     after, _ = merged(
-        {"tags": SHORT_TAGS, "caption": LONG}, fit_tokens=5, fit_by="trim", lines=("{tags}", "{tags}, {caption}", "{caption}")
+        {"tags": SHORT_TAGS, "caption": LONG},
+        fit_tokens=5,
+        fit_by="trim",
+        lines=("{tags}", "{tags}, {caption}", "{caption}"),
     )
     assert after["caption"].split("\n") == [SHORT_TAGS, SHORT_TAGS, "A girl stands in the"]
     assert after[MARK] == "ttc"
@@ -129,10 +178,20 @@ def test_an_intended_wildcard_counts_at_its_longest_and_is_not_cut_inside():
     caption = "A {cat. Or|very big and very hungry dog} sits. It sleeps."
     (longest,) = longest_texts([caption], TokenCounter(load_tokenizer("sd1")))
     assert longest == ("A very big and very hungry dog sits. It sleeps.", 12)
-    assert fit({"caption": caption}, 9, "trim", caption_wildcards=True)[0] == "A {cat. Or|very big and very hungry dog} sits."
-    assert fit({"caption": caption}, 8, "trim", caption_wildcards=True)[0] == "A {cat. Or|very big and very hungry dog}"
+    assert (
+        fit({"caption": caption}, 9, "trim", caption_wildcards=True)[0]
+        == "A {cat. Or|very big and very hungry dog} sits."
+    )
+    assert (
+        fit({"caption": caption}, 8, "trim", caption_wildcards=True)[0]
+        == "A {cat. Or|very big and very hungry dog}"
+    )
     assert fit({"caption": caption}, 6, "trim", caption_wildcards=True)[0] == "A"
-    assert fit({"caption": "{a b c|d e f} g"}, 1, "trim", caption_wildcards=True) == ("{a b c|d e f}", "c", (0, 1, 1))
+    assert fit({"caption": "{a b c|d e f} g"}, 1, "trim", caption_wildcards=True) == (
+        "{a b c|d e f}",
+        "c",
+        (0, 1, 1),
+    )
 
 
 def test_a_line_with_too_many_texts_is_measured_by_its_longest_options():
@@ -142,11 +201,29 @@ def test_a_line_with_too_many_texts_is_measured_by_its_longest_options():
 
 
 WORDS = st.sampled_from(
-    ["1girl", "solo", "^_^", "long hair", "a", "{x}", "}", "|", "don't", "e.g.", "“", "é", "!", "...", "日本。", "\u2985{", "&amp;"]
+    [
+        "1girl",
+        "solo",
+        "^_^",
+        "long hair",
+        "a",
+        "{x}",
+        "}",
+        "|",
+        "don't",
+        "e.g.",
+        "“",
+        "é",
+        "!",
+        "...",
+        "日本。",
+        "\u2985{",
+        "&amp;",
+    ]
 )
-TEXTS = st.lists(st.tuples(WORDS, st.sampled_from([", ", " ", ". ", "! ", "\n", ""])), max_size=12).map(
-    lambda pairs: "".join(map("".join, pairs))
-)
+TEXTS = st.lists(
+    st.tuples(WORDS, st.sampled_from([", ", " ", ". ", "! ", "\n", ""])), max_size=12
+).map(lambda pairs: "".join(map("".join, pairs)))
 RECORDS = st.fixed_dictionaries({}, optional={"tags": TEXTS, "caption": TEXTS})
 OPTIONS = st.fixed_dictionaries(
     {"fit_tokens": st.integers(3, 20), "fit_by": st.sampled_from(["drop", "trim"])},
@@ -164,7 +241,9 @@ OPTIONS = st.fixed_dictionaries(
 @given(RECORDS, OPTIONS)
 def test_what_is_written_fits(record, options):
     """Every alternative fits or is counted as too long, none is empty, and what was something stays something."""
-    before, _ = merged(record, **{name: value for name, value in options.items() if not name.startswith("fit")})
+    before, _ = merged(
+        record, **{name: value for name, value in options.items() if not name.startswith("fit")}
+    )
     after, tally = merged(record, **options)
     assert bool(after["caption"]) == bool(before["caption"])
     if not after["caption"]:
@@ -204,7 +283,14 @@ def test_a_limit_that_nothing_reaches_changes_nothing(records):
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.sampled_from(["1girl", "solo", "long hair", "blue_eyes", ":d", "x"]), min_size=1, max_size=30), st.integers(2, 40))
+@given(
+    st.lists(
+        st.sampled_from(["1girl", "solo", "long hair", "blue_eyes", ":d", "x"]),
+        min_size=1,
+        max_size=30,
+    ),
+    st.integers(2, 40),
+)
 def test_trim_keeps_as_much_as_fits(tags, limit):
     """One tag more would not fit."""
     kept = fit({"tags": ", ".join(tags)}, limit, "trim")[0]
@@ -217,12 +303,24 @@ def test_trim_keeps_as_much_as_fits(tags, limit):
 
 @pytest.mark.parametrize("by", ["drop", "trim"])
 @pytest.mark.parametrize(
-    "more", [(), ("--layout", "concat"), ("--layout", "inline"), ("--weights", "field", "--line", "{tags}=3", "--line", "{caption}")]
+    "more",
+    [
+        (),
+        ("--layout", "concat"),
+        ("--layout", "inline"),
+        ("--weights", "field", "--line", "{tags}=3", "--line", "{caption}"),
+    ],
 )
 def test_rewrite_and_verify_from_the_command_line(tmp_path, by, more):
     """OUT.capmerge.json holds the limit, so `verify` proves the output; a line put back that --fit left out is found."""
     source, out = tmp_path / "meta.json", tmp_path / "out.json"
-    records = {f"{n}.png": {"tags": SHORT_TAGS + ", cat" * (n % 9), "caption": LONG[: 20 + n] + ".\nShort {x}."} for n in range(60)}
+    records = {
+        f"{n}.png": {
+            "tags": SHORT_TAGS + ", cat" * (n % 9),
+            "caption": LONG[: 20 + n] + ".\nShort {x}.",
+        }
+        for n in range(60)
+    }
     source.write_text(json.dumps(records, indent=2))
     summary = tmp_path / "summary.json"
     done = run("rewrite", source, "-o", out, "--fit", 10, by, "-j", 2, "--summary", summary, *more)
@@ -234,7 +332,9 @@ def test_rewrite_and_verify_from_the_command_line(tmp_path, by, more):
     assert checked.returncode == 0, checked.stderr
     written = json.loads(out.read_text())
     for record in written.values():
-        assert all(count(text) <= 10 for text in outcomes(record["caption"])) or counts["fit_too_long"]
+        assert (
+            all(count(text) <= 10 for text in outcomes(record["caption"])) or counts["fit_too_long"]
+        )
     written["0.png"]["caption"] += "\n" + LONG
     written["0.png"][MARK] += "c"
     out.write_text(json.dumps(written))
@@ -264,7 +364,11 @@ def test_wrong_options_are_usage_errors(tmp_path, arguments, message):
 
 def test_shares_sum_to_one_after_a_drop():
     """Whatever is left out, the probabilities of the rest are exact and sum to 1."""
-    merger = Merger(MergeOptions(fit_tokens=7, fit_by="drop", lines=("{tags}=5", "{caption}=2", "{tags}, {caption}=3")))
+    merger = Merger(
+        MergeOptions(
+            fit_tokens=7, fit_by="drop", lines=("{tags}=5", "{caption}=2", "{tags}, {caption}=3")
+        )
+    )
     found = merger.alternatives({"tags": SHORT_TAGS, "caption": f"{LONG}\nOne.\nTwo two."})
     assert sum(alternative.share for alternative in found) == 1
     assert found[0].share == Fraction(5, 10)

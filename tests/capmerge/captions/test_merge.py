@@ -14,7 +14,9 @@ from capmerge.captions.templates import MergeOptions
 from capmerge.captions.wildcard import line_outcomes, outcomes, space_stand_ins
 
 OPEN, CLOSE = "\u2985", "\u2986"
-TEXT = st.text(st.sampled_from("{}|a, \n\r\u2985\u2986_\\%\u2028\x0c😀") | st.characters(), max_size=12)
+TEXT = st.text(
+    st.sampled_from("{}|a, \n\r\u2985\u2986_\\%\u2028\x0c😀") | st.characters(), max_size=12
+)
 FIELD = st.none() | TEXT
 AFFIX = st.text(st.sampled_from("{}|a ,\u2985\u2986%"), max_size=3)
 TEMPLATES = [
@@ -132,7 +134,13 @@ def test_every_outcome_is_intended(tags, caption, lines, prefix, suffix, how):
         assert drawn(repeated) == (expected or {"": 1})
 
 
-@given(FIELD, FIELD, st.sampled_from(["lines", "concat", "concat-caption-first", "inline"]), AFFIX, AFFIX)
+@given(
+    FIELD,
+    FIELD,
+    st.sampled_from(["lines", "concat", "concat-caption-first", "inline"]),
+    AFFIX,
+    AFFIX,
+)
 @example("a{", "b}", "inline", "", "")
 @example("{a", "b", "inline", "", "")
 @example("a", "b}\nc}", "inline", "", "")
@@ -168,20 +176,27 @@ def test_every_outcome_of_a_layout_is_intended(tags, caption, layout, prefix, su
 def test_intended_wildcards_are_kept(tags, caption, lines, prefix, suffix):
     """With --caption-wildcards the caption part of every line is drawn as the caption alone would be.
 
-    A stand-in character beside a group is left out: it may fuse with another when the group is drawn.
+    A stand-in character beside a group is left out: it may fuse with another when the group is
+    drawn.
     """
     text = f"{tags}{caption}{prefix}{suffix}"
     assume(not {"{", "}"} <= set(caption or "") or not {OPEN, CLOSE} & set(text))
     captions = caption_lines(caption)
     record = {"tags": tags, "caption": caption}
-    Merger(options_of(lines, prefix=prefix, suffix=suffix, caption_wildcards=True, weights="field")).merge(record)
+    Merger(
+        options_of(lines, prefix=prefix, suffix=suffix, caption_wildcards=True, weights="field")
+    ).merge(record)
     names = {line: f"\ue000{number}\ue000" for number, line in enumerate(captions)}
     markers = {name: line for line, name in names.items()}
-    marked = intended(lines, tags, "\n".join(names[line] for line in captions), prefix=prefix, suffix=suffix)
+    marked = intended(
+        lines, tags, "\n".join(names[line] for line in captions), prefix=prefix, suffix=suffix
+    )
     expected = {}
     for text, probability in marked.items():
         name = next((name for name in markers if name in text), None)
-        for part, chance in (line_outcomes(space_stand_ins(markers[name])) if name else {"": Fraction(1)}).items():
+        for part, chance in (
+            line_outcomes(space_stand_ins(markers[name])) if name else {"": Fraction(1)}
+        ).items():
             whole = text.replace(name, part) if name else text
             expected[whole] = expected.get(whole, 0) + probability * chance
     assert without_spaces(drawn(record)) == without_spaces(expected or {"": 1})
@@ -192,7 +207,9 @@ def test_intended_wildcards_are_kept(tags, caption, lines, prefix, suffix):
 def test_lines_are_clean(tags, caption, lines, prefix, suffix, wildcards, in_line):
     """No line is blank, has blanks at its ends or holds a line break; the letters and the spans fit the lines."""
     if in_line:
-        options = MergeOptions(layout="inline", prefix=prefix, suffix=suffix, caption_wildcards=wildcards)
+        options = MergeOptions(
+            layout="inline", prefix=prefix, suffix=suffix, caption_wildcards=wildcards
+        )
     else:
         options = options_of(lines, prefix=prefix, suffix=suffix, caption_wildcards=wildcards)
     record = {"tags": tags, "caption": caption}
@@ -219,8 +236,14 @@ def test_lines_are_clean(tags, caption, lines, prefix, suffix, wildcards, in_lin
 def test_spans_hold_the_tags(tags, caption, lines, prefix, suffix, wildcards):
     """A span cuts the tags, as written with doubled braces, out of its line."""
     record = {"tags": tags, "caption": caption}
-    Merger(options_of(lines, prefix=prefix, suffix=suffix, caption_wildcards=wildcards)).merge(record)
-    both = [line for line, letter in zip(record["caption"].split("\n"), record[MARK], strict=False) if letter == "b"]
+    Merger(options_of(lines, prefix=prefix, suffix=suffix, caption_wildcards=wildcards)).merge(
+        record
+    )
+    both = [
+        line
+        for line, letter in zip(record["caption"].split("\n"), record[MARK], strict=False)
+        if letter == "b"
+    ]
     expected = next(iter(with_spaces({tag_line(tags): 1})))
     for line, (start, end) in zip(both, record.get(TAG_SPANS, []), strict=True):
         assert 0 <= start < end <= len(line)
@@ -263,7 +286,11 @@ def test_spans_count_code_points_of_the_written_line():
 
 @pytest.mark.parametrize(
     ("how", "lines"),
-    [("each", ["A girl.", "She smiles.", "Outside."]), ("join", ["A girl. She smiles. Outside."]), ("first", ["A girl."])],
+    [
+        ("each", ["A girl.", "She smiles.", "Outside."]),
+        ("join", ["A girl. She smiles. Outside."]),
+        ("first", ["A girl."]),
+    ],
 )
 def test_caption_lines(how, lines):
     """A multi-line caption is several alternatives, one joined line, or its first line."""
@@ -278,7 +305,9 @@ def test_line_breaks_split_captions(line_break):
     assert merged({"caption": f"a{line_break}b"})["caption"] == "a\nb"
 
 
-@pytest.mark.parametrize("char", ["\u2028", "\u2029", "\x0c", "\x0b", "\x85", "\x1c", "\x1d", "\x1e"])
+@pytest.mark.parametrize(
+    "char", ["\u2028", "\u2029", "\x0c", "\x0b", "\x85", "\x1c", "\x1d", "\x1e"]
+)
 def test_other_separators_do_not_split(char):
     """Only what sd-scripts' own reading can break a line at splits a caption; the character itself stays."""
     assert merged({"caption": f"a{char}b"})["caption"] == f"a{char}b"
@@ -287,7 +316,9 @@ def test_other_separators_do_not_split(char):
 def test_text_stays_as_it_is():
     """Inner spaces, full stops, backslashes, pipes, percent signs, quotes and emoticons are not touched."""
     text = "a  b ,, c\t\\(d\\) 100% | ^_^ “q” <|>_<|> {x}"
-    assert merged({"tags": text, "caption": f" {text} x"})["caption"] == f"{text}\n{text} x".replace("{x}", "{{x}}")
+    assert merged({"tags": text, "caption": f" {text} x"})[
+        "caption"
+    ] == f"{text}\n{text} x".replace("{x}", "{{x}}")
 
 
 def test_lines_share_their_templates_probability():
@@ -318,7 +349,9 @@ def test_equal_lines_of_two_templates_keep_the_first_letter():
     """When a template without its caption equals another one, the first one's letter and place win."""
     record = merged({"tags": "t"}, lines=("{tags}, {caption}=3", "{caption}", "{tags}"))
     assert record == {"caption": "t", MARK: "t"}
-    record = merged({"tags": "t", "caption": "t, t"}, lines=("{tags}, {caption}", "{caption}=2", "{tags}"))
+    record = merged(
+        {"tags": "t", "caption": "t, t"}, lines=("{tags}, {caption}", "{caption}=2", "{tags}")
+    )
     assert record["caption"] == "t, t, t\nt, t\nt, t\nt"
     record = merged({"tags": "a, b", "caption": "b"}, lines=("{tags}", "a, {caption}", "{caption}"))
     assert record == {"caption": "a, b\na, b\nb", MARK: "ttc"}
@@ -363,7 +396,12 @@ def test_field_weights_are_exact():
     merger = Merger(MergeOptions(lines=("{tags}=999", "{caption}"), weights="field"))
     record = {"tags": "t", "caption": "c\nd", "z": 1}
     merger.merge(record)
-    assert list(record.items()) == [("caption", "t\nc\nd"), ("z", 1), (WEIGHTS, [1998, 1, 1]), (MARK, "tcc")]
+    assert list(record.items()) == [
+        ("caption", "t\nc\nd"),
+        ("z", 1),
+        (WEIGHTS, [1998, 1, 1]),
+        (MARK, "tcc"),
+    ]
     assert merger.tally.capped == 0
     assert merger.tally.lines == 3
     assert merged({"tags": "t"}, weights="field") == {"caption": "t", WEIGHTS: [1], MARK: "t"}
@@ -376,7 +414,12 @@ def test_field_weights_are_exact():
         (("photo of {caption}, {tags}!",), {"tags": "t"}, "photo of t!", "t"),
         (("photo of {caption}, {tags}!",), {"caption": "c"}, "photo of c!", "c"),
         (("{tags}=3", "{caption}", "{tags}; {caption}=4"), {"tags": "t"}, "t", "t"),
-        (("<{tags}>=3", "{caption}", "{tags}; {caption}"), {"tags": "t"}, "<t>\n<t>\n<t>\nt", "tttt"),
+        (
+            ("<{tags}>=3", "{caption}", "{tags}; {caption}"),
+            {"tags": "t"},
+            "<t>\n<t>\n<t>\nt",
+            "tttt",
+        ),
         (("<{tags}>", "{caption}=7"), {"tags": "t"}, "<t>", "t"),
         (("a {caption} b",), {"tags": "t"}, "t", "t"),
         (("a {tags} b",), {"caption": "c"}, "c", "c"),
@@ -388,8 +431,20 @@ def test_a_missing_field_vanishes(lines, record, expected, letters):
     assert merged(record, lines=lines) == {"caption": expected, MARK: letters}
 
 
-@pytest.mark.parametrize("missing", [{}, {"caption": None}, {"caption": ""}, {"caption": " \n\r\t "}, {"caption": "\u3000"}])
-@pytest.mark.parametrize("options", [{}, {"layout": "concat"}, {"layout": "inline"}, {"lines": ("{caption}",)}, {"weights": "field"}])
+@pytest.mark.parametrize(
+    "missing",
+    [{}, {"caption": None}, {"caption": ""}, {"caption": " \n\r\t "}, {"caption": "\u3000"}],
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"layout": "concat"},
+        {"layout": "inline"},
+        {"lines": ("{caption}",)},
+        {"weights": "field"},
+    ],
+)
 def test_tags_are_never_lost(missing, options):
     """A record with tags only trains its tags, whatever is asked for, and whichever way its caption is missing."""
     record = merged({"tags": "t", **missing}, **options)
@@ -403,8 +458,13 @@ def test_a_caption_alone_is_kept(missing):
     assert merged({"caption": "c", **missing}, layout="concat") == {"caption": "c", MARK: "c"}
 
 
-@pytest.mark.parametrize("record", [{}, {"tags": None, "caption": None}, {"tags": " ", "caption": "\n\n"}, {"caption": ""}])
-@pytest.mark.parametrize("options", [{}, {"prefix": "P"}, {"layout": "inline"}, {"layout": "concat", "suffix": "S"}])
+@pytest.mark.parametrize(
+    "record",
+    [{}, {"tags": None, "caption": None}, {"tags": " ", "caption": "\n\n"}, {"caption": ""}],
+)
+@pytest.mark.parametrize(
+    "options", [{}, {"prefix": "P"}, {"layout": "inline"}, {"layout": "concat", "suffix": "S"}]
+)
 def test_a_record_without_text_has_an_empty_caption(record, options):
     """With neither field there is no line, not even a prefix, and the record is counted."""
     merger = Merger(MergeOptions(**options))
@@ -455,20 +515,32 @@ def test_inline_with_intended_wildcards_is_lines():
 
 def test_inline_of_thousands_of_caption_lines():
     """A caption of more lines than the grammar lists is written all the same."""
-    record = merged({"tags": "{t}", "caption": "\n".join(f"c{i}" for i in range(5000))}, layout="inline")
+    record = merged(
+        {"tags": "{t}", "caption": "\n".join(f"c{i}" for i in range(5000))}, layout="inline"
+    )
     assert len(record[MARK]) == 5001
 
 
 def test_intended_wildcards_by_example():
     """The caption's braces stay single; those of tags, prefix and template are doubled all the same."""
-    record = merged({"tags": ":}", "caption": "a {b|c}"}, lines=("{tags} {{caption}}",), caption_wildcards=True, prefix="{p}")
+    record = merged(
+        {"tags": ":}", "caption": "a {b|c}"},
+        lines=("{tags} {{caption}}",),
+        caption_wildcards=True,
+        prefix="{p}",
+    )
     assert record["caption"] == "{{p}}:}} {{a {b|c} }}"
-    assert outcomes(record["caption"]) == {"{p}:} {a b }": Fraction(1, 2), "{p}:} {a c }": Fraction(1, 2)}
+    assert outcomes(record["caption"]) == {
+        "{p}:} {a b }": Fraction(1, 2),
+        "{p}:} {a c }": Fraction(1, 2),
+    }
 
 
 def test_underscores_become_spaces_in_tags_only():
     """--underscores space leaves captions, emoticons and template text alone."""
-    record = merged({"tags": "long_hair, ^_^", "caption": "a_b_c"}, underscores="space", prefix="p_p ")
+    record = merged(
+        {"tags": "long_hair, ^_^", "caption": "a_b_c"}, underscores="space", prefix="p_p "
+    )
     assert record["caption"] == "p_p long hair, ^_^\np_p a_b_c"
     assert spaced("long_hair, ^_^") == "long hair, ^_^"
 
@@ -494,7 +566,15 @@ def test_image_size(record, expected):
     assert "image_size" not in merged({"train_resolution": [1, 2]}, image_size=False)
 
 
-@pytest.mark.parametrize("names", [["z", "caption", "a", "tags", "train_resolution", "", "b"], ["tags", "caption"], ["tags", "x"], ["x"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["z", "caption", "a", "tags", "train_resolution", "", "b"],
+        ["tags", "caption"],
+        ["tags", "x"],
+        ["x"],
+    ],
+)
 @pytest.mark.parametrize("text", ["x", "{x|", " "])
 def test_the_order_of_fields(names, text):
     """A caption keeps its place or comes behind the rest; what is added stands at the end in a fixed order."""
@@ -510,10 +590,15 @@ def test_the_order_of_fields(names, text):
 
 @given(
     st.dictionaries(
-        st.text(st.characters(), max_size=4).filter(lambda name: name not in {"caption", "tags", "train_resolution"}),
+        st.text(st.characters(), max_size=4).filter(
+            lambda name: name not in {"caption", "tags", "train_resolution"}
+        ),
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
-            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(st.text(max_size=2), inner, max_size=3)
+            ),
             max_leaves=6,
         ),
         max_size=4,
@@ -541,9 +626,18 @@ def test_nothing_else_changes(others, tags, caption):
         ({"tags": {"a": 1}}, '"tags" is an object, expected a string.'),
         ({"caption": "c", "tags": 1}, '"tags" is a number, expected a string.'),
         ({"caption": False, "tags": "t"}, '"caption" is true or false, expected a string.'),
-        ({"caption": "c", TAG_SPANS: []}, f'found a field "{TAG_SPANS}", which the output needs for itself.'),
-        ({"caption": "c", WEIGHTS: [1]}, f'found a field "{WEIGHTS}", which the output needs for itself.'),
-        ({"caption": "c", "image_path": 1}, 'found a field "image_path", which the output needs for itself.'),
+        (
+            {"caption": "c", TAG_SPANS: []},
+            f'found a field "{TAG_SPANS}", which the output needs for itself.',
+        ),
+        (
+            {"caption": "c", WEIGHTS: [1]},
+            f'found a field "{WEIGHTS}", which the output needs for itself.',
+        ),
+        (
+            {"caption": "c", "image_path": 1},
+            'found a field "image_path", which the output needs for itself.',
+        ),
     ],
 )
 def test_records_that_cannot_be_merged(record, message):
@@ -557,7 +651,15 @@ def test_records_that_cannot_be_merged(record, message):
     assert merger.tally.rewritten == 0
 
 
-@pytest.mark.parametrize("record", [{MARK: "t", "caption": "t"}, {MARK: ""}, {MARK: None}, {MARK: [], "tags": "t", "caption": "c"}])
+@pytest.mark.parametrize(
+    "record",
+    [
+        {MARK: "t", "caption": "t"},
+        {MARK: ""},
+        {MARK: None},
+        {MARK: [], "tags": "t", "caption": "c"},
+    ],
+)
 def test_a_marked_record_is_refused(record):
     """A record that bears the mark is never rewritten again."""
     with pytest.raises(RewrittenError):
@@ -567,7 +669,11 @@ def test_a_marked_record_is_refused(record):
 def test_a_marked_record_passes_when_allowed():
     """--allow-rewritten passes marked records through unchanged, counts them, and rewrites the others."""
     merger = Merger(MergeOptions(allow_rewritten=True))
-    done = merged({"tags": "t", "caption": "{c}", "train_resolution": [1, 2]}, layout="concat", image_size=False)
+    done = merged(
+        {"tags": "t", "caption": "{c}", "train_resolution": [1, 2]},
+        layout="concat",
+        image_size=False,
+    )
     records = [copy.deepcopy(done), {"tags": "t", "caption": "{c}"}]
     assert merger.merge_all(records) == []
     assert records == [done, {"caption": "t\n{{c}}", MARK: "tc"}]
@@ -583,7 +689,9 @@ def test_a_mark_that_is_no_string_does_not_pass():
 def test_a_marked_record_must_not_have_the_formats_own_field():
     """A passed record with an image_path would overwrite its key in JSONL, so it cannot be merged either."""
     with pytest.raises(UnmergeableError, match="image_path"):
-        Merger(MergeOptions(allow_rewritten=True), ("image_path",)).merge({"image_path": "x", MARK: "c", "caption": "y"})
+        Merger(MergeOptions(allow_rewritten=True), ("image_path",)).merge(
+            {"image_path": "x", MARK: "c", "caption": "y"}
+        )
 
 
 def test_counts():
@@ -600,7 +708,9 @@ def test_counts():
             {"caption": "\n\na\n\n", "tags": "t <|endoftext |>"},
         ]
     )
-    assert [(number, str(error)) for number, error in failures] == [(5, '"caption" is a list, expected a string.')]
+    assert [(number, str(error)) for number, error in failures] == [
+        (5, '"caption" is a list, expected a string.')
+    ]
     found = merger.tally.as_dict()
     expected = {
         "records": 7,

@@ -10,9 +10,22 @@ from capmerge.captions.merge_plain import PlainMerge
 from capmerge.captions.templates import MergeOptions
 
 PLAIN_TEXT = st.sampled_from(
-    ["t", "c", "1girl, long_hair, ^_^", "A girl.", "100% %(tags)s %s", "\u2985a\u2986", "a\u2028b", "a\x0cb", "  c ", "日本 😀"]
+    [
+        "t",
+        "c",
+        "1girl, long_hair, ^_^",
+        "A girl.",
+        "100% %(tags)s %s",
+        "\u2985a\u2986",
+        "a\u2028b",
+        "a\x0cb",
+        "  c ",
+        "日本 😀",
+    ]
 )
-HOSTILE_TEXT = st.text(st.sampled_from("{}|a, \n\r\u2985\u2986_%<>"), max_size=8) | st.sampled_from(["<|endoftext|>", "a\n\nb", "", " "])
+HOSTILE_TEXT = st.text(st.sampled_from("{}|a, \n\r\u2985\u2986_%<>"), max_size=8) | st.sampled_from(
+    ["<|endoftext|>", "a\n\nb", "", " "]
+)
 TEXT = PLAIN_TEXT | HOSTILE_TEXT
 FIELDS = {
     "caption": TEXT | st.none() | st.just(["c"]),
@@ -34,7 +47,11 @@ def record_of(texts, *, all_of_it=False):
     """Records over `texts`, the fields in any order."""
     fields = {**FIELDS, "caption": texts, "tags": texts}
     names = st.permutations(list(fields))
-    kept = names if all_of_it else st.tuples(names, st.integers(0, len(fields))).map(lambda drawn: drawn[0][: drawn[1]])
+    kept = (
+        names
+        if all_of_it
+        else st.tuples(names, st.integers(0, len(fields))).map(lambda drawn: drawn[0][: drawn[1]])
+    )
     return kept.flatmap(lambda names: st.fixed_dictionaries({name: fields[name] for name in names}))
 
 
@@ -44,29 +61,51 @@ OUR_RECORD = st.tuples(PLAIN_RECORD, st.sampled_from(list(OURS))).flatmap(
     lambda drawn: OURS[drawn[1]].map(lambda value: {**drawn[0], drawn[1]: value})
 )
 RECORDS = st.tuples(
-    st.lists(PLAIN_RECORD, min_size=1, max_size=2), st.lists(ANY_RECORD | OUR_RECORD | st.sampled_from([None, [], "text", 1]), max_size=3)
+    st.lists(PLAIN_RECORD, min_size=1, max_size=2),
+    st.lists(ANY_RECORD | OUR_RECORD | st.sampled_from([None, [], "text", 1]), max_size=3),
 ).flatmap(lambda drawn: st.permutations(drawn[0] + drawn[1]))
 
 WEIGHT = st.sampled_from([1, 1, 2, 3, 5, 12])
-TEMPLATES = ["{tags}", "{caption}", "{tags}, {caption}", "{caption}{tags}", " %s {caption} % {tags} %(tags)s ", "a {tags}"]
+TEMPLATES = [
+    "{tags}",
+    "{caption}",
+    "{tags}, {caption}",
+    "{caption}{tags}",
+    " %s {caption} % {tags} %(tags)s ",
+    "a {tags}",
+]
 PLAIN_LINES = st.permutations(TEMPLATES).flatmap(
-    lambda names: st.lists(WEIGHT, min_size=1, max_size=4).map(lambda weights: _lines(names, weights))
+    lambda names: st.lists(WEIGHT, min_size=1, max_size=4).map(
+        lambda weights: _lines(names, weights)
+    )
 )
-OTHER_LINES = st.lists(st.sampled_from([*TEMPLATES, "{tags}|", "{{tags}"]), min_size=1, max_size=3).map(tuple)
+OTHER_LINES = st.lists(
+    st.sampled_from([*TEMPLATES, "{tags}|", "{{tags}"]), min_size=1, max_size=3
+).map(tuple)
 PLAIN_AFFIX = st.sampled_from(["", "", "p ", " %s", "\u2985", " \u3000"])
-LAYOUT = st.sampled_from([None, "lines", "concat", "concat-caption-first", "inline"]).map(lambda layout: (layout, ()))
+LAYOUT = st.sampled_from([None, "lines", "concat", "concat-caption-first", "inline"]).map(
+    lambda layout: (layout, ())
+)
 
 
 def _lines(templates, weights):
-    return tuple(f"{template}={weight}" for template, weight in zip(templates, weights, strict=False))
+    return tuple(
+        f"{template}={weight}" for template, weight in zip(templates, weights, strict=False)
+    )
 
 
 @st.composite
 def option_sets(draw):
     """Any options that can be carried out, most of them with a fast way."""
-    layout, lines = draw(LAYOUT | PLAIN_LINES.map(lambda lines: (None, lines)) | OTHER_LINES.map(lambda lines: (None, lines)))
+    layout, lines = draw(
+        LAYOUT
+        | PLAIN_LINES.map(lambda lines: (None, lines))
+        | OTHER_LINES.map(lambda lines: (None, lines))
+    )
     affix = PLAIN_AFFIX | st.sampled_from(["{", "a|"])
-    fit_tokens, fit_by = draw(st.sampled_from([(None, "drop"), (None, "drop"), (2, "drop"), (9, "drop"), (16, "trim")]))
+    fit_tokens, fit_by = draw(
+        st.sampled_from([(None, "drop"), (None, "drop"), (2, "drop"), (9, "drop"), (16, "trim")])
+    )
     return MergeOptions(
         layout=layout,
         lines=lines,
@@ -89,11 +128,25 @@ FAST_OPTIONS = [
     {"layout": "concat-caption-first", "underscores": "space"},
     {"layout": "inline"},
     {"lines": ("{tags}=5", "{caption}", "{tags}, {caption}=4")},
-    {"lines": ("{tags}=5", "{caption}", "{tags}, {caption}=4"), "weights": "field", "underscores": "space"},
-    {"lines": ("{caption}{tags} %s", "%% {tags}{caption}", "{tags} {caption}=3"), "prefix": " p", "suffix": "\u2985 "},
+    {
+        "lines": ("{tags}=5", "{caption}", "{tags}, {caption}=4"),
+        "weights": "field",
+        "underscores": "space",
+    },
+    {
+        "lines": ("{caption}{tags} %s", "%% {tags}{caption}", "{tags} {caption}=3"),
+        "prefix": " p",
+        "suffix": "\u2985 ",
+    },
     {"lines": ("{tags}=999", "{caption}"), "weights": "field"},
     {"lines": ("{tags}=999", "{caption}")},
-    {"prefix": "p ", "suffix": " 100%", "caption_lines": "join", "caption_wildcards": True, "image_size": False},
+    {
+        "prefix": "p ",
+        "suffix": " 100%",
+        "caption_lines": "join",
+        "caption_wildcards": True,
+        "image_size": False,
+    },
     {"fit_tokens": 8},
     {"lines": ("{tags}=5", "{caption}", "{tags}, {caption}=4"), "fit_tokens": 20, "fit_by": "trim"},
 ]
@@ -168,7 +221,9 @@ def test_other_records_are_left_alone(record):
     assert record == before
 
 
-@pytest.mark.parametrize(("text", "serves"), [("p %s \u2985", True), ("{", False), ("a}", False), ("|", False)])
+@pytest.mark.parametrize(
+    ("text", "serves"), [("p %s \u2985", True), ("{", False), ("a}", False), ("|", False)]
+)
 def test_literal_text_that_needs_care_has_no_fast_way(text, serves):
     """Braces and pipes in the options' own text are left to the general rule."""
     assert PlainMerge.serves(MergeOptions(prefix=text)) == serves

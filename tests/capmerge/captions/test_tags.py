@@ -4,7 +4,9 @@ from hypothesis import strategies as st
 
 from capmerge.captions.tags import one_line, spaced
 
-TAGS = st.text(st.sampled_from("ab_, \t\r\n\u2028\x0c^o>") | st.characters(), max_size=30).map(str.strip)
+TAGS = st.text(st.sampled_from("ab_, \t\r\n\u2028\x0c^o>") | st.characters(), max_size=30).map(
+    str.strip
+)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,25 @@ def test_a_long_run_of_spaces_is_read_once():
 
 @pytest.mark.parametrize(
     "emoticon",
-    ["^_^", ">_<", "o_o", "0_0", "|_|", "||_||", "<|>_<|>", "+_+", "u_u", "x_x", "@_@", "=_=", "._.", "(o)_(o)", "<o>_<o>", "3_3", "_"],
+    [
+        "^_^",
+        ">_<",
+        "o_o",
+        "0_0",
+        "|_|",
+        "||_||",
+        "<|>_<|>",
+        "+_+",
+        "u_u",
+        "x_x",
+        "@_@",
+        "=_=",
+        "._.",
+        "(o)_(o)",
+        "<o>_<o>",
+        "3_3",
+        "_",
+    ],
 )
 def test_emoticons_stay(emoticon):
     """Tags whose underscore is part of a face are no words."""
@@ -77,5 +97,7 @@ def test_underscores_become_spaces(tags, expected):
 def test_spaced_tags_keep_every_other_character(tags):
     """Only underscores can have become spaces, and tags that are not blank stay not blank."""
     found = spaced(tags)
-    assert found.replace(" ", "").replace("_", "") == tags.replace("_", " ").strip().replace(" ", "")
+    assert found.replace(" ", "").replace("_", "") == tags.replace("_", " ").strip().replace(
+        " ", ""
+    )
     assert bool(found) == bool(tags)

@@ -5,7 +5,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from capmerge.captions.templates import LAYOUTS, MOST_LINES, MergeOptions, Template, line_counts, parse_template, shares_of, whole_weights
+from capmerge.captions.templates import (
+    LAYOUTS,
+    MOST_LINES,
+    MergeOptions,
+    Template,
+    line_counts,
+    parse_template,
+    shares_of,
+    whole_weights,
+)
 from capmerge.errors import UsageError
 
 WEIGHTS = st.lists(st.integers(1, 40) | st.integers(1, 10**9), min_size=1, max_size=70)
@@ -148,7 +157,10 @@ def test_a_template_without_fields_left_is_none():
     assert parse_template("a{tags}c").without("tags") is None
 
 
-@pytest.mark.parametrize(("text", "style"), [("{tags}", "t"), ("{caption}", "c"), ("{tags}{caption}", "b"), ("{caption} {tags}", "b")])
+@pytest.mark.parametrize(
+    ("text", "style"),
+    [("{tags}", "t"), ("{caption}", "c"), ("{tags}{caption}", "b"), ("{caption} {tags}", "b")],
+)
 def test_style_letters(text, style):
     """The letter of a template says which fields it holds."""
     assert parse_template(text).style == style
@@ -166,7 +178,10 @@ def test_whole_weights_are_the_smallest_with_the_ratio(weights):
     """Whole weights keep the exact ratio and share no divisor."""
     found = whole_weights(as_shares(weights))
     assert as_shares(found) == as_shares(weights)
-    assert all(any(weight % divisor for weight in found) for divisor in range(2, min(found) + 1 if min(found) < 50 else 50))
+    assert all(
+        any(weight % divisor for weight in found)
+        for divisor in range(2, min(found) + 1 if min(found) < 50 else 50)
+    )
 
 
 @given(WEIGHTS)

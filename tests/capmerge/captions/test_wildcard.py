@@ -61,7 +61,15 @@ def test_outcomes_hold_every_draw(caption, seed):
     [
         ("a\na\nb", {"a": Fraction(2, 3), "b": Fraction(1, 3)}),
         ("{a|a|b}", {"a": Fraction(2, 3), "b": Fraction(1, 3)}),
-        ("{a|b}{a|b}", {"aa": Fraction(1, 4), "ab": Fraction(1, 4), "ba": Fraction(1, 4), "bb": Fraction(1, 4)}),
+        (
+            "{a|b}{a|b}",
+            {
+                "aa": Fraction(1, 4),
+                "ab": Fraction(1, 4),
+                "ba": Fraction(1, 4),
+                "bb": Fraction(1, 4),
+            },
+        ),
         ("{a|b}\na", {"a": Fraction(3, 4), "b": Fraction(1, 4)}),
         ("", {"": Fraction(1)}),
         ("a\n", {"a": Fraction(1, 2), "": Fraction(1, 2)}),

@@ -34,6 +34,11 @@ def test_a_dry_run_under_a_narrow_encoding(source):
     """Characters that standard output's encoding lacks are shown as escapes."""
     source.write_bytes(as_indent_2({"k": {"caption": "日本"}}))
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
-    done = subprocess.run([*COMMAND, "rewrite", source, "--dry-run", "1"], capture_output=True, env=environment, check=False)
+    done = subprocess.run(
+        [*COMMAND, "rewrite", source, "--dry-run", "1"],
+        capture_output=True,
+        env=environment,
+        check=False,
+    )
     assert b"Traceback" not in done.stderr
     assert done.returncode == 0

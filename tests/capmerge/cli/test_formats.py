@@ -110,14 +110,21 @@ def test_json_output_is_laid_out_as_the_standard_library_does(tmp_path):
     }
     out = tmp_path / "out.json"
     run("rewrite", "-", "-o", out, stdin=as_indent_2(records))
-    text = json.dumps(json.loads(out.read_bytes()), indent=2, ensure_ascii=False).replace("\ud83d", "\\ud83d").replace("\udc00", "\\udc00")
+    text = (
+        json.dumps(json.loads(out.read_bytes()), indent=2, ensure_ascii=False)
+        .replace("\ud83d", "\\ud83d")
+        .replace("\udc00", "\\udc00")
+    )
     assert out.read_bytes() == text.encode()
     assert_rewritten(records, json.loads(out.read_bytes()))
 
 
 def test_json_lines_hold_the_key_first_and_every_value(tmp_path):
     """JSONL OUT starts each line with image_path and keeps NaN, wide integers and lone surrogates."""
-    records = {"a": {"z": 1, "caption": "c", "wide": 2**70, "nan": float("nan"), "half": "\ud83d"}, "": {"tags": "t"}}
+    records = {
+        "a": {"z": 1, "caption": "c", "wide": 2**70, "nan": float("nan"), "half": "\ud83d"},
+        "": {"tags": "t"},
+    }
     out = tmp_path / "out.jsonl"
     run("rewrite", "-", "-o", out, stdin=as_indent_2(records))
     first, second = read_jsonl(out)
@@ -137,7 +144,9 @@ def test_image_path_in_a_record_is_an_error_in_json_lines(tmp_path):
     assert 'record "b"' in error
     assert '"image_path"' in error
     run("rewrite", source, "-o", out, "--on-error", "skip")
-    assert [entry["record"] for entry in read_jsonl(tmp_path / "out.jsonl.rejects.jsonl")] == [records["b"]]
+    assert [entry["record"] for entry in read_jsonl(tmp_path / "out.jsonl.rejects.jsonl")] == [
+        records["b"]
+    ]
     run("verify", source, out)
     run("rewrite", source, "-o", tmp_path / "out.json")
     assert json.loads((tmp_path / "out.json").read_bytes())["b"]["image_path"] == "z"
@@ -156,17 +165,20 @@ def test_image_path_in_a_record_is_an_error_in_json_lines(tmp_path):
 def test_spellings_of_json_lines(text):
     """Blank lines, CRLF, a missing last line break and a BOM are no harm to JSONL."""
     done = run("rewrite", "-", "-o", "-", stdin=text)
-    assert json.loads(done.out) == {"a": {"caption": "x", "capmerge": "c"}, "b": {"caption": "y", "capmerge": "c"}}
+    assert json.loads(done.out) == {
+        "a": {"caption": "x", "capmerge": "c"},
+        "b": {"caption": "y", "capmerge": "c"},
+    }
 
 
 def test_one_line_of_json_lines_is_json_lines():
     """A single record with image_path is JSONL, an object that holds one under another key is not."""
-    assert json.loads(run("rewrite", "-", "-o", "-", stdin=b'{"image_path": "a", "caption": "x"}').out) == {
-        "a": {"caption": "x", "capmerge": "c"}
-    }
-    assert json.loads(run("rewrite", "-", "-o", "-", stdin=b'{"image_path": {"caption": "x"}}').out) == {
-        "image_path": {"caption": "x", "capmerge": "c"}
-    }
+    assert json.loads(
+        run("rewrite", "-", "-o", "-", stdin=b'{"image_path": "a", "caption": "x"}').out
+    ) == {"a": {"caption": "x", "capmerge": "c"}}
+    assert json.loads(
+        run("rewrite", "-", "-o", "-", stdin=b'{"image_path": {"caption": "x"}}').out
+    ) == {"image_path": {"caption": "x", "capmerge": "c"}}
 
 
 @pytest.mark.parametrize("layout", ["indent=2", "compact"])
@@ -262,7 +274,21 @@ def test_pipes_and_redirections(tmp_path, script):
 
 def test_nothing_hidden_stays(tmp_path):
     """A finished run leaves no temporary file in the folder, whatever it wrote."""
-    run("rewrite", "-", "-o", tmp_path / "out.jsonl.gz", "--on-error", "skip", stdin=as_jsonl({"a": {"caption": "x"}, "b": {"caption": 1}}))
+    run(
+        "rewrite",
+        "-",
+        "-o",
+        tmp_path / "out.jsonl.gz",
+        "--on-error",
+        "skip",
+        stdin=as_jsonl({"a": {"caption": "x"}, "b": {"caption": 1}}),
+    )
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["out.jsonl.gz", *(f"out.jsonl.gz{suffix}" for suffix in (".capmerge.json", ".dataset.toml", ".rejects.jsonl"))]
+    assert names == [
+        "out.jsonl.gz",
+        *(
+            f"out.jsonl.gz{suffix}"
+            for suffix in (".capmerge.json", ".dataset.toml", ".rejects.jsonl")
+        ),
+    ]
     assert not any(name.endswith(TEMPORARY_ENDING) for name in names)

@@ -10,8 +10,28 @@ from builders.metadata import COMMAND, HANG_SECONDS, as_jsonl, run
 import capmerge
 
 REWRITE_OPTIONS = [
-    *("--out", "--format", "--layout", "--line", "--weights", "--caption-lines", "--underscores", "--caption-wildcards", "--prefix"),
-    *("--suffix", "--image-size", "--no-image-size", "--on-error", "--allow-rewritten", "--jobs", "--dry-run", "--summary", "--quiet"),
+    *(
+        "--out",
+        "--format",
+        "--layout",
+        "--line",
+        "--weights",
+        "--caption-lines",
+        "--underscores",
+        "--caption-wildcards",
+        "--prefix",
+    ),
+    *(
+        "--suffix",
+        "--image-size",
+        "--no-image-size",
+        "--on-error",
+        "--allow-rewritten",
+        "--jobs",
+        "--dry-run",
+        "--summary",
+        "--quiet",
+    ),
     *("--force", "--max-record"),
 ]
 
@@ -23,7 +43,17 @@ REWRITE_OPTIONS = [
         (["rewrite", "--help"], ["SRC", "-o,", "-j,", *REWRITE_OPTIONS]),
         (
             ["verify", "--help"],
-            ["SRC", "OUT", "--layout", "--line", "--caption-lines", "--on-error", "--allow-rewritten", "--quiet", "--max-record"],
+            [
+                "SRC",
+                "OUT",
+                "--layout",
+                "--line",
+                "--caption-lines",
+                "--on-error",
+                "--allow-rewritten",
+                "--quiet",
+                "--max-record",
+            ],
         ),
     ],
     ids=" ".join,
@@ -52,7 +82,12 @@ def test_the_console_script_is_the_module(source):
     script = Path(sys.executable).with_name("capmerge")
     if not script.exists():
         pytest.skip("the package is not installed with its script")
-    done = subprocess.run([script, "rewrite", source, "-o", "-"], capture_output=True, timeout=HANG_SECONDS, check=True)
+    done = subprocess.run(
+        [script, "rewrite", source, "-o", "-"],
+        capture_output=True,
+        timeout=HANG_SECONDS,
+        check=True,
+    )
     assert done.stdout == run("rewrite", source, "-o", "-").out
 
 

@@ -56,7 +56,11 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
 @contextmanager
 def started(*arguments: str | Path, **options: object) -> Iterator[subprocess.Popen]:
     """`capmerge` with `arguments` in a process group of its own, killed at the end if it still runs."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    pipes = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    } | options
     process = subprocess.Popen([*COMMAND, *map(str, arguments)], start_new_session=True, **pipes)
     try:
         yield process
@@ -71,7 +75,9 @@ def started(*arguments: str | Path, **options: object) -> Iterator[subprocess.Po
 
 
 @contextmanager
-def held(folder: Path, *arguments: str, jobs: int, data: bytes = DATA) -> Iterator[subprocess.Popen]:
+def held(
+    folder: Path, *arguments: str, jobs: int, data: bytes = DATA
+) -> Iterator[subprocess.Popen]:
     """A run from a pipe to `folder`/out.json that has begun to write and waits for the second half of `data`."""
     with started("rewrite", "-", "-o", folder / "out.json", "-j", str(jobs), *arguments) as process:
         process.stdin.write(data[: len(data) * 3 // 5])
@@ -141,7 +147,9 @@ def test_sigkill_leaves_the_source_and_no_output(tmp_path, jobs):
     assert names(tmp_path) == begun
     run("rewrite", "-", "-o", tmp_path / "out.json", stdin=as_indent_2({"a": {"caption": "x"}}))
     assert names(tmp_path) == OUTPUTS
-    assert json.loads((tmp_path / "out.json").read_bytes()) == {"a": {"caption": "x", "capmerge": "c"}}
+    assert json.loads((tmp_path / "out.json").read_bytes()) == {
+        "a": {"caption": "x", "capmerge": "c"}
+    }
 
 
 def test_sigkill_between_two_files(tmp_path):
@@ -165,7 +173,9 @@ def test_sigkill_between_two_files(tmp_path):
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+)
 @pytest.mark.parametrize("to_group", [True, False])
 def test_a_signal_ends_the_run_without_leftovers(tmp_path, jobs, number, code, to_group):
     """Ctrl-C exits 130 and SIGTERM 143, sent to the whole group or to the parent: no file, no worker, no traceback."""
@@ -183,7 +193,9 @@ def test_a_signal_ends_the_run_without_leftovers(tmp_path, jobs, number, code, t
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+)
 def test_a_signal_ends_a_run_that_waits_for_its_reader(tmp_path, jobs, number, code):
     """A run whose output nobody reads ends at a signal as fast, with no worker left."""
     source = tmp_path / "m.json"
@@ -215,14 +227,20 @@ def test_a_worker_killed_from_outside_is_an_error(tmp_path, which, waits_for):
     source = tmp_path / "m.json"
     if waits_for == "output":
         source.write_bytes(DATA)
-    with held(tmp_path, jobs=2) if waits_for == "input" else held_at_its_output(source, jobs=2) as process:
+    with (
+        held(tmp_path, jobs=2)
+        if waits_for == "input"
+        else held_at_its_output(source, jobs=2) as process
+    ):
         workers = psutil.Process(process.pid).children()
         workers[which].kill()
         if waits_for == "input":
             give_rest(process)
         code, err = end_of(process)
         assert code == 1
-        assert err.startswith(f"capmerge: worker process {workers[which].pid} was killed by signal 9")
+        assert err.startswith(
+            f"capmerge: worker process {workers[which].pid} was killed by signal 9"
+        )
         assert err.count("\n") == 1
         assert wait_until(lambda: not alive(workers), 5)
     assert names(tmp_path) == (["m.json"] if waits_for == "output" else [])
@@ -261,8 +279,12 @@ def test_a_second_run_to_the_same_output_is_an_error(tmp_path, jobs):
     """While one run writes OUT another one to it exits 1, and the first one ends as if it had been alone."""
     with held(tmp_path, "--on-error", "skip", jobs=jobs, data=REJECTS_EARLY) as process:
         assert jobs > 1 or wait_until((tmp_path / REJECTS_TEMPORARY).exists)
-        error = run("rewrite", "-", "-o", tmp_path / "out.json", "--no-image-size", stdin=DATA, fails=1).err
-        assert error.startswith(f"capmerge: {tmp_path / 'out.json'}: another run is writing this file.")
+        error = run(
+            "rewrite", "-", "-o", tmp_path / "out.json", "--no-image-size", stdin=DATA, fails=1
+        ).err
+        assert error.startswith(
+            f"capmerge: {tmp_path / 'out.json'}: another run is writing this file."
+        )
         assert jobs > 1 or (tmp_path / REJECTS_TEMPORARY).exists()
         give_rest(process, REJECTS_EARLY)
         assert end_of(process) == (0, "")
@@ -304,7 +326,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     mount = shutil.which("mount")
     if sys.platform != "linux" or os.geteuid() != 0 or mount is None:
         pytest.skip("only root of Linux can mount a small file system")
-    done = subprocess.run([mount, "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, check=False)
+    done = subprocess.run(
+        [mount, "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, check=False
+    )
     if done.returncode != 0:
         pytest.skip("a small file system cannot be mounted here")
     try:
@@ -339,7 +363,15 @@ def test_a_side_file_that_cannot_be_written_fails_the_run(tmp_path, suffix):
     """A folder under the name of a side file is an error, and OUT keeps its old content."""
     (tmp_path / f"out.json{suffix}").mkdir()
     (tmp_path / "out.json").write_text("old")
-    done = run("rewrite", "-", "-o", tmp_path / "out.json", "--force", stdin=b'{"a": {"caption": "x"}}', fails=1)
+    done = run(
+        "rewrite",
+        "-",
+        "-o",
+        tmp_path / "out.json",
+        "--force",
+        stdin=b'{"a": {"caption": "x"}}',
+        fails=1,
+    )
     assert f"out.json{suffix}" in done.err
     assert (tmp_path / "out.json").read_text() == "old"
     assert temporary_files(tmp_path) == []
@@ -350,7 +382,13 @@ def test_a_folder_under_the_name_of_the_rejects(tmp_path):
     (tmp_path / "out.json.rejects.jsonl").mkdir()
     (tmp_path / "out.json").write_text("old")
     command = [*COMMAND, "rewrite", "-", "-o", tmp_path / "out.json", "--force"]
-    done = subprocess.run(command, input=b'{"a": {"caption": "x"}}', capture_output=True, timeout=HANG_SECONDS, check=False)
+    done = subprocess.run(
+        command,
+        input=b'{"a": {"caption": "x"}}',
+        capture_output=True,
+        timeout=HANG_SECONDS,
+        check=False,
+    )
     assert b"Traceback" not in done.stderr
     assert done.returncode in (1, 2)
     assert (tmp_path / "out.json").read_text() == "old"
@@ -373,7 +411,10 @@ def test_a_source_that_changes_while_it_is_read_is_an_error(tmp_path, jobs, chan
             os.utime(source, (time.time() + 10, time.time() + 10))
         code, err = end_of(process)
     assert code == 1
-    assert err == f"capmerge: {source}: the file changed while it was read. Run again when nothing writes to it.\n"
+    assert (
+        err
+        == f"capmerge: {source}: the file changed while it was read. Run again when nothing writes to it.\n"
+    )
 
 
 def test_a_source_that_shrinks_while_it_is_read_is_an_error(tmp_path):
@@ -403,7 +444,12 @@ MALFORMED: dict[str, tuple[bytes, int | None, str | None, str]] = {
     "UTF-16 without BOM": (GOOD.encode("utf-16-le"), 0, None, "UTF-16"),
     "UTF-32": (GOOD.encode("utf-32"), 0, None, "UTF-"),
     "cut inside a text": (b'{"a": {"caption": "x"}, "b": {"tags": "y', 40, "b", "the file ends"),
-    "cut inside an escape": (b'{"a": {"caption": "x"}, "b": {"tags": "y\\u26', 44, "b", "the file ends"),
+    "cut inside an escape": (
+        b'{"a": {"caption": "x"}, "b": {"tags": "y\\u26',
+        44,
+        "b",
+        "the file ends",
+    ),
     "cut inside a literal": (b'{"a": {"caption": "x", "score": tru', 35, "a", "the file ends"),
     "cut inside a record": (b'{"a": {"caption": "x"}, "b": {"tags": "y"', 41, "b", "the file ends"),
     "cut inside a key": (b'{"a": {"caption": "x"}, "b', 26, None, "the file ends"),
@@ -426,10 +472,30 @@ MALFORMED: dict[str, tuple[bytes, int | None, str | None, str]] = {
     "number as key": (b'{1: {"caption": "x"}}', 1, None, "1"),
     "invalid UTF-8": (b'{"a": {"caption": "x"}, "b": {"caption": "\xff"}}', 42, "b", "0xff"),
     "invalid UTF-8 in a key": (b'{"a": {"caption": "x"}, "b\xc3\x28": {}}', 26, None, "0xc3"),
-    "JSONL with a broken line": (b'{"image_path": "a", "caption": "x"}\n{"image_path": "b", "caption": }\n', 67, None, "}"),
-    "JSONL cut off": (b'{"image_path": "a", "caption": "x"}\n{"image_path": "b", "capt', 61, None, "the file ends"),
-    "JSONL with two objects in a line": (b'{"image_path": "a"}\n{"image_path": "b"} {"image_path": "c"}\n', 40, None, "one object a line"),
-    "JSONL with invalid UTF-8": (b'{"image_path": "a"}\n{"image_path": "b", "caption": "\xff"}\n', 52, None, "0xff"),
+    "JSONL with a broken line": (
+        b'{"image_path": "a", "caption": "x"}\n{"image_path": "b", "caption": }\n',
+        67,
+        None,
+        "}",
+    ),
+    "JSONL cut off": (
+        b'{"image_path": "a", "caption": "x"}\n{"image_path": "b", "capt',
+        61,
+        None,
+        "the file ends",
+    ),
+    "JSONL with two objects in a line": (
+        b'{"image_path": "a"}\n{"image_path": "b"} {"image_path": "c"}\n',
+        40,
+        None,
+        "one object a line",
+    ),
+    "JSONL with invalid UTF-8": (
+        b'{"image_path": "a"}\n{"image_path": "b", "caption": "\xff"}\n',
+        52,
+        None,
+        "0xff",
+    ),
     "truncated gzip": (GZIPPED[:20_000], None, None, "gzip"),
     "gzip header only": (gzip.compress(b"")[:10], None, None, "gzip"),
     "gzip of nothing": (gzip.compress(b""), 0, None, "empty"),
@@ -459,7 +525,9 @@ def test_a_malformed_file_is_one_clear_error(tmp_path, kind):
     assert error.startswith(start)
     assert word in error
     assert error.count("\n") == 1
-    assert len(error.removeprefix("capmerge: ").split(". ")) >= 2  # a next step behind what was found
+    assert (
+        len(error.removeprefix("capmerge: ").split(". ")) >= 2
+    )  # a next step behind what was found
     assert names(tmp_path) == ["m.json"]
 
 
@@ -470,14 +538,18 @@ def test_a_file_cut_anywhere_is_an_error(tmp_path, layout):
     source = tmp_path / "m.json"
     step = len(data) // 6
     for end in range(step, len(data) - 1, step):
-        if b"\\u" in data[end - 6 : end] or (layout is as_jsonl and data[end - 1 : end + 1] in (b"}\n", b"\n{")):
+        if b"\\u" in data[end - 6 : end] or (
+            layout is as_jsonl and data[end - 1 : end + 1] in (b"}\n", b"\n{")
+        ):
             continue  # for the end inside an escape see above
         source.write_bytes(data[:end])
         error = run("rewrite", source, "-o", "-", fails=1).err
         assert "cut off" in error
 
 
-@pytest.mark.parametrize("kind", ["empty", "garbage in a record", "truncated gzip", "text after the end"])
+@pytest.mark.parametrize(
+    "kind", ["empty", "garbage in a record", "truncated gzip", "text after the end"]
+)
 def test_a_malformed_pipe_is_named_standard_input(kind):
     """What comes through a pipe is called standard input in the same message."""
     data, offset, _, word = MALFORMED[kind]
@@ -488,7 +560,11 @@ def test_a_malformed_pipe_is_named_standard_input(kind):
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
-@pytest.mark.parametrize("data", [gzip.compress(DATA, 1)[:-3000], gzip.compress(DATA, 1)[:-8] + b"12345678"], ids=["cut off", "checksum"])
+@pytest.mark.parametrize(
+    "data",
+    [gzip.compress(DATA, 1)[:-3000], gzip.compress(DATA, 1)[:-8] + b"12345678"],
+    ids=["cut off", "checksum"],
+)
 def test_a_gzip_that_breaks_far_in_keeps_the_old_output(tmp_path, jobs, data):
     """An error behind the first blocks leaves OUT as it was and no hidden file, with any number of workers."""
     source, out = tmp_path / "m.json.gz", tmp_path / "out.json"

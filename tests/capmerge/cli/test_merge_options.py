@@ -13,15 +13,39 @@ BOTH = {"k": {"tags": "long_hair, ^_^", "caption": "One {a|b}\n\nTwo"}}
         ([], "long_hair, ^_^\nlong_hair, ^_^\nOne {{a|b}}\nTwo", "ttcc"),
         (["--layout", "lines"], "long_hair, ^_^\nlong_hair, ^_^\nOne {{a|b}}\nTwo", "ttcc"),
         (["--layout", "concat"], "long_hair, ^_^, One {{a|b}}\nlong_hair, ^_^, Two", "bb"),
-        (["--layout", "concat-caption-first"], "One {{a|b}}, long_hair, ^_^\nTwo, long_hair, ^_^", "bb"),
-        (["--layout", "inline", "--caption-lines", "join"], "long_hair, ^_^\nOne {{a|b}} Two", "tc"),
-        (["--line", "{tags}=2", "--line", "x {caption}"], "long_hair, ^_^\n" * 4 + "x One {{a|b}}\nx Two", "ttttcc"),
-        (["--line", "{tags}=2", "--line", "x {caption}", "--weights", "field"], "long_hair, ^_^\nx One {{a|b}}\nx Two", "tcc"),
+        (
+            ["--layout", "concat-caption-first"],
+            "One {{a|b}}, long_hair, ^_^\nTwo, long_hair, ^_^",
+            "bb",
+        ),
+        (
+            ["--layout", "inline", "--caption-lines", "join"],
+            "long_hair, ^_^\nOne {{a|b}} Two",
+            "tc",
+        ),
+        (
+            ["--line", "{tags}=2", "--line", "x {caption}"],
+            "long_hair, ^_^\n" * 4 + "x One {{a|b}}\nx Two",
+            "ttttcc",
+        ),
+        (
+            ["--line", "{tags}=2", "--line", "x {caption}", "--weights", "field"],
+            "long_hair, ^_^\nx One {{a|b}}\nx Two",
+            "tcc",
+        ),
         (["--caption-lines", "join"], "long_hair, ^_^\nOne {{a|b}} Two", "tc"),
         (["--caption-lines", "first"], "long_hair, ^_^\nOne {{a|b}}", "tc"),
-        (["--underscores", "space", "--caption-lines", "first"], "long hair, ^_^\nOne {{a|b}}", "tc"),
+        (
+            ["--underscores", "space", "--caption-lines", "first"],
+            "long hair, ^_^\nOne {{a|b}}",
+            "tc",
+        ),
         (["--caption-wildcards", "--caption-lines", "first"], "long_hair, ^_^\nOne {a|b}", "tc"),
-        (["--prefix", "{p} ", "--suffix", " s", "--caption-lines", "first"], "{{p}} long_hair, ^_^ s\n{{p}} One {{a|b}} s", "tc"),
+        (
+            ["--prefix", "{p} ", "--suffix", " s", "--caption-lines", "first"],
+            "{{p}} long_hair, ^_^ s\n{{p}} One {{a|b}} s",
+            "tc",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -46,7 +70,10 @@ def test_inline_is_one_line(tmp_path):
     path, out = tmp_path / "m.json", tmp_path / "o.json"
     path.write_bytes(as_indent_2({"a": {"tags": "t", "caption": "one\ntwo"}, "b": {"tags": "t"}}))
     run("rewrite", path, "-o", out, "--layout", "inline")
-    assert {key: record["caption"] for key, record in json.loads(out.read_bytes()).items()} == {"a": "{t|t|one|two}", "b": "t"}
+    assert {key: record["caption"] for key, record in json.loads(out.read_bytes()).items()} == {
+        "a": "{t|t|one|two}",
+        "b": "t",
+    }
     run("verify", path, out)
 
 
@@ -54,15 +81,34 @@ def test_field_weights_are_exact(tmp_path):
     """--weights field stores the exact smallest whole numbers, without a limit."""
     path, out = tmp_path / "m.json", tmp_path / "o.json"
     path.write_bytes(as_indent_2({"k": {"tags": "t", "caption": "c"}}))
-    run("rewrite", path, "-o", out, "--weights", "field", "--line", "{tags}=2000", "--line", "{caption}=2")
-    assert json.loads(out.read_bytes())["k"] == {"caption": "t\nc", "capmerge_weights": [1000, 1], "capmerge": "tc"}
+    run(
+        "rewrite",
+        path,
+        "-o",
+        out,
+        "--weights",
+        "field",
+        "--line",
+        "{tags}=2000",
+        "--line",
+        "{caption}=2",
+    )
+    assert json.loads(out.read_bytes())["k"] == {
+        "caption": "t\nc",
+        "capmerge_weights": [1000, 1],
+        "capmerge": "tc",
+    }
     run("verify", path, out)
 
 
 def test_max_record_limits_the_longest_record(tmp_path):
     """A record over --max-record is an error that names it and the option; a larger limit reads it."""
     path, out = tmp_path / "m.json", tmp_path / "o.json"
-    path.write_bytes(as_indent_2({"a": {"caption": "x"}, "large": {"caption": "x" * 3_000_000}, "z": {"caption": "y"}}))
+    path.write_bytes(
+        as_indent_2(
+            {"a": {"caption": "x"}, "large": {"caption": "x" * 3_000_000}, "z": {"caption": "y"}}
+        )
+    )
     error = run("rewrite", path, "-o", out, "--max-record", str(1 << 21), fails=1).err
     assert "--max-record" in error
     assert 'record "large"' in error or "byte 41" in error

@@ -12,7 +12,11 @@ def test_the_default_output_lies_beside_the_source(source):
     """Without -o, OUT is `<stem>_wildcard.json` in the folder of SRC, with its two side files."""
     run("rewrite", source)
     names = {path.name for path in source.parent.iterdir()} - {source.name}
-    assert names == {"meta_lat_wildcard.json", "meta_lat_wildcard.json.capmerge.json", "meta_lat_wildcard.json.dataset.toml"}
+    assert names == {
+        "meta_lat_wildcard.json",
+        "meta_lat_wildcard.json.capmerge.json",
+        "meta_lat_wildcard.json.dataset.toml",
+    }
     assert_rewritten(RECORDS, json.loads(source.with_name("meta_lat_wildcard.json").read_bytes()))
 
 
@@ -102,7 +106,11 @@ def test_the_output_is_never_a_gzip_source(tmp_path):
     path = tmp_path / "m.json.gz"
     run("rewrite", "-", "-o", path, stdin=as_indent_2(RECORDS))
     before = path.read_bytes()
-    done = subprocess.run([*COMMAND, "rewrite", path, "-o", path, "--force", "--allow-rewritten"], capture_output=True, check=False)
+    done = subprocess.run(
+        [*COMMAND, "rewrite", path, "-o", path, "--force", "--allow-rewritten"],
+        capture_output=True,
+        check=False,
+    )
     assert path.read_bytes() == before
     assert done.returncode == 2
 
@@ -121,7 +129,9 @@ def test_the_summary_never_replaces_source_or_output(source, which):
     before = source.read_bytes()
     out = source.with_name("out.json")
     done = subprocess.run(
-        [*COMMAND, "rewrite", source, "-o", out, "--summary", source if which == "source" else out], capture_output=True, check=False
+        [*COMMAND, "rewrite", source, "-o", out, "--summary", source if which == "source" else out],
+        capture_output=True,
+        check=False,
     )
     assert source.read_bytes() == before
     assert done.returncode == 2
@@ -133,7 +143,9 @@ def test_a_side_file_never_replaces_the_source(tmp_path, ending):
     """A source that bears the name of one of OUT's side files is kept, and the run refused with exit 2."""
     path = tmp_path / f"out.json{ending}"
     path.write_bytes(as_indent_2(RECORDS))
-    done = subprocess.run([*COMMAND, "rewrite", path, "-o", tmp_path / "out.json"], capture_output=True, check=False)
+    done = subprocess.run(
+        [*COMMAND, "rewrite", path, "-o", tmp_path / "out.json"], capture_output=True, check=False
+    )
     assert path.exists()
     assert path.read_bytes() == as_indent_2(RECORDS)
     assert done.returncode == 2

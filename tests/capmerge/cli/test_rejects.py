@@ -22,7 +22,11 @@ def test_skipped_records_are_listed_whole(unmergeable):
     table = run("rewrite", unmergeable, "-o", out, "--on-error", "skip").out.decode()
     assert_rewritten({key: UNMERGEABLE[key] for key in ("a", "d")}, json.loads(out.read_bytes()))
     assert read_jsonl(unmergeable.with_name("out.json.rejects.jsonl")) == [
-        {"key": "b", "reason": '"caption" is a list, expected a string.', "record": UNMERGEABLE["b"]},
+        {
+            "key": "b",
+            "reason": '"caption" is a list, expected a string.',
+            "record": UNMERGEABLE["b"],
+        },
         {"key": "c", "reason": "the record is a number, expected an object.", "record": 7},
     ]
     assert "2 records could not be merged" in table
@@ -48,7 +52,9 @@ def test_what_cannot_be_merged(tmp_path):
     path.write_bytes(as_indent_2({"first": {"caption": "x"}, **kinds, "last": {"tags": "y"}}))
     run("rewrite", path, "-o", out, "--on-error", "skip")
     assert list(json.loads(out.read_bytes())) == ["first", "last"]
-    for (reason, record), entry in zip(kinds.items(), read_jsonl(tmp_path / "o.json.rejects.jsonl"), strict=True):
+    for (reason, record), entry in zip(
+        kinds.items(), read_jsonl(tmp_path / "o.json.rejects.jsonl"), strict=True
+    ):
         assert entry["key"] == reason
         assert reason in entry["reason"]
         assert entry["record"] == record
@@ -58,7 +64,11 @@ def test_strays_among_json_lines(tmp_path):
     """A line of JSONL that is no object or has no image_path stops the run, or is listed whole."""
     path, out = tmp_path / "m.jsonl", tmp_path / "o.jsonl"
     strays = [{"caption": "no key"}, [1, "x"], 7, None, {"image_path": 5, "caption": "x"}]
-    lines = [json.dumps({"image_path": "a", "caption": "x"}), *map(json.dumps, strays), json.dumps({"image_path": "b", "tags": "y"})]
+    lines = [
+        json.dumps({"image_path": "a", "caption": "x"}),
+        *map(json.dumps, strays),
+        json.dumps({"image_path": "b", "tags": "y"}),
+    ]
     path.write_text("\n".join(lines))
     error = run("rewrite", path, "-o", out, fails=1).err
     assert f"m.jsonl, byte {len(lines[0]) + 1}: " in error
@@ -83,7 +93,10 @@ def test_rejects_on_standard_error_are_json_lines(unmergeable):
     """Each line on standard error reads back as the reject, and no character of it acts on a terminal."""
     done = run("rewrite", unmergeable, "-o", "-", "--on-error", "skip", "--quiet")
     assert_safe(done.err)
-    assert [json.loads(line)["record"] for line in done.err.splitlines()] == [UNMERGEABLE["b"], UNMERGEABLE["c"]]
+    assert [json.loads(line)["record"] for line in done.err.splitlines()] == [
+        UNMERGEABLE["b"],
+        UNMERGEABLE["c"],
+    ]
 
 
 def test_a_rewritten_source_is_refused(source):
@@ -107,6 +120,9 @@ def test_allow_rewritten_passes_records_through(source):
     records = json.loads(once.read_bytes())
     mixed.write_bytes(as_indent_2({**records, "new": {"tags": "a", "caption": "b"}}))
     done = run("rewrite", mixed, "-o", twice, "--allow-rewritten", "--force")
-    assert json.loads(twice.read_bytes()) == {**records, "new": {"caption": "a\nb", "capmerge": "tc"}}
+    assert json.loads(twice.read_bytes()) == {
+        **records,
+        "new": {"caption": "a\nb", "capmerge": "tc"},
+    }
     assert re.search(r"passed through +3\b", done.out.decode())
     assert re.search(r"rewritten before.* 3\b", run("verify", mixed, twice).out.decode())

@@ -31,7 +31,9 @@ def test_a_closed_pipe_ends_quietly(tmp_path, jobs, reader):
     """When the reader of `-o -` has seen enough there is no traceback and not a word."""
     path = tmp_path / "m.json"
     path.write_bytes(as_indent_2(make_records(5000)))
-    done = run_shell(f'CAPMERGE rewrite "$1" -o - -j {jobs} | {reader}; exit ${{PIPESTATUS[0]}}', path)
+    done = run_shell(
+        f'CAPMERGE rewrite "$1" -o - -j {jobs} | {reader}; exit ${{PIPESTATUS[0]}}', path
+    )
     assert done.err == ""
     assert done.code == 141
 
@@ -42,7 +44,9 @@ def test_a_closed_pipe_behind_the_table_ends_quietly(source, arguments):
     """A reader that is gone before the table or the --dry-run comes causes no complaint either."""
     out = source.with_name("out.json")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    done = run_shell(f'CAPMERGE rewrite "$1" {arguments} | (exec <&-; sleep 1)', source, out, env=environment)
+    done = run_shell(
+        f'CAPMERGE rewrite "$1" {arguments} | (exec <&-; sleep 1)', source, out, env=environment
+    )
     assert done.err == ""
 
 
@@ -57,7 +61,11 @@ def test_a_full_device_behind_standard_output_is_an_error(source):
 def test_quiet_prints_nothing(source):
     """--quiet leaves both streams empty when all is well."""
     assert run("rewrite", source, "--quiet") == (0, b"", "")
-    assert run("verify", source, source.with_name("meta_lat_wildcard.json"), "--quiet") == (0, b"", "")
+    assert run("verify", source, source.with_name("meta_lat_wildcard.json"), "--quiet") == (
+        0,
+        b"",
+        "",
+    )
 
 
 def test_quiet_still_prints_errors(source):
@@ -78,7 +86,16 @@ def test_the_table_and_the_summary_tell_the_same(source):
     summary = source.with_name("numbers.json")
     table = run("rewrite", source, "--summary", summary).out.decode()
     numbers = json.loads(summary.read_bytes())
-    expected = {"records": 3, "rewritten": 3, "both": 1, "tags_only": 1, "caption_only": 1, "empty": 0, "rejected": 0, "lines": 4}
+    expected = {
+        "records": 3,
+        "rewritten": 3,
+        "both": 1,
+        "tags_only": 1,
+        "caption_only": 1,
+        "empty": 0,
+        "rejected": 0,
+        "lines": 4,
+    }
     assert {name: numbers[name] for name in expected} == expected
     assert numbers["read_bytes"] == source.stat().st_size
     assert numbers["written_bytes"] == source.with_name("meta_lat_wildcard.json").stat().st_size
@@ -127,7 +144,9 @@ def test_the_image_size_note_counts_the_records_it_was_added_to():
 @pytest.mark.parametrize(("paragraphs", "advised"), [(2, True), (1, False)])
 def test_paragraphs_in_over_one_percent_advise_join(paragraphs, advised):
     """The advice of --caption-lines join comes above 1 % of the captions, not at 1 %."""
-    records = {str(i): {"caption": "one\n\ntwo" if i < paragraphs else "one\ntwo"} for i in range(100)}
+    records = {
+        str(i): {"caption": "one\n\ntwo" if i < paragraphs else "one\ntwo"} for i in range(100)
+    }
     assert ("--caption-lines join" in note_of(records)) == advised
 
 
@@ -159,11 +178,17 @@ def test_growth_above_twice_is_warned_of():
     records = as_indent_2(make_records(200))
     heavy = ["--line", "{tags}=7", "--line", "{caption}=8"]
     assert "times the input" in run("rewrite", "-", "-o", "-", *heavy, stdin=records).err
-    assert "times the input" not in run("rewrite", "-", "-o", "-", *heavy, "--weights", "field", stdin=records).err
+    assert (
+        "times the input"
+        not in run("rewrite", "-", "-o", "-", *heavy, "--weights", "field", stdin=records).err
+    )
     assert "times the input" not in run("rewrite", "-", "-o", "-", stdin=records).err
 
 
 def test_quiet_prints_no_warning():
     """--quiet prints errors only, not the warning of a large output."""
     heavy = ["--line", "{tags}=7", "--line", "{caption}=8"]
-    assert run("rewrite", "-", "-o", "-", "--quiet", *heavy, stdin=as_indent_2(make_records(200))).err == ""
+    assert (
+        run("rewrite", "-", "-o", "-", "--quiet", *heavy, stdin=as_indent_2(make_records(200))).err
+        == ""
+    )

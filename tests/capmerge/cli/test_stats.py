@@ -15,7 +15,9 @@ EXAMPLES = EXAMPLE_METADATA
 def run(folder, *arguments, code=0):
     """Run capmerge in `folder`; its standard output."""
     command = [sys.executable, "-m", "capmerge", *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
     return done.stdout + done.stderr
 
@@ -51,17 +53,42 @@ def test_rewrite_with_stats_counts_what_stats_counts(folder):
     """The same pass gives the same per-record figures as counting the rewritten file afterwards."""
     run(folder, "rewrite", "meta_lat.json", "-o", "out.json", "--stats", "--quiet")
     run(folder, "stats", "out.json", "-o", "after.json", "--quiet")
-    same_pass, after = (json.loads((folder / name).read_text()) for name in ("out.stats.json", "after.json"))
-    assert (same_pass["records"].pop("rewritten_before"), after["records"].pop("rewritten_before")) == (0, 213)
+    same_pass, after = (
+        json.loads((folder / name).read_text()) for name in ("out.stats.json", "after.json")
+    )
+    assert (
+        same_pass["records"].pop("rewritten_before"),
+        after["records"].pop("rewritten_before"),
+    ) == (0, 213)
     assert same_pass == after
 
 
 def test_rewrite_with_stats_shows_the_table(folder):
     """The end table is followed by that of the statistics and the files they went to; nothing of it with --quiet."""
-    printed = run(folder, "rewrite", "meta_lat.json", "-o", "out.json", "--stats", "--report", "r.html")
-    assert printed.index("rewritten   ") < printed.index("out.json: records and alternatives") < printed.index("written: ")
+    printed = run(
+        folder, "rewrite", "meta_lat.json", "-o", "out.json", "--stats", "--report", "r.html"
+    )
+    assert (
+        printed.index("rewritten   ")
+        < printed.index("out.json: records and alternatives")
+        < printed.index("written: ")
+    )
     assert printed.endswith("r.html\n")
-    assert run(folder, "rewrite", "meta_lat.json", "-o", "out.json", "--stats", "--force", "--quiet", "--summary", "s.json") == ""
+    assert (
+        run(
+            folder,
+            "rewrite",
+            "meta_lat.json",
+            "-o",
+            "out.json",
+            "--stats",
+            "--force",
+            "--quiet",
+            "--summary",
+            "s.json",
+        )
+        == ""
+    )
     assert json.loads((folder / "s.json").read_text())["rewritten"] == 213
 
 
@@ -83,7 +110,9 @@ def test_per_record_tokens_are_those_of_the_tokenizer(folder):
 def test_figure_and_page_are_whole_and_safe(folder):
     """The PNG is a PNG; the page shows a hostile caption as text, asks for nothing from elsewhere, and no escape reaches the terminal."""
     key = "<script>alert(1)</script>\x1b[31m"
-    (folder / "bad.json").write_text(json.dumps({key: {"caption": "<script>alert(2)</script> " * 60, "tags": "a\x1b[2J"}}))
+    (folder / "bad.json").write_text(
+        json.dumps({key: {"caption": "<script>alert(2)</script> " * 60, "tags": "a\x1b[2J"}})
+    )
     printed = run(folder, "stats", "bad.json", "--plot", "p.png", "--report", "r.html")
     assert (folder / "p.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     page = (folder / "r.html").read_text()

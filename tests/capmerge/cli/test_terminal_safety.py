@@ -12,7 +12,16 @@ ESCAPES = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e\x00\x7f"
 def test_control_characters_never_reach_the_terminal(tmp_path, kind):
     """Keys and text with terminal escapes are shown as escapes in errors, in --dry-run and among the rejects."""
     path, out = tmp_path / "m.json", tmp_path / "o.json"
-    path.write_bytes(as_indent_2({f"key{ESCAPES}": {"caption": ESCAPES if kind in ("dry run", "verify") else [ESCAPES], "x": ESCAPES}}))
+    path.write_bytes(
+        as_indent_2(
+            {
+                f"key{ESCAPES}": {
+                    "caption": ESCAPES if kind in ("dry run", "verify") else [ESCAPES],
+                    "x": ESCAPES,
+                }
+            }
+        )
+    )
     match kind:
         case "dry run":
             done = run("rewrite", path, "--dry-run", "1")
@@ -25,7 +34,9 @@ def test_control_characters_never_reach_the_terminal(tmp_path, kind):
             done = run("rewrite", path, fails=1)
         case "verify":
             run("rewrite", path, "-o", out)
-            out.write_text(out.read_text(encoding="utf-8").replace("title", "other"), encoding="utf-8")
+            out.write_text(
+                out.read_text(encoding="utf-8").replace("title", "other"), encoding="utf-8"
+            )
             done = run("verify", path, out, fails=1)
     text = done.out.decode() + done.err
     assert_safe(text)
@@ -50,7 +61,9 @@ def test_control_characters_in_the_output_name_are_escaped(source):
 def test_a_name_that_is_no_utf8_works(source):
     """A folder or file whose name is not valid UTF-8 can be written to."""
     out = os.path.join(os.fsencode(source.parent), b"m\xff.json")  # noqa: PTH118  # bytes
-    done = subprocess.run([*COMMAND, "rewrite", source, "-o", out], capture_output=True, check=False)
+    done = subprocess.run(
+        [*COMMAND, "rewrite", source, "-o", out], capture_output=True, check=False
+    )
     assert b"Traceback" not in done.stderr
     assert done.returncode == 0
 
@@ -63,7 +76,9 @@ def test_a_terminal_gets_a_bar(source):
 
     parent, child = pty.openpty()
     termios.tcsetwinsize(child, (24, 120))
-    with subprocess.Popen([*COMMAND, "rewrite", source], stdout=subprocess.DEVNULL, stderr=child) as process:
+    with subprocess.Popen(
+        [*COMMAND, "rewrite", source], stdout=subprocess.DEVNULL, stderr=child
+    ) as process:
         os.close(child)
         drawn = b""
         try:

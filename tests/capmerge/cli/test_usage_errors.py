@@ -12,19 +12,31 @@ from builders.metadata import COMMAND, run, run_shell
         (["rewrite", "missing.json"], ["missing.json: no such file"]),
         (["rewrite", "folder"], ["folder: found a folder"]),
         (["rewrite", "meta_lat.json", "-o", "folder"], ["folder: found a folder"]),
-        (["rewrite", "meta_lat.json", "-o", "nowhere/out.json"], ["nowhere/out.json: there is no folder", "Create it"]),
+        (
+            ["rewrite", "meta_lat.json", "-o", "nowhere/out.json"],
+            ["nowhere/out.json: there is no folder", "Create it"],
+        ),
         (["rewrite", "-"], ["-o OUT"]),
         (["rewrite"], ["SRC"]),
         (["rewrite", "meta_lat.json", "--no-such-option"], ["--no-such-option"]),
-        (["rewrite", "meta_lat.json", "--layout", "diagonal"], ["diagonal", "concat-caption-first"]),
+        (
+            ["rewrite", "meta_lat.json", "--layout", "diagonal"],
+            ["diagonal", "concat-caption-first"],
+        ),
         (["rewrite", "meta_lat.json", "--weights", "heavy"], ["heavy", "field"]),
         (["rewrite", "meta_lat.json", "--format", "xml"], ["xml", "jsonl.gz"]),
         (["rewrite", "meta_lat.json", "-j", "0"], ["jobs", "0"]),
         (["rewrite", "meta_lat.json", "-j", "two"], ["jobs", "two"]),
         (["rewrite", "meta_lat.json", "--dry-run", "0"], ["dry-run", "0"]),
         (["rewrite", "meta_lat.json", "--max-record", "10"], ["max-record"]),
-        (["rewrite", "meta_lat.json", "--line", "{tags}", "--layout", "concat"], ["--line", "--layout"]),
-        (["rewrite", "meta_lat.json", "--layout", "inline", "--weights", "field"], ["--weights field", "inline"]),
+        (
+            ["rewrite", "meta_lat.json", "--line", "{tags}", "--layout", "concat"],
+            ["--line", "--layout"],
+        ),
+        (
+            ["rewrite", "meta_lat.json", "--layout", "inline", "--weights", "field"],
+            ["--weights field", "inline"],
+        ),
         (["rewrite", "meta_lat.json", "--line", "{tags}=0"], ["{tags}=0", "weight is 0"]),
         (["rewrite", "meta_lat.json", "--line", "{artist}"], ["{artist}", "{caption}"]),
         (["rewrite", "meta_lat.json", "--line", "{}"], ["{}", "{caption}"]),
@@ -32,13 +44,25 @@ from builders.metadata import COMMAND, run, run_shell
         (["rewrite", "meta_lat.json", "--line", "{tags}\n{caption}"], ["line break"]),
         (["rewrite", "meta_lat.json", "--prefix", "a\nb"], ["--prefix", "line break"]),
         (["rewrite", "meta_lat.json", "--suffix", "a\rb"], ["--suffix", "line break"]),
-        (["rewrite", "meta_lat.json", "-o", "out.jsonl", "--format", "json"], ["out.jsonl", "--format json"]),
-        (["rewrite", "meta_lat.json", "-o", "out.json", "--format", "jsonl"], ["out.json", ".jsonl"]),
+        (
+            ["rewrite", "meta_lat.json", "-o", "out.jsonl", "--format", "json"],
+            ["out.jsonl", "--format json"],
+        ),
+        (
+            ["rewrite", "meta_lat.json", "-o", "out.json", "--format", "jsonl"],
+            ["out.json", ".jsonl"],
+        ),
         (["rewrite", "meta_lat.json", "-o", "out.txt", "--format", "jsonl"], ["out.txt", ".jsonl"]),
-        (["rewrite", "meta_lat.json", "-o", "out.json", "--format", "json.gz"], ["out.json", ".json.gz"]),
+        (
+            ["rewrite", "meta_lat.json", "-o", "out.json", "--format", "json.gz"],
+            ["out.json", ".json.gz"],
+        ),
         (["rewrite", "meta_lat.json", "-o", "out.json.gz", "--format", "json"], ["out.json.gz"]),
         (["verify", "meta_lat.json", "missing.json"], ["missing.json"]),
-        (["verify", "missing.json", "meta_lat.json", "--layout", "lines"], ["missing.json: no such file"]),
+        (
+            ["verify", "missing.json", "meta_lat.json", "--layout", "lines"],
+            ["missing.json: no such file"],
+        ),
         (["no-such-command"], ["no-such-command"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -54,7 +78,9 @@ def test_a_wrong_command_line_exits_2_and_says_why(source, arguments, said):
 
 
 @needs_linux
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="folders are writable for root")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="folders are writable for root"
+)
 def test_an_unwritable_folder_is_an_error(source):
     """A folder without write permission gives exit 1 and one message."""
     folder = source.with_name("locked")
@@ -91,7 +117,11 @@ def test_an_output_that_is_a_device_is_refused(source):
 )
 def test_a_name_that_is_too_long_is_an_error(source, length):
     """A name that the file system refuses gives a message, no traceback."""
-    done = subprocess.run([*COMMAND, "rewrite", source, "-o", source.with_name("x" * length)], capture_output=True, check=False)
+    done = subprocess.run(
+        [*COMMAND, "rewrite", source, "-o", source.with_name("x" * length)],
+        capture_output=True,
+        check=False,
+    )
     assert b"Traceback" not in done.stderr
     assert done.returncode in (1, 2)
 
@@ -101,13 +131,19 @@ def test_an_output_in_a_loop_of_links_is_an_error(source):
     """A link to itself as OUT gives a message, no traceback."""
     loop = source.with_name("loop.json")
     loop.symlink_to(loop)
-    done = subprocess.run([*COMMAND, "rewrite", source, "-o", loop, "--force"], capture_output=True, check=False)
+    done = subprocess.run(
+        [*COMMAND, "rewrite", source, "-o", loop, "--force"], capture_output=True, check=False
+    )
     assert b"Traceback" not in done.stderr
     assert done.returncode in (1, 2)
 
 
 @needs_shell
-@pytest.mark.parametrize("script", ["CAPMERGE rewrite - -o - <&-", 'CAPMERGE rewrite "$1" -o - >&-'], ids=["input", "output"])
+@pytest.mark.parametrize(
+    "script",
+    ["CAPMERGE rewrite - -o - <&-", 'CAPMERGE rewrite "$1" -o - >&-'],
+    ids=["input", "output"],
+)
 def test_a_closed_standard_stream_is_an_error(source, script):
     """A closed standard input or output gives a message, no traceback."""
     done = run_shell(script, source)

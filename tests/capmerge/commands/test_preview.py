@@ -34,7 +34,14 @@ RECORDS = {
 
 def run(*arguments, env=None):
     """The finished command."""
-    return subprocess.run([*MAIN, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60, env=env)
+    return subprocess.run(
+        [*MAIN, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=env,
+    )
 
 
 @pytest.fixture
@@ -55,10 +62,17 @@ def test_first_records_before_and_after(source):
     """Without a key the first five are shown, each field on a line, with style, probability and tokens of every alternative."""
     done = run("preview", source)
     assert done.returncode == 0, done.stderr
-    assert [line for line in done.stdout.split("\n") if line.startswith('"')] == [json.dumps(f"set/{n}.png") for n in range(1, 6)]
-    assert '  before:\n    "tags": "1girl, solo"\n    "caption": "A girl.\\nA {red} hat."' in done.stdout
+    assert [line for line in done.stdout.split("\n") if line.startswith('"')] == [
+        json.dumps(f"set/{n}.png") for n in range(1, 6)
+    ]
+    assert (
+        '  before:\n    "tags": "1girl, solo"\n    "caption": "A girl.\\nA {red} hat."'
+        in done.stdout
+    )
     assert '    "caption": "1girl, solo\\n1girl, solo\\nA girl.\\nA {{red}} hat."' in done.stdout
-    assert "  1. tags, 50.00%, on 2 lines: 4 tokens in 1 chunk\n     ⟦1| 1girl, solo ⟧" in done.stdout
+    assert (
+        "  1. tags, 50.00%, on 2 lines: 4 tokens in 1 chunk\n     ⟦1| 1girl, solo ⟧" in done.stdout
+    )
     assert "  3. caption, 25.00%: 6 tokens in 1 chunk\n     ⟦1| a {red} hat. ⟧" in done.stdout
     assert "no alternatives: the empty caption is trained." in done.stdout
     assert 'cannot be merged: "caption" is a list, expected a string.' in done.stdout
@@ -69,19 +83,26 @@ def test_what_is_dropped_is_marked(source):
     """300 tokens in 225 lose 75, and in 75 they lose 225; a1111 drops nothing unless told to."""
     done = run("preview", source, "--key", "set/2.png")
     assert "caption, 50.00%: 300 tokens in 3 chunks, 75 dropped" in done.stdout
-    assert [(name, text.split().count("cat")) for name, text in CHUNK.findall(done.stdout)][-4:] == [
+    assert [(name, text.split().count("cat")) for name, text in CHUNK.findall(done.stdout)][
+        -4:
+    ] == [
         ("1", 75),
         ("2", 75),
         ("3", 75),
         ("dropped", 75),
     ]
-    assert "300 tokens in 1 chunk, 225 dropped" in run("preview", source, "--key", "set/2.png", "--max-tokens", 75).stdout
+    assert (
+        "300 tokens in 1 chunk, 225 dropped"
+        in run("preview", source, "--key", "set/2.png", "--max-tokens", 75).stdout
+    )
     a1111 = run("preview", source, "--key", "set/2.png", "--chunking", "a1111").stdout
     assert "300 tokens in 4 chunks\n" in a1111
     assert "180 tokens in 3 chunks\n" in a1111
     assert (
         "300 tokens in 2 chunks, 150 dropped"
-        in run("preview", source, "--key", "set/2.png", "--chunking", "a1111", "--max-tokens", 150).stdout
+        in run(
+            "preview", source, "--key", "set/2.png", "--chunking", "a1111", "--max-tokens", 150
+        ).stdout
     )
 
 
@@ -92,7 +113,9 @@ def test_nothing_in_a_file_reaches_the_terminal_raw(source):
     assert {char for char in plain if not char.isprintable()} == allowed
     assert "\\u001b[31m" in plain
     coloured = "\n".join(Screen(colour=True).lines(preview_of(RECORDS["set/3.png"])))
-    assert {char for char in re.sub(r"\x1b\[\d+m", "", coloured) if not char.isprintable()} == allowed
+    assert {
+        char for char in re.sub(r"\x1b\[\d+m", "", coloured) if not char.isprintable()
+    } == allowed
     assert "\x1b[31mred" not in coloured
 
 
@@ -105,7 +128,11 @@ def test_colours_only_on_a_terminal(source):
             [*MAIN, "preview", str(source), "--key", "set/2.png", "--max-tokens", "75"],
             stdout=child,
             stderr=subprocess.DEVNULL,
-            env={**{name: value for name, value in os.environ.items() if name != "NO_COLOR"}, "TERM": "xterm", **env},
+            env={
+                **{name: value for name, value in os.environ.items() if name != "NO_COLOR"},
+                "TERM": "xterm",
+                **env,
+            },
         )
         os.close(child)
         output = b""
@@ -138,7 +165,10 @@ def test_a_key_is_found_in_every_format(tmp_path, ending):
     path.write_bytes(gzip.compress(text.encode()) if ending.endswith(".gz") else text.encode())
     done = run("preview", path, "--key", "k/7000.png", "--key", "k/30.png")
     assert done.returncode == 0, done.stderr
-    assert [line for line in done.stdout.split("\n") if line.startswith('"')] == ['"k/30.png"', '"k/7000.png"']
+    assert [line for line in done.stdout.split("\n") if line.startswith('"')] == [
+        '"k/30.png"',
+        '"k/7000.png"',
+    ]
     assert "⟦1| tag 7000 ⟧" in done.stdout
 
 
@@ -147,7 +177,10 @@ def test_a_missing_key_is_named(source):
     done = run("preview", source, "--key", "set/1.png", "--key", "other/2.jpg", "--key", "\x1bno")
     assert done.returncode == 2
     assert done.stdout.startswith('"set/1.png"')
-    assert 'found no record "other/2.jpg", "\\u001bno" among 6. Did you mean "set/2.png"?' in done.stderr
+    assert (
+        'found no record "other/2.jpg", "\\u001bno" among 6. Did you mean "set/2.png"?'
+        in done.stderr
+    )
     assert "Keys are compared whole" in run("preview", source, "--key", "nothing").stderr
 
 
@@ -156,7 +189,18 @@ def test_a_rewritten_file_shows_what_is_there(source, tmp_path):
     out = tmp_path / "out.json"
     assert (
         run(
-            "rewrite", source, "-o", out, "--on-error", "skip", "--weights", "field", "--line", "{tags}=9", "--line", "{tags}. {caption}"
+            "rewrite",
+            source,
+            "-o",
+            out,
+            "--on-error",
+            "skip",
+            "--weights",
+            "field",
+            "--line",
+            "{tags}=9",
+            "--line",
+            "{tags}. {caption}",
         ).returncode
         == 0
     )
@@ -173,7 +217,10 @@ def test_a_rewritten_file_shows_what_is_there(source, tmp_path):
     records["set/4.png"]["capmerge"] = "q"
     out.write_text(json.dumps(records))
     broken = run("preview", out).stdout
-    assert 'cannot be read: found 3 lines and 1 letters in "capmerge", expected one letter a line.' in broken
+    assert (
+        'cannot be read: found 3 lines and 1 letters in "capmerge", expected one letter a line.'
+        in broken
+    )
     assert broken.count("cannot be read") == 4
 
 
@@ -184,8 +231,26 @@ def test_the_line_that_is_drawn(source):
         shown = run("preview", source, "--key", "set/1.png", "--seed", 3, "--epoch", epoch).stdout
         assert f"  drawn: {draw(captions, 3, epoch, 'set/1.png')}\n" in shown
         assert shown.count("<- drawn") == 1
-    cycle = run("preview", source, "--key", "set/1.png", "--seed", 3, "--epoch", 2, "--pick", "cycle", "--repeat", 1, "--dataset", 4).stdout
-    assert f"  drawn: {draw(captions, 3, 2, 'set/1.png', pick='cycle', repeat=1, dataset=4)}\n" in cycle
+    cycle = run(
+        "preview",
+        source,
+        "--key",
+        "set/1.png",
+        "--seed",
+        3,
+        "--epoch",
+        2,
+        "--pick",
+        "cycle",
+        "--repeat",
+        1,
+        "--dataset",
+        4,
+    ).stdout
+    assert (
+        f"  drawn: {draw(captions, 3, 2, 'set/1.png', pick='cycle', repeat=1, dataset=4)}\n"
+        in cycle
+    )
 
 
 def test_the_drawn_alternative_is_pointed_at():
@@ -206,17 +271,37 @@ def test_the_drawn_alternative_is_pointed_at():
 def test_what_fit_did_is_shown():
     """Alternatives left out stand there with their text, those cut with what was cut off."""
     record = {"tags": TAGS, "caption": "A girl stands here. She smiles."}
-    dropped = list(Screen(colour=False).lines(preview_of(record, merge=MergeOptions(fit_tokens=5, fit_by="drop"))))
-    assert dropped[-2:] == ["  left out by --fit: caption, 8 tokens", "     ⟦dropped| A girl stands here. She smiles. ⟧"]
-    cut = list(Screen(colour=False).lines(preview_of(record, merge=MergeOptions(fit_tokens=5, fit_by="trim"))))
+    dropped = list(
+        Screen(colour=False).lines(
+            preview_of(record, merge=MergeOptions(fit_tokens=5, fit_by="drop"))
+        )
+    )
+    assert dropped[-2:] == [
+        "  left out by --fit: caption, 8 tokens",
+        "     ⟦dropped| A girl stands here. She smiles. ⟧",
+    ]
+    cut = list(
+        Screen(colour=False).lines(
+            preview_of(record, merge=MergeOptions(fit_tokens=5, fit_by="trim"))
+        )
+    )
     assert cut[-2:] == ["  cut by --fit: caption, 8 tokens", "     ⟦dropped| She smiles. ⟧"]
-    vanished = list(Screen(colour=False).lines(preview_of(record, merge=MergeOptions(layout="concat", fit_tokens=5, fit_by="trim"))))
-    assert vanished[-2:] == ["  cut by --fit: both, 13 tokens", "     ⟦dropped| A girl stands here. She smiles. ⟧"]
+    vanished = list(
+        Screen(colour=False).lines(
+            preview_of(record, merge=MergeOptions(layout="concat", fit_tokens=5, fit_by="trim"))
+        )
+    )
+    assert vanished[-2:] == [
+        "  cut by --fit: both, 13 tokens",
+        "     ⟦dropped| A girl stands here. She smiles. ⟧",
+    ]
 
 
 def test_an_intended_wildcard_is_shown_at_its_longest():
     """The longest of its texts is cut, and their number is told."""
-    found = preview_of({"caption": "a {cat|very big dog}"}, merge=MergeOptions(caption_wildcards=True))
+    found = preview_of(
+        {"caption": "a {cat|very big dog}"}, merge=MergeOptions(caption_wildcards=True)
+    )
     lines = list(Screen(colour=False).lines(found))
     assert "  1. caption, 100.00%: 4 tokens in 1 chunk, longest of 2 texts" in lines
     assert "     ⟦1| a very big dog ⟧" in lines
@@ -240,15 +325,23 @@ def test_kohya_chunks_are_the_golden_ones(family, max_tokens):
         if family == "sd1":
             kept = [part.tokens for part in cut.parts if part.chunk]
             ids = load_tokenizer(family).encode(case["text"])
-            for number, (count, chunk) in enumerate(zip(kept, case[f"{family}_{max_tokens}"], strict=True)):
+            for number, (count, chunk) in enumerate(
+                zip(kept, case[f"{family}_{max_tokens}"], strict=True)
+            ):
                 assert chunk[1 : 1 + count] == ids[75 * number : 75 * number + count]
 
 
 def test_a1111_chunks_are_the_golden_ones(tmp_path):
     """What the command shows for every golden text is cut where the web UI cuts it."""
-    cases = [case for case in golden("a1111_chunks.jsonl") if case["text"].strip() and "\n" not in case["text"]]
+    cases = [
+        case
+        for case in golden("a1111_chunks.jsonl")
+        if case["text"].strip() and "\n" not in case["text"]
+    ]
     path = tmp_path / "meta.json"
-    path.write_text(json.dumps({f"{number:05}": {"caption": case["text"]} for number, case in enumerate(cases)}))
+    path.write_text(
+        json.dumps({f"{number:05}": {"caption": case["text"]} for number, case in enumerate(cases)})
+    )
     done = run("preview", path, "-n", len(cases), "--chunking", "a1111")
     assert done.returncode == 0, done.stderr
     shown = re.split(r'^"\d{5}"$', done.stdout, flags=re.MULTILINE)[1:]
@@ -269,7 +362,9 @@ def test_a_cut_loses_no_text(text, chunking, max_tokens):
     tokenizer = load_tokenizer("sd1")
     cut = Cutter(tokenizer, chunking, max_tokens).cut(text)
     if chunking == "kohya":
-        assert "".join(part.text for part in cut.parts) == "".join(piece for _, piece in tokenizer.encode_with_text(text))
+        assert "".join(part.text for part in cut.parts) == "".join(
+            piece for _, piece in tokenizer.encode_with_text(text)
+        )
     assert all(part.tokens <= 75 for part in cut.parts if part.chunk)
 
 
@@ -278,7 +373,11 @@ def test_a_cut_loses_no_text(text, chunking, max_tokens):
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
         lambda inner: (
-            st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(["caption", "tags", "capmerge", "capmerge_weights"]), inner)
+            st.lists(inner)
+            | st.dictionaries(
+                st.text() | st.sampled_from(["caption", "tags", "capmerge", "capmerge_weights"]),
+                inner,
+            )
         ),
     )
 )
@@ -293,8 +392,13 @@ def test_families_that_crop(source):
     """sd3 and flux read 75 CLIP tokens and T5 besides; what does not go with them is an error."""
     done = run("preview", source, "--key", "set/2.png", "--family", "flux")
     assert "300 tokens in 1 chunk, 225 dropped" in done.stdout
-    assert "T5 reads 512 tokens of its own: give --tokenizer a T5 to see what it drops." in done.stdout
-    assert "180 tokens in 3 chunks" in run("preview", source, "--key", "set/2.png", "--family", "sd2").stdout
+    assert (
+        "T5 reads 512 tokens of its own: give --tokenizer a T5 to see what it drops." in done.stdout
+    )
+    assert (
+        "180 tokens in 3 chunks"
+        in run("preview", source, "--key", "set/2.png", "--family", "sd2").stdout
+    )
 
 
 @pytest.fixture
@@ -302,7 +406,9 @@ def t5(tmp_path):
     """A tokenizer of whole words that adds one special token, as T5 does."""
     tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "cat": 2}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
     path = tmp_path / "tokenizer.json"
     tokenizer.save(str(path))
     return path
@@ -354,6 +460,11 @@ def test_a_scan_needs_little_memory(tmp_path):
     )
     peaks = []
     for arguments in (("-n", "1"), ("--key", "last")):
-        done = subprocess.run([sys.executable, "-c", code, "preview", str(path), *arguments], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, "preview", str(path), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         peaks.append(int(done.stderr) * (1 if sys.platform == "darwin" else 1024))
     assert peaks[1] - peaks[0] < 24 << 20

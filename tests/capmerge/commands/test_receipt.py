@@ -10,7 +10,14 @@ def test_an_unreadable_receipt_is_an_error(source):
     out = source.with_name("out.json")
     run("rewrite", source, "-o", out)
     receipt = source.with_name("out.json.capmerge.json")
-    for text in (b"", b"[]", b"{}", b'{"options": 3}', b'{"options": {"lines": 5, "on_error": "stop"}}', b"\xff"):
+    for text in (
+        b"",
+        b"[]",
+        b"{}",
+        b'{"options": 3}',
+        b'{"options": {"lines": 5, "on_error": "stop"}}',
+        b"\xff",
+    ):
         receipt.write_bytes(text)
         assert "receipt" in run("verify", source, out, fails=1).err
 
@@ -19,14 +26,29 @@ def test_the_receipt_tells_how_the_output_was_made(source):
     """OUT.capmerge.json holds version, options, templates, counts and the source's fingerprint."""
     out = source.with_name("out.json")
     run(
-        "rewrite", source, "-o", out, "--line", "{tags}, {caption}=4", "--line", "{caption}", "--underscores", "space", "--on-error", "skip"
+        "rewrite",
+        source,
+        "-o",
+        out,
+        "--line",
+        "{tags}, {caption}=4",
+        "--line",
+        "{caption}",
+        "--underscores",
+        "space",
+        "--on-error",
+        "skip",
     )
     receipt = json.loads(source.with_name("out.json.capmerge.json").read_bytes())
     assert receipt["version"] == capmerge.__version__
     assert receipt["options"]["lines"] == ["{tags}, {caption}=4", "{caption}"]
     assert receipt["options"]["underscores"] == "space"
     assert receipt["options"]["on_error"] == "skip"
-    assert receipt["templates"][0] == {"fields": ["tags", "caption"], "literals": ["", ", ", ""], "weight": 4}
+    assert receipt["templates"][0] == {
+        "fields": ["tags", "caption"],
+        "literals": ["", ", ", ""],
+        "weight": 4,
+    }
     assert receipt["counts"]["records"] == receipt["counts"]["rewritten"] == 3
     assert receipt["source"]["name"] == str(source)
     assert receipt["source"]["bytes"] == source.stat().st_size
@@ -39,7 +61,9 @@ def test_the_fingerprint_follows_the_content(source):
 
     def fingerprint() -> str:
         run("rewrite", source, "-o", out, "--force")
-        return json.loads(source.with_name("out.json.capmerge.json").read_bytes())["source"]["blake2b"]
+        return json.loads(source.with_name("out.json.capmerge.json").read_bytes())["source"][
+            "blake2b"
+        ]
 
     first = fingerprint()
     assert fingerprint() == first

@@ -5,7 +5,17 @@ from collections import Counter
 from fractions import Fraction
 
 import pytest
-from builders.metadata import LAYOUTS, as_compact, as_indent_2, as_jsonl, make_records, read_jsonl, rewritten, run, temporary_files
+from builders.metadata import (
+    LAYOUTS,
+    as_compact,
+    as_indent_2,
+    as_jsonl,
+    make_records,
+    read_jsonl,
+    rewritten,
+    run,
+    temporary_files,
+)
 from builders.paths import EXAMPLE_METADATA
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -43,7 +53,9 @@ def t5(tmp_path):
     """A tokenizer of whole words that adds one special token, as T5 does."""
     tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
     path = tmp_path / "tokenizer.json"
     tokenizer.save(str(path))
     return str(path)
@@ -60,24 +72,40 @@ def test_every_figure_is_that_of_counting_one_by_one(tmp_path):
     tags, captions = Counter(), Counter()
     saved = 0
     for key, record in records.items():
-        for text, share in outcomes(rewritten(record)["caption"]).items() if rewritten(record)["caption"] else ():
+        for text, share in (
+            outcomes(rewritten(record)["caption"]).items() if rewritten(record)["caption"] else ()
+        ):
             lines.add([len(tokenizer.encode(text))], [key], share.as_integer_ratio())
         if record.get("tags"):
             tags.update(record["tags"].split(", "))
-            saved += len(tokenizer.encode(record["tags"])) - len(tokenizer.encode(spaced(record["tags"])))
+            saved += len(tokenizer.encode(record["tags"])) - len(
+                tokenizer.encode(spaced(record["tags"]))
+            )
         if record.get("caption"):
-            captions["\n".join(line.strip() for line in record["caption"].split("\n") if line.strip())] += 1
+            captions[
+                "\n".join(line.strip() for line in record["caption"].split("\n") if line.strip())
+            ] += 1
     assert found["lengths"]["lines"] == lines.as_json()
     assert {entry["tag"]: entry["texts"] for entry in found["tags"]["most_frequent"]} == dict(tags)
     assert found["underscores"]["saved_tokens"] == saved
     again = {text: count for text, count in captions.items() if count > 1}
-    assert (found["duplicates"]["captions"], found["duplicates"]["distinct"]) == (captions.total(), len(captions))
-    assert [group["captions"] for group in found["duplicates"]["largest"]] == sorted(again.values(), reverse=True)
-    kinds = Counter((bool(record.get("tags")), bool(record.get("caption"))) for record in records.values())
-    counted = found["records"]
-    assert (counted["both"], counted["tags_only"], counted["caption_only"], counted["empty"]) == tuple(
-        kinds[kind] for kind in ((True, True), (True, False), (False, True), (False, False))
+    assert (found["duplicates"]["captions"], found["duplicates"]["distinct"]) == (
+        captions.total(),
+        len(captions),
     )
+    assert [group["captions"] for group in found["duplicates"]["largest"]] == sorted(
+        again.values(), reverse=True
+    )
+    kinds = Counter(
+        (bool(record.get("tags")), bool(record.get("caption"))) for record in records.values()
+    )
+    counted = found["records"]
+    assert (
+        counted["both"],
+        counted["tags_only"],
+        counted["caption_only"],
+        counted["empty"],
+    ) == tuple(kinds[kind] for kind in ((True, True), (True, False), (False, True), (False, False)))
     sizes = Counter("{}x{}".format(*record["train_resolution"]) for record in records.values())
     assert {entry["resolution"]: entry["records"] for entry in found["resolutions"]} == sizes
 
@@ -95,7 +123,9 @@ def test_any_number_of_workers_gives_the_same_document(tmp_path, layout):
     found = []
     for jobs in (1, 2, 3):
         lines = tmp_path / f"{jobs}.jsonl"
-        found.append((json.dumps(statistics(path, jobs=jobs, per_record=lines)), lines.read_bytes()))
+        found.append(
+            (json.dumps(statistics(path, jobs=jobs, per_record=lines)), lines.read_bytes())
+        )
     assert found[0] == found[1] == found[2]
     assert json.loads(found[0][0])["records"]["counted"] == 400
     assert [line["key"] for line in read_jsonl(lines)] == list(records)
@@ -114,7 +144,9 @@ def test_workers_that_are_full_hand_their_counts_over(tmp_path, monkeypatch, str
     calls = []
 
     def noted(*arguments, collect, **options):
-        run_blocks(*arguments, collect=lambda counted: [calls.append(counted), collect(counted)], **options)
+        run_blocks(
+            *arguments, collect=lambda counted: [calls.append(counted), collect(counted)], **options
+        )
 
     monkeypatch.setattr("capmerge.commands.stats.run_blocks", noted)
     for jobs in (1, 2, 3):
@@ -137,7 +169,18 @@ def test_spawned_workers_count_the_same(tmp_path):
         ["--layout", "inline"],
         ["--layout", "concat"],
         ["--line", "{tags}=3", "--line", "{caption}, {tags}", "--prefix", "x "],
-        ["--line", "{tags}=70", "--line", "{caption}", "--weights", "field", "--underscores", "space", "--caption-lines", "join"],
+        [
+            "--line",
+            "{tags}=70",
+            "--line",
+            "{caption}",
+            "--weights",
+            "field",
+            "--underscores",
+            "space",
+            "--caption-lines",
+            "join",
+        ],
         ["--line", "{tags}=70", "--line", "{caption}", "--caption-wildcards"],
         ["--fit", "75", "trim"],
     ],
@@ -146,21 +189,43 @@ def test_an_original_counts_as_what_is_rewritten_of_it(tmp_path, options):
     """The figures of the original with some options are those of the file that they write, and those of `rewrite --stats`."""
     source = tmp_path / "m.json"
     source.write_bytes(EXAMPLE.read_bytes())
-    before, after, passed = tmp_path / "before.json", tmp_path / "after.json", tmp_path / "out.stats.json"
+    before, after, passed = (
+        tmp_path / "before.json",
+        tmp_path / "after.json",
+        tmp_path / "out.stats.json",
+    )
     run("stats", source, *options, "-o", before, "--quiet")
     run("rewrite", source, *options, "-o", tmp_path / "out.json", "--stats", "--quiet")
-    run("stats", tmp_path / "out.json", "-o", after, "--quiet", "--per-record", tmp_path / "lines.jsonl")
+    run(
+        "stats",
+        tmp_path / "out.json",
+        "-o",
+        after,
+        "--quiet",
+        "--per-record",
+        tmp_path / "lines.jsonl",
+    )
     found = [json.loads(path.read_bytes()) for path in (before, passed, after)]
     for document in found:
         del document["source"], document["options"], document["records"]["rewritten_before"]
     assert found[0] == found[1] == found[2]
-    assert sum(len(line["tokens"]) for line in read_jsonl(tmp_path / "lines.jsonl")) == found[0]["lengths"]["lines"]["texts"]
+    assert (
+        sum(len(line["tokens"]) for line in read_jsonl(tmp_path / "lines.jsonl"))
+        == found[0]["lengths"]["lines"]["texts"]
+    )
 
 
 def test_records_written_by_hand_into_a_rewritten_file_count_too(tmp_path):
     """A file of both kinds: rewritten records as they are, the others by the options; told from one another in the count."""
     path = tmp_path / "m.jsonl"
-    path.write_bytes(as_jsonl({"a": {"caption": "x {{y}}\nz z", "capmerge": "tc", "capmerge_weights": [3, 1]}, "b": {"tags": "one"}}))
+    path.write_bytes(
+        as_jsonl(
+            {
+                "a": {"caption": "x {{y}}\nz z", "capmerge": "tc", "capmerge_weights": [3, 1]},
+                "b": {"tags": "one"},
+            }
+        )
+    )
     found = statistics(path)
     assert (found["records"]["counted"], found["records"]["rewritten_before"]) == (2, 1)
     assert found["styles"]["tags"]["share"] == float(Fraction(7, 8))
@@ -173,7 +238,13 @@ def test_wildcards_count_at_their_longest(tmp_path):
     path.write_bytes(as_indent_2({"a": {"caption": "a {red|very very blue} hat"}}))
     found = statistics(path, merge=MergeOptions(caption_wildcards=True))
     assert found["lengths"]["lines"]["max"] == 5
-    assert found["wildcards"] == {"alternatives": 1, "not_listed": 0, "mean_longest": 5, "mean_shortest": 3, "mean": 4}
+    assert found["wildcards"] == {
+        "alternatives": 1,
+        "not_listed": 0,
+        "mean_longest": 5,
+        "mean_shortest": 3,
+        "mean": 4,
+    }
 
 
 @pytest.mark.parametrize(("family", "tokens"), [("sd1", 3), ("sdxl", 3), ("sd2", 4), ("flux", 3)])
@@ -183,7 +254,9 @@ def test_the_family_counts(tmp_path, family, tokens):
     path.write_bytes(as_indent_2({"a": {"caption": "a cat!!"}}))
     found = statistics(path, tokenizers=Tokenizers(family))
     assert found["lengths"]["lines"]["max"] == tokens
-    assert [cut["limit"] for cut in found["limits"]] == ([75] if family == "flux" else [75, 150, 225])
+    assert [cut["limit"] for cut in found["limits"]] == (
+        [75] if family == "flux" else [75, 150, 225]
+    )
 
 
 def test_a_t5_counts_beside_clip(tmp_path, t5):
@@ -191,7 +264,9 @@ def test_a_t5_counts_beside_clip(tmp_path, t5):
     path = tmp_path / "m.json"
     path.write_bytes(as_indent_2({"a": {"caption": "cat_ " * 300}}))
     found = statistics(path, tokenizers=Tokenizers("flux", t5))
-    assert [(cut["limit"], cut["room_tokens"], cut["dropped_tokens"]) for cut in found["t5"]["limits"]] == [(256, 255, 45), (512, 511, 0)]
+    assert [
+        (cut["limit"], cut["room_tokens"], cut["dropped_tokens"]) for cut in found["t5"]["limits"]
+    ] == [(256, 255, 45), (512, 511, 0)]
     assert found["lengths"]["lines"]["max"] == 600
     assert statistics(path, tokenizers=Tokenizers("flux"))["t5"] is None
     with pytest.raises(UsageError, match="no CLIP tokenizer"):
@@ -213,7 +288,12 @@ def test_special_literals_are_told(tmp_path):
     """Texts that mean something to a tokenizer or a trainer are counted by the alternatives that hold them."""
     path = tmp_path / "m.json"
     path.write_bytes(
-        as_indent_2({"a": {"tags": "x <|ENDOFTEXT|>, y", "caption": "left BREAK right ||| {braces}"}, "b": {"tags": "BREAKFAST"}})
+        as_indent_2(
+            {
+                "a": {"tags": "x <|ENDOFTEXT|>, y", "caption": "left BREAK right ||| {braces}"},
+                "b": {"tags": "BREAKFAST"},
+            }
+        )
     )
     assert statistics(path)["literals"] == {"<|endoftext|>": 1, "BREAK": 1, "{ or }": 1, "|||": 1}
 
@@ -228,7 +308,9 @@ def test_a_stream_counts_as_its_file(tmp_path, kind):
     else:
         run("stats", "-", "-o", out, "--quiet", stdin=EXAMPLE.read_bytes())
     found, expected = json.loads(out.read_bytes()), statistics(EXAMPLE)
-    for group, named in zip(found["duplicates"]["largest"], expected["duplicates"]["largest"], strict=True):
+    for group, named in zip(
+        found["duplicates"]["largest"], expected["duplicates"]["largest"], strict=True
+    ):
         assert (group["key"], group["caption"]) == (None, None)
         group |= {"key": named["key"], "caption": named["caption"]}
     assert {**found, "source": ""} == {**expected, "source": ""}
@@ -238,11 +320,24 @@ def test_the_first_of_a_group_is_named(tmp_path):
     """Captions that stand more than once are told with the key and the text of the first."""
     path = tmp_path / "m.json"
     path.write_bytes(
-        as_indent_2({f"k{n}": {"caption": ("same\n\ntext" if n % 3 == 1 else f"other {n}"), "tags": f"t{n}"} for n in range(9)})
+        as_indent_2(
+            {
+                f"k{n}": {
+                    "caption": ("same\n\ntext" if n % 3 == 1 else f"other {n}"),
+                    "tags": f"t{n}",
+                }
+                for n in range(9)
+            }
+        )
     )
     found = statistics(path)["duplicates"]
     assert found["largest"] == [{"captions": 3, "record": 1, "key": "k1", "caption": "same\ntext"}]
-    assert (found["captions"], found["distinct"], found["duplicated"], found["share"]) == (9, 7, 3, 1 / 3)
+    assert (found["captions"], found["distinct"], found["duplicated"], found["share"]) == (
+        9,
+        7,
+        3,
+        1 / 3,
+    )
 
 
 BROKEN = {
@@ -257,13 +352,22 @@ def test_a_broken_record_stops_or_is_left_out(tmp_path):
     """A record that cannot be merged, or that was edited after a rewrite, stops the run with its place, or is in no figure."""
     path = tmp_path / "m.json"
     for broken in ("b", "c"):
-        path.write_bytes(as_indent_2({key: record for key, record in BROKEN.items() if key in ("a", broken)}))
+        path.write_bytes(
+            as_indent_2({key: record for key, record in BROKEN.items() if key in ("a", broken)})
+        )
         with pytest.raises(RecordError, match=f'record "{broken}"'):
             statistics(path)
     path.write_bytes(as_indent_2(BROKEN))
     found = statistics(path, on_error="skip")
-    assert (found["records"]["counted"], found["records"]["rejected"], found["duplicates"]["captions"]) == (2, 2, 2)
-    assert (found["duplicates"]["largest"][0]["key"], found["lengths"]["lines"]["texts"]) == ("a", 2)
+    assert (
+        found["records"]["counted"],
+        found["records"]["rejected"],
+        found["duplicates"]["captions"],
+    ) == (2, 2, 2)
+    assert (found["duplicates"]["largest"][0]["key"], found["lengths"]["lines"]["texts"]) == (
+        "a",
+        2,
+    )
 
 
 def test_nothing_is_left_of_a_run_that_fails(tmp_path):
@@ -315,7 +419,9 @@ def test_rewrite_wants_stats_for_its_options(tmp_path):
 def test_the_default_file_and_all_that_is_written(tmp_path):
     """Without SRC it is meta_lat.json here; every file that was written is named."""
     (tmp_path / "meta_lat.json").write_bytes(EXAMPLE.read_bytes())
-    done = run("stats", "--plot", "p.svg", "--report", "r.html", "--per-record", "l.jsonl", cwd=tmp_path)
+    done = run(
+        "stats", "--plot", "p.svg", "--report", "r.html", "--per-record", "l.jsonl", cwd=tmp_path
+    )
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"meta_lat.json", "meta_lat.stats.json", "p.svg", "r.html", "l.jsonl"}
     assert all(f"{name}\n".encode() in done.out for name in names - {"meta_lat.json"})

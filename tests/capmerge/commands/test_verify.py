@@ -30,7 +30,11 @@ RECORDS = {
 
 def changes(options):
     """The options that are not at their default, as a test's name."""
-    names = [name for name in MergeOptions.__slots__ if getattr(options, name) != getattr(MergeOptions(), name)]
+    names = [
+        name
+        for name in MergeOptions.__slots__
+        if getattr(options, name) != getattr(MergeOptions(), name)
+    ]
     return ", ".join(f"{name}={getattr(options, name)}" for name in names) or "default"
 
 
@@ -54,7 +58,11 @@ def rewritten(folder, source, merge=CONCAT, *, kind="json", on_error="stop"):
         rewriter = Rewriter(str(path), layout, merge, on_error, Format(kind))
         parts = [rewriter.rewrite(piece) for piece in iter_source(opened, layout)]
     bodies = [bytes(body) for body, _ in parts if body]
-    text = b"{\n" + b",\n".join(bodies) + b"\n}" if kind == "json" else b"".join(body + b"\n" for body in bodies)
+    text = (
+        b"{\n" + b",\n".join(bodies) + b"\n}"
+        if kind == "json"
+        else b"".join(body + b"\n" for body in bodies)
+    )
     target.write_bytes(text if bodies or kind == "jsonl" else b"{}")
     if rejects := b"".join(lines for _, lines in parts):
         Path(f"{target}.rejects.jsonl").write_bytes(rejects)
@@ -64,7 +72,14 @@ def rewritten(folder, source, merge=CONCAT, *, kind="json", on_error="stop"):
 def verified(path, target, merge=CONCAT, *, skips=False, progress=lambda _: None):
     """What verify says of the two files."""
     with open_source(str(path)) as source, open_source(str(target)) as written:
-        return verify(source, written, merge, skips=skips, max_record_bytes=MAX_RECORD_BYTES, progress=progress)
+        return verify(
+            source,
+            written,
+            merge,
+            skips=skips,
+            max_record_bytes=MAX_RECORD_BYTES,
+            progress=progress,
+        )
 
 
 def dumped(records):
@@ -119,31 +134,53 @@ MERGES = st.builds(
 )
 
 
-@given(st.lists(st.fixed_dictionaries({"caption": TEXT, "tags": TEXT, "": st.floats()}), max_size=4), MERGES)
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.fixed_dictionaries({"caption": TEXT, "tags": TEXT, "": st.floats()}), max_size=4),
+    MERGES,
+)
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_no_right_output_is_refused(tmp_path, records, merge):
     """Whatever texts and options, what was written is verified."""
-    text = "".join(record["caption"] + record["tags"] for record in records) + merge.prefix + merge.suffix
+    text = (
+        "".join(record["caption"] + record["tags"] for record in records)
+        + merge.prefix
+        + merge.suffix
+    )
     assume(not merge.caption_wildcards or not {"\u2985", "\u2986"} & set(text))
     path, target = rewritten(tmp_path, dumped(dict(enumerate(records))), merge)
     assert verified(path, target, merge).records == len(records)
 
 
-@given(st.lists(st.text(st.sampled_from("{}|a\u2985\u2986"), max_size=8), min_size=1, max_size=3), MERGES)
+@given(
+    st.lists(st.text(st.sampled_from("{}|a\u2985\u2986"), max_size=8), min_size=1, max_size=3),
+    MERGES,
+)
 @example(["\u2985{{a"], MergeOptions(caption_wildcards=True))
 @example(["\u2985{"], MergeOptions(lines=("{caption}{tags}",), caption_wildcards=True))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_no_right_output_of_braces_is_refused(tmp_path, captions, merge):
     """Braces and stand-ins in any order are verified; a group between stand-ins, which can fuse when it is drawn, aside."""
     text = "".join([*captions, merge.prefix, merge.suffix])
-    assume(not merge.caption_wildcards or not all(braces in text for braces in "{}") or not {"\u2985", "\u2986"} & set(text))
-    records = {str(i): {"caption": caption, "tags": caption[::-1]} for i, caption in enumerate(captions)}
+    assume(
+        not merge.caption_wildcards
+        or not all(braces in text for braces in "{}")
+        or not {"\u2985", "\u2986"} & set(text)
+    )
+    records = {
+        str(i): {"caption": caption, "tags": caption[::-1]} for i, caption in enumerate(captions)
+    }
     path, target = rewritten(tmp_path, dumped(records), merge)
     assert verified(path, target, merge).records == len(captions)
 
 
 @pytest.mark.parametrize("lines", [62, 63, 64, 65, 70])
-@pytest.mark.parametrize("merge", [INLINE, MergeOptions(), CONCAT, MergeOptions(weights="field")], ids=changes)
+@pytest.mark.parametrize(
+    "merge", [INLINE, MergeOptions(), CONCAT, MergeOptions(weights="field")], ids=changes
+)
 def test_rounded_weights_are_verified(merge, lines, tmp_path):
     """Weights that were rounded to 64 lines, or to 64 options of a wildcard, are as they should be."""
     record = {"caption": "\n".join(f"line {i}" for i in range(lines)), "tags": "t"}
@@ -178,20 +215,38 @@ def changed(name, change):
     ("change", "phrase"),
     [
         (changed("caption", lambda text: text.replace("o_o", "o.o")), 'the field "caption" is'),
-        (changed("caption", lambda text: text + "\n" + text.split("\n")[0]), 'the field "caption" is'),
-        (changed("caption", lambda text: "\n".join(reversed(text.split("\n")))), 'the field "caption" is'),
+        (
+            changed("caption", lambda text: text + "\n" + text.split("\n")[0]),
+            'the field "caption" is',
+        ),
+        (
+            changed("caption", lambda text: "\n".join(reversed(text.split("\n")))),
+            'the field "caption" is',
+        ),
         (changed("caption", lambda text: text + "\n"), 'the field "caption" is'),
         (changed("caption", lambda text: text + " "), 'the field "caption" is'),
         (changed("caption", lambda text: text.split("\n")), 'the field "caption" is'),
         (changed("capmerge", lambda letters: letters[:-1] + "t"), 'the field "capmerge" is'),
-        (changed("capmerge_tags", lambda spans: [[0, 9], *spans[1:]]), 'the field "capmerge_tags" is'),
+        (
+            changed("capmerge_tags", lambda spans: [[0, 9], *spans[1:]]),
+            'the field "capmerge_tags" is',
+        ),
         (changed("capmerge_tags", lambda spans: spans[1:]), 'the field "capmerge_tags" is'),
         (changed("score", int), 'the field "score" is'),
         (changed("score", lambda _: None), 'the field "score" is'),
-        (changed("train_resolution", lambda sizes: [float(size) for size in sizes]), 'the field "train_resolution" is'),
-        (changed("nested", lambda nested: {"a": [nested["a"][0], {"b": 0}]}), 'the field "nested" is'),
+        (
+            changed("train_resolution", lambda sizes: [float(size) for size in sizes]),
+            'the field "train_resolution" is',
+        ),
+        (
+            changed("nested", lambda nested: {"a": [nested["a"][0], {"b": 0}]}),
+            'the field "nested" is',
+        ),
         (changed("image_size", lambda sizes: sizes[::-1]), 'the field "image_size" is'),
-        (lambda record: {name: value for name, value in record.items() if name != "score"}, 'the field "score" is missing'),
+        (
+            lambda record: {name: value for name, value in record.items() if name != "score"},
+            'the field "score" is missing',
+        ),
         (lambda record: {**record, "extra": 1}, 'found a field "extra", expected none'),
         (lambda record: {**record, "tags": "o_o"}, 'found a field "tags", expected none'),
         (reordered, "the fields stand in another order"),
@@ -201,7 +256,10 @@ def changed(name, change):
 @pytest.mark.parametrize("kind", ["json", "jsonl"])
 def test_a_changed_record_is_found(change, phrase, number, kind, tmp_path):
     """Any change of any record is told with its key, its place in the output and what is wrong."""
-    records = {key: {**record, "score": 10**25 if i % 4 == 1 else 1.0} for i, (key, record) in enumerate(RECORDS.items())}
+    records = {
+        key: {**record, "score": 10**25 if i % 4 == 1 else 1.0}
+        for i, (key, record) in enumerate(RECORDS.items())
+    }
     path, target = rewritten(tmp_path, dumped(records), kind=kind)
     assert verified(path, target).records == 40
     key = f"danbooru/{number}"
@@ -319,12 +377,19 @@ def test_other_options_are_found(other, tmp_path):
 def test_repeated_keys_are_verified(between, kind, tmp_path):
     """A key that stands twice, in one piece or far apart, is verified as it was written."""
     members = list(RECORDS.items())[:between]
-    texts = [json.dumps({key: record}, indent=2)[4:-2] for key, record in [("k", {"tags": "1"}), *members, ("k", {"tags": "2"})]]
+    texts = [
+        json.dumps({key: record}, indent=2)[4:-2]
+        for key, record in [("k", {"tags": "1"}), *members, ("k", {"tags": "2"})]
+    ]
     path, target = rewritten(tmp_path, ("{\n  " + ",\n  ".join(texts) + "\n}").encode(), kind=kind)
     found = verified(path, target)
     assert between + 1 <= found.records <= between + 2
     if between == 40:
-        spoiled = target.read_bytes().replace(b'"caption": "1"', b'"caption": "3"').replace(b'"caption":"1"', b'"caption":"3"')
+        spoiled = (
+            target.read_bytes()
+            .replace(b'"caption": "1"', b'"caption": "3"')
+            .replace(b'"caption":"1"', b'"caption":"3"')
+        )
         assert spoiled != target.read_bytes()
         target.write_bytes(spoiled)
         with pytest.raises(DataError, match='the field "caption" is "3", expected "1"'):
@@ -334,7 +399,12 @@ def test_repeated_keys_are_verified(between, kind, tmp_path):
 def bad_records():
     """A source with records that cannot be merged, and the keys of those."""
     records = dict(RECORDS)
-    for i, bad in ((0, None), (5, {"caption": ["a"]}), (6, {"tags": 10**25}), (39, {"caption": {"\ud800": float("nan")}})):
+    for i, bad in (
+        (0, None),
+        (5, {"caption": ["a"]}),
+        (6, {"tags": 10**25}),
+        (39, {"caption": {"\ud800": float("nan")}}),
+    ):
         records[f"danbooru/{i}"] = bad
     return dumped(records)
 
@@ -357,7 +427,11 @@ def test_rejected_records_are_verified(kind, tmp_path):
         lambda lines: [lines[1], lines[0], *lines[2:]],
         lambda lines: [lines[0], lines[1].replace('["a"]', '["b"]'), *lines[2:]],
         lambda lines: [lines[0], lines[1].replace("danbooru/5", "danbooru/4"), *lines[2:]],
-        lambda lines: [*lines[:2], lines[2].replace("10000000000000000000000000", "1e25"), lines[3]],
+        lambda lines: [
+            *lines[:2],
+            lines[2].replace("10000000000000000000000000", "1e25"),
+            lines[3],
+        ],
         lambda _: [],
     ],
 )
@@ -385,14 +459,22 @@ def test_rejects_must_be_allowed(tmp_path):
 def test_passed_records_are_verified(tmp_path):
     """Records that an earlier run rewrote pass unchanged with --allow-rewritten, and are refused without."""
     merge = MergeOptions(allow_rewritten=True)
-    records = {"a": {"tags": "t", "caption": "c"}, "b": {"caption": "{{x}}\n\ny", "capmerge": "tc"}, "c": {"tags": "t"}}
+    records = {
+        "a": {"tags": "t", "caption": "c"},
+        "b": {"caption": "{{x}}\n\ny", "capmerge": "tc"},
+        "c": {"tags": "t"},
+    }
     path, target = rewritten(tmp_path, dumped(records), merge)
     found = verified(path, target, merge)
     assert (found.records, found.passed) == (3, 1)
     assert "rewritten before, and unchanged: 1" in found.text()
     with pytest.raises(DataError, match="rewritten already") as error:
         verified(path, target, MergeOptions())
-    assert (error.value.name, error.value.key, error.value.offset) == (str(path), "b", path.read_bytes().index(b'"b"'))
+    assert (error.value.name, error.value.key, error.value.offset) == (
+        str(path),
+        "b",
+        path.read_bytes().index(b'"b"'),
+    )
     target.write_bytes(target.read_bytes().replace(b"{{x}}", b"{{{{x}}}}"))
     with pytest.raises(DataError) as error:
         verified(path, target, merge)
@@ -527,11 +609,24 @@ def test_verify_finds_other_options(source):
 
 
 @pytest.mark.parametrize(
-    "change", ["missing line", "changed line", "extra line", "no file", "broken line", "other value", "no key", "no text"]
+    "change",
+    [
+        "missing line",
+        "changed line",
+        "extra line",
+        "no file",
+        "broken line",
+        "other value",
+        "no key",
+        "no text",
+    ],
 )
 def test_verify_reads_the_rejects(unmergeable, change):
     """A record missing in OUT must be whole in OUT.rejects.jsonl, else verify exits 1."""
-    out, rejects = unmergeable.with_name("out.json"), unmergeable.with_name("out.json.rejects.jsonl")
+    out, rejects = (
+        unmergeable.with_name("out.json"),
+        unmergeable.with_name("out.json.rejects.jsonl"),
+    )
     run("rewrite", unmergeable, "-o", out, "--on-error", "skip")
     lines = rejects.read_bytes().splitlines(keepends=True)
     match change:

@@ -8,7 +8,12 @@ from capmerge.files.npz import Npz
 
 def test_direct_way_equals_numpy(tmp_path):
     """What is read directly is what numpy reads: types, shapes and values; nothing of it went through numpy."""
-    contents = {"a": np.arange(6.0).reshape(2, 3), "b_4x5": np.float16(2), "c": np.zeros((0, 4), ">i2"), "d": np.array(["x", "yy"])}
+    contents = {
+        "a": np.arange(6.0).reshape(2, 3),
+        "b_4x5": np.float16(2),
+        "c": np.zeros((0, 4), ">i2"),
+        "d": np.array(["x", "yy"]),
+    }
     np.savez(tmp_path / "a.npz", **contents)
     with Npz(tmp_path / "a.npz") as found, np.load(tmp_path / "a.npz") as expected:
         assert list(found.names) == expected.files

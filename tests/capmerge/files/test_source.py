@@ -44,7 +44,15 @@ def gz_file(tmp_path):
     return path
 
 
-WINDOWS = [(0, 10), (0, 1 << 20), (0, 2 << 20), (5, 0), (1000, 1 << 19), ((1 << 20) - 3, 10), (1 << 20, 10)]
+WINDOWS = [
+    (0, 10),
+    (0, 1 << 20),
+    (0, 2 << 20),
+    (5, 0),
+    (1000, 1 << 19),
+    ((1 << 20) - 3, 10),
+    (1 << 20, 10),
+]
 
 
 @pytest.mark.parametrize("kind", ["file", "gz", "pipe", "bytes"])
@@ -52,9 +60,10 @@ def test_a_window_is_the_bytes_asked_for(kind, tmp_path):
     """Any source gives the bytes [start, start + size), fewer only at its end."""
     path = tmp_path / "x"
     path.write_bytes(gzip.compress(DATA, 1) if kind == "gz" else DATA)
-    source = {"pipe": lambda: StreamSource("p", Trickle(DATA)), "bytes": lambda: BytesSource("b", DATA, 0)}.get(
-        kind, lambda: open_source(str(path))
-    )()
+    source = {
+        "pipe": lambda: StreamSource("p", Trickle(DATA)),
+        "bytes": lambda: BytesSource("b", DATA, 0),
+    }.get(kind, lambda: open_source(str(path)))()
     for start, size in WINDOWS:
         assert source.window(start, size) == DATA[start : start + size]
     if kind != "bytes":
@@ -128,7 +137,10 @@ def test_broken_gzip(spoil, tmp_path):
     """Broken gzip data is an error of the source that says so and what checks it."""
     path = tmp_path / "m.json.gz"
     path.write_bytes(spoil(gzip.compress(DATA[:50_000] + b" " * 50_000)))
-    with open_source(str(path)) as source, pytest.raises(DataError, match=r"gzip data is broken.*gzip -t") as error:
+    with (
+        open_source(str(path)) as source,
+        pytest.raises(DataError, match=r"gzip data is broken.*gzip -t") as error,
+    ):
         source.window(0, 1 << 20)
     assert error.value.name == str(path)
     assert 0 <= error.value.offset <= path.stat().st_size
@@ -175,7 +187,9 @@ def test_sources_that_cannot_be_read(tmp_path):
         open_source(str(tmp_path))
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything"
+)
 def test_a_file_without_permission(plain_file):
     """A file that may not be read is a usage error."""
     plain_file.chmod(0)

@@ -93,7 +93,10 @@ def test_every_record_is_read_by_its_number(tmp_path, layout, records):
     index = build_index(path, tokens=False)
     assert repr(read_all(index)) == repr(records)
     for number in range(0, len(index), 37):
-        start, end = int(index.offset[number]), int(index.offset[number]) + int(index.length[number])
+        start, end = (
+            int(index.offset[number]),
+            int(index.offset[number]) + int(index.length[number]),
+        )
         key, record = list(records.items())[number]
         if layout == "jsonl":
             assert repr(json.loads(data[start:end])) == repr({"image_path": key, **record})
@@ -108,13 +111,25 @@ def test_columns_say_what_a_trainer_needs(tmp_path):
     index = build_index(write(tmp_path / "m.json", as_indent_2(records)))
     sd1, sd2 = load_tokenizer("sd1"), load_tokenizer("sd2")
     for number, record in enumerate(records.values()):
-        texts = [text for alternative in trained_alternatives(record) for text in alternative.texts] or [""]
+        texts = [
+            text for alternative in trained_alternatives(record) for text in alternative.texts
+        ] or [""]
         expected = [
             *record.get("train_resolution", [0, 0]),
             *(max(len(tokenizer.encode(text)) for text in texts) for tokenizer in (sd1, sd2)),
-            *(max(len(a1111(text, tokenizer).chunks) for text in texts) for tokenizer in (sd1, sd2)),
+            *(
+                max(len(a1111(text, tokenizer).chunks) for text in texts)
+                for tokenizer in (sd1, sd2)
+            ),
         ]
-        columns = (index.width, index.height, index.tokens_sd1, index.tokens_sd2, index.chunks_sd1, index.chunks_sd2)
+        columns = (
+            index.width,
+            index.height,
+            index.tokens_sd1,
+            index.tokens_sd2,
+            index.chunks_sd1,
+            index.chunks_sd2,
+        )
         assert [int(column[number]) for column in columns] == expected
     assert len(set(index.chunks_sd1.tolist())) > 1
     assert index.tokens_sd1.tolist() != index.tokens_sd2.tolist()
@@ -176,10 +191,21 @@ def test_records_without_size_are_counted(tmp_path):
 
 def test_of_repeated_keys_the_last_record_counts(tmp_path):
     """As json.load has it, near and far, in JSON and in JSON lines; records whose stems alone are equal all stay."""
-    first = {f"k/{number}": {"caption": f"first {number}", "capmerge": "c"} for number in range(3000)}
-    again = {f"k/{number}": {"caption": f"again {number}", "capmerge": "c"} for number in (0, 7, 2999)}
-    pictures = {name: {"caption": name, "capmerge": "c"} for name in ("k/1.png", "k/1.jpg", "./k/2")}
-    pairs = [*first.items(), *again.items(), ("k/7", {"caption": "third", "capmerge": "c"}), *pictures.items()]
+    first = {
+        f"k/{number}": {"caption": f"first {number}", "capmerge": "c"} for number in range(3000)
+    }
+    again = {
+        f"k/{number}": {"caption": f"again {number}", "capmerge": "c"} for number in (0, 7, 2999)
+    }
+    pictures = {
+        name: {"caption": name, "capmerge": "c"} for name in ("k/1.png", "k/1.jpg", "./k/2")
+    }
+    pairs = [
+        *first.items(),
+        *again.items(),
+        ("k/7", {"caption": "third", "capmerge": "c"}),
+        *pictures.items(),
+    ]
     members = ",\n  ".join(f"{json.dumps(key)}: {json.dumps(record)}" for key, record in pairs)
     lines = "\n".join(json.dumps({"image_path": key, **record}) for key, record in pairs)
     for name, text in (("m.json", "{\n  " + members + "\n}"), ("m.jsonl", lines)):
@@ -196,24 +222,47 @@ def test_of_repeated_keys_the_last_record_counts(tmp_path):
 @pytest.mark.parametrize("layout", ["indent=2", "compact", "jsonl"])
 def test_the_number_of_jobs_changes_nothing(tmp_path, layout):
     """One process and three write the same bytes."""
-    records = {f"{part}/{key}": record for part in range(3) for key, record in {**PLAIN, **NESTED}.items()}
+    records = {
+        f"{part}/{key}": record for part in range(3) for key, record in {**PLAIN, **NESTED}.items()
+    }
     path = write(tmp_path / "m.json", LAYOUTS[layout](records))
     assert path.stat().st_size > 3 << 20
     one = build_index(path, jobs=1).path.read_bytes()
     assert build_index(path, jobs=3).path.read_bytes() == one
 
 
-@pytest.mark.parametrize(("name", "source"), [("o.json", "m.json"), ("o.jsonl", "m.json"), ("o.json", "m.jsonl")])
+@pytest.mark.parametrize(
+    ("name", "source"), [("o.json", "m.json"), ("o.jsonl", "m.json"), ("o.json", "m.jsonl")]
+)
 def test_a_rewrite_writes_the_same_index(tmp_path, name, source):
     """`rewrite --index` gives byte for byte what `index OUT` gives, whatever was left out, and with repeated keys."""
-    records = {f"{part}/{key}": record for part in range(2) for key, record in make_records(2000, nested=True).items()}
+    records = {
+        f"{part}/{key}": record
+        for part in range(2)
+        for key, record in make_records(2000, nested=True).items()
+    }
     lists = {f"list/{number}": {"caption": ["no"], "tags": "x"} for number in range(3)}
-    text = as_jsonl({**records, **lists}) if source.endswith("l") else as_indent_2({**records, **lists})
+    text = (
+        as_jsonl({**records, **lists})
+        if source.endswith("l")
+        else as_indent_2({**records, **lists})
+    )
     if source.endswith("l"):
         text += as_jsonl({"0/danbooru/1000001": {"caption": "again", "tags": "tag, !"}})
     write(tmp_path / source, text)
     out = tmp_path / name
-    run("rewrite", tmp_path / source, "-o", out, "--on-error", "skip", "--index", "-j", "2", "--quiet")
+    run(
+        "rewrite",
+        tmp_path / source,
+        "-o",
+        out,
+        "--on-error",
+        "skip",
+        "--index",
+        "-j",
+        "2",
+        "--quiet",
+    )
     beside = index_path(out).read_bytes()
     assert open_index(out).repeated == (1 if source.endswith("l") else 0)
     run("index", out, "--force", "-j", "1", "--quiet")
@@ -240,7 +289,9 @@ def test_an_index_travels_to_other_processes(few):
     random.Random(1).shuffle(numbers)
     keys = list(FEW)
     with ThreadPoolExecutor(4) as threads:
-        assert list(threads.map(index.read, numbers)) == [(keys[number], FEW[keys[number]]) for number in numbers]
+        assert list(threads.map(index.read, numbers)) == [
+            (keys[number], FEW[keys[number]]) for number in numbers
+        ]
 
 
 @posix_only
@@ -250,7 +301,9 @@ def test_forked_processes_read_through_one_index(few):
     ends = []
     for _ in range(2):
         here, there = multiprocessing.get_context("fork").Pipe(duplex=False)
-        process = multiprocessing.get_context("fork").Process(target=lambda end=there: end.send([read_all(index) for _ in range(20)]))
+        process = multiprocessing.get_context("fork").Process(
+            target=lambda end=there: end.send([read_all(index) for _ in range(20)])
+        )
         process.start()
         ends.append((here, process))
     for here, process in ends:
@@ -305,7 +358,9 @@ def damage(path, how):
         "cut off": data[:-64],
         "other file": b"{}" * 100,
         "broken head": data[:20] + b"\xff" * 40 + data[60:],
-        "other version": data.replace(f'"version": {VERSION}'.encode(), f'"version": {VERSION + 1}'.encode(), 1),
+        "other version": data.replace(
+            f'"version": {VERSION}'.encode(), f'"version": {VERSION + 1}'.encode(), 1
+        ),
         "other kind": data.replace(KIND.encode(), b"X" * len(KIND), 1),
         "wrong places": data.replace(b'"rows": 12', b'"rows": 99', 1),
     }[how]
@@ -351,7 +406,10 @@ def test_an_index_without_tokens_says_so(few):
     assert index_path(few).stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize(("name", "data"), [("m.json", b"{}"), ("m.json", b" {\n}\n"), ("m.jsonl", b""), ("m.jsonl", b"\n")])
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("m.json", b"{}"), ("m.json", b" {\n}\n"), ("m.jsonl", b""), ("m.jsonl", b"\n")],
+)
 def test_no_records_are_an_index_too(tmp_path, name, data):
     """An empty object and an empty file of lines give an index of nothing."""
     path = write(tmp_path / name, data)
@@ -411,7 +469,11 @@ def test_gzip_and_pipes_have_no_offsets(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [(["-o", "-", "--index"], "Give -o OUT"), (["-o", "o.json.gz", "--index"], "does not end in .gz")]
+    ("options", "message"),
+    [
+        (["-o", "-", "--index"], "Give -o OUT"),
+        (["-o", "o.json.gz", "--index"], "does not end in .gz"),
+    ],
 )
 def test_a_rewrite_that_has_no_offsets_is_refused(tmp_path, options, message):
     """--index with standard output or gzip is an error before anything is written."""
@@ -439,7 +501,17 @@ def test_wrong_options_are_usage_errors(few, arguments, message):
 def test_the_help_names_every_option():
     """`capmerge index --help` and `rewrite --help` name what there is."""
     text = run("index", "--help", env={**os.environ, "COLUMNS": "200"}).out.decode()
-    options = ("FILE", "--latents", "--relist", "--allow-outside", "--no-tokens", "--jobs", "--force", "--quiet", "--max-record")
+    options = (
+        "FILE",
+        "--latents",
+        "--relist",
+        "--allow-outside",
+        "--no-tokens",
+        "--jobs",
+        "--force",
+        "--quiet",
+        "--max-record",
+    )
     assert [name for name in options if name not in text] == []
     assert "--index" in run("rewrite", "--help", env={**os.environ, "COLUMNS": "200"}).out.decode()
     assert "index" in run("--help").out.decode()
@@ -466,7 +538,10 @@ def test_a_second_run_waits_for_the_first(few):
 def test_two_commands_at_once_share_one_index(tmp_path):
     """Both end well, with one whole index and nothing beside it."""
     path = write(tmp_path / "m.json", as_indent_2(PLAIN))
-    both = [subprocess.Popen([*COMMAND, "index", path, "-j", "1"], stdout=subprocess.PIPE) for _ in range(2)]
+    both = [
+        subprocess.Popen([*COMMAND, "index", path, "-j", "1"], stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
     said = [process.communicate(timeout=HANG_SECONDS)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert all(b"records" in text for text in said)
@@ -477,7 +552,12 @@ def test_two_commands_at_once_share_one_index(tmp_path):
 @posix_only
 def test_a_killed_run_leaves_no_half_index(tmp_path):
     """After kill -9 there is no index; the next run builds it and clears up."""
-    path = write(tmp_path / "m.json", as_indent_2({f"{part}/{key}": record for part in range(3) for key, record in PLAIN.items()}))
+    path = write(
+        tmp_path / "m.json",
+        as_indent_2(
+            {f"{part}/{key}": record for part in range(3) for key, record in PLAIN.items()}
+        ),
+    )
     process = subprocess.Popen([*COMMAND, "index", path, "-j", "1"])
     assert wait_until(lambda: temporary_files(tmp_path))
     process.send_signal(signal.SIGKILL)
@@ -501,7 +581,12 @@ def test_an_error_leaves_the_older_index(few):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_reading_takes_little_memory_of_ones_own(tmp_path):
     """A process that reads at random has less than 50 MB to itself."""
-    path = write(tmp_path / "m.json", as_indent_2({f"{part}/{key}": record for part in range(4) for key, record in PLAIN.items()}))
+    path = write(
+        tmp_path / "m.json",
+        as_indent_2(
+            {f"{part}/{key}": record for part in range(4) for key, record in PLAIN.items()}
+        ),
+    )
     build_index(path, tokens=False)
     code = (
         "import random, sys, pathlib\nfrom capmerge.index.reader import open_index\n"
@@ -509,5 +594,7 @@ def test_reading_takes_little_memory_of_ones_own(tmp_path):
         "for _ in range(2000): index.read(random.randrange(len(index)))\n"
         "print(sum(int(l.split()[1]) for l in open('/proc/self/smaps_rollup') if l.startswith('Private')))"
     )
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, check=True, timeout=HANG_SECONDS)
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, check=True, timeout=HANG_SECONDS
+    )
     assert int(done.stdout) * 1024 < 50e6

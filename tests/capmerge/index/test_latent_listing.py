@@ -17,7 +17,9 @@ from capmerge.index.latent_listing import ensure_listing, listing_path
 from capmerge.index.latent_names import ABOVE, ABSOLUTE, INSIDE, stem_of
 
 SD, SDXL = ("_sd", "_sdxl"), ("_sdxl",)
-needs_links = pytest.mark.skipif(sys.platform == "win32", reason="links need a right of their own there")
+needs_links = pytest.mark.skipif(
+    sys.platform == "win32", reason="links need a right of their own there"
+)
 
 
 def index_of(folder, keys, **fields):
@@ -41,7 +43,12 @@ def found(index, listing, suffixes=SD, **options):
     for number in range(len(index)):
         key, _ = index.read(number)
         path = listing.file_of(number, key, suffixes, **options)
-        names[key] = path and (path.relative_to(listing.folder) if path.is_relative_to(listing.folder) else path).as_posix()
+        names[key] = (
+            path
+            and (
+                path.relative_to(listing.folder) if path.is_relative_to(listing.folder) else path
+            ).as_posix()
+        )
     return names
 
 
@@ -62,10 +69,25 @@ def latents(tmp_path):
         (["a.npz"], "a.npz", "a.npz"),
         (["a_0512x0768_sd.npz"], "a_0512x0768_sd.npz", None),
         (["a_0512x0768_sdxl.npz"], "a_0512x0768_sdxl.npz", "a_0512x0768_sdxl.npz"),
-        (["a_0512x0768_sd.npz", "a_0640x0480_sdxl.npz"], "a_0512x0768_sd.npz", "a_0640x0480_sdxl.npz"),
+        (
+            ["a_0512x0768_sd.npz", "a_0640x0480_sdxl.npz"],
+            "a_0512x0768_sd.npz",
+            "a_0640x0480_sdxl.npz",
+        ),
         (["a.npz", "a_0512x0768_sd.npz", "a_0512x0768_sdxl.npz"], "a.npz", "a.npz"),
         (["a_0064x12345_sd.npz"], "a_0064x12345_sd.npz", None),
-        (["a_64x64_sd.npz", "a_012345x0064_sd.npz", "a_0064x0064_sd3.npz", "a_0064x0064.npz", "b.npz", "a.npy"], None, None),
+        (
+            [
+                "a_64x64_sd.npz",
+                "a_012345x0064_sd.npz",
+                "a_0064x0064_sd3.npz",
+                "a_0064x0064.npz",
+                "b.npz",
+                "a.npy",
+            ],
+            None,
+            None,
+        ),
         (["a_te_outputs.npz", "a_flip.npz", "A.npz", "sub/a.npz"], None, None),
         ([], None, None),
     ],
@@ -125,7 +147,10 @@ def test_a_key_that_looks_like_a_size_is_not_mixed_up(tmp_path, latents):
     """Files of a record whose name ends in a size belong to it alone, though the name could be read as another's latents."""
     index = index_of(tmp_path, ["a", "a_0512x0512_sd"])
     touch(latents, "a_0512x0512_sd_0064x0064_sd.npz")
-    assert found(index, ensure_listing(index, latents)) == {"a": None, "a_0512x0512_sd": "a_0512x0512_sd_0064x0064_sd.npz"}
+    assert found(index, ensure_listing(index, latents)) == {
+        "a": None,
+        "a_0512x0512_sd": "a_0512x0512_sd_0064x0064_sd.npz",
+    }
 
 
 def test_pictures_of_one_stem_share_their_latents(tmp_path, latents):
@@ -138,11 +163,26 @@ def test_pictures_of_one_stem_share_their_latents(tmp_path, latents):
 def test_of_several_sizes_one_is_chosen(tmp_path, latents):
     """That of the record's image_size; else the newest file; else the largest; whatever order the folder is listed in."""
     sizes = [(64, 128), (128, 64), (640, 480), (64, 64)]
-    index = index_of(tmp_path, ["own", "new", "large"], own={"image_size": [64, 128]}, new={"image_size": [1, [2]]})
-    touch(latents, *(f"{key}_{w:04d}x{h:04d}_sd.npz" for key in ("own", "new", "large") for w, h in sizes))
+    index = index_of(
+        tmp_path,
+        ["own", "new", "large"],
+        own={"image_size": [64, 128]},
+        new={"image_size": [1, [2]]},
+    )
+    touch(
+        latents,
+        *(f"{key}_{w:04d}x{h:04d}_sd.npz" for key in ("own", "new", "large") for w, h in sizes),
+    )
     for path in latents.iterdir():
-        os.utime(path, (1000, 2000 if path.name in ("new_0128x0064_sd.npz", "own_0640x0480_sd.npz") else 1000))
-    expected = {"own": "own_0064x0128_sd.npz", "new": "new_0128x0064_sd.npz", "large": "large_0640x0480_sd.npz"}
+        os.utime(
+            path,
+            (1000, 2000 if path.name in ("new_0128x0064_sd.npz", "own_0640x0480_sd.npz") else 1000),
+        )
+    expected = {
+        "own": "own_0064x0128_sd.npz",
+        "new": "new_0128x0064_sd.npz",
+        "large": "large_0640x0480_sd.npz",
+    }
     assert found(index, ensure_listing(index, latents)) == expected
 
 
@@ -151,8 +191,15 @@ def test_many_files_are_matched_in_parts(tmp_path, latents, monkeypatch):
     rng = random.Random(2)
     keys = [f"{number % 7}/{number}" for number in range(400)]
     index = index_of(tmp_path, keys)
-    files = {key: rng.choice([None, ".npz", "_0064x0032_sd.npz", "_0032x0064_sdxl.npz"]) for key in keys}
-    touch(latents, *(key + ending for key, ending in files.items() if ending), "0/0_0008x0008_sd.npz", "0/0_0016x0016_sd.npz")
+    files = {
+        key: rng.choice([None, ".npz", "_0064x0032_sd.npz", "_0032x0064_sdxl.npz"]) for key in keys
+    }
+    touch(
+        latents,
+        *(key + ending for key, ending in files.items() if ending),
+        "0/0_0008x0008_sd.npz",
+        "0/0_0016x0016_sd.npz",
+    )
     files["0/0"] = ".npz" if files["0/0"] == ".npz" else None
     whole = ensure_listing(index, latents).path.read_bytes()
     monkeypatch.setattr(listing_search, "_FILES_AT_ONCE", 8)
@@ -202,8 +249,16 @@ def test_a_key_cannot_leave_the_folder_unless_allowed(tmp_path, latents):
     assert (listing.found, listing.unlisted, listing.outside) == (1, 4, False)
     allowed = ensure_listing(index, latents, allow_outside=True)
     assert (allowed.found, allowed.unlisted, allowed.outside) == (3, 2, True)
-    paths = [allowed.file_of(number, key, SD, allow_outside=True) for number, key in enumerate(keys)]
-    assert [path and path.resolve() for path in paths] == [outside / "a_0064x0064_sd.npz", other / "b.npz", None, latents / "d.npz", None]
+    paths = [
+        allowed.file_of(number, key, SD, allow_outside=True) for number, key in enumerate(keys)
+    ]
+    assert [path and path.resolve() for path in paths] == [
+        outside / "a_0064x0064_sd.npz",
+        other / "b.npz",
+        None,
+        latents / "d.npz",
+        None,
+    ]
     with pytest.raises(CapmergeError, match="allow_outside"):
         allowed.file_of(0, keys[0], SD)
     before = allowed.path.stat().st_mtime_ns
@@ -227,8 +282,13 @@ def test_a_link_cannot_leave_the_folder_unless_allowed(tmp_path, latents):
     for number in (0, 1):
         with pytest.raises(CapmergeError, match=r"outside.*allow_outside"):
             listing.file_of(number, keys[number], SD)
-        assert listing.file_of(number, keys[number], SD, allow_outside=True) == latents / f"{keys[number]}.npz"
-    assert [listing.file_of(number, keys[number], SD) for number in (2, 3, 4)] == [latents / f"{key}.npz" for key in keys[2:]]
+        assert (
+            listing.file_of(number, keys[number], SD, allow_outside=True)
+            == latents / f"{keys[number]}.npz"
+        )
+    assert [listing.file_of(number, keys[number], SD) for number in (2, 3, 4)] == [
+        latents / f"{key}.npz" for key in keys[2:]
+    ]
 
 
 @needs_links
@@ -238,7 +298,12 @@ def test_links_in_circles_are_walked_once(latents):
     (latents / "a" / "up").symlink_to(latents)
     (latents / "a" / "to_b").symlink_to(latents / "b")
     (latents / "b" / "to_a").symlink_to(latents / "a")
-    assert sorted(prefix + name for prefix, name in listing_search.iter_latents(str(latents))) == ["a/a", "a/to_b/b", "b/b", "b/to_a/a"]
+    assert sorted(prefix + name for prefix, name in listing_search.iter_latents(str(latents))) == [
+        "a/a",
+        "a/to_b/b",
+        "b/b",
+        "b/to_a/a",
+    ]
 
 
 @needs_links
@@ -249,7 +314,10 @@ def test_a_folder_is_found_under_both_its_names(tmp_path, latents):
     index = index_of(tmp_path, keys)
     touch(latents, "a.npz", "b.npz")
     listing = ensure_listing(index, tmp_path / "link")
-    assert [listing.file_of(number, key, SD) for number, key in enumerate(keys)] == [tmp_path / "link" / "a.npz", latents / "b.npz"]
+    assert [listing.file_of(number, key, SD) for number, key in enumerate(keys)] == [
+        tmp_path / "link" / "a.npz",
+        latents / "b.npz",
+    ]
 
 
 # --- when it is made -------------------------------------------------------------------------------------------------------
@@ -271,7 +339,11 @@ def test_a_listing_is_kept_until_asked_for_anew(tmp_path, latents):
     assert listing_path(index, latents) != listing_path(index, tmp_path / "empty")
     touch(latents, "c.npz")
     changed = index_of(tmp_path, ["c", "a", "d"])
-    assert found(changed, ensure_listing(changed, latents)) == {"c": "c.npz", "a": "a.npz", "d": None}
+    assert found(changed, ensure_listing(changed, latents)) == {
+        "c": "c.npz",
+        "a": "a.npz",
+        "d": None,
+    }
 
 
 def test_a_broken_listing_is_made_anew(tmp_path, latents):
@@ -317,7 +389,9 @@ def test_the_command_lists_folders(tmp_path, latents):
     index = index_of(tmp_path, ["a", "../b", "c"])
     (tmp_path / "more").mkdir()
     touch(latents, "a.npz")
-    said = run("index", index.metadata, "--latents", latents, "--latents", tmp_path / "more").out.decode()
+    said = run(
+        "index", index.metadata, "--latents", latents, "--latents", tmp_path / "more"
+    ).out.decode()
     assert f"1 of 3 records have a file in {latents}" in said
     assert f"0 of 3 records have a file in {tmp_path / 'more'}" in said
     assert "--allow-outside" in said
@@ -325,7 +399,9 @@ def test_the_command_lists_folders(tmp_path, latents):
     touch(latents, "c.npz")
     touch(tmp_path, "b.npz")
     assert ensure_listing(again, latents).found == 1
-    said = run("index", index.metadata, "--latents", latents, "--relist", "--allow-outside").out.decode()
+    said = run(
+        "index", index.metadata, "--latents", latents, "--relist", "--allow-outside"
+    ).out.decode()
     assert "3 of 3" in said
     assert ensure_listing(again, Path(latents)).found == 3
     assert run("index", index.metadata, "--latents", latents, "--quiet").out == b""

@@ -57,15 +57,23 @@ def test_any_layout_is_read(layout, block_bytes, monkeypatch):
 def test_jsonl_is_read(line_break, end, block_bytes, monkeypatch):
     """Lines of JSONL, blank ones between them, hold every record in order."""
     small(monkeypatch, block_bytes)
-    lines = [json.dumps({"image_path": key, **record}, ensure_ascii=len(key) % 2 == 0) for key, record in RECORDS.items()]
+    lines = [
+        json.dumps({"image_path": key, **record}, ensure_ascii=len(key) % 2 == 0)
+        for key, record in RECORDS.items()
+    ]
     data = (line_break.join(lines) + end).encode()
     assert read_layout(Watched(data)).kind == "jsonl"
     assert repr(pairs_of(data)) == repr(list(RECORDS.items()))
 
 
 HOSTILE = st.recursive(
-    st.sampled_from(['},"', '},\n  "', '":{', ": {", "}", "{", '"', "\\", ",", "x" * 30, "é😀", 1, None]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(['"},"', "},", ":{", "", "k", "\\"]), inner, max_size=3),
+    st.sampled_from(
+        ['},"', '},\n  "', '":{', ": {", "}", "{", '"', "\\", ",", "x" * 30, "é😀", 1, None]
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(['"},"', "},", ":{", "", "k", "\\"]), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -87,7 +95,10 @@ MEMBERS = st.dictionaries(
 @settings(max_examples=300, deadline=None)
 def test_no_text_deceives_the_cuts(members, indent, separators, block_bytes, piece_bytes):
     """Whatever keys and texts look like, every record comes out whole."""
-    texts = [json.dumps({key: record}, indent=indent, separators=separators)[1:-1].rstrip("\n") for key, record in members.items()]
+    texts = [
+        json.dumps({key: record}, indent=indent, separators=separators)[1:-1].rstrip("\n")
+        for key, record in members.items()
+    ]
     data = ("{" + separators[0].join(texts) + "}").encode()
     with pytest.MonkeyPatch.context() as patch:
         small(patch, block_bytes, piece_bytes)
@@ -109,7 +120,10 @@ def test_cuts_depend_on_the_bytes_alone(layout, block_bytes, monkeypatch):
     data = LAYOUTS[layout]
 
     def cuts(source):
-        return [(piece.start, len(piece.data), piece.last) for piece in iter_source(source, read_layout(source))]
+        return [
+            (piece.start, len(piece.data), piece.last)
+            for piece in iter_source(source, read_layout(source))
+        ]
 
     found = cuts(Watched(data))
     assert found == cuts(StreamSource("m.json", Trickle(data)))
@@ -123,7 +137,10 @@ def test_plain_files_are_cut_by_sight(indent, line_break, monkeypatch):
     """Where no record holds an object, no cut needs a parser, and pieces are near the size asked for."""
     small(monkeypatch, 4096, 1024, (1024,))
     monkeypatch.setattr(blocks, "walk", None)
-    flat = {key: {name: value for name, value in record.items() if not isinstance(value, dict)} for key, record in RECORDS.items()}
+    flat = {
+        key: {name: value for name, value in record.items() if not isinstance(value, dict)}
+        for key, record in RECORDS.items()
+    }
     data = json.dumps(flat, indent=indent).encode().replace(b"\n", line_break)
     source = Watched(data)
     pieces = list(iter_source(source, read_layout(source)))
@@ -198,7 +215,12 @@ LONG = '"long": {"caption": "' + "x" * 3000 + '"}'
         # truncated
         (f'{{%{K}, "b": {{"caption": "tw', "END", "b", "the file ends inside a record."),
         (f'{{%{K}, "b": {{"caption": "two"', "END", "b", "the file ends inside a record."),
-        (f'{{%{K}, "b": {{"caption": "two"}}', "END", "b", "the file ends before its top-level object does"),
+        (
+            f'{{%{K}, "b": {{"caption": "two"}}',
+            "END",
+            "b",
+            "the file ends before its top-level object does",
+        ),
         (f'{{%{K}, "b": ', "END", "b", "the file ends inside a record."),
         (f'{{%{K}, "b"', "END", "b", "the file ends before its top-level object does"),
         (f'{{%{K}, "b', "END", None, "the file ends inside a record."),
@@ -209,25 +231,70 @@ LONG = '"long": {"caption": "' + "x" * 3000 + '"}'
         (f'{{%{K}, "b": {{"caption": §x}}, "c": {{}}}}', "§", "b", 'found "§"'),
         (f'{{%{K}, "b": {{"caption": "x" § "tags": "t"}}, "c": {{}}}}', "§", "b", 'found "§"'),
         (f'{{%{K}, §, "c": {{}}}}', "§", None, 'found "§", expected the quoted key of a record.'),
-        (f'{{%{K} §, "c": {{}}}}', "§", "key 1", 'found "§", expected a comma or } after the record.'),
-        (f'{{%{K}, "b": {{"caption": "x\n"}}, "c": {{}}}}', "\n", "b", 'found "\\n" inside a string'),
-        (f'{{%{K}, "b": {{"caption": "x\0"}}, "c": {{}}}}', "\0", "b", 'found "\\u0000" inside a string'),
+        (
+            f'{{%{K} §, "c": {{}}}}',
+            "§",
+            "key 1",
+            'found "§", expected a comma or } after the record.',
+        ),
+        (
+            f'{{%{K}, "b": {{"caption": "x\n"}}, "c": {{}}}}',
+            "\n",
+            "b",
+            'found "\\n" inside a string',
+        ),
+        (
+            f'{{%{K}, "b": {{"caption": "x\0"}}, "c": {{}}}}',
+            "\0",
+            "b",
+            'found "\\u0000" inside a string',
+        ),
         (f'{{%{K}, "b": {{"a": "x", "b": §1}}, "c": {{}}}}', "§", "b", 'found "§"'),
         # trailing comma, missing comma, colon and brace
         (f"{{%{K}, }}", "}", None, "found } after a comma, expected the quoted key of a record."),
         (f"{{%{K},\n}}\n", "\n}", None, "found } after a comma"),
-        (f'{{%{K} "b": {{}}}}', ' "b"', "key 1", 'found "\\"", expected a comma or } after the record.'),
-        (f'{{%{K}, "b" {{"q": 1}}, "c": {{}}}}', '{"q"', "b", 'found "{", expected a colon after the key.'),
-        (f'{{%{K}, "b": {{"caption": "x", "c": {{}}}}', "END", "b", "the file ends before its top-level object does"),
+        (
+            f'{{%{K} "b": {{}}}}',
+            ' "b"',
+            "key 1",
+            'found "\\"", expected a comma or } after the record.',
+        ),
+        (
+            f'{{%{K}, "b" {{"q": 1}}, "c": {{}}}}',
+            '{"q"',
+            "b",
+            'found "{", expected a colon after the key.',
+        ),
+        (
+            f'{{%{K}, "b": {{"caption": "x", "c": {{}}}}',
+            "END",
+            "b",
+            "the file ends before its top-level object does",
+        ),
         (f'{{%{K}, "b": {{"tags": "t" "caption": "c"}}}}', ' "caption": "c"', "b", 'found "\\""'),
         # text after the end
-        (f"{{%{K}}} §", "§", None, 'found "§" after the end of the top-level object, expected the end of the file.'),
+        (
+            f"{{%{K}}} §",
+            "§",
+            None,
+            'found "§" after the end of the top-level object, expected the end of the file.',
+        ),
         (f"{{%{K}}}, {{}}", ", {}", None, 'found "," after the end'),
         (f"{{%{K}}}}}", "}}", None, 'found "}" after the end'),
         (f"{{%{K}}}\n{{}}", "{}", None, 'found "{" after the end'),
         # what Python's own parser cannot read
-        (f'{{%{K}, "b": {{"n": {"9" * 5000}}}}}', '"n"', "b", "found a number that Python's json does not read"),
-        (f'{{%{K}, "b": {{"n": {"[" * 5000}}}}}', '"n"', "b", "the record is nested deeper than a JSON parser follows."),
+        (
+            f'{{%{K}, "b": {{"n": {"9" * 5000}}}}}',
+            '"n"',
+            "b",
+            "found a number that Python's json does not read",
+        ),
+        (
+            f'{{%{K}, "b": {{"n": {"[" * 5000}}}}}',
+            '"n"',
+            "b",
+            "the record is nested deeper than a JSON parser follows.",
+        ),
     ],
 )
 def test_broken_files_are_refused_at_their_place(text, at, key, phrase, before, monkeypatch):
@@ -289,7 +356,14 @@ def test_files_of_another_kind_are_refused(data, offset, phrase):
     assert error.value.next_step
 
 
-@pytest.mark.parametrize("data", [b" " * 70_000 + b'{"a": {}}', b"{" + b"\n" * 70_000 + b'"a": 1, }', b"{" + b" " * 70_000 + b"}"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b" " * 70_000 + b'{"a": {}}',
+        b"{" + b"\n" * 70_000 + b'"a": 1, }',
+        b"{" + b" " * 70_000 + b"}",
+    ],
+)
 def test_long_white_space_at_the_start(data, monkeypatch):
     """White space before the first record may be of any length."""
     monkeypatch.setattr(blocks, "_guessed_block", lambda *_: None)
@@ -303,7 +377,11 @@ def test_long_white_space_at_the_start(data, monkeypatch):
     [
         ('{"image_path": "a"}\n{"image_path": "b"\n', None, "record"),
         ('{"image_path": "a"}\n{"image_path": "b"} §\n', "§", 'found "§" behind a value'),
-        ('{"image_path": "a"}\n{"image_path": "b"}{"image_path": "c"}\n', '{"image_path": "c"}', "behind a value"),
+        (
+            '{"image_path": "a"}\n{"image_path": "b"}{"image_path": "c"}\n',
+            '{"image_path": "c"}',
+            "behind a value",
+        ),
         ('{"image_path": "a"}\n§\n{"image_path": "b"}', "§", 'found "§"'),
         ('{"image_path": "a"}\n{\n"image_path": "b"}', None, ""),
         ('{"image_path": "a"}\n{"image_path": "b", "caption": §}\n', "§", 'found "§"'),
@@ -325,7 +403,9 @@ def test_broken_lines_of_jsonl_are_refused(text, at, phrase, lines_before, monke
 
 def test_a_line_cut_short_is_not_the_end_of_the_file():
     """A line that ends inside its record in the middle of a JSONL file is told as such."""
-    error = error_of(b'{"image_path": "a"}\n{"image_path": "b", "caption": "tw\n{"image_path": "c"}\n')
+    error = error_of(
+        b'{"image_path": "a"}\n{"image_path": "b", "caption": "tw\n{"image_path": "c"}\n'
+    )
     assert "the line ends" in error.problem
 
 
@@ -334,7 +414,10 @@ def test_a_line_cut_short_is_not_the_end_of_the_file():
     [
         (b'{"image_path": "a"}', "jsonl"),
         (b'{"image_path": "a"}\n', "jsonl"),
-        (b'\xef\xbb\xbf\n\n \t{"caption": "c", "image_path": "a"} \r\n{"image_path": "b"}', "jsonl"),
+        (
+            b'\xef\xbb\xbf\n\n \t{"caption": "c", "image_path": "a"} \r\n{"image_path": "b"}',
+            "jsonl",
+        ),
         (b'{"n": {"image_path": "x"}, "image_path": "a"}\nbroken', "jsonl"),
         (b'{"image_path": 1}', "json"),
         (b'{"image_path": {"image_path": "a"}}', "json"),
@@ -372,7 +455,13 @@ def test_too_long_records_are_refused(kind, block_bytes, monkeypatch):
     assert error.key in (None, "k900")
     assert "--max-record" in error.next_step
     source = Watched(data)
-    assert sum(len(piece.records.pairs) for piece in iter_source(source, read_layout(source, len(longest)))) == 3
+    assert (
+        sum(
+            len(piece.records.pairs)
+            for piece in iter_source(source, read_layout(source, len(longest)))
+        )
+        == 3
+    )
 
 
 def test_an_endless_record_is_not_read_to_its_end(monkeypatch):
@@ -439,8 +528,13 @@ def test_pieces_of_a_block_join_to_it(monkeypatch):
     data = INDENTED[block.start : block.end]
     pieces = list(iter_pieces(data, layout, block))
     assert len(pieces) > 5
-    assert [bytes(piece) for _, piece, _ in pieces] == [data[start : start + len(piece)] for start, piece, _ in pieces]
-    assert all(set(data[a + len(piece) : b]) <= set(b" ,\n") for (a, piece, _), (b, _, _) in itertools.pairwise(pieces))
+    assert [bytes(piece) for _, piece, _ in pieces] == [
+        data[start : start + len(piece)] for start, piece, _ in pieces
+    ]
+    assert all(
+        set(data[a + len(piece) : b]) <= set(b" ,\n")
+        for (a, piece, _), (b, _, _) in itertools.pairwise(pieces)
+    )
     walked = walked_block(Watched(INDENTED), layout, layout.first)
     assert walked.walked
     assert isinstance(walked, Block)

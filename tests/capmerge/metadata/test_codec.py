@@ -10,11 +10,26 @@ from capmerge.captions.templates import MergeOptions
 from capmerge.files.source import BytesSource
 from capmerge.metadata import blocks
 from capmerge.metadata.blocks import read_layout
-from capmerge.metadata.codec import NotJsonError, Records, Stray, decode, encode, iter_pairs, iter_source, place_of, to_json
+from capmerge.metadata.codec import (
+    NotJsonError,
+    Records,
+    Stray,
+    decode,
+    encode,
+    iter_pairs,
+    iter_source,
+    place_of,
+    to_json,
+)
 
-TEXT = st.text(st.sampled_from('ab"\\/{},: \n\r\t\x00\x1f\x7f\u2028😀\ud800\udfff') | st.characters(), max_size=8)
+TEXT = st.text(
+    st.sampled_from('ab"\\/{},: \n\r\t\x00\x1f\x7f\u2028😀\ud800\udfff') | st.characters(),
+    max_size=8,
+)
 NUMBERS = (
-    st.integers(-(2**70), 2**70) | st.floats() | st.sampled_from([-0.0, 1e300, 5e-324, 2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1])
+    st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.sampled_from([-0.0, 1e300, 5e-324, 2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1])
 )
 VALUES = st.recursive(
     st.none() | st.booleans() | NUMBERS | TEXT,
@@ -22,7 +37,11 @@ VALUES = st.recursive(
     max_leaves=8,
 )
 TAMED = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.sampled_from([0.5, -0.0, 1.25, 1000.0]) | TEXT,
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.sampled_from([0.5, -0.0, 1.25, 1000.0])
+    | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=8,
 )
@@ -43,7 +62,9 @@ def written(data, kind="json"):
     """The bytes of a whole source, decoded piece by piece and encoded again, with the output's braces around."""
     source = BytesSource("s", data, 0)
     layout = read_layout(source)
-    bodies = [bytes(encode(piece.records, kind)) for piece in iter_source(source, layout, keep=True)]
+    bodies = [
+        bytes(encode(piece.records, kind)) for piece in iter_source(source, layout, keep=True)
+    ]
     bodies = [body for body in bodies if body]
     if kind == "jsonl":
         return b"".join(body + b"\n" for body in bodies)
@@ -62,23 +83,79 @@ def _small_pieces(monkeypatch):
     monkeypatch.setattr(blocks, "PIECE_BYTES", 128)
 
 
-@given(st.dictionaries(TEXT, st.dictionaries(TEXT, VALUES, max_size=3), max_size=5), st.booleans(), st.sampled_from([None, 0, 2, "\t"]))
+@given(
+    st.dictionaries(TEXT, st.dictionaries(TEXT, VALUES, max_size=3), max_size=5),
+    st.booleans(),
+    st.sampled_from([None, 0, 2, "\t"]),
+)
 @settings(max_examples=300, deadline=None)
 def test_nothing_is_lost(records, ascii_only, indent):
     """Any object that Python's json can write comes back as json.load reads it."""
-    source = json.dumps(records, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass" if ascii_only else "replace")
+    source = json.dumps(records, indent=indent, ensure_ascii=ascii_only).encode(
+        "utf-8", "surrogatepass" if ascii_only else "replace"
+    )
     assert read(written(source)) == read(source)
 
 
 @pytest.mark.parametrize(
     "value",
     [
-        *("9223372036854775807", "9223372036854775808", "18446744073709551615", "18446744073709551616", "9" * 400),
-        *("-9223372036854775808", "-9223372036854775809", "123456789012345678901234567890", "-123456789012345678901234567890"),
-        *("-0", "-0.0", "0.0", "1.0", "0.1", "1e16", "123456789.0e3", "12345678901234567890.5", "179769313486231570000000000000000000000"),
-        *("1e300", "1E+300", "1e-300", "5e-324", "1e-400", "2.2250738585072011e-308", "1e400", "-1e400", "NaN", "Infinity", "-Infinity"),
-        *("true", "null", '""', "[]", "{}", "[1, 1.0, true, null]", '{"": {"": [[], [[]], {}]}}', '{"a": 1, "a": 2.0}'),
-        *(r'"\ud800"', r'"\udfff\ud800"', r'"a\ud83d b"', r'"\ud83d\ude00"', '"😀"', r'"\\ud800"', r'{"\ud800": 1, "b": 2}'),
+        *(
+            "9223372036854775807",
+            "9223372036854775808",
+            "18446744073709551615",
+            "18446744073709551616",
+            "9" * 400,
+        ),
+        *(
+            "-9223372036854775808",
+            "-9223372036854775809",
+            "123456789012345678901234567890",
+            "-123456789012345678901234567890",
+        ),
+        *(
+            "-0",
+            "-0.0",
+            "0.0",
+            "1.0",
+            "0.1",
+            "1e16",
+            "123456789.0e3",
+            "12345678901234567890.5",
+            "179769313486231570000000000000000000000",
+        ),
+        *(
+            "1e300",
+            "1E+300",
+            "1e-300",
+            "5e-324",
+            "1e-400",
+            "2.2250738585072011e-308",
+            "1e400",
+            "-1e400",
+            "NaN",
+            "Infinity",
+            "-Infinity",
+        ),
+        *(
+            "true",
+            "null",
+            '""',
+            "[]",
+            "{}",
+            "[1, 1.0, true, null]",
+            '{"": {"": [[], [[]], {}]}}',
+            '{"a": 1, "a": 2.0}',
+        ),
+        *(
+            r'"\ud800"',
+            r'"\udfff\ud800"',
+            r'"a\ud83d b"',
+            r'"\ud83d\ude00"',
+            '"😀"',
+            r'"\\ud800"',
+            r'{"\ud800": 1, "b": 2}',
+        ),
         *(r'"\u0000\u001f\u007f"', '"\x7f"', r'"\u2028\u2029"', r'"\/"', r'"C:\\new\\x"'),
     ],
 )
@@ -118,7 +195,16 @@ def test_a_repeated_key_reads_back_as_in_the_source(between, odd):
 @pytest.mark.parametrize("depth", [10, 200, 254, 300])
 def test_nested_values(depth):
     """Values nested deeper than orjson writes are kept."""
-    source = '{"k": {"a": ' + "[" * depth + "]" * depth + ', "b": ' + '{"x":' * depth + "1.5" + "}" * depth + "}}"
+    source = (
+        '{"k": {"a": '
+        + "[" * depth
+        + "]" * depth
+        + ', "b": '
+        + '{"x":' * depth
+        + "1.5"
+        + "}" * depth
+        + "}}"
+    )
     assert read(written(source.encode())) == read(source)
 
 
@@ -154,7 +240,10 @@ def test_jsonl_lines(odd):
     source = f'{{"b/\\u00e9": {{"caption": "x\\ny\\u2028"{odd}}}, "a": {{}}}}'.encode()
     lines = written(source, "jsonl").decode().split("\n")
     assert lines[2] == ""
-    assert [list(json.loads(line)) for line in lines[:2]] == [["image_path", "caption", *(["n"] if odd else [])], ["image_path"]]
+    assert [list(json.loads(line)) for line in lines[:2]] == [
+        ["image_path", "caption", *(["n"] if odd else [])],
+        ["image_path"],
+    ]
     found = {record.pop("image_path"): record for record in map(json.loads, lines[:2])}
     assert repr(found) == read(source)
     assert "é" in lines[0]
@@ -162,10 +251,10 @@ def test_jsonl_lines(odd):
 
 def test_jsonl_to_json():
     """A line's image_path becomes the key and leaves the record; blank lines, CRLF and spaces around are nothing."""
-    source = (
-        b'\n{"caption": "c", "image_path": "a", "x": 1}\r\n\n \t{"image_path": "b"} \r\n\r\n{"image_path": "a", "y": 18446744073709551616}'
+    source = b'\n{"caption": "c", "image_path": "a", "x": 1}\r\n\n \t{"image_path": "b"} \r\n\r\n{"image_path": "a", "y": 18446744073709551616}'
+    assert read(written(source)) == read(
+        b'{"a": {"caption": "c", "x": 1}, "b": {}, "a": {"y": 18446744073709551616}}'
     )
-    assert read(written(source)) == read(b'{"a": {"caption": "c", "x": 1}, "b": {}, "a": {"y": 18446744073709551616}}')
     keys = [pair[0] for _, _, pair in iter_pairs(_Kept(source), read_layout(_Kept(source)))]
     assert keys == ["a", "b", "a"]
 
@@ -193,8 +282,23 @@ def test_a_line_that_is_no_record(line, problem):
 @pytest.mark.parametrize(
     "data",
     [
-        *(b'"a": {}, ', b'"a": {}, "b"', b'"a": {"b": {}', b'"a": {}}, {"b": {}', b'"a": {}}', b'"a": {} "b": {}', b"a: {}"),
-        *(b'"a": nan', b'"a": 01', b'"a": "\n"', b'"a": "\xff"', b'"a": "\xed\xa0\x80"', b'"a": ' + b"9" * 5000),
+        *(
+            b'"a": {}, ',
+            b'"a": {}, "b"',
+            b'"a": {"b": {}',
+            b'"a": {}}, {"b": {}',
+            b'"a": {}}',
+            b'"a": {} "b": {}',
+            b"a: {}",
+        ),
+        *(
+            b'"a": nan',
+            b'"a": 01',
+            b'"a": "\n"',
+            b'"a": "\xff"',
+            b'"a": "\xed\xa0\x80"',
+            b'"a": ' + b"9" * 5000,
+        ),
     ],
 )
 def test_bytes_that_are_no_whole_records(data):
@@ -203,7 +307,15 @@ def test_bytes_that_are_no_whole_records(data):
         decode(data, "json", last=False)
 
 
-@pytest.mark.parametrize("data", [b'{"image_path": "a"} {"image_path": "b"}', b'{"image_path": "a"', b"x", b'{"image_path": "\xff"}'])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"image_path": "a"} {"image_path": "b"}',
+        b'{"image_path": "a"',
+        b"x",
+        b'{"image_path": "\xff"}',
+    ],
+)
 def test_lines_that_are_no_json(data):
     """A line that is not one JSON value is never taken for a record."""
     with pytest.raises(NotJsonError):
@@ -223,14 +335,20 @@ def test_equal_keys_of_one_piece_of_jsonl_are_all_written():
 
 
 @pytest.mark.parametrize(
-    ("heavy", "light", "expected"), [(10**9, 1, [2 * 10**9, 1, 1]), (999999999, 999999998, [999999999, 499999999, 499999999])]
+    ("heavy", "light", "expected"),
+    [(10**9, 1, [2 * 10**9, 1, 1]), (999999999, 999999998, [999999999, 499999999, 499999999])],
 )
 def test_large_weights_are_written(heavy, light, expected):
     """Field weights are exact whole numbers however large, in records that are otherwise plain."""
     records = decode(b'"k": {"tags": "t", "caption": "c1\\nc2"}', "json", last=False)
-    merger = Merger(MergeOptions(lines=(f"{{tags}}={heavy}", f"{{caption}}={light}"), weights="field"))
+    merger = Merger(
+        MergeOptions(lines=(f"{{tags}}={heavy}", f"{{caption}}={light}"), weights="field")
+    )
     assert merger.merge_all(records.values()) == []
-    assert json.loads(b"{" + bytes(encode(records, "json")) + b"}")["k"]["capmerge_weights"] == expected
+    assert (
+        json.loads(b"{" + bytes(encode(records, "json")) + b"}")["k"]["capmerge_weights"]
+        == expected
+    )
 
 
 @given(VALUES)
@@ -251,12 +369,19 @@ def test_the_place_of_each_record(kind):
         source = json.dumps(records, indent=2, ensure_ascii=False).encode()
         expected = [source.index(f'"{key}"'.encode()) for key in records]
     else:
-        lines = [json.dumps({"image_path": key, **record}, ensure_ascii=False) + "\n\n" for key, record in records.items()]
+        lines = [
+            json.dumps({"image_path": key, **record}, ensure_ascii=False) + "\n\n"
+            for key, record in records.items()
+        ]
         source = "".join(lines).encode()
         expected = [source.index(line.encode()) for line in lines]
     layout = read_layout(BytesSource("s", source, 0))
     pieces = iter_source(BytesSource("s", source, 0), layout, keep=True)
-    assert [place_of("s", layout, piece, number) for piece in pieces for number in range(len(piece.records.pairs))] == expected
+    assert [
+        place_of("s", layout, piece, number)
+        for piece in pieces
+        for number in range(len(piece.records.pairs))
+    ] == expected
 
 
 def test_the_place_of_an_equal_key_is_that_of_the_last():
@@ -264,12 +389,20 @@ def test_the_place_of_an_equal_key_is_that_of_the_last():
     source = b'{"k": {"a": 1}, "x": {}, "k": {"a": 2}}'
     layout = read_layout(BytesSource("s", source, 0))
     (piece,) = iter_source(BytesSource("s", source, 0), layout, keep=True)
-    assert [place_of("s", layout, piece, number) for number in range(2)] == [source.rindex(b'"k"'), source.index(b'"x"')]
+    assert [place_of("s", layout, piece, number) for number in range(2)] == [
+        source.rindex(b'"k"'),
+        source.index(b'"x"'),
+    ]
 
 
 def test_iter_pairs_sees_every_equal_key():
     """A repeated key in one piece or in two is given each time it stands in the source."""
-    members = ['"k": {"a": 0}', '"k": {"a": 1}', *(f'"x{i}": {{"tags": "some tags to fill a piece"}}' for i in range(20)), '"k": {"a": 2}']
+    members = [
+        '"k": {"a": 0}',
+        '"k": {"a": 1}',
+        *(f'"x{i}": {{"tags": "some tags to fill a piece"}}' for i in range(20)),
+        '"k": {"a": 2}',
+    ]
     source = ("{\n  " + ",\n  ".join(members) + "\n}").encode()
     layout = read_layout(BytesSource("s", source, 0))
     found = [pair for _, _, pair in iter_pairs(_Kept(source), layout)]

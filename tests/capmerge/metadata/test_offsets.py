@@ -17,7 +17,9 @@ def placed_in(data):
     block, found = next_block(source, layout, layout.first), []
     while True:
         try:
-            for placed in iter_placed("m.json", layout, block, source.window(block.start, block.end - block.start)):
+            for placed in iter_placed(
+                "m.json", layout, block, source.window(block.start, block.end - block.start)
+            ):
                 found.append(placed)  # noqa: PERF402  # what comes before an error stands
         except MiscutError as error:
             block = walked_block(source, layout, error.offset)
@@ -45,8 +47,13 @@ def test_records_are_placed_in_any_layout(layout, piece_bytes, monkeypatch):
 @pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
 def test_a_cut_inside_a_list_is_seen(separators):
     """What looks like the end of a record between objects of a list is none, though the two halves would parse apart."""
-    records = {f"k{number}": {"list": [{"a": {}, "b": {"c": 1}, "d": {}}, {"e": {}, "f": {}}], "n": {}} for number in range(20)}
-    assert [placed.pair for placed in placed_in(json.dumps(records, separators=separators).encode())] == list(records.items())
+    records = {
+        f"k{number}": {"list": [{"a": {}, "b": {"c": 1}, "d": {}}, {"e": {}, "f": {}}], "n": {}}
+        for number in range(20)
+    }
+    assert [
+        placed.pair for placed in placed_in(json.dumps(records, separators=separators).encode())
+    ] == list(records.items())
 
 
 def test_lines_are_placed():
@@ -58,7 +65,9 @@ def test_lines_are_placed():
     assert [data[placed.start : placed.end].decode() for placed in found] == lines
 
 
-@pytest.mark.parametrize("data", [INDENTED[:-40], INDENTED + b"}", b'{\n  "a": {"x": 1}\n  "b": {}\n}', b'{"a": {]}}'])
+@pytest.mark.parametrize(
+    "data", [INDENTED[:-40], INDENTED + b"}", b'{\n  "a": {"x": 1}\n  "b": {}\n}', b'{"a": {]}}']
+)
 def test_what_is_no_json_is_an_error(data):
     """A file that is cut off, or broken anywhere, ends in the error that names the place."""
     with pytest.raises(DataError):
@@ -72,7 +81,12 @@ def test_what_a_rewrite_writes_is_placed_without_parsing(kind, exact):
     pairs = list(RECORDS.items())
     body = bytes(encode(Records(pairs, exact), kind))
     places = spans_written(body, kind, len(pairs))
-    read = [json.loads(body[start:end] if kind == "jsonl" else b"{" + body[start:end] + b"}") for start, end in places]
-    expected = [{"image_path": key, **record} if kind == "jsonl" else {key: record} for key, record in pairs]
+    read = [
+        json.loads(body[start:end] if kind == "jsonl" else b"{" + body[start:end] + b"}")
+        for start, end in places
+    ]
+    expected = [
+        {"image_path": key, **record} if kind == "jsonl" else {key: record} for key, record in pairs
+    ]
     assert read == expected
     assert spans_written(b"", kind, 0) == []

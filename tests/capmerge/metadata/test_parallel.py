@@ -8,11 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders.metadata import HANG_SECONDS, LAYOUTS, as_compact, as_indent_2, as_indent_4, as_jsonl, assert_rewritten, make_records, run
+from builders.metadata import (
+    HANG_SECONDS,
+    LAYOUTS,
+    as_compact,
+    as_indent_2,
+    as_indent_4,
+    as_jsonl,
+    assert_rewritten,
+    make_records,
+    run,
+)
 
 BLOCK_BYTES = 1 << 20
 
-# Run by its own interpreter: spawn imports the main module again, and only a file with a guard can stand that.
+# Run by its own interpreter: spawn imports the main module again, and only a file with a guard can
+# stand that.
 SCRIPT = """\
 import sys
 from pathlib import Path
@@ -40,9 +51,17 @@ def _with_long_records(records: dict[str, Any]) -> dict[str, Any]:
     for number, (key, record) in enumerate(records.items()):
         longer[key] = record
         if number % 900 == 450:
-            longer[f"long/{number}"] = {"caption": "word " * 60_000, "tags": "x", "meta": {"a": {}, "b": {}}}
+            longer[f"long/{number}"] = {
+                "caption": "word " * 60_000,
+                "tags": "x",
+                "meta": {"a": {}, "b": {}},
+            }
         if number == 1000:
-            longer["wide"] = {"caption": "c", "tags": "t", "parts": {f"part {i}": {"box": [i], "note": "y" * 40} for i in range(20_000)}}
+            longer["wide"] = {
+                "caption": "c",
+                "tags": "t",
+                "parts": {f"part {i}": {"box": [i], "note": "y" * 40} for i in range(20_000)},
+            }
     return longer
 
 
@@ -53,12 +72,16 @@ SOURCES = {
     "wrong cuts, compact": partial(as_compact, NESTED),
     "wrong cuts, indent=2": partial(as_indent_2, NESTED),
     "wrong cuts, jsonl": partial(as_jsonl, NESTED),
-    "one long line a record": lambda: json.dumps(NESTED, ensure_ascii=True).replace('}, "danbooru', '},\n"danbooru').encode(),
+    "one long line a record": lambda: (
+        json.dumps(NESTED, ensure_ascii=True).replace('}, "danbooru', '},\n"danbooru').encode()
+    ),
 }
 
 
 @pytest.fixture(scope="module")
-def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], bytes, dict[str, Any]]:
+def source(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any], bytes, dict[str, Any]]:
     """A file, its records, and what one process makes of it: bytes and counts."""
     folder = tmp_path_factory.mktemp("source")
     path, out = folder / "m.json", folder / "out.json"
@@ -66,7 +89,12 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     assert path.stat().st_size > 3 * BLOCK_BYTES
     run("rewrite", path, "-o", out, "-j", "1")
     counts = json.loads((folder / "out.json.capmerge.json").read_bytes())["counts"]
-    return path, NESTED if "wrong" in request.param or "long" in request.param else PLAIN, out.read_bytes(), counts
+    return (
+        path,
+        NESTED if "wrong" in request.param or "long" in request.param else PLAIN,
+        out.read_bytes(),
+        counts,
+    )
 
 
 def _digest(data: bytes) -> str:
@@ -75,7 +103,9 @@ def _digest(data: bytes) -> str:
 
 
 every_source = pytest.mark.parametrize("source", SOURCES, indirect=True)
-some_sources = pytest.mark.parametrize("source", ["indent=2", "wrong cuts, compact", "jsonl"], indirect=True)
+some_sources = pytest.mark.parametrize(
+    "source", ["indent=2", "wrong cuts, compact", "jsonl"], indirect=True
+)
 
 
 @every_source
@@ -84,11 +114,15 @@ def test_one_process_rewrites_every_record(source):
     _, records, expected, counts = source
     assert_rewritten(records, json.loads(expected))
     assert counts["records"] == counts["rewritten"] == len(records)
-    assert counts["lines"] == sum(len(record["capmerge"]) for record in json.loads(expected).values())
+    assert counts["lines"] == sum(
+        len(record["capmerge"]) for record in json.loads(expected).values()
+    )
 
 
 @pytest.mark.parametrize(
-    ("source", "jobs"), [*((name, 3) for name in SOURCES), ("indent=2", 2), ("wrong cuts, compact", 2)], indirect=["source"]
+    ("source", "jobs"),
+    [*((name, 3) for name in SOURCES), ("indent=2", 2), ("wrong cuts, compact", 2)],
+    indirect=["source"],
 )
 def test_any_number_of_processes_gives_the_same_bytes_and_counts(source, tmp_path, jobs):
     """Neither OUT nor the counts depend on the number of workers, though some may have done blocks in vain."""
@@ -107,7 +141,9 @@ def test_a_stream_gives_the_bytes_of_a_file(source, tmp_path, jobs, way):
     given = "-"
     if way == "gzip":
         given, data = tmp_path / "m.gz", (tmp_path / "m.gz").write_bytes(data) and b""
-    assert _digest(run("rewrite", given, "-o", "-", "-j", str(jobs), stdin=data).out) == _digest(expected)
+    assert _digest(run("rewrite", given, "-o", "-", "-j", str(jobs), stdin=data).out) == _digest(
+        expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,7 +167,12 @@ def test_any_start_method_gives_the_same_bytes(source, tmp_path, method, way):
         path = compressed
     script, out = tmp_path / "script.py", tmp_path / "out.json"
     script.write_text(SCRIPT)
-    done = subprocess.run([sys.executable, script, path, out, "2", method], capture_output=True, timeout=HANG_SECONDS, check=False)
+    done = subprocess.run(
+        [sys.executable, script, path, out, "2", method],
+        capture_output=True,
+        timeout=HANG_SECONDS,
+        check=False,
+    )
     assert done.returncode == 0
     assert done.stderr == b""
     assert _digest(out.read_bytes()) == _digest(expected)
@@ -144,7 +185,13 @@ def test_blocks_done_in_vain_are_not_counted(tmp_path, layout):
     some = make_records(800)
     path, out = tmp_path / "m.json", tmp_path / "out.json"
     path.write_bytes(
-        LAYOUTS[layout]({**some, "wide": {"caption": "c", "parts": wide}, **{key + "b": value for key, value in some.items()}})
+        LAYOUTS[layout](
+            {
+                **some,
+                "wide": {"caption": "c", "parts": wide},
+                **{key + "b": value for key, value in some.items()},
+            }
+        )
     )
     found = []
     for jobs in ("1", "3"):
@@ -154,7 +201,11 @@ def test_blocks_done_in_vain_are_not_counted(tmp_path, layout):
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize(("source", "name"), [("indent=2", "out.json.gz"), ("wrong cuts, compact", "out.jsonl")], indirect=["source"])
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("indent=2", "out.json.gz"), ("wrong cuts, compact", "out.jsonl")],
+    indirect=["source"],
+)
 def test_other_formats_do_not_depend_on_the_processes(source, tmp_path, name):
     """JSONL and gzip come out the same from one process and three."""
     path, *_ = source
@@ -170,26 +221,49 @@ def test_verify_reads_several_blocks(source, tmp_path):
     """What three processes wrote is proven record by record."""
     path, records, *_ = source
     run("rewrite", path, "-o", tmp_path / "out.json", "-j", "3")
-    assert f"verified: {len(records):,} records" in run("verify", path, tmp_path / "out.json").out.decode()
+    assert (
+        f"verified: {len(records):,} records"
+        in run("verify", path, tmp_path / "out.json").out.decode()
+    )
 
 
-@pytest.mark.parametrize(("layout", "jobs"), [("indent=2", "1"), ("indent=2", "3"), ("compact", "3"), ("jsonl", "3")])
+@pytest.mark.parametrize(
+    ("layout", "jobs"), [("indent=2", "1"), ("indent=2", "3"), ("compact", "3"), ("jsonl", "3")]
+)
 def test_rejects_keep_the_order_of_the_source(tmp_path, layout, jobs):
     """Records left out in many blocks are listed in the source's order, and the others lose nothing."""
-    records = {key: {"caption": [key]} if number % 97 == 0 else record for number, (key, record) in enumerate(PLAIN.items())}
+    records = {
+        key: {"caption": [key]} if number % 97 == 0 else record
+        for number, (key, record) in enumerate(PLAIN.items())
+    }
     path, out = tmp_path / "m.json", tmp_path / "out.json"
     path.write_bytes(LAYOUTS[layout](records))
     run("rewrite", path, "-o", out, "--on-error", "skip", "-j", jobs)
     lines = (tmp_path / "out.json.rejects.jsonl").read_bytes().splitlines()
-    assert [json.loads(line)["key"] for line in lines] == [key for number, key in enumerate(records) if number % 97 == 0]
-    assert_rewritten({key: record for number, (key, record) in enumerate(records.items()) if number % 97}, json.loads(out.read_bytes()))
+    assert [json.loads(line)["key"] for line in lines] == [
+        key for number, key in enumerate(records) if number % 97 == 0
+    ]
+    assert_rewritten(
+        {key: record for number, (key, record) in enumerate(records.items()) if number % 97},
+        json.loads(out.read_bytes()),
+    )
 
 
 def test_a_block_may_hold_rejects_only():
     """Blocks of which nothing is left write no separator."""
     bad = {f"bad/{number}": {"caption": ["x" * 900]} for number in range(3000)}
-    records = {"first": {"caption": "x"}, **bad, "middle": {"caption": "y"}, **{key + "b": value for key, value in bad.items()}}
-    outputs = {run("rewrite", "-", "-o", "-", "--on-error", "skip", "-j", jobs, stdin=as_indent_2(records)).out for jobs in ("1", "2")}
+    records = {
+        "first": {"caption": "x"},
+        **bad,
+        "middle": {"caption": "y"},
+        **{key + "b": value for key, value in bad.items()},
+    }
+    outputs = {
+        run(
+            "rewrite", "-", "-o", "-", "--on-error", "skip", "-j", jobs, stdin=as_indent_2(records)
+        ).out
+        for jobs in ("1", "2")
+    }
     assert len(outputs) == 1
     assert list(json.loads(outputs.pop())) == ["first", "middle"]
 
@@ -207,7 +281,9 @@ def test_output_far_larger_than_the_input(tmp_path):
 
 def _broken(kind: str) -> tuple[bytes, str]:
     """A file of several blocks with an error far behind the first, and a word of its message."""
-    data = (as_compact if "compact" in kind else as_jsonl if "jsonl" in kind else as_indent_4)(NESTED if "nested" in kind else PLAIN)
+    data = (as_compact if "compact" in kind else as_jsonl if "jsonl" in kind else as_indent_4)(
+        NESTED if "nested" in kind else PLAIN
+    )
     middle = data.index(b"danbooru/1003", len(data) // 2) - 1
     if "garbage" in kind:
         return data[:middle] + b"@" + data[middle:], "@"
@@ -229,7 +305,14 @@ def _broken(kind: str) -> tuple[bytes, str]:
     "kind",
     [
         *("garbage", "garbage, nested compact", "garbage, jsonl", "byte", "byte, nested compact"),
-        *("cut", "cut, nested compact", "list", "list, nested compact", "list, jsonl", "marked, compact"),
+        *(
+            "cut",
+            "cut, nested compact",
+            "list",
+            "list, nested compact",
+            "list, jsonl",
+            "marked, compact",
+        ),
     ],
 )
 def test_an_error_in_the_middle_reads_the_same_from_any_number_of_processes(tmp_path, kind):

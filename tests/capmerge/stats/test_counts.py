@@ -14,9 +14,16 @@ from capmerge.tokens.counter import TokenCounter
 from capmerge.tokens.load import load_tokenizer
 
 LONG = "x" * LONGEST_TAG
-TAGS = st.lists(st.sampled_from(["1girl", "solo", "long_hair", LONG, LONG + "y", "", "a{b"]), max_size=5)
-TAG_TEXTS = st.builds(lambda tags, comma: comma.join(tags), TAGS, st.sampled_from([", ", ",", " , ", ",\n"]))
-CAPTIONS = st.lists(st.sampled_from(["A cat.", "A {red|blue} hat", "BREAK <|endoftext|>", "dog " * 90, "", "|"]), max_size=3).map("\n".join)
+TAGS = st.lists(
+    st.sampled_from(["1girl", "solo", "long_hair", LONG, LONG + "y", "", "a{b"]), max_size=5
+)
+TAG_TEXTS = st.builds(
+    lambda tags, comma: comma.join(tags), TAGS, st.sampled_from([", ", ",", " , ", ",\n"])
+)
+CAPTIONS = st.lists(
+    st.sampled_from(["A cat.", "A {red|blue} hat", "BREAK <|endoftext|>", "dog " * 90, "", "|"]),
+    max_size=3,
+).map("\n".join)
 RECORDS = st.lists(
     st.fixed_dictionaries(
         {},
@@ -31,7 +38,11 @@ RECORDS = st.lists(
 )
 OPTIONS = [
     MergeOptions(),
-    MergeOptions(lines=("{tags}=3", "x {caption}, {tags}=2", "{caption}"), weights="field", caption_wildcards=True),
+    MergeOptions(
+        lines=("{tags}=3", "x {caption}, {tags}=2", "{caption}"),
+        weights="field",
+        caption_wildcards=True,
+    ),
     MergeOptions(layout="concat", prefix="me, "),
 ]
 
@@ -61,7 +72,9 @@ def as_json(stats, options):
     """The document of what was counted."""
     stats.count_tags()
     clip, t5 = counters()
-    document = build_document(stats, source="m.json", merge=options, family="flux", counter=clip, t5=t5, duplicates={})
+    document = build_document(
+        stats, source="m.json", merge=options, family="flux", counter=clip, t5=t5, duplicates={}
+    )
     return json.dumps(document)
 
 

@@ -61,7 +61,9 @@ def document_of(path, records, **options):
     """The document of some records, as it is read back from its file."""
     path.write_bytes(as_indent_2(records))
     with open_source(str(path)) as source:
-        return json.loads(json.dumps(measure(source, MeasureOptions(**options), progress=lambda _offset: None)))
+        return json.loads(
+            json.dumps(measure(source, MeasureOptions(**options), progress=lambda _offset: None))
+        )
 
 
 @pytest.fixture
@@ -73,9 +75,19 @@ def documents(tmp_path, monkeypatch):
     path, records = tmp_path / "m.json", make_records(60)
     found = [
         document_of(path, {}),
-        document_of(path, records, merge=MergeOptions(lines=("{tags}", "{caption}", "{tags}, {caption}"))),
-        document_of(path, {"a": {"tags": "cat, " * 900}}, tokenizers=Tokenizers("sd3", str(tmp_path / "tokenizer.json"))),
-        document_of(path, {"a": {"caption": "a {b|c d}"}}, merge=MergeOptions(caption_wildcards=True, lines=("{caption}",), fit_tokens=9)),
+        document_of(
+            path, records, merge=MergeOptions(lines=("{tags}", "{caption}", "{tags}, {caption}"))
+        ),
+        document_of(
+            path,
+            {"a": {"tags": "cat, " * 900}},
+            tokenizers=Tokenizers("sd3", str(tmp_path / "tokenizer.json")),
+        ),
+        document_of(
+            path,
+            {"a": {"caption": "a {b|c d}"}},
+            merge=MergeOptions(caption_wildcards=True, lines=("{caption}",), fit_tokens=9),
+        ),
     ]
     monkeypatch.setattr("capmerge.stats.counts.BoundedCounter.counts", None)
     return [*found, document_of(path, records)]
@@ -84,7 +96,9 @@ def documents(tmp_path, monkeypatch):
 def test_every_key_is_named_with_its_type(documents):
     """The page names each key of real documents, and every key that it names is in one; each value is of the type that stands there."""
     named = documented()
-    containers = {path[: match.start()] for path in named for match in re.finditer(r"\[\]|\.", path)}
+    containers = {
+        path[: match.start()] for path in named for match in re.finditer(r"\[\]|\.", path)
+    }
     containers |= {path[: match.end()] for path in named for match in re.finditer(r"\[\]", path)}
     seen = set()
     for document in documents:
@@ -93,7 +107,9 @@ def test_every_key_is_named_with_its_type(documents):
             if path not in named:
                 continue
             seen.add(path)
-            assert type(value) in [kind for name in named[path].split(" or ") for kind in KINDS[name]], (path, value)
+            assert type(value) in [
+                kind for name in named[path].split(" or ") for kind in KINDS[name]
+            ], (path, value)
             if named[path] == "share":
                 assert 0 <= value <= 1, path
     assert seen == named.keys()
@@ -110,10 +126,14 @@ def test_the_same_keys_are_always_there(documents):
 
 def test_the_example_of_the_page_runs(tmp_path):
     """The program that the page shows reads a document and prints a share."""
-    document = document_of(tmp_path / "m.json", {"a": {"caption": "cat " * 200}, "b": {"caption": "cat"}})
+    document = document_of(
+        tmp_path / "m.json", {"a": {"caption": "cat " * 200}, "b": {"caption": "cat"}}
+    )
     (tmp_path / "meta_lat.stats.json").write_text(json.dumps(document))
     (program,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "50.00% of what is drawn is longer than 100 tokens\n"
 
 

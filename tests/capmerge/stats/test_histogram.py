@@ -29,11 +29,16 @@ def test_every_line_is_in_one_bin(tags, captions):
     assert len(shown.edges) <= 125
     assert shown.edges[-1] > max([0, *tags, *captions])
     assert shown.edges[0] == shown.log_tokens
-    assert sum(sum(style.heights) for style in shown.styles) == pytest.approx((len(tags) + len(captions)) / 2)
+    assert sum(sum(style.heights) for style in shown.styles) == pytest.approx(
+        (len(tags) + len(captions)) / 2
+    )
     assert shown.end >= 225
 
 
-@pytest.mark.parametrize(("longest", "log_tokens"), [(0, False), (300, False), (1000, False), (1001, True), (200_000, True)])
+@pytest.mark.parametrize(
+    ("longest", "log_tokens"),
+    [(0, False), (300, False), (1000, False), (1001, True), (200_000, True)],
+)
 def test_a_line_far_longer_than_the_others_makes_the_axis_a_log_one(longest, log_tokens):
     """A tail ten times as long as nine in ten lines would leave those in a few bins of a linear axis."""
     shown = histogram(document_of([80] * 99 + [longest]))
@@ -45,5 +50,11 @@ def test_a_line_far_longer_than_the_others_makes_the_axis_a_log_one(longest, log
 def test_labels_tell_shares_and_limits():
     """The legend has each style's share and mean, a limit what it cuts."""
     shown = histogram(document_of([10, 30]))
-    assert [style.label for style in shown.styles] == ["tags: 50.0 % of what is drawn, mean 20 tokens"]
-    assert shown.limits == [(75, "75: cuts 25.0 %"), (150, "150: cuts 25.0 %"), (225, "225: cuts 25.0 %")]
+    assert [style.label for style in shown.styles] == [
+        "tags: 50.0 % of what is drawn, mean 20 tokens"
+    ]
+    assert shown.limits == [
+        (75, "75: cuts 25.0 %"),
+        (150, "150: cuts 25.0 %"),
+        (225, "225: cuts 25.0 %"),
+    ]

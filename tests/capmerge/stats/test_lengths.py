@@ -11,7 +11,9 @@ from capmerge.stats.duplicates import RecordHashes, RecordPlaces
 from capmerge.stats.lengths import LONGEST, LengthStats
 from capmerge.stats.observer import caption_hash
 
-SHARES = st.tuples(st.integers(1, 9), st.integers(1, 9)).map(lambda pair: Fraction(min(pair), max(pair)).as_integer_ratio())
+SHARES = st.tuples(st.integers(1, 9), st.integers(1, 9)).map(
+    lambda pair: Fraction(min(pair), max(pair)).as_integer_ratio()
+)
 TEXTS = st.lists(st.tuples(st.integers(0, 400), st.sampled_from("abcdefgh"), SHARES), max_size=60)
 
 
@@ -62,7 +64,9 @@ def test_a_cut_counts_what_is_over(texts, limit):
     tokens = sum(length * Fraction(*share) for length, _, share in texts)
     kept = sum(min(length, limit) * Fraction(*share) for length, _, share in texts)
     assert cut.texts == sum(length > limit for length, _, _ in texts)
-    assert cut.share == float(sum(Fraction(*share) for length, _, share in texts if length > limit) / weight)
+    assert cut.share == float(
+        sum(Fraction(*share) for length, _, share in texts if length > limit) / weight
+    )
     assert cut.dropped_tokens == sum(max(0, length - limit) for length, _, _ in texts)
     assert cut.dropped_share == (float((tokens - kept) / tokens) if tokens else 0)
     assert cut.padding_share == float(1 - kept / (limit * weight))
@@ -71,7 +75,13 @@ def test_a_cut_counts_what_is_over(texts, limit):
 def test_nothing_has_no_figures():
     """Without texts there is no mean and no quantile, and nothing is cut."""
     written = stats_of([]).as_json()
-    assert (written["texts"], written["mean"], written["median"], written["max"], written["max_key"]) == (0, None, None, None, None)
+    assert (
+        written["texts"],
+        written["mean"],
+        written["median"],
+        written["max"],
+        written["max_key"],
+    ) == (0, None, None, None, None)
     assert stats_of([]).distribution().cut(75).share == 0
 
 
@@ -85,7 +95,9 @@ def test_the_longest_are_kept_by_length_then_key():
 
 def test_groups_of_75_hold_every_length():
     """Chunks needed: an empty text takes one, 75 tokens one, 76 two."""
-    grouped = stats_of([(length, "k", (1, 2)) for length in (0, 75, 76, 300)]).distribution().grouped(75)
+    grouped = (
+        stats_of([(length, "k", (1, 2)) for length in (0, 75, 76, 300)]).distribution().grouped(75)
+    )
     assert grouped == {1: (2, 0.5), 2: (1, 0.25), 4: (1, 0.25)}
 
 
@@ -98,7 +110,10 @@ def test_shares_of_any_size_stay_exact():
     assert distribution.quantile(Fraction(1)) == 20
 
 
-@given(st.lists(st.lists(st.sampled_from(["a", "b", "c", "d", "e", "too long", "longer still"]))), st.integers(1, 6))
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "b", "c", "d", "e", "too long", "longer still"]))),
+    st.integers(1, 6),
+)
 def test_a_bounded_counter_gives_up_whoever_counts(parts, limit):
     """More distinct texts than the limit end in no counts, however they were dealt; long texts are only numbered."""
     texts = [text for part in parts for text in part]
@@ -135,7 +150,12 @@ def test_a_record_is_found_by_its_number():
     places = RecordPlaces()
     for start, size, records, last in ((1, 100, 3, False), (101, 5, 0, False), (106, 50, 2, True)):
         places.write(RecordPlaces.entry(start, size, records, last=last), new_block=True)
-    assert places.places([0, 2, 3, 4]) == [(1, 101, False, 0), (1, 101, False, 2), (106, 156, True, 0), (106, 156, True, 1)]
+    assert places.places([0, 2, 3, 4]) == [
+        (1, 101, False, 0),
+        (1, 101, False, 2),
+        (106, 156, True, 0),
+        (106, 156, True, 1),
+    ]
 
 
 @pytest.mark.parametrize(("a", "b"), [("a", "a "), ("\ud83d", "\ud83e")])

@@ -69,7 +69,9 @@ def test_the_page_needs_nothing_else(hostile):
     text = html_page(hostile)
     page = read_page(text)
     assert not {"src", "href", "srcset", "data", "action"} & {name for name, _ in page.attributes}
-    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form"} & set(
+        page.tags
+    )
     assert "url(" not in text
     assert "@import" not in text
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
@@ -97,7 +99,10 @@ def test_the_command_prints_no_escape(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["sd1", "flux"])
-@pytest.mark.parametrize("records", [{}, {"a": {}}, {"a": {"caption": "x"}}, {"a": {"tags": "cat, " * 3000}}, make_records(60)])
+@pytest.mark.parametrize(
+    "records",
+    [{}, {"a": {}}, {"a": {"caption": "x"}}, {"a": {"tags": "cat, " * 3000}}, make_records(60)],
+)
 def test_figures_of_any_file_are_drawn(tmp_path, records, family):
     """From no record to a very long one: a table, a page and both pictures, and no warning."""
     document = document_of(tmp_path / "m.json", records) | {"family": family}
@@ -122,10 +127,18 @@ def test_a_picture_holds_the_name_of_the_file_as_it_is(hostile):
 def test_limits_and_shares_are_in_the_picture(tmp_path):
     """Each limit has its line with what it cuts; each style its share in the legend."""
     records = {f"k{n}": {"tags": "cat, " * n, "caption": "dog " * 2 * n} for n in range(1, 60)}
-    document = document_of(tmp_path / "m.json", records, merge=MergeOptions(lines=("{tags}", "{tags}, {caption}=3")))
+    document = document_of(
+        tmp_path / "m.json", records, merge=MergeOptions(lines=("{tags}", "{tags}, {caption}=3"))
+    )
     shown = "".join(ET.fromstring(draw_figure(document, "svg")).itertext())
     page = read_page(html_page(document)).text
-    for text in ("75: cuts", "150: cuts", "225: cuts", "tags: 25.0 % of what is drawn", "tags and caption: 75.0 % of what is drawn"):
+    for text in (
+        "75: cuts",
+        "150: cuts",
+        "225: cuts",
+        "tags: 25.0 % of what is drawn",
+        "tags and caption: 75.0 % of what is drawn",
+    ):
         assert text in shown
         assert text in page
 

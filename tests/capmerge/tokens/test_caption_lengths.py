@@ -11,8 +11,32 @@ from capmerge.tokens.counter import TokenCounter
 from capmerge.tokens.load import load_tokenizer
 
 WORDS = (
-    *("cat", "hair,", "saber_(fate),", "a,b", "it's,", ",", ",,", "!", "wow!", "wow!,", "\\(x\\),", "BREAKER", "12,345,", "...,", ""),
-    *("supercalifragilistic,", "<|endoftext|>,", "\t,", "x\t,y,", "1girl,", "long_hair,", "antidisestablishmentarianism"),
+    *(
+        "cat",
+        "hair,",
+        "saber_(fate),",
+        "a,b",
+        "it's,",
+        ",",
+        ",,",
+        "!",
+        "wow!",
+        "wow!,",
+        "\\(x\\),",
+        "BREAKER",
+        "12,345,",
+        "...,",
+        "",
+    ),
+    *(
+        "supercalifragilistic,",
+        "<|endoftext|>,",
+        "\t,",
+        "x\t,y,",
+        "1girl,",
+        "long_hair,",
+        "antidisestablishmentarianism",
+    ),
 )
 FOREIGN = ("“quoted”,", "日本,", "é,", "&amp;", "&eacute;,", "naïve", "Ã©,", "\uff01", "🙂,")
 
@@ -22,7 +46,9 @@ def texts_of(count):
     rng = random.Random(3)
     texts = ["", " ", ",", "," * 200]
     for number in range(count):
-        words = rng.sample(WORDS, rng.randint(1, len(WORDS))) + (rng.sample(FOREIGN, 2) if number % 5 == 0 else [])
+        words = rng.sample(WORDS, rng.randint(1, len(WORDS))) + (
+            rng.sample(FOREIGN, 2) if number % 5 == 0 else []
+        )
         text = " ".join(rng.choices(words, k=rng.choice((1, 5, 20, 40, 60, 90, 150))))
         texts.append(text.replace(" ", " BREAK ", number % 3) if number % 17 == 0 else text)
     return texts
@@ -36,9 +62,17 @@ def lengths():
 
 def test_lengths_are_those_of_the_ids(lengths):
     """Tokens and chunks of both tokenizers equal those of the ids, the first time and from memory."""
-    texts = texts_of(800) + ["a\0b, c" * 40] * 300  # NUL keeps the last batch from being counted by pieces
+    texts = (
+        texts_of(800) + ["a\0b, c" * 40] * 300
+    )  # NUL keeps the last batch from being counted by pieces
     sd1, sd2 = load_tokenizer("sd1"), load_tokenizer("sd2")
-    expected = [[*(len(t.encode(text)) for t in (sd1, sd2)), *(len(a1111(text, t).chunks) for t in (sd1, sd2))] for text in texts]
+    expected = [
+        [
+            *(len(t.encode(text)) for t in (sd1, sd2)),
+            *(len(a1111(text, t).chunks) for t in (sd1, sd2)),
+        ]
+        for text in texts
+    ]
     assert lengths.count(texts).tolist() == expected
     assert lengths.count(texts[::-1]).tolist() == expected[::-1]
     assert len({row[2] for row in expected}) > 5
@@ -47,7 +81,10 @@ def test_lengths_are_those_of_the_ids(lengths):
 
 def test_chunks_are_those_of_the_golden_file(lengths):
     """The chunk counts of AUTOMATIC1111's own function."""
-    golden = [json.loads(line) for line in (DATA / "a1111_chunks.jsonl").read_text(encoding="utf-8").splitlines()]
+    golden = [
+        json.loads(line)
+        for line in (DATA / "a1111_chunks.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     found = lengths.count([line["text"] for line in golden])
     assert found[:, 2].tolist() == [len(line["chunks"]) for line in golden]
 
@@ -69,7 +106,9 @@ def test_the_bounds_of_chunks_are_kept():
     rng = random.Random(1)
     for n_tokens in (0, 1, 75, 76, 131, 132, 150, 151, 187, 188, 225, 243, 244, 300, 301, 1000):
         fewest, most = a1111_bounds(n_tokens)
-        tries = [sorted(rng.sample(range(n_tokens), rng.randint(0, n_tokens // 4))) for _ in range(50)]
+        tries = [
+            sorted(rng.sample(range(n_tokens), rng.randint(0, n_tokens // 4))) for _ in range(50)
+        ]
         tries += [[], list(range(CHUNK_TOKENS - 20, n_tokens, CHUNK_TOKENS - 19))]
         row = [place + number * n_tokens for number, commas in enumerate(tries) for place in commas]
         counts = a1111_chunk_counts(np.full(len(tries), n_tokens), np.array(row, np.int64))

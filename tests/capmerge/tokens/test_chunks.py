@@ -4,7 +4,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capmerge.errors import UsageError
-from capmerge.tokens.chunks import BOS_ID, CHUNK_IDS, EOS_ID, a1111, a1111_parts, chunks_needed, dropped_tokens, kohya, kohya_spans
+from capmerge.tokens.chunks import (
+    BOS_ID,
+    CHUNK_IDS,
+    EOS_ID,
+    a1111,
+    a1111_parts,
+    chunks_needed,
+    dropped_tokens,
+    kohya,
+    kohya_spans,
+)
 
 
 def test_golden_a1111() -> None:
@@ -52,11 +62,15 @@ def test_kohya_spans(n_tokens: int, max_tokens: int) -> None:
     for (start, end), chunk in zip(spans, chunks, strict=True):
         assert chunk[1 : 1 + end - start] == ids[start:end]
     assert spans[-1][1] == n_tokens - dropped_tokens(n_tokens, max_tokens)
-    assert sum(start < end for start, end in spans) == min(max_tokens // 75, chunks_needed(n_tokens) if n_tokens else 0)
+    assert sum(start < end for start, end in spans) == min(
+        max_tokens // 75, chunks_needed(n_tokens) if n_tokens else 0
+    )
 
 
 @pytest.mark.parametrize("max_tokens", [0, -75, 77, 100])
 def test_limit_that_is_no_multiple(max_tokens: int) -> None:
     """A limit that is no multiple of 75 is refused, with the ones that are."""
-    with pytest.raises(UsageError, match=f"{max_tokens} tokens: expected a multiple of 75, such as 75, 150 or 225"):
+    with pytest.raises(
+        UsageError, match=f"{max_tokens} tokens: expected a multiple of 75, such as 75, 150 or 225"
+    ):
         kohya([], max_tokens, clip("sd1"))

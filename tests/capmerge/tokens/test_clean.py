@@ -26,7 +26,14 @@ def test_clean_equals_the_slow_way(text: str) -> None:
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.text(st.sampled_from(TYPOGRAPHIC + " \t\n\raA.,'\"5<&;\u00e9\u00e0\u00c9\u00d7\u00b2\u20ac\u2122\u00b0\u2588"), max_size=30))
+@given(
+    st.text(
+        st.sampled_from(
+            TYPOGRAPHIC + " \t\n\raA.,'\"5<&;\u00e9\u00e0\u00c9\u00d7\u00b2\u20ac\u2122\u00b0\u2588"
+        ),
+        max_size=30,
+    )
+)
 def test_clean_of_typographic_text(text: str) -> None:
     """Mixtures of what looks like mojibake and what describers write come out as from ftfy."""
     assert clean(text) == slow_clean(text)
@@ -35,8 +42,12 @@ def test_clean_of_typographic_text(text: str) -> None:
 def test_white_space_and_controls() -> None:
     """Each white-space and control character is treated as by ftfy and CLIP's pattern, at the ends and inside."""
     for char in map(chr, range(0x10000)):
-        if char.isspace() or (unicodedata.category(char)[0] in "CZ" and unicodedata.category(char) not in ("Co", "Cn")):
-            assert clean(f"{char}a{char}B{char}") == slow_clean(f"{char}a{char}B{char}"), ascii(char)
+        if char.isspace() or (
+            unicodedata.category(char)[0] in "CZ" and unicodedata.category(char) not in ("Co", "Cn")
+        ):
+            assert clean(f"{char}a{char}B{char}") == slow_clean(f"{char}a{char}B{char}"), ascii(
+                char
+            )
 
 
 def test_local_characters_stand_alone() -> None:
@@ -52,7 +63,9 @@ def test_local_characters_stand_alone() -> None:
     for char in map(chr, local):
         assert unicodedata.combining(char) == 0
         fixed = ftfy.fix_text(f"a{char}b")
-        assert fixed == f"a{char}b" or (char in "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\r" and fixed[1] in "'\"\n")
+        assert fixed == f"a{char}b" or (
+            char in "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\r" and fixed[1] in "'\"\n"
+        )
 
 
 def test_no_sequence_of_typographic_characters_is_bad() -> None:
@@ -65,13 +78,23 @@ def test_no_sequence_of_typographic_characters_is_bad() -> None:
 def test_local_pieces_add_up() -> None:
     """Texts of local pieces are not suspicious to ftfy as a whole, and their clean-up is that of the pieces."""
     rng = random.Random(1)
-    codes = itertools.chain(range(0x20, 0x7F), range(0xA1, 0x180), range(0x2010, 0x2060), range(0x2550, 0x25A0), (0x20AC, 0x2122))
+    codes = itertools.chain(
+        range(0x20, 0x7F),
+        range(0xA1, 0x180),
+        range(0x2010, 0x2060),
+        range(0x2550, 0x25A0),
+        (0x20AC, 0x2122),
+    )
     alphabet = list(map(chr, codes))
     n_local = 0
     for _ in range(30_000):
-        text = "".join(rng.choices(rng.choice([alphabet, alphabet[95:] + [" "] * 60]), k=rng.randint(1, 12)))
+        text = "".join(
+            rng.choices(rng.choice([alphabet, alphabet[95:] + [" "] * 60]), k=rng.randint(1, 12))
+        )
         if all(map(is_local, text.split(" "))):
             n_local += 1
             assert not is_bad(text), ascii(text)
-            assert " ".join(filter(None, map(clean, text.split(" ")))) == slow_clean(text), ascii(text)
+            assert " ".join(filter(None, map(clean, text.split(" ")))) == slow_clean(text), ascii(
+                text
+            )
     assert n_local > 5_000

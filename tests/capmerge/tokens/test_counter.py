@@ -51,4 +51,6 @@ def test_the_table_is_bounded() -> None:
     texts = [f"word{n} number_{n:08} {'long' * 5}{n}" for n in range(3000)]
     assert counter.count_tokens(texts) == [len(counter.tokenizer.encode(text)) for text in texts]
     assert 512 < counter.pieces_held <= 3 * 256
-    assert counter.count_tokens(texts[:100]) == [len(counter.tokenizer.encode(text)) for text in texts[:100]]
+    assert counter.count_tokens(texts[:100]) == [
+        len(counter.tokenizer.encode(text)) for text in texts[:100]
+    ]

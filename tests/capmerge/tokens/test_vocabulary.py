@@ -37,10 +37,20 @@ def write_clip_folder(folder: Path, vocabulary: Any, **special: str) -> Path:
 
 def write_t5(path: Path, **changes: Any) -> Path:
     """A small tokenizer in the way of T5: unigrams, `_` for spaces, `</s>` at the end, cut and padded to 6."""
-    scores = {"<pad>": 0.0, "</s>": 0.0, "<unk>": 0.0, "\u2581": -2.0, "\u2581cat": -3.0, "\u2581a": -3.0, "s": -4.0}
+    scores = {
+        "<pad>": 0.0,
+        "</s>": 0.0,
+        "<unk>": 0.0,
+        "\u2581": -2.0,
+        "\u2581cat": -3.0,
+        "\u2581a": -3.0,
+        "s": -4.0,
+    }
     tokenizer = Tokenizer(models.Unigram(list(scores.items()), unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
     tokenizer.enable_truncation(6)
     tokenizer.enable_padding(length=6, pad_token="<pad>")
     path.write_text(json.dumps(json.loads(tokenizer.to_str()) | changes), encoding="utf-8")
@@ -58,18 +68,24 @@ def test_clip_folder(tmp_path: Path, vocabulary: Any, family: str, pad: str) -> 
 
 def test_clip_tokenizer_json(tmp_path: Path, vocabulary: Any) -> None:
     """A CLIP tokenizer.json gives the golden ids, clean-up included, though its own pipeline has none."""
-    model = models.BPE(vocabulary.ids, vocabulary.merges, unk_token="<|endoftext|>", end_of_word_suffix="</w>")
+    model = models.BPE(
+        vocabulary.ids, vocabulary.merges, unk_token="<|endoftext|>", end_of_word_suffix="</w>"
+    )
     file = tmp_path / "tokenizer.json"
     file.write_text(Tokenizer(model).to_str(), encoding="utf-8")
     counter = TokenCounter(load_tokenizer_file(file))
     lines = golden("token_chunks.jsonl")
-    assert counter.count_tokens([line["text"] for line in lines]) == [line["tokens_sd1"] for line in lines]
+    assert counter.count_tokens([line["text"] for line in lines]) == [
+        line["tokens_sd1"] for line in lines
+    ]
 
 
 def test_added_token_with_a_space(tmp_path: Path, vocabulary: Any) -> None:
     """A token added with a space in it is found across pieces, and counted so."""
     folder = write_clip_folder(tmp_path, vocabulary)
-    (folder / "added_tokens.json").write_text(json.dumps({"my cat": 49408, "my": 49409}), encoding="utf-8")
+    (folder / "added_tokens.json").write_text(
+        json.dumps({"my cat": 49408, "my": 49409}), encoding="utf-8"
+    )
     tokenizer = load_tokenizer(folder)
     assert tokenizer.encode("my cat, my Cat") == [49408, 267, 49409, 2368]
     assert TokenCounter(tokenizer).count_tokens(["my cat, my Cat"] * 20) == [4] * 20
@@ -96,15 +112,31 @@ def test_t5_and_a_lone_surrogate(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "name", "message"),
     [
-        ({}, "nowhere", "neither a family nor an existing path. Expected sd1, sd2, sdxl_g, a Hugging Face"),
+        (
+            {},
+            "nowhere",
+            "neither a family nor an existing path. Expected sd1, sd2, sdxl_g, a Hugging Face",
+        ),
         ({}, ".", "found nothing; expected tokenizer.json, or CLIP's vocab.json and merges.txt"),
-        ({"config.json": "{}", "a.safetensors": ""}, ".", "found a.safetensors, config.json; expected tokenizer.json"),
+        (
+            {"config.json": "{}", "a.safetensors": ""},
+            ".",
+            "found a.safetensors, config.json; expected tokenizer.json",
+        ),
         ({"spiece.model": ""}, ".", "AutoTokenizer"),
         ({"tokenizer/merges.txt": ""}, ".", "a model's folder, not a tokenizer's. Try "),
         ({"tokenizer.json": "not"}, ".", "tokenizer.json: not JSON: Expecting value"),
         ({"tokenizer.json": "[1]"}, ".", "found a JSON list, expected an object"),
-        ({"vocab.json": '{"a": 1}'}, "vocab.json", "found a; expected a tokenizer.json, with a key `model`"),
-        ({"tokenizer.json": '{"model": {"type": "Nothing"}}'}, "tokenizer.json", "the tokenizers library cannot build this tokenizer"),
+        (
+            {"vocab.json": '{"a": 1}'},
+            "vocab.json",
+            "found a; expected a tokenizer.json, with a key `model`",
+        ),
+        (
+            {"tokenizer.json": '{"model": {"type": "Nothing"}}'},
+            "tokenizer.json",
+            "the tokenizers library cannot build this tokenizer",
+        ),
         ({"vocab.json": '{"a": 1}', "merges.txt": ""}, ".", "vocab.json: not CLIP's: no "),
         (
             {"vocab.json": TWO_IDS, "merges.txt": "#v\na b c"},
@@ -117,13 +149,17 @@ def test_t5_and_a_lone_surrogate(tmp_path: Path) -> None:
             "its vocabulary and merges do not fit",
         ),
         (
-            {"tokenizer.json": f'{{"model": {{"end_of_word_suffix": "</w>", "vocab": {TWO_IDS}}}}}'},
+            {
+                "tokenizer.json": f'{{"model": {{"end_of_word_suffix": "</w>", "vocab": {TWO_IDS}}}}}'
+            },
             ".",
             "not laid out like a Hugging Face tokenizer: KeyError('merges')",
         ),
     ],
 )
-def test_bad_tokenizer_paths(tmp_path: Path, files: dict[str, str], name: str, message: str) -> None:
+def test_bad_tokenizer_paths(
+    tmp_path: Path, files: dict[str, str], name: str, message: str
+) -> None:
     """A path that holds no tokenizer raises one line that names the path, what was found and what was expected."""
     for file, content in files.items():
         (tmp_path / file).parent.mkdir(exist_ok=True)
@@ -152,7 +188,9 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"version\na b\n"), None])
-def test_damaged_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None) -> None:
+def test_damaged_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None
+) -> None:
     """A vocabulary file that is missing, broken or short is named, with the way to mend it."""
     file = tmp_path / "vocabulary.gz"
     if content is not None:
@@ -176,5 +214,7 @@ def test_imports_are_lazy() -> None:
         "print([m for m in ('clip', 'torch', 'transformers') if m in sys.modules])"
     )
     environment = {"PYTHONPATH": ":".join(sys.path)}
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+    )
     assert result.stdout.splitlines() == ["[]", str([3] * 9), "[]"]

@@ -71,13 +71,23 @@ ELSEWHERE = {
 }
 """A value of each cause that leaves a setting its effect, where the rule itself does not name one."""
 
-CASES = [pytest.param(rule, setting, id=f"{setting}-{'-'.join([*rule.when, *rule.unless])}") for rule in RULES for setting in rule.settings]
+CASES = [
+    pytest.param(rule, setting, id=f"{setting}-{'-'.join([*rule.when, *rule.unless])}")
+    for rule in RULES
+    for setting in rule.settings
+]
 
 
 def causes(rule, setting):
     """Settings with which a rule says that `setting` has no effect."""
-    found = {cause: list(values[0]) if values[0] == () else values[0] for cause, values in rule.when.items()}
-    found |= {cause: {"model.path": "a/folder", "optimizer.schedule": "constant_with_warmup"}[cause] for cause in rule.unless}
+    found = {
+        cause: list(values[0]) if values[0] == () else values[0]
+        for cause, values in rule.when.items()
+    }
+    found |= {
+        cause: {"model.path": "a/folder", "optimizer.schedule": "constant_with_warmup"}[cause]
+        for cause in rule.unless
+    }
     if setting.startswith("model.") and "optimizer.learning_rate" in rule.when:
         found["optimizer.text_learning_rate"] = 1e-5  # else nothing would train at all
     return found
@@ -94,14 +104,18 @@ def lines_of(folder, settings, *overrides):
 
 def said_by(rule, setting, lines):
     """The lines in which the rule refuses the setting."""
-    return [line for line in lines if f"`{setting}` has no effect with" in line and rule.instead in line]
+    return [
+        line for line in lines if f"`{setting}` has no effect with" in line and rule.instead in line
+    ]
 
 
 @pytest.mark.parametrize(("rule", "setting"), CASES)
 def test_a_setting_without_effect_is_refused(tmp_path, rule, setting):
     """Each rule fires for each of its settings, naming both keys, and says nothing when the setting is not given."""
     assert said_by(rule, setting, lines_of(tmp_path, causes(rule, setting))) == []
-    (line,) = said_by(rule, setting, lines_of(tmp_path, causes(rule, setting) | {setting: ASKED[setting]}))
+    (line,) = said_by(
+        rule, setting, lines_of(tmp_path, causes(rule, setting) | {setting: ASKED[setting]})
+    )
     assert line.startswith(f"{tmp_path}/config.toml: `{setting}`")
     assert all(f"`{cause} = " in line for cause in (*rule.when, *rule.unless))
 
@@ -119,7 +133,9 @@ def test_a_setting_with_effect_is_taken(tmp_path, rule, setting):
     """As soon as one of the causes is another, the rule has nothing against the setting."""
     for cause in (*rule.when, *rule.unless):
         other = rule.unless[cause][0] if cause in rule.unless else ELSEWHERE[cause]
-        mended = causes(rule, setting) | {cause: other[setting] if isinstance(other, dict) else other}
+        mended = causes(rule, setting) | {
+            cause: other[setting] if isinstance(other, dict) else other
+        }
         assert said_by(rule, setting, lines_of(tmp_path, mended | {setting: ASKED[setting]})) == []
 
 
@@ -129,7 +145,9 @@ def settings_of(section, prefix):
         if info.annotation is CaptionSettings:
             continue  # [data.caption] holds the settings of [caption]
         if info.annotation is ScheduleArguments:
-            yield from (f"{prefix}.{name}.{argument}" for argument in ScheduleArguments.__annotations__)
+            yield from (
+                f"{prefix}.{name}.{argument}" for argument in ScheduleArguments.__annotations__
+            )
         else:
             yield f"{prefix}.{name}"
 
@@ -155,16 +173,33 @@ RULES_OF = {setting: rule for rule in RULES for setting in rule.settings}
 def test_schedule_arguments_are_those_of_diffusers():
     """Each schedule has just the arguments that its function takes, and warm-up where that knows it."""
     for kind, function in TYPE_TO_SCHEDULER_FUNCTION.items():
-        takes = set(inspect.signature(function).parameters) - {"optimizer", "last_epoch", "num_training_steps"}
-        ours = set() if kind.value in RULES_OF["optimizer.warmup_steps"].when["optimizer.schedule"] else {"num_warmup_steps"}
+        takes = set(inspect.signature(function).parameters) - {
+            "optimizer",
+            "last_epoch",
+            "num_training_steps",
+        }
+        ours = (
+            set()
+            if kind.value in RULES_OF["optimizer.warmup_steps"].when["optimizer.schedule"]
+            else {"num_warmup_steps"}
+        )
         for argument in ScheduleArguments.__annotations__:
-            if kind.value in RULES_OF[f"optimizer.schedule_arguments.{argument}"].unless["optimizer.schedule"]:
+            if (
+                kind.value
+                in RULES_OF[f"optimizer.schedule_arguments.{argument}"].unless["optimizer.schedule"]
+            ):
                 ours.add(argument)
         assert takes == ours, kind
 
 
 @pytest.mark.parametrize(
-    "off", [{"caption.keep_tokens": 0}, {"caption.sentences": False}, {"loss.v_pred_like": 0}, {"caption.keep_tokens_separator": ""}]
+    "off",
+    [
+        {"caption.keep_tokens": 0},
+        {"caption.sentences": False},
+        {"loss.v_pred_like": 0},
+        {"caption.keep_tokens_separator": ""},
+    ],
 )
 def test_turning_off_what_is_off_is_no_mistake(tmp_path, off):
     """A value that asks for nothing is taken in every combination."""
@@ -176,13 +211,21 @@ def test_a_data_set_alone_gives_a_caption_setting_its_effect(tmp_path):
     load(tmp_path, {"caption.keep_tokens": 1, "data.caption": {"shuffle": True}})
     more = ("data.1.metadata=b.json", "data.1.latents=b")
     load(tmp_path, {"caption.keep_tokens": 1}, *more, "data.1.caption.shuffle=true")
-    with pytest.raises(ConfigError, match=r"^[^\n]*: `caption.keep_tokens` has no effect with `caption.shuffle = false`[^\n]*$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^[^\n]*: `caption.keep_tokens` has no effect with `caption.shuffle = false`[^\n]*$",
+    ):
         load(tmp_path, {"caption.keep_tokens": 1}, *more)
 
 
 def test_a_data_set_is_told_of_its_own_settings(tmp_path):
     """A setting of `[data.caption]` without effect in its set is refused by its own name, though another set would use it."""
-    more = ("data.1.metadata=b.json", "data.1.latents=b", "data.1.caption.keep_tokens=2", "data.1.caption.shuffle=false")
+    more = (
+        "data.1.metadata=b.json",
+        "data.1.latents=b",
+        "data.1.caption.keep_tokens=2",
+        "data.1.caption.shuffle=false",
+    )
     with pytest.raises(ConfigError) as refused:
         load(tmp_path, {"caption.shuffle": True}, *more)
     assert str(refused.value) == (
@@ -194,7 +237,10 @@ def test_a_data_set_is_told_of_its_own_settings(tmp_path):
 def test_a_text_setting_needs_one_data_set_that_uses_it(tmp_path):
     """Replacing captions is refused when every data set drops all of them, not when one keeps some."""
     dropped = {"data.caption": {"dropout_rate": 1}, "text.word_repeat_rate": 0.1}
-    with pytest.raises(ConfigError, match=r"`text.word_repeat_rate` has no effect with `data.0.caption.dropout_rate = 1.0`"):
+    with pytest.raises(
+        ConfigError,
+        match=r"`text.word_repeat_rate` has no effect with `data.0.caption.dropout_rate = 1.0`",
+    ):
         load(tmp_path, dropped)
     load(tmp_path, dropped, "data.1.metadata=b.json", "data.1.latents=b")
 
@@ -202,10 +248,22 @@ def test_a_text_setting_needs_one_data_set_that_uses_it(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"noise.min_timestep": 500, "noise.max_timestep": 500}, "`noise.min_timestep = 500` is not below `noise.max_timestep = 500`"),
-        ({"noise.zero_terminal_snr": True}, '`noise.zero_terminal_snr = true` does not go with `noise.prediction = "epsilon"`'),
-        ({"optimizer.learning_rate": 0}, "`optimizer.learning_rate` and `optimizer.text_learning_rate` are 0, so nothing would be trained"),
-        ({"optimizer.schedule": "piecewise_constant"}, "needs `optimizer.schedule_arguments.step_rules`, found none"),
+        (
+            {"noise.min_timestep": 500, "noise.max_timestep": 500},
+            "`noise.min_timestep = 500` is not below `noise.max_timestep = 500`",
+        ),
+        (
+            {"noise.zero_terminal_snr": True},
+            '`noise.zero_terminal_snr = true` does not go with `noise.prediction = "epsilon"`',
+        ),
+        (
+            {"optimizer.learning_rate": 0},
+            "`optimizer.learning_rate` and `optimizer.text_learning_rate` are 0, so nothing would be trained",
+        ),
+        (
+            {"optimizer.schedule": "piecewise_constant"},
+            "needs `optimizer.schedule_arguments.step_rules`, found none",
+        ),
         (
             {"caption.secondary_separator": ","},
             '`caption.secondary_separator` has no effect with `caption.separator = ","`: it is the same',
@@ -226,8 +284,15 @@ def test_what_cannot_be_carried_out_is_refused(tmp_path, settings, said):
         {"noise.min_timestep": 499, "noise.max_timestep": 500},
         {"noise.zero_terminal_snr": True, "noise.prediction": "v"},
         {"optimizer.learning_rate": 0, "optimizer.text_learning_rate": 1e-6},
-        {"optimizer.learning_rate": 0, "optimizer.text2_learning_rate": 1e-6, "model.family": "sdxl"},
-        {"optimizer.schedule": "piecewise_constant", "optimizer.schedule_arguments.step_rules": "1:5,0.1"},
+        {
+            "optimizer.learning_rate": 0,
+            "optimizer.text2_learning_rate": 1e-6,
+            "model.family": "sdxl",
+        },
+        {
+            "optimizer.schedule": "piecewise_constant",
+            "optimizer.schedule_arguments.step_rules": "1:5,0.1",
+        },
         {"train.max_epochs": 2},
     ],
 )

@@ -14,7 +14,9 @@ from trainer.config.settings import Config, DataSettings
 from trainer.errors import ConfigError
 
 TRAIN_KEYS = "Keys there are output_dir, max_steps, max_epochs, seed, batch_size, accumulation, workers, precision and on_nonfinite."
-SECTIONS = "Sections are model, data, caption, text, noise, loss, optimizer, train, checkpoint and log."
+SECTIONS = (
+    "Sections are model, data, caption, text, noise, loss, optimizer, train, checkpoint and log."
+)
 TWO_SETS = ("data.1.metadata=second.json", "data.1.latents=second")
 
 
@@ -31,14 +33,20 @@ def refusal(folder, text, *overrides):
 def refusal_of(folder, *overrides, **sections):
     """The same for `LEAST` with these sections beside or instead of its own; None leaves one out."""
     document = {name: values for name, values in (LEAST | sections).items() if values is not None}
-    return refusal(folder, write(folder / "config.toml", document).read_text(encoding="utf-8"), *overrides)
+    return refusal(
+        folder, write(folder / "config.toml", document).read_text(encoding="utf-8"), *overrides
+    )
 
 
 def test_as_little_as_a_run_needs(tmp_path):
     """Five settings make a config; the rest has defaults, paths stay relative to the current directory."""
     config = load(tmp_path)
     assert config.data[0].metadata == Path("meta.json")
-    assert (config.text.max_tokens, config.optimizer.name, config.train.seed) == (225, "AdamW", None)
+    assert (config.text.max_tokens, config.optimizer.name, config.train.seed) == (
+        225,
+        "AdamW",
+        None,
+    )
 
 
 ALL_WRONG = """
@@ -119,22 +127,43 @@ def test_a_conflict_that_may_come_from_a_mistake_is_not_told(tmp_path):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("optimizer.learing_rate=1", "unknown key `learing_rate` in [optimizer]. Did you mean `learning_rate`?"),
+        (
+            "optimizer.learing_rate=1",
+            "unknown key `learing_rate` in [optimizer]. Did you mean `learning_rate`?",
+        ),
         ("optimiser.learning_rate=1", "unknown section [optimiser]. Did you mean [optimizer]?"),
-        ("optimizer.max_steps=5", "unknown key `max_steps` in [optimizer]. Did you mean `train.max_steps`?"),
+        (
+            "optimizer.max_steps=5",
+            "unknown key `max_steps` in [optimizer]. Did you mean `train.max_steps`?",
+        ),
         ("data.repeets=2", "unknown key `repeets` in [[data]]. Did you mean `repeats`?"),
-        ("data.0.caption.shufle=true", "unknown key `shufle` in [data.caption]. Did you mean `shuffle`?"),
-        ("train.batch_size=many", '`train.batch_size` is "many", expected a whole number, 1 or more.'),
-        ("train.batch_size.x=1", "`train.batch_size` is {x = 1}, expected a whole number, 1 or more."),
+        (
+            "data.0.caption.shufle=true",
+            "unknown key `shufle` in [data.caption]. Did you mean `shuffle`?",
+        ),
+        (
+            "train.batch_size=many",
+            '`train.batch_size` is "many", expected a whole number, 1 or more.',
+        ),
+        (
+            "train.batch_size.x=1",
+            "`train.batch_size` is {x = 1}, expected a whole number, 1 or more.",
+        ),
         ("train.max_steps.x=1", "found `max_steps` set to 10, expected a table to put it into."),
-        ("text.chunking=kohja", '`text.chunking` is "kohja", expected "kohya", "a1111" or "crop". Did you mean "kohya"?'),
+        (
+            "text.chunking=kohja",
+            '`text.chunking` is "kohja", expected "kohya", "a1111" or "crop". Did you mean "kohya"?',
+        ),
         ("train.foo=1", f"unknown key `foo` in [train]. {TRAIN_KEYS}"),
         ("train.seed", "expected section.key=value, such as train.max_steps=20."),
         ("seed=1", "expected section.key=value, such as train.max_steps=20."),
         ("train..seed=1", "expected section.key=value, such as train.max_steps=20."),
         ("train.output_dir=\udcff", "expected section.key=value, such as train.max_steps=20."),
         ("data.1=x", "expected a key behind the number of the data set, such as data.1.repeats=2."),
-        ("data.2.repeats=2", "found 1 [[data]], counted from 0, expected one of them, or data.1 for a new one."),
+        (
+            "data.2.repeats=2",
+            "found 1 [[data]], counted from 0, expected one of them, or data.1 for a new one.",
+        ),
     ],
 )
 def test_a_wrong_override_is_named(tmp_path, override, said):
@@ -145,7 +174,9 @@ def test_a_wrong_override_is_named(tmp_path, override, said):
 
 def test_mistakes_in_file_and_overrides_are_told_together(tmp_path):
     """A line for each, whichever of the two it comes from."""
-    lines = refusal_of(tmp_path, "train.workers=-1", "oops", train={**LEAST["train"], "batch_size": 0}).splitlines()
+    lines = refusal_of(
+        tmp_path, "train.workers=-1", "oops", train={**LEAST["train"], "batch_size": 0}
+    ).splitlines()
     assert lines == [
         "--set oops: expected section.key=value, such as train.max_steps=20.",
         "config.toml: `train.batch_size` is 0, expected a whole number, 1 or more.",
@@ -158,22 +189,52 @@ def test_mistakes_in_file_and_overrides_are_told_together(tmp_path):
     [
         ({"model": None}, "found no section [model]. Add it with family and path."),
         ({"train": None}, "found no section [train]. Add it with output_dir."),
-        ({"data": None}, "found no [[data]], expected at least one. Add [[data]] with metadata and latents."),
-        ({"data": {"metadata": "a", "latents": "b"}}, "found [data], expected [[data]] in double brackets: it may stand several times."),
-        ({"data": [{"metadata": "a", "latents": "b", "repeats": 0}]}, "`data.repeats` is 0, expected a whole number, 1 or more."),
-        ({"data": [{"metadata": "a"}]}, "found no `latents` in [[data]], expected a path in quotes. Add latents = ... there."),
-        ({"model": {"family": "sd1", "path": ""}}, '`model.path` is "", expected text in quotes that is not empty.'),
-        ({"model": {**LEAST["model"], "freeze": "a"}}, '`model.freeze` is "a", expected a list of text in quotes.'),
+        (
+            {"data": None},
+            "found no [[data]], expected at least one. Add [[data]] with metadata and latents.",
+        ),
+        (
+            {"data": {"metadata": "a", "latents": "b"}},
+            "found [data], expected [[data]] in double brackets: it may stand several times.",
+        ),
+        (
+            {"data": [{"metadata": "a", "latents": "b", "repeats": 0}]},
+            "`data.repeats` is 0, expected a whole number, 1 or more.",
+        ),
+        (
+            {"data": [{"metadata": "a"}]},
+            "found no `latents` in [[data]], expected a path in quotes. Add latents = ... there.",
+        ),
+        (
+            {"model": {"family": "sd1", "path": ""}},
+            '`model.path` is "", expected text in quotes that is not empty.',
+        ),
+        (
+            {"model": {**LEAST["model"], "freeze": "a"}},
+            '`model.freeze` is "a", expected a list of text in quotes.',
+        ),
         (
             {"optimizer": {"schedule_arguments": 1}},
             "`optimizer.schedule_arguments` is 1, expected a section [optimizer.schedule_arguments].",
         ),
-        ({"optimizer": {"learning_rate": float("inf")}}, "`optimizer.learning_rate` is inf, expected a number, 0 or more."),
+        (
+            {"optimizer": {"learning_rate": float("inf")}},
+            "`optimizer.learning_rate` is inf, expected a number, 0 or more.",
+        ),
         ({"caption": {"shuffle": 1}}, "`caption.shuffle` is 1, expected true or false."),
-        ({"noise": {"max_timestep": 1001}}, "`noise.max_timestep` is 1001, expected a whole number from 1 to 1000."),
-        ({"noise": {"multires_discount": 0}}, "`noise.multires_discount` is 0, expected a number, above 0 and at most 1."),
+        (
+            {"noise": {"max_timestep": 1001}},
+            "`noise.max_timestep` is 1001, expected a whole number from 1 to 1000.",
+        ),
+        (
+            {"noise": {"multires_discount": 0}},
+            "`noise.multires_discount` is 0, expected a number, above 0 and at most 1.",
+        ),
         ({"zzz": {"a": 1}}, f"unknown section [zzz]. {SECTIONS}"),
-        ({"train": {"output_dir": "x", "max_steps": 1, "x" * 90: 1}}, f"unknown key `{'x' * 90}` in [train]. {TRAIN_KEYS}"),
+        (
+            {"train": {"output_dir": "x", "max_steps": 1, "x" * 90: 1}},
+            f"unknown key `{'x' * 90}` in [train]. {TRAIN_KEYS}",
+        ),
         (
             {"train": {"output_dir": "x"}},
             "found neither `train.max_steps` nor `train.max_epochs`, expected one of them. Add max_steps = 1000 to [train].",
@@ -186,7 +247,16 @@ def test_one_mistake_is_one_line(tmp_path, sections, said):
 
 
 @pytest.mark.parametrize(
-    "text", ["model = 3\n", "data = 3\n", "data = []\n", "data = [1]\n", "caption = []\n", "[[datasets]]\nx = 1\n", ""]
+    "text",
+    [
+        "model = 3\n",
+        "data = 3\n",
+        "data = []\n",
+        "data = [1]\n",
+        "caption = []\n",
+        "[[datasets]]\nx = 1\n",
+        "",
+    ],
 )
 def test_sections_of_another_kind(tmp_path, text):
     """Whatever stands where a section should, there is a message."""
@@ -195,7 +265,21 @@ def test_sections_of_another_kind(tmp_path, text):
         assert "expected" in line or "Add it" in line or "Did you mean" in line
 
 
-VALUES = [1, -1.5, True, "", "x", [], ["x"], [{}], [[1]], {}, {"x": 1}, {"shuffle": "x"}, [{"metadata": 1, "caption": 2}]]
+VALUES = [
+    1,
+    -1.5,
+    True,
+    "",
+    "x",
+    [],
+    ["x"],
+    [{}],
+    [[1]],
+    {},
+    {"x": 1},
+    {"shuffle": "x"},
+    [{"metadata": 1, "caption": 2}],
+]
 
 
 @pytest.mark.parametrize("name", Config.model_fields)
@@ -204,19 +288,34 @@ def test_no_value_is_a_bug(tmp_path, name):
     section = Config.model_fields[name].annotation
     fields = DataSettings.model_fields if name == "data" else section.model_fields
     for value in VALUES:
-        for changed in (value, *({**LEAST.get(name, [{}])[0], key: value} if name == "data" else {key: value} for key in (*fields, "x"))):
-            document = {**LEAST, name: [changed] if name == "data" and changed is not value else changed}
+        for changed in (
+            value,
+            *(
+                {**LEAST.get(name, [{}])[0], key: value} if name == "data" else {key: value}
+                for key in (*fields, "x")
+            ),
+        ):
+            document = {
+                **LEAST,
+                name: [changed] if name == "data" and changed is not value else changed,
+            }
             text = "\n".join(f"{key} = {to_toml(one)}" for key, one in document.items())
             (tmp_path / "config.toml").write_text(text, encoding="utf-8")
             with suppress(ConfigError):
-                load_config(tmp_path / "config.toml", ["data.1.repeats=2", "train.workers=1", "loss.kind=l1"])
+                load_config(
+                    tmp_path / "config.toml",
+                    ["data.1.repeats=2", "train.workers=1", "loss.kind=l1"],
+                )
             with suppress(ConfigError):
                 load_config(tmp_path / "config.toml")
 
 
 def test_several_data_sets_are_told_apart(tmp_path):
     """With several sets, a message says which one it means, by the name that `--set` takes."""
-    sets = [{"metadata": "a", "latents": "b"}, {"metadata": "c", "latents": "d", "repeets": 2, "repeats": 0}]
+    sets = [
+        {"metadata": "a", "latents": "b"},
+        {"metadata": "c", "latents": "d", "repeets": 2, "repeats": 0},
+    ]
     assert refusal_of(tmp_path, data=sets).splitlines() == [
         "config.toml: `data.1.repeats` is 0, expected a whole number, 1 or more.",
         "config.toml: unknown key `repeets` in [[data]] of data.1. Did you mean `repeats`?",
@@ -226,7 +325,10 @@ def test_several_data_sets_are_told_apart(tmp_path):
 def test_long_values_are_cut_short_and_made_printable(tmp_path):
     """A message shows the beginning of a long value, and no control character as it is."""
     said = refusal_of(tmp_path, train={"output_dir": "x", "max_steps": "\x1b[31m" + "y" * 500})
-    assert said == f'config.toml: `train.max_steps` is "\\u001b[31m{"y" * 68}…, expected a whole number, 1 or more.'
+    assert (
+        said
+        == f'config.toml: `train.max_steps` is "\\u001b[31m{"y" * 68}…, expected a whole number, 1 or more.'
+    )
 
 
 def test_toml_that_cannot_be_read(tmp_path):
@@ -239,7 +341,11 @@ def test_toml_that_cannot_be_read(tmp_path):
 def test_files_that_cannot_be_read(tmp_path):
     """A missing file, a folder, and bytes that are no text are told without a traceback."""
     (tmp_path / "latin.toml").write_bytes(b'[model]\nfamily = "\xe9"\n')
-    for name, said in [("none.toml", "no such file"), ("", "Is a directory"), ("latin.toml", "byte 18: this is not UTF-8")]:
+    for name, said in [
+        ("none.toml", "no such file"),
+        ("", "Is a directory"),
+        ("latin.toml", "byte 18: this is not UTF-8"),
+    ]:
         with pytest.raises(ConfigError, match=said):
             load_config(tmp_path / name)
 
@@ -257,21 +363,45 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path):
         ("train.output_dir=/x/y z", lambda config: config.train.output_dir, Path("/x/y z")),
         ('train.output_dir="/x/y"', lambda config: config.train.output_dir, Path("/x/y")),
         ("train.output_dir=a=b", lambda config: config.train.output_dir, Path("a=b")),
-        ("train.output_dir=1\nmax_steps = 5", lambda config: config.train.output_dir, Path("1\nmax_steps = 5")),
+        (
+            "train.output_dir=1\nmax_steps = 5",
+            lambda config: config.train.output_dir,
+            Path("1\nmax_steps = 5"),
+        ),
         ("train.max_steps=20_000", lambda config: config.train.max_steps, 20_000),
         ("text.chunking=a1111", lambda config: config.text.chunking, "a1111"),
         ("text.max_tokens=unlimited", lambda config: config.text.max_tokens, "unlimited"),
         ("optimizer.learning_rate=1e-4", lambda config: config.optimizer.learning_rate, 1e-4),
         ("optimizer.learning_rate=1", lambda config: config.optimizer.learning_rate, 1.0),
-        ("model.freeze=['conv_in.*', \"up*\"]", lambda config: config.model.freeze, ("conv_in.*", "up*")),
+        (
+            "model.freeze=['conv_in.*', \"up*\"]",
+            lambda config: config.model.freeze,
+            ("conv_in.*", "up*"),
+        ),
         ('log.trackers=["wandb"]', lambda config: config.log.trackers, ("wandb",)),
         ("data.metadata=a.json", lambda config: config.data[0].metadata, Path("a.json")),
         ("data.0.metadata=a.json", lambda config: config.data[0].metadata, Path("a.json")),
-        ("data.1.metadata=b.json", lambda config: [str(one.metadata) for one in config.data], ["meta.json", "b.json"]),
+        (
+            "data.1.metadata=b.json",
+            lambda config: [str(one.metadata) for one in config.data],
+            ["meta.json", "b.json"],
+        ),
         ("data.caption.shuffle=true", lambda config: config.caption_of(0).shuffle, True),
-        ("data.1.caption.shuffle=true", lambda config: [config.caption_of(0).shuffle, config.caption_of(1).shuffle], [False, True]),
-        ("optimizer.arguments.weight_decay=0.1", lambda config: config.optimizer.arguments, {"weight_decay": 0.1}),
-        ("optimizer.arguments={betas = [0.9, 0.99]}", lambda config: config.optimizer.arguments, {"betas": [0.9, 0.99]}),
+        (
+            "data.1.caption.shuffle=true",
+            lambda config: [config.caption_of(0).shuffle, config.caption_of(1).shuffle],
+            [False, True],
+        ),
+        (
+            "optimizer.arguments.weight_decay=0.1",
+            lambda config: config.optimizer.arguments,
+            {"weight_decay": 0.1},
+        ),
+        (
+            "optimizer.arguments={betas = [0.9, 0.99]}",
+            lambda config: config.optimizer.arguments,
+            {"betas": [0.9, 0.99]},
+        ),
         (" train.seed = 5", lambda config: config.train.seed, 5),
     ],
 )
@@ -285,7 +415,13 @@ def test_overrides(tmp_path, override, read, value):
 def test_overrides_replace_and_the_last_one_counts(tmp_path):
     """An override replaces the file's value, a later one an earlier one; the rest of the table stays."""
     settings = {"optimizer.arguments.weight_decay": 0.1, "optimizer.arguments.eps": 1e-6}
-    config = load(tmp_path, settings, "train.max_steps=2", "train.max_steps=3", "optimizer.arguments.weight_decay=0.2")
+    config = load(
+        tmp_path,
+        settings,
+        "train.max_steps=2",
+        "train.max_steps=3",
+        "optimizer.arguments.weight_decay=0.2",
+    )
     assert config.train.max_steps == 3
     assert config.optimizer.arguments == {"weight_decay": 0.2, "eps": 1e-6}
 
@@ -316,7 +452,9 @@ def assert_comes_back(config, folder):
     path.write_text(resolved_toml(config), encoding="utf-8")
     again = load_config(path)
     assert again == config
-    assert [again.caption_of(number) for number in range(len(again.data))] == [config.caption_of(n) for n in range(len(config.data))]
+    assert [again.caption_of(number) for number in range(len(again.data))] == [
+        config.caption_of(n) for n in range(len(config.data))
+    ]
     assert resolved_toml(again) == resolved_toml(config)
 
 
@@ -328,7 +466,9 @@ def test_resolved_config_names_every_setting(tmp_path):
     for section, (name, value) in zip(sections, config, strict=True):
         header, *lines = section.strip().splitlines()
         assert header == ("[[data]]" if name == "data" else f"[{name}]")
-        assert [line.removeprefix("# ").split(" ")[0] for line in lines] == list(type(value[0] if name == "data" else value).model_fields)
+        assert [line.removeprefix("# ").split(" ")[0] for line in lines] == list(
+            type(value[0] if name == "data" else value).model_fields
+        )
 
 
 @pytest.mark.parametrize(
@@ -336,11 +476,37 @@ def test_resolved_config_names_every_setting(tmp_path):
     [
         ({}, ()),
         ({"train.seed": (1 << 63) - 1, "checkpoint.every_minutes": 0.5, "text.clip_skip": 2}, ()),
-        ({"loss.kind": "huber", "loss.huber_c": 1e-05, "log.trackers": ["wandb", "tensorboard"]}, ()),
-        ({"optimizer.arguments": {"betas": [0.9, 0.99], "a b": {"c": True}, "eps": 1e-16, "name": 'x"\\\n'}}, ()),
-        ({"optimizer.schedule": "polynomial", "optimizer.schedule_arguments.power": 2, "text.max_tokens": "unlimited"}, ()),
-        ({"caption.keep_tokens": 2}, (*TWO_SETS, "data.1.caption.shuffle=true", "data.1.caption.separator=;")),
-        ({"caption.shuffle": True, "caption.keep_tokens": 2}, (*TWO_SETS, "data.1.caption.shuffle=false", "data.0.repeats=3")),
+        (
+            {"loss.kind": "huber", "loss.huber_c": 1e-05, "log.trackers": ["wandb", "tensorboard"]},
+            (),
+        ),
+        (
+            {
+                "optimizer.arguments": {
+                    "betas": [0.9, 0.99],
+                    "a b": {"c": True},
+                    "eps": 1e-16,
+                    "name": 'x"\\\n',
+                }
+            },
+            (),
+        ),
+        (
+            {
+                "optimizer.schedule": "polynomial",
+                "optimizer.schedule_arguments.power": 2,
+                "text.max_tokens": "unlimited",
+            },
+            (),
+        ),
+        (
+            {"caption.keep_tokens": 2},
+            (*TWO_SETS, "data.1.caption.shuffle=true", "data.1.caption.separator=;"),
+        ),
+        (
+            {"caption.shuffle": True, "caption.keep_tokens": 2},
+            (*TWO_SETS, "data.1.caption.shuffle=false", "data.0.repeats=3"),
+        ),
         ({"caption.shuffle": True, "data.caption": {"shuffle": False}}, ()),
         ({"train.output_dir": 'a "quoted" \\ path\x7f\U0001f600'}, ()),
     ],
@@ -361,7 +527,9 @@ def test_any_text_comes_back(tmp_path, text):
     assert again["optimizer"]["arguments"] == arguments
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("tiny_*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "examples").glob("tiny_*.toml")), ids=lambda path: path.stem
+)
 def test_examples_load(path, tmp_path):
     """Each example is in order, 20 steps of random weights, runs where its head says, and comes back from its resolved form."""
     config = load_config(path)
@@ -376,4 +544,8 @@ def test_examples_load(path, tmp_path):
 
 def test_there_is_an_example_of_each_family():
     """One for each model family."""
-    assert [path.stem for path in sorted((ROOT / "examples").glob("tiny_*.toml"))] == ["tiny_sd1", "tiny_sd2", "tiny_sdxl"]
+    assert [path.stem for path in sorted((ROOT / "examples").glob("tiny_*.toml"))] == [
+        "tiny_sd1",
+        "tiny_sd2",
+        "tiny_sdxl",
+    ]

@@ -13,21 +13,32 @@ import trainer
 from trainer.config import settings
 from trainer.config.settings import Config, DataSettings, ScheduleArguments
 
-SECTIONS = {name: found for name, found in vars(settings).items() if isinstance(found, type) and issubclass(found, settings.Section)}
+SECTIONS = {
+    name: found
+    for name, found in vars(settings).items()
+    if isinstance(found, type) and issubclass(found, settings.Section)
+}
 FIELDS = [
     pytest.param(info, id=f"{name}.{field}")
     for name, section in SECTIONS.items()
     if section is not Config
     for field, info in section.model_fields.items()
 ]
-OFF = {False: {"off", "no"}, (): {"all", "none"}, "": {""}, None: {"never", "no limit", "the last", "one is drawn, printed and stored"}}
+OFF = {
+    False: {"off", "no"},
+    (): {"all", "none"},
+    "": {""},
+    None: {"never", "no limit", "the last", "one is drawn, printed and stored"},
+}
 
 
 @pytest.mark.parametrize("info", FIELDS)
 def test_every_field_tells_its_default(info: FieldInfo):
     """Each setting has a docstring, and the default that it names is the one it has."""
     assert info.description
-    told = re.search(r"(?:No default|[Dd]efault:? (.*?))(?:[.:;](?: |$)|$)", info.description.replace("\n", " "))
+    told = re.search(
+        r"(?:No default|[Dd]efault:? (.*?))(?:[.:;](?: |$)|$)", info.description.replace("\n", " ")
+    )
     assert told, info.description
     if info.is_required():
         assert told[0].startswith("No default")
@@ -49,7 +60,8 @@ def test_every_schedule_argument_tells_its_default():
         assert re.match(r"[a-z_]+: .*[dD]efault", schema["description"]), name
 
 
-# Whether each setting is read: the types of names and attributes are followed through the sources, from annotations and assignments.
+# Whether each setting is read: the types of names and attributes are followed through the sources,
+# from annotations and assignments.
 
 PACKAGE = Path(trainer.__file__).parent
 OWN = {"settings", "config", "conflicts", "mistakes", "overrides", "toml"}
@@ -76,7 +88,9 @@ def type_of_field(section: str, field: str) -> str | None:
 class Reader(ast.NodeVisitor):
     """Follows sections through the functions of a module."""
 
-    def __init__(self, attributes: dict[str, set[str]], reads: set[tuple[str, str]], strings: set[str]) -> None:
+    def __init__(
+        self, attributes: dict[str, set[str]], reads: set[tuple[str, str]], strings: set[str]
+    ) -> None:
         self.attributes, self.reads, self.strings = attributes, reads, strings
         self.names: list[dict[str, str]] = [{}]
 
@@ -87,7 +101,11 @@ class Reader(ast.NodeVisitor):
                 kind = next((scope[name] for scope in reversed(self.names) if name in scope), None)
                 return {kind} if kind else set()
             case ast.Attribute(value=value, attr=attr):
-                holders = {one for one in self.types(value) if one in SECTIONS and attr in SECTIONS[one].model_fields}
+                holders = {
+                    one
+                    for one in self.types(value)
+                    if one in SECTIONS and attr in SECTIONS[one].model_fields
+                }
                 self.reads |= {(one, attr) for one in holders}
                 found = {kind for one in holders if (kind := type_of_field(one, attr))}
                 return found or (set() if holders else self.attributes.get(attr, set()))
@@ -97,10 +115,19 @@ class Reader(ast.NodeVisitor):
                 self.reads |= {("DataSettings", "caption"), ("Config", "caption")}
                 return {"CaptionSettings"}
             case ast.Call(func=ast.Name(id="getattr"), args=[holder, key, *_]):
-                names = {key.value} if isinstance(key, ast.Constant) else self.strings  # out of a table in the same module
+                names = (
+                    {key.value} if isinstance(key, ast.Constant) else self.strings
+                )  # out of a table in the same module
                 sections = self.types(holder) & SECTIONS.keys()
-                self.reads |= {(one, name) for one in sections for name in names if name in SECTIONS[one].model_fields}
-            case ast.Call(func=ast.Name(id="with_seed" | "from_rank_0" | "load_config" as name), args=args):
+                self.reads |= {
+                    (one, name)
+                    for one in sections
+                    for name in names
+                    if name in SECTIONS[one].model_fields
+                }
+            case ast.Call(
+                func=ast.Name(id="with_seed" | "from_rank_0" | "load_config" as name), args=args
+            ):
                 return {"Config"} if name != "from_rank_0" else self.types(args[-1])
             case ast.BoolOp(values=values):
                 return set().union(*map(self.types, values))
@@ -114,7 +141,12 @@ class Reader(ast.NodeVisitor):
             if isinstance(value, ast.Tuple):
                 for one, part in zip(target.elts, value.elts, strict=False):
                     self.bind(one, part)
-            elif each and isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in ("enumerate", "zip"):
+            elif (
+                each
+                and isinstance(value, ast.Call)
+                and isinstance(value.func, ast.Name)
+                and value.func.id in ("enumerate", "zip")
+            ):
                 parts = [None, *value.args] if value.func.id == "enumerate" else value.args
                 for one, part in zip(target.elts, parts, strict=False):
                     self.bind(one, part, each=True)
@@ -129,7 +161,9 @@ class Reader(ast.NodeVisitor):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         """A function has names of its own, its parameters annotated."""
         arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-        self.names.append({one.arg: kind for one in arguments if (kind := section_of(one.annotation))})
+        self.names.append(
+            {one.arg: kind for one in arguments if (kind := section_of(one.annotation))}
+        )
         self.generic_visit(node)
         self.names.pop()
 
@@ -156,7 +190,9 @@ class Reader(ast.NodeVisitor):
         self.bind(node.target, node.iter, each=True)
         self.generic_visit(node)
 
-    def _visit_with_loops_first(self, node: ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp) -> None:
+    def _visit_with_loops_first(
+        self, node: ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+    ) -> None:
         for loop in node.generators:
             self.visit(loop)
         self.generic_visit(node)
@@ -176,7 +212,14 @@ def read_settings(sources: list[str]) -> set[tuple[str, str]]:
     attributes: dict[str, set[str]] = {}
     reads: set[tuple[str, str]] = set()
     trees = [ast.parse(source) for source in sources]
-    strings = [{one.value for one in ast.walk(tree) if isinstance(one, ast.Constant) and isinstance(one.value, str)} for tree in trees]
+    strings = [
+        {
+            one.value
+            for one in ast.walk(tree)
+            if isinstance(one, ast.Constant) and isinstance(one.value, str)
+        }
+        for tree in trees
+    ]
     for _ in range(3):  # what is assigned in one module is used in another
         for tree, said in zip(trees, strings, strict=True):
             Reader(attributes, reads, said).visit(tree)
@@ -186,19 +229,43 @@ def read_settings(sources: list[str]) -> set[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("source", "reads"),
     [
-        ("def f(config: Config):\n return config.loss.kind", {("Config", "loss"), ("LossSettings", "kind")}),
+        (
+            "def f(config: Config):\n return config.loss.kind",
+            {("Config", "loss"), ("LossSettings", "kind")},
+        ),
         ("def f(a: LossSettings):\n return a.kind, a.other", {("LossSettings", "kind")}),
         ("def f(a: TextSettings):\n return a.kind", set()),
-        ("def f(config: Config):\n for n, a in enumerate(config.data):\n  a.flip", {("Config", "data"), ("DataSettings", "flip")}),
-        ("def f(sets: Sequence[DataSettings]):\n return [a.flip for a in sets]", {("DataSettings", "flip")}),
-        ("def f(config: Config):\n return config.data[0].flip", {("Config", "data"), ("DataSettings", "flip")}),
-        ("class A:\n one: LossSettings\n def f(self):\n  return self.one.kind", {("LossSettings", "kind")}),
-        ("class A:\n def f(self, a: LossSettings):\n  self.x, self.y = 1, a\n  self.y.kind", {("LossSettings", "kind")}),
+        (
+            "def f(config: Config):\n for n, a in enumerate(config.data):\n  a.flip",
+            {("Config", "data"), ("DataSettings", "flip")},
+        ),
+        (
+            "def f(sets: Sequence[DataSettings]):\n return [a.flip for a in sets]",
+            {("DataSettings", "flip")},
+        ),
+        (
+            "def f(config: Config):\n return config.data[0].flip",
+            {("Config", "data"), ("DataSettings", "flip")},
+        ),
+        (
+            "class A:\n one: LossSettings\n def f(self):\n  return self.one.kind",
+            {("LossSettings", "kind")},
+        ),
+        (
+            "class A:\n def f(self, a: LossSettings):\n  self.x, self.y = 1, a\n  self.y.kind",
+            {("LossSettings", "kind")},
+        ),
         ("def f(kind, config):\n return kind.kind", set()),
-        ("A = ['kind', 'x']\ndef f(a: LossSettings):\n return [getattr(a, key) for key in A]", {("LossSettings", "kind")}),
+        (
+            "A = ['kind', 'x']\ndef f(a: LossSettings):\n return [getattr(a, key) for key in A]",
+            {("LossSettings", "kind")},
+        ),
         (
             "def f(config: Config):\n c = config.caption_of(0)\n c.pick",
-            {*((one, "caption") for one in ("Config", "DataSettings")), ("CaptionSettings", "pick")},
+            {
+                *((one, "caption") for one in ("Config", "DataSettings")),
+                ("CaptionSettings", "pick"),
+            },
         ),
     ],
 )
@@ -209,13 +276,23 @@ def test_the_reader_follows_sections(source, reads):
 
 def test_every_setting_is_read():
     """No setting is without effect because nothing asks for it."""
-    reads = read_settings([path.read_text(encoding="utf-8") for path in sorted(PACKAGE.glob("*.py")) if path.stem not in OWN])
-    expected = {(name, field) for name, section in SECTIONS.items() for field in section.model_fields}
+    reads = read_settings(
+        [
+            path.read_text(encoding="utf-8")
+            for path in sorted(PACKAGE.glob("*.py"))
+            if path.stem not in OWN
+        ]
+    )
+    expected = {
+        (name, field) for name, section in SECTIONS.items() for field in section.model_fields
+    }
     assert sorted(expected - reads) == []
 
 
 def test_there_are_sections_to_walk():
     """The walk goes over all sections that a config has."""
-    held = {info.annotation for name, info in Config.model_fields.items() if name != "data"} | {DataSettings}
+    held = {info.annotation for name, info in Config.model_fields.items() if name != "data"} | {
+        DataSettings
+    }
     assert held <= set(SECTIONS.values())
     assert NoneType not in held

@@ -13,7 +13,13 @@ from trainer.errors import LatentsError
 def rows(width, chunks=None, repeats=1, usable=None):
     """Rows that are as high as wide."""
     column = np.array(width, dtype=np.uint32)
-    return SetRows(column, column, None if chunks is None else np.array(chunks), repeats, None if usable is None else np.array(usable))
+    return SetRows(
+        column,
+        column,
+        None if chunks is None else np.array(chunks),
+        repeats,
+        None if usable is None else np.array(usable),
+    )
 
 
 @pytest.fixture
@@ -40,7 +46,10 @@ def test_chunk_counts_part_buckets():
 
 def test_no_usable_record_is_an_error_that_says_so():
     """The message counts the records and names the settings."""
-    with pytest.raises(LatentsError, match=r"^data: none of 2 records is usable, expected at least one\. Look at data\.metadata"):
+    with pytest.raises(
+        LatentsError,
+        match=r"^data: none of 2 records is usable, expected at least one\. Look at data\.metadata",
+    ):
         bucket_sizes([rows([64, 64], usable=[False, False]), rows([])])
 
 
@@ -56,7 +65,13 @@ def test_what_the_codes_do_not_hold_is_refused():
 @given(st.data())
 def test_the_next_of_a_bucket_come_in_a_circle(data):
     """All other usable records of the bucket and set, from the one behind to the one before; those of another set never."""
-    kinds = data.draw(st.lists(st.tuples(st.sampled_from([64, 128]), st.integers(1, 2), st.booleans()), min_size=1, max_size=30))
+    kinds = data.draw(
+        st.lists(
+            st.tuples(st.sampled_from([64, 128]), st.integers(1, 2), st.booleans()),
+            min_size=1,
+            max_size=30,
+        )
+    )
     record = data.draw(st.integers(0, len(kinds) - 1))
     kinds[record] = (*kinds[record][:2], True)
     width, chunks, usable = zip(*kinds, strict=True)
@@ -64,7 +79,9 @@ def test_the_next_of_a_bucket_come_in_a_circle(data):
     circle = [*range(record + 1, len(kinds)), *range(record)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(buckets, "WINDOW", 3)
-        assert list(next_of_bucket(sets, 1, record)) == [(1, other) for other in circle if kinds[other] == kinds[record]]
+        assert list(next_of_bucket(sets, 1, record)) == [
+            (1, other) for other in circle if kinds[other] == kinds[record]
+        ]
 
 
 def test_the_next_of_a_bucket_is_looked_for_no_further_than_needed():
@@ -78,5 +95,8 @@ def test_the_next_of_a_bucket_is_looked_for_no_further_than_needed():
             return np.asarray(self)[rows]
 
     width = np.full(5 * buckets.WINDOW, 64, dtype=np.uint32).view(Column)
-    assert list(islice(next_of_bucket([SetRows(width, width, None, 1, None)], 0, 7), 2)) == [(0, 8), (0, 9)]
+    assert list(islice(next_of_bucket([SetRows(width, width, None, 1, None)], 0, 7), 2)) == [
+        (0, 8),
+        (0, 9),
+    ]
     assert Column.furthest <= 8 + buckets.WINDOW

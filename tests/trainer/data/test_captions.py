@@ -22,7 +22,19 @@ def rewritten(tags=TAGS, caption=SENTENCE, **options):
     return record
 
 
-def train(record, *, text=None, seed=7, epoch=0, key="a.png", dataset=0, repeat=0, step=0, max_steps=100, **settings):
+def train(
+    record,
+    *,
+    text=None,
+    seed=7,
+    epoch=0,
+    key="a.png",
+    dataset=0,
+    repeat=0,
+    step=0,
+    max_steps=100,
+    **settings,
+):
     """`train_caption` with the usual sample; `settings` are those of `[caption]`."""
     return train_caption(
         record,
@@ -71,15 +83,19 @@ def test_weights_are_honoured():
 
 def test_wildcards_are_drawn_before_tags_are_split():
     """Options of a wildcard are tags like the others, and doubled braces come out single."""
-    assert {tuple(sorted(text.split(", "))) for text in texts(plain("{a|b, c}, d, {{e}}"), shuffle=True)} == {
-        tuple(sorted(tags)) for tags in (["a", "d", "{e}"], ["b", "c", "d", "{e}"])
-    }
+    assert {
+        tuple(sorted(text.split(", "))) for text in texts(plain("{a|b, c}, d, {{e}}"), shuffle=True)
+    } == {tuple(sorted(tags)) for tags in (["a", "d", "{e}"], ["b", "c", "d", "{e}"])}
 
 
 def test_empty_record():
     """A record without text trains the empty caption, whatever is asked of it."""
     text = TextSettings(random_caption_rate=1, word_repeat_rate=1)
-    assert train(plain("", ""), text=text, shuffle=True, tag_dropout_rate=0.5, dropout_rate=1) == ("", "", ())
+    assert train(plain("", ""), text=text, shuffle=True, tag_dropout_rate=0.5, dropout_rate=1) == (
+        "",
+        "",
+        (),
+    )
 
 
 # ---------------------------------------------------------------- shuffle, keep, drop
@@ -102,7 +118,9 @@ def test_keep_tokens():
 def test_empty_tags_stay_without_a_separator():
     """`a,,b, ` is four tags, two of them empty. Source: facts B4."""
     record = plain("a,,b, ")
-    assert {tuple(sorted(text.split(", "))) for text in texts(record, shuffle=True)} == {("", "", "a", "b")}
+    assert {tuple(sorted(text.split(", "))) for text in texts(record, shuffle=True)} == {
+        ("", "", "a", "b")
+    }
     assert train(record, token_warmup_steps=5, step=9).text == "a, , b, "
 
 
@@ -129,13 +147,19 @@ def test_keep_tokens_separator(line, expected):
 
 def test_keep_tokens_is_ignored_beside_the_separator():
     """Where the line has the separator it alone says what stays."""
-    assert set(texts(plain("a ||| b, c"), 60, keep_tokens_separator="|||", keep_tokens=3, shuffle=True)) == {"a, b, c", "a, c, b"}
-    assert set(texts(plain("a, b, c"), 60, keep_tokens_separator="|||", keep_tokens=3, shuffle=True)) == {"a, b, c"}
+    assert set(
+        texts(plain("a ||| b, c"), 60, keep_tokens_separator="|||", keep_tokens=3, shuffle=True)
+    ) == {"a, b, c", "a, c, b"}
+    assert set(
+        texts(plain("a, b, c"), 60, keep_tokens_separator="|||", keep_tokens=3, shuffle=True)
+    ) == {"a, b, c"}
 
 
 def test_tag_dropout_spares_what_is_kept():
     """Each flexible tag goes with the rate; kept tags and those behind the second separator never go."""
-    found = texts(plain("k ||| a, b, c, d ||| z"), 500, keep_tokens_separator="|||", tag_dropout_rate=0.3)
+    found = texts(
+        plain("k ||| a, b, c, d ||| z"), 500, keep_tokens_separator="|||", tag_dropout_rate=0.3
+    )
     assert all(text.startswith("k, ") and text.endswith("z") for text in found)
     for tag in "abcd":
         assert 0.62 < sum(tag in text.split(", ") for text in found) / len(found) < 0.78
@@ -149,28 +173,47 @@ def test_other_separator():
 
 def test_secondary_separator():
     """What it joins stays together and is separated at the end, also when nothing else ran. Source: facts B4."""
-    assert set(texts(plain("a;;;b, c"), 40, secondary_separator=";;;", shuffle=True)) == {"a,b, c", "c, a,b"}
+    assert set(texts(plain("a;;;b, c"), 40, secondary_separator=";;;", shuffle=True)) == {
+        "a,b, c",
+        "c, a,b",
+    }
     assert train(plain("a;;;b ,c"), secondary_separator=";;;").text == "a,b ,c"
 
 
-@pytest.mark.parametrize(("step", "count"), [(0, 2), (1, 2), (3, 3), (5, 5), (6, 5), (9, 7), (10, 8), (99, 8)])
+@pytest.mark.parametrize(
+    ("step", "count"), [(0, 2), (1, 2), (3, 3), (5, 5), (6, 5), (9, 7), (10, 8), (99, 8)]
+)
 def test_token_warmup(step, count):
     """The number of tags is floor(step (n - min) / warmup) + min, all of them after it."""
     expected = ", ".join(TAGS.split(", ")[:count])
     assert train(plain(TAGS), token_warmup_steps=10, token_warmup_min=2, step=step).text == expected
-    assert train(plain(TAGS), token_warmup_steps=0.1, token_warmup_min=2, step=step, max_steps=109).text == expected
+    assert (
+        train(
+            plain(TAGS), token_warmup_steps=0.1, token_warmup_min=2, step=step, max_steps=109
+        ).text
+        == expected
+    )
 
 
 def test_token_warmup_is_exact():
     """Floats would lose a tag here: 49 * (1 / 49) is below 1."""
-    assert train(plain(", ".join("abc")), token_warmup_steps=49, token_warmup_min=1, step=49 - 24).text == "a, b"
-    assert len(train(plain(", ".join("t" * 99)), token_warmup_steps=98, step=49).text.split(", ")) == 50
+    assert (
+        train(plain(", ".join("abc")), token_warmup_steps=49, token_warmup_min=1, step=49 - 24).text
+        == "a, b"
+    )
+    assert (
+        len(train(plain(", ".join("t" * 99)), token_warmup_steps=98, step=49).text.split(", "))
+        == 50
+    )
 
 
 def test_warmup_keeps_what_is_shorter_than_its_least():
     """Few tags are never cut."""
     for step in range(10):
-        assert train(plain("a, b"), token_warmup_steps=10, token_warmup_min=5, step=step).text == "a, b"
+        assert (
+            train(plain("a, b"), token_warmup_steps=10, token_warmup_min=5, step=step).text
+            == "a, b"
+        )
 
 
 # ---------------------------------------------------------------- sentences
@@ -179,19 +222,36 @@ def test_warmup_keeps_what_is_shorter_than_its_least():
 def test_sentences_are_not_touched():
     """Style `c` trains as it is; of style `b` only the tags move, in both orders."""
     for sentence in (SENTENCE, "One,two ||| three , four"):
-        asked = {"shuffle": True, "tag_dropout_rate": 0.5, "token_warmup_steps": 99, "keep_tokens_separator": "|||"}
+        asked = {
+            "shuffle": True,
+            "tag_dropout_rate": 0.5,
+            "token_warmup_steps": 99,
+            "keep_tokens_separator": "|||",
+        }
         assert set(texts(plain(sentence, "c"), 30, **asked)) == {sentence}
     for layout in ("concat", "concat-caption-first"):
         found = texts(rewritten(layout=layout), 100, shuffle=True)
         assert all(SENTENCE in text for text in found)
         assert len(set(found)) > 90
-        assert {tuple(sorted(text.replace(SENTENCE, "").strip(", ").split(", "))) for text in found} == {tuple(sorted(TAGS.split(", ")))}
+        assert {
+            tuple(sorted(text.replace(SENTENCE, "").strip(", ").split(", "))) for text in found
+        } == {tuple(sorted(TAGS.split(", ")))}
 
 
 def test_sentences_on_request():
     """With `sentences` their clauses move like tags."""
-    assert len({frozenset(text.split(", ")) for text in texts(plain(SENTENCE, "c"), 50, shuffle=True, sentences=True)}) == 1
-    assert len(set(texts(plain(SENTENCE, "c"), 50, shuffle=True, sentences=True))) == math.factorial(3)
+    assert (
+        len(
+            {
+                frozenset(text.split(", "))
+                for text in texts(plain(SENTENCE, "c"), 50, shuffle=True, sentences=True)
+            }
+        )
+        == 1
+    )
+    assert len(
+        set(texts(plain(SENTENCE, "c"), 50, shuffle=True, sentences=True))
+    ) == math.factorial(3)
     record = plain("x, y, A b, c.", "b", capmerge_tags=[[0, 4]])
     assert len(set(texts(record, 300, shuffle=True, sentences=True))) == math.factorial(4)
 
@@ -207,9 +267,15 @@ def test_all_tags_dropped_leaves_a_clean_sentence():
 def test_separator_between_sentence_and_tags():
     """A separator around the tags of a `b` line is taken out as in sd-scripts, and the sentence stays whole."""
     record = rewritten(tags="a, b", caption="One, two.", lines=("{caption} ||| {tags}",))
-    assert set(texts(record, 40, shuffle=True, keep_tokens_separator="|||")) == {"One, two., a, b", "One, two., b, a"}
+    assert set(texts(record, 40, shuffle=True, keep_tokens_separator="|||")) == {
+        "One, two., a, b",
+        "One, two., b, a",
+    }
     record = rewritten(tags="k ||| a, b", caption="One,two.", lines=("{tags}, {caption}",))
-    assert set(texts(record, 40, shuffle=True, keep_tokens_separator="|||")) == {"k, a, b, One,two.", "k, b, a, One,two."}
+    assert set(texts(record, 40, shuffle=True, keep_tokens_separator="|||")) == {
+        "k, a, b, One,two.",
+        "k, b, a, One,two.",
+    }
     record = rewritten(tags="a, b", caption="One, two.", lines=("{tags} ||| {caption}",))
     assert set(texts(record, 40, shuffle=True, keep_tokens_separator="|||")) == {"a, b, One, two."}
 
@@ -222,12 +288,23 @@ def test_inline_layout():
     assert {train(record, epoch=epoch).style for epoch in range(20)} == {"t", "c"}
 
 
-PIECES = st.sampled_from(["a", "b c", ",", ", ", "{", "}", "{{", "}}", "|", "{x|yy}", "\u2985", "\u2986", ".", " "])
+PIECES = st.sampled_from(
+    ["a", "b c", ",", ", ", "{", "}", "{{", "}}", "|", "{x|yy}", "\u2985", "\u2986", ".", " "]
+)
 TEXTS = st.lists(PIECES, min_size=1, max_size=9).map("".join)
 
 
-@given(tags=TEXTS, caption=TEXTS, between=TEXTS, tags_first=st.booleans(), wildcards=st.booleans(), epoch=st.integers(0, 5))
-def test_tags_are_found_in_whatever_a_rewrite_writes(tags, caption, between, tags_first, wildcards, epoch):
+@given(
+    tags=TEXTS,
+    caption=TEXTS,
+    between=TEXTS,
+    tags_first=st.booleans(),
+    wildcards=st.booleans(),
+    epoch=st.integers(0, 5),
+)
+def test_tags_are_found_in_whatever_a_rewrite_writes(
+    tags, caption, between, tags_first, wildcards, epoch
+):
     """Wildcards of the caption and doubled braces shift the marked span; what it holds in the drawn text is the tags, letter for letter."""
     between = between.replace("{", "<").replace("}", ">")
     line = f"{{tags}}{between}{{caption}}" if tags_first else f"{{caption}}{between}{{tags}}"
@@ -239,7 +316,9 @@ def test_tags_are_found_in_whatever_a_rewrite_writes(tags, caption, between, tag
     found = _draw(record, CaptionSettings(), 7, epoch, "a.png", 0, 0)
     assert found.text in alternative.texts
     assert found.text[slice(*found.tags)] == alternative.tags
-    assert alternative.tags.replace(" ", "") == tags.replace(" ", "")  # U+2985 before a brace gets a space
+    assert alternative.tags.replace(" ", "") == tags.replace(
+        " ", ""
+    )  # U+2985 before a brace gets a space
 
 
 # ---------------------------------------------------------------- dropout and random changes
@@ -248,9 +327,16 @@ def test_tags_are_found_in_whatever_a_rewrite_writes(tags, caption, between, tag
 def test_caption_dropout():
     """A rate drops its share; every n-th epoch, counted from 1, drops all."""
     found = [train(plain(TAGS), epoch=epoch, dropout_rate=0.25) for epoch in range(800)]
-    assert {(caption.text, caption.events) for caption in found} == {(TAGS, ()), ("", ("caption_dropped",))}
+    assert {(caption.text, caption.events) for caption in found} == {
+        (TAGS, ()),
+        ("", ("caption_dropped",)),
+    }
     assert 0.2 < sum(not caption.text for caption in found) / 800 < 0.3
-    assert [epoch for epoch in range(9) if not train(plain(TAGS), epoch=epoch, dropout_every_epochs=3).text] == [2, 5, 8]
+    assert [
+        epoch
+        for epoch in range(9)
+        if not train(plain(TAGS), epoch=epoch, dropout_every_epochs=3).text
+    ] == [2, 5, 8]
 
 
 def test_random_caption():
@@ -258,7 +344,10 @@ def test_random_caption():
     text = TextSettings(random_caption_rate=1)
     found = [train(plain(TAGS), text=text, epoch=epoch) for epoch in range(20)]
     assert found == [train(plain(TAGS), text=text, epoch=epoch) for epoch in range(20)]
-    assert all(caption.events == ("random_caption",) and len(caption.text.split()) == RANDOM_WORDS for caption in found)
+    assert all(
+        caption.events == ("random_caption",) and len(caption.text.split()) == RANDOM_WORDS
+        for caption in found
+    )
     assert len({caption.text for caption in found}) == 20
     assert train(plain(TAGS), text=text, dropout_rate=1).events == ("caption_dropped",)
 
@@ -280,8 +369,15 @@ def test_word_repeated():
 def test_rates():
     """Rates are met, and what happens by one is independent of the others."""
     text = TextSettings(random_caption_rate=0.3, word_repeat_rate=0.3)
-    counts = Counter(train(plain(SENTENCE, "c"), text=text, epoch=epoch, dropout_rate=0.3).events for epoch in range(2000))
-    for events, share in (("caption_dropped", 0.3), ("random_caption", 0.21), ("word_repeated", 0.147)):
+    counts = Counter(
+        train(plain(SENTENCE, "c"), text=text, epoch=epoch, dropout_rate=0.3).events
+        for epoch in range(2000)
+    )
+    for events, share in (
+        ("caption_dropped", 0.3),
+        ("random_caption", 0.21),
+        ("word_repeated", 0.147),
+    ):
         assert abs(counts[events,] / 2000 - share) < 0.04
 
 

@@ -44,16 +44,27 @@ def test_every_example_is_found(metadata, tmp_path):
         dataset = open_one(metadata, tmp_path, model={"family": family, "path": "random"})
         assert (len(dataset.index), dataset.rows.usable, dataset.notes) == (213, None, ())
         again = pickle.loads(pickle.dumps(dataset))
-        files = {dataset.latents_file(number, dataset.index.read(number)[0]) for number in range(213)}
-        assert files == {again.latents_file(number, again.index.read(number)[0]) for number in range(213)} == set(LATENTS.rglob("*.npz"))
+        files = {
+            dataset.latents_file(number, dataset.index.read(number)[0]) for number in range(213)
+        }
+        assert (
+            files
+            == {again.latents_file(number, again.index.read(number)[0]) for number in range(213)}
+            == set(LATENTS.rglob("*.npz"))
+        )
 
 
 def test_captions_of_a_set(metadata, tmp_path):
     """What a set says of captions goes before [caption]."""
     sections = settings_of(metadata, tmp_path / "run", caption={"shuffle": True, "keep_tokens": 2})
     other = sections["data"] | {"caption": {"keep_tokens": 0}, "repeats": 3}
-    first, second = open_datasets(Config.model_validate(sections | {"data": [sections["data"], other]}), jobs=1)
-    assert [(found.number, found.captions.keep_tokens, found.captions.shuffle) for found in (first, second)] == [(0, 2, True), (1, 0, True)]
+    first, second = open_datasets(
+        Config.model_validate(sections | {"data": [sections["data"], other]}), jobs=1
+    )
+    assert [
+        (found.number, found.captions.keep_tokens, found.captions.shuffle)
+        for found in (first, second)
+    ] == [(0, 2, True), (1, 0, True)]
     assert (first.rows.repeats, second.rows.repeats) == (1, 3)
 
 
@@ -61,11 +72,17 @@ def test_missing_latents_stop(metadata, latents, tmp_path):
     """One error says how many records lack latents and names the first of them."""
     for path in sorted(latents.rglob("danbooru/10*.npz")):
         path.unlink()
-    gone = sorted(key for key in json.loads(metadata.read_text(encoding="utf-8")) if key.startswith("danbooru/10"))
+    gone = sorted(
+        key
+        for key in json.loads(metadata.read_text(encoding="utf-8"))
+        if key.startswith("danbooru/10")
+    )
     with pytest.raises(LatentsError) as error:
         open_one(metadata, tmp_path, data={"latents": str(latents)})
     message = str(error.value)
-    assert f"data.0, {metadata}: found {len(gone)} without latents ({latents}/<key>.npz, " in message
+    assert (
+        f"data.0, {metadata}: found {len(gone)} without latents ({latents}/<key>.npz, " in message
+    )
     assert "among 213 records; the first: " in message
     assert all(f'"{key}"' in message for key in gone[:5])
     assert 'data.on_missing = "skip"' in message
@@ -84,9 +101,14 @@ def test_missing_latents_are_left_out(metadata, latents, tmp_path):
     assert len(unusable_keys) == 2
     assert all(any(name.startswith(key) for name in names) for key in unusable_keys)
     assert dataset.notes[0].endswith("2 are left out.")
-    assert all(dataset.latents_file(number, dataset.index.read(number)[0]) is None for number in unusable.tolist())
+    assert all(
+        dataset.latents_file(number, dataset.index.read(number)[0]) is None
+        for number in unusable.tolist()
+    )
     paths[2].unlink()
-    with pytest.raises(LatentsError, match=r'Expected at most 1% with data.on_missing = "skip", found 1.4%'):
+    with pytest.raises(
+        LatentsError, match=r'Expected at most 1% with data.on_missing = "skip", found 1.4%'
+    ):
         open_datasets(config_of(metadata, tmp_path, data=data), jobs=1, relist=True)
 
 
@@ -98,7 +120,10 @@ def test_records_without_a_size(metadata, tmp_path):
         records[key].pop("image_size", None)
     changed = tmp_path / "meta.json"
     changed.write_text(json.dumps(records), encoding="utf-8")
-    with pytest.raises(LatentsError, match=r'found 2 without a size \("train_resolution" or "image_size"\) among 213'):
+    with pytest.raises(
+        LatentsError,
+        match=r'found 2 without a size \("train_resolution" or "image_size"\) among 213',
+    ):
         open_one(changed, tmp_path)
     dataset = open_one(changed, tmp_path, data={"on_missing": "skip"})
     assert np.flatnonzero(~dataset.rows.usable).tolist() == [3, 4]
@@ -108,7 +133,9 @@ def test_names_of_another_family(metadata, tmp_path):
     """SDXL does not take `_sd` latents."""
     latents = tmp_path / "latents"
     for path in LATENTS.rglob("*.npz"):
-        target = latents / path.relative_to(LATENTS).parent / path.name.replace("_sdxl.npz", "_sd.npz")
+        target = (
+            latents / path.relative_to(LATENTS).parent / path.name.replace("_sdxl.npz", "_sd.npz")
+        )
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(path)
     data = {"latents": str(latents), "allow_outside": True}
@@ -120,10 +147,16 @@ def test_names_of_another_family(metadata, tmp_path):
 def test_keys_that_lead_out(metadata, tmp_path):
     """A key above the folder is missing unless that is allowed, and the error says so."""
     records = json.loads(metadata.read_text(encoding="utf-8"))
-    records = {f"../latents/{key}" if key.startswith("photos") else key: record for key, record in records.items()}
+    records = {
+        f"../latents/{key}" if key.startswith("photos") else key: record
+        for key, record in records.items()
+    }
     changed = tmp_path / "meta.json"
     changed.write_text(json.dumps(records), encoding="utf-8")
-    with pytest.raises(LatentsError, match=r"The keys of 21 lead out of that folder: data.allow_outside = true looks there too\."):
+    with pytest.raises(
+        LatentsError,
+        match=r"The keys of 21 lead out of that folder: data.allow_outside = true looks there too\.",
+    ):
         open_one(changed, tmp_path)
     assert open_one(changed, tmp_path, data={"allow_outside": True}).rows.usable is None
 
@@ -131,7 +164,9 @@ def test_keys_that_lead_out(metadata, tmp_path):
 def test_links_that_lead_out(metadata, tmp_path):
     """A link to a file outside of the folder is refused when it would be read, unless that is allowed."""
     latents = tmp_path / "latents"
-    shutil.copytree(LATENTS, latents, copy_function=lambda source, target: Path(target).symlink_to(source))
+    shutil.copytree(
+        LATENTS, latents, copy_function=lambda source, target: Path(target).symlink_to(source)
+    )
     dataset = open_one(metadata, tmp_path, data={"latents": str(latents)})
     with pytest.raises(CapmergeError, match="allow_outside"):
         dataset.latents_file(0, dataset.index.read(0)[0])
@@ -142,13 +177,19 @@ def test_links_that_lead_out(metadata, tmp_path):
 @pytest.mark.parametrize(("chunking", "column"), [("kohya", "tokens_sd1"), ("a1111", "chunks_sd1")])
 def test_chunks_for_the_plan(metadata, tmp_path, chunking, column):
     """With dynamic chunks a record stands in the bucket of its longest alternative, capped by `max_tokens`."""
-    dataset = open_one(metadata, tmp_path, text={"dynamic_chunks": True, "chunking": chunking, "max_tokens": 150})
+    dataset = open_one(
+        metadata, tmp_path, text={"dynamic_chunks": True, "chunking": chunking, "max_tokens": 150}
+    )
     values = np.asarray(getattr(dataset.index, column)).astype(int)
     expected = np.clip(values if chunking == "a1111" else np.ceil(values / 75), 1, 2)
     assert dataset.rows.chunks.tolist() == expected.tolist()
     assert set(dataset.rows.chunks.tolist()) == {1, 2}
     assert open_one(metadata, tmp_path, text={"chunking": chunking}).rows.chunks is None
-    unlimited = open_one(metadata, tmp_path, text={"dynamic_chunks": True, "chunking": chunking, "max_tokens": "unlimited"})
+    unlimited = open_one(
+        metadata,
+        tmp_path,
+        text={"dynamic_chunks": True, "chunking": chunking, "max_tokens": "unlimited"},
+    )
     assert max(unlimited.rows.chunks) > 2
 
 
@@ -163,12 +204,22 @@ def test_an_index_without_token_lengths(metadata, tmp_path):
 def test_scale_is_looked_at_for_real_models_alone(metadata, latents, tmp_path):
     """Latents of another family are noted where a model is loaded; a broken file stops, or is passed over."""
     data = {"latents": str(latents), "on_missing": "stop"}
-    assert open_one(metadata, tmp_path, data=data, model={"family": "sd1", "path": "a/model"}).notes == ()
-    (note,) = open_one(metadata, tmp_path, data=data, model={"family": "sdxl", "path": "a/model"}).notes
-    assert note.startswith(f"WARNING: data.0, {latents}: scaled by 0.13025, the latents of 64 files have a standard deviation of 0.7")
+    assert (
+        open_one(metadata, tmp_path, data=data, model={"family": "sd1", "path": "a/model"}).notes
+        == ()
+    )
+    (note,) = open_one(
+        metadata, tmp_path, data=data, model={"family": "sdxl", "path": "a/model"}
+    ).notes
+    assert note.startswith(
+        f"WARNING: data.0, {latents}: scaled by 0.13025, the latents of 64 files have a standard deviation of 0.7"
+    )
     for path in latents.rglob("*.npz"):
         path.write_bytes(b"")
     with pytest.raises(LatentsError, match="expected an"):
         open_one(metadata, tmp_path, data=data, model={"family": "sd1", "path": "a/model"})
     data["on_missing"] = "skip"
-    assert open_one(metadata, tmp_path, data=data, model={"family": "sd1", "path": "a/model"}).notes == ()
+    assert (
+        open_one(metadata, tmp_path, data=data, model={"family": "sd1", "path": "a/model"}).notes
+        == ()
+    )

@@ -20,4 +20,8 @@ def test_an_epoch_has_the_samples_that_it_trains(tmp_path):
     )
     config = Config.model_validate(sections | {"data": [sections["data"]]})
     derived = derive(config, open_datasets(config, jobs=1), world_size=1)
-    assert (derived.records, derived.samples_per_epoch, derived.steps_per_epoch) == (213, 3 * 211, 3 * 211)
+    assert (derived.records, derived.samples_per_epoch, derived.steps_per_epoch) == (
+        213,
+        3 * 211,
+        3 * 211,
+    )

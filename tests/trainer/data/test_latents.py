@@ -41,7 +41,9 @@ def save(tmp_path):
 
 def load(path, *, family=SD1, width=192, height=256, flipped=False, alpha_mask=False):
     """`load_latents` with the usual bucket."""
-    return load_latents(path, family=family, width=width, height=height, flipped=flipped, alpha_mask=alpha_mask)
+    return load_latents(
+        path, family=family, width=width, height=height, flipped=flipped, alpha_mask=alpha_mask
+    )
 
 
 @pytest.mark.parametrize("how", [np.savez, np.savez_compressed])
@@ -52,7 +54,9 @@ def test_scaled_by_the_family(save, how):
     for family, scale in ((SD1, 0.18215), (SDXL, 0.13025)):
         found = load(path, family=family)
         assert found.latents_CHW.dtype == torch.float32
-        torch.testing.assert_close(found.latents_CHW, torch.from_numpy(contents["latents"]) * scale, rtol=0, atol=0)
+        torch.testing.assert_close(
+            found.latents_CHW, torch.from_numpy(contents["latents"]) * scale, rtol=0, atol=0
+        )
     assert load(path).size_conditioning is None
     assert load(path).mask_HW is None
 
@@ -77,7 +81,9 @@ def test_mask_is_resized_by_area(save):
     """Each latent's weight is the mean of its 64 pixels, as torch's area resize has it."""
     contents = arrays()
     mask = load(save(contents), alpha_mask=True).mask_HW
-    expected = torch.nn.functional.interpolate(torch.from_numpy(contents["alpha_mask"])[None, None], size=(32, 24), mode="area")[0, 0]
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(contents["alpha_mask"])[None, None], size=(32, 24), mode="area"
+    )[0, 0]
     torch.testing.assert_close(mask, expected)
 
 
@@ -87,9 +93,13 @@ def test_keys_of_the_bucket_go_first(save):
     other = {f"{name}_24x32": array for name, array in arrays(24, 32).items()}
     for contents in (suffixed | other, arrays(16, 16) | suffixed, arrays() | suffixed):
         found = load(save(contents), flipped=True, alpha_mask=True, family=SDXL)
-        assert torch.equal(found.latents_CHW, torch.from_numpy(suffixed["latents_flipped_32x24"]) * 0.13025)
+        assert torch.equal(
+            found.latents_CHW, torch.from_numpy(suffixed["latents_flipped_32x24"]) * 0.13025
+        )
         assert found.size_conditioning == (1000, 700, 3, 41, 256, 192)
-    assert torch.equal(load(save(arrays() | other)).latents_CHW, torch.from_numpy(arrays()["latents"]) * 0.18215)
+    assert torch.equal(
+        load(save(arrays() | other)).latents_CHW, torch.from_numpy(arrays()["latents"]) * 0.18215
+    )
 
 
 @pytest.mark.parametrize("dtype", ["<f2", "<f8", ">f4"])
@@ -109,20 +119,56 @@ def test_other_float_types(save, dtype):
             r'"latents" has the shape \(4, 24, 32\), expected \(4, 32, 24\) for the bucket 192x256',
         ),
         ({"latents": np.zeros((1, 4, 32, 24), np.float32)}, {}, r"has the shape \(1, 4, 32, 24\)"),
-        ({"latents": np.full((4, 32, 24), np.nan, np.float32)}, {}, '3072 of 3072 numbers of "latents" are NaN or infinite'),
+        (
+            {"latents": np.full((4, 32, 24), np.nan, np.float32)},
+            {},
+            '3072 of 3072 numbers of "latents" are NaN or infinite',
+        ),
         ({"latents": np.full((4, 32, 24), 1e300)}, {}, "NaN or infinite"),
-        ({"latents": np.zeros((4, 32, 24), np.int32)}, {}, '"latents" is of type int32, expected a float type'),
+        (
+            {"latents": np.zeros((4, 32, 24), np.int32)},
+            {},
+            '"latents" is of type int32, expected a float type',
+        ),
         ({"latents": np.array([{"a": 1}])}, {}, "Object arrays cannot be loaded"),
-        ({"latents": None}, {}, 'found "alpha_mask", "crop_ltrb", .*expected "latents" or "latents_32x24" for the bucket 192x256'),
-        ({"original_size": None}, {}, 'expected "original_size" too: the file is of a very old version'),
+        (
+            {"latents": None},
+            {},
+            'found "alpha_mask", "crop_ltrb", .*expected "latents" or "latents_32x24" for the bucket 192x256',
+        ),
+        (
+            {"original_size": None},
+            {},
+            'expected "original_size" too: the file is of a very old version',
+        ),
         ({"crop_ltrb": None}, {}, 'expected "crop_ltrb" too: the file is of a very old version'),
-        ({"latents_flipped": None}, {"flipped": True}, '"latents_flipped", which data.flip needs.*data.flip = false'),
-        ({"alpha_mask": None}, {"alpha_mask": True}, '"alpha_mask", which data.alpha_mask needs.*data.alpha_mask = false'),
-        ({"alpha_mask": np.zeros((32, 24), np.float32)}, {"alpha_mask": True}, r"float32 \(32, 24\), expected floats \(256, 192\)"),
+        (
+            {"latents_flipped": None},
+            {"flipped": True},
+            '"latents_flipped", which data.flip needs.*data.flip = false',
+        ),
+        (
+            {"alpha_mask": None},
+            {"alpha_mask": True},
+            '"alpha_mask", which data.alpha_mask needs.*data.alpha_mask = false',
+        ),
+        (
+            {"alpha_mask": np.zeros((32, 24), np.float32)},
+            {"alpha_mask": True},
+            r"float32 \(32, 24\), expected floats \(256, 192\)",
+        ),
         ({"alpha_mask": np.full((256, 192), 255.0)}, {"alpha_mask": True}, r"outside \[0, 1\]"),
         ({"alpha_mask": np.full((256, 192), np.nan)}, {"alpha_mask": True}, r"outside \[0, 1\]"),
-        ({"original_size": np.array([1])}, {"family": SDXL}, r'"original_size" is int64 \[1\], expected 2 numbers'),
-        ({"crop_ltrb": np.array([0, 0, np.inf, 1])}, {"family": SDXL}, '"crop_ltrb" is float64 .* expected 4 numbers'),
+        (
+            {"original_size": np.array([1])},
+            {"family": SDXL},
+            r'"original_size" is int64 \[1\], expected 2 numbers',
+        ),
+        (
+            {"crop_ltrb": np.array([0, 0, np.inf, 1])},
+            {"family": SDXL},
+            '"crop_ltrb" is float64 .* expected 4 numbers',
+        ),
     ],
 )
 def test_what_a_file_may_lack(save, changes, asked, message):
@@ -169,7 +215,10 @@ def test_scale_of_the_wrong_family(tmp_path):
         np.savez(paths[-1], **arrays(seed=number))
     assert check_latent_scale(paths, SD1) is None
     warning = check_latent_scale(paths, SDXL)
-    assert "the latents of 64 files have a standard deviation of 0.71, expected 0.85 to 1.18 for sdxl" in warning
+    assert (
+        "the latents of 64 files have a standard deviation of 0.71, expected 0.85 to 1.18 for sdxl"
+        in warning
+    )
     assert check_latent_scale([], SD1) is None
 
 

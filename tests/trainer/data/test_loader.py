@@ -27,7 +27,9 @@ from trainer.data.loader import Share, _Loaded, build_loader
 from trainer.data.plan import open_plan
 from trainer.errors import LatentsError
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # the machine may have one core
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This DataLoader will create:UserWarning"
+)  # the machine may have one core
 KOHYA = Chunker((load_tokenizer("sd1"),), "kohya", 3)
 SDXL = Chunker((load_tokenizer("sd1"), load_tokenizer("sdxl_g")), "a1111", None)
 ONE = Share(rank=0, ranks=1, batch_size=4, accumulation=1)
@@ -68,7 +70,9 @@ class Maker(NamedTuple):
         if record == 5 and self.kills:
             os.kill(os.getpid(), signal.SIGKILL)
         if (dataset, record) in self.missing:
-            raise LatentsError(f"latents/{dataset}/{record}.npz: found no such file, expected cached latents.")
+            raise LatentsError(
+                f"latents/{dataset}/{record}.npz: found no such file, expected cached latents."
+            )
         side = SIDES[record % 2] // 8
         caption = caption_of(record) + " dog" * 75 * self.longer
         value = float(((dataset * 1000 + record) * 10 + repeat) * 100 + epoch)
@@ -84,7 +88,9 @@ class Maker(NamedTuple):
             noise_CHW=torch.full((4, side, side), -value),
             input_noise_CHW=None,
             timestep=step,
-            size_conditioning=(float(side), 1.0, 2.0, 3.0, 4.0, float(record)) if len(self.chunker.tokenizers) > 1 else None,
+            size_conditioning=(float(side), 1.0, 2.0, 3.0, 4.0, float(record))
+            if len(self.chunker.tokenizers) > 1
+            else None,
             mask_HW=torch.full((side, side), 0.5) if dataset in self.masked else None,
             text_noise_seed=record,
             events=("flipped",) if record % 2 else (),
@@ -95,7 +101,18 @@ class Maker(NamedTuple):
 def load(tmp_path):
     """Builds a loader over plans in a temporary folder."""
 
-    def build(sets, maker=None, *, share=ONE, start_step=0, max_steps=None, workers=0, on_missing="stop", chunker=KOHYA, open_epoch=None):
+    def build(
+        sets,
+        maker=None,
+        *,
+        share=ONE,
+        start_step=0,
+        max_steps=None,
+        workers=0,
+        on_missing="stop",
+        chunker=KOHYA,
+        open_epoch=None,
+    ):
         plan_of = partial(_open_epoch, tmp_path, sets, share.global_batch_size)
         steps = plan_of(0).steps
         return build_loader(
@@ -115,7 +132,9 @@ def load(tmp_path):
 
 
 def _open_epoch(folder, sets, global_batch_size, epoch):
-    return open_plan(folder, seed=7, epoch=epoch, global_batch_size=global_batch_size, sets=sets, fingerprint="")
+    return open_plan(
+        folder, seed=7, epoch=epoch, global_batch_size=global_batch_size, sets=sets, fingerprint=""
+    )
 
 
 def same(one, other):
@@ -141,7 +160,9 @@ def test_an_epoch_trains_each_sample_once_in_order_of_steps(load):
     """Steps and micro-batches count up, weights are 1 for each sample once, and tensors, keys and captions belong together."""
     batches = list(load([rows_of(23, repeats=2), rows_of(4)], share=Share(0, 1, 2, 3)))
     n_steps = batches[-1].step + 1
-    assert [(batch.step, batch.micro) for batch in batches] == [(step, micro) for step in range(n_steps) for micro in range(3)]
+    assert [(batch.step, batch.micro) for batch in batches] == [
+        (step, micro) for step in range(n_steps) for micro in range(3)
+    ]
     expected = [f"0/{record}" for record in range(23)] * 2 + [f"1/{record}" for record in range(4)]
     assert sorted(chain(*(batch.keys for batch in batches))) == sorted(expected)
     assert sum(batch.weights_B.sum().item() for batch in batches) == 50
@@ -163,7 +184,10 @@ def test_workers_change_nothing(load, workers):
     """Real processes give the batches of the training process, over the ends of epochs."""
     sets = [rows_of(13, repeats=2), rows_of(5)]
     share = Share(0, 1, 2, 2)
-    assert all_same(load(sets, share=share, max_steps=25), load(sets, share=share, max_steps=25, workers=workers))
+    assert all_same(
+        load(sets, share=share, max_steps=25),
+        load(sets, share=share, max_steps=25, workers=workers),
+    )
 
 
 def test_resuming_at_any_step_gives_the_rest(load):
@@ -173,18 +197,29 @@ def test_resuming_at_any_step_gives_the_rest(load):
     assert whole[-1].epoch == 2
     for step in range(20):
         assert all_same(whole[2 * step :], load(sets, share=share, start_step=step, max_steps=20))
-    assert all_same(whole[2 * 11 :], load(sets, share=share, start_step=11, max_steps=20, workers=2))
+    assert all_same(
+        whole[2 * 11 :], load(sets, share=share, start_step=11, max_steps=20, workers=2)
+    )
     assert list(load(sets, share=share, start_step=20, max_steps=20)) == []
 
 
-@pytest.mark.parametrize(("ranks", "batch_size", "accumulation"), [(1, 1, 4), (1, 2, 2), (2, 1, 2), (4, 1, 1), (2, 2, 1)])
+@pytest.mark.parametrize(
+    ("ranks", "batch_size", "accumulation"), [(1, 1, 4), (1, 2, 2), (2, 1, 2), (4, 1, 1), (2, 2, 1)]
+)
 def test_ranks_and_accumulation_only_slice(load, ranks, batch_size, accumulation):
     """The real samples of a step, micro-step by micro-step and rank by rank, are those of one rank and one micro-batch."""
     sets = [rows_of(27)]
     whole = list(load(sets, share=ONE))
-    of_ranks = [list(load(sets, share=Share(rank, ranks, batch_size, accumulation))) for rank in range(ranks)]
+    of_ranks = [
+        list(load(sets, share=Share(rank, ranks, batch_size, accumulation)))
+        for rank in range(ranks)
+    ]
     for batch in whole:
-        dealt = [of_ranks[rank][batch.step * accumulation + micro] for micro in range(accumulation) for rank in range(ranks)]
+        dealt = [
+            of_ranks[rank][batch.step * accumulation + micro]
+            for micro in range(accumulation)
+            for rank in range(ranks)
+        ]
         assert tuple(chain(*(part.keys for part in dealt))) == batch.keys
         real = [part.latents_BCHW[part.weights_B == 1] for part in dealt]
         assert torch.equal(torch.cat(real), batch.latents_BCHW)
@@ -210,7 +245,9 @@ def test_dynamic_chunks_are_the_buckets(load):
     batches = list(load([rows_of(60, chunks=True)]))
     assert {batch.ids[0].shape[1] for batch in batches} == {1, 2, 3}
     for batch in batches:
-        assert {len(KOHYA.cut(caption).filled) for caption in batch.captions} == {batch.ids[0].shape[1]}
+        assert {len(KOHYA.cut(caption).filled) for caption in batch.captions} == {
+            batch.ids[0].shape[1]
+        }
         assert (batch.counts["wider_batches"], batch.counts["dropped_tokens"]) == (0, 0)
 
 
@@ -222,7 +259,9 @@ def test_a_longer_caption_makes_its_batch_wider(load):
         (of_bucket,) = {n - 1 for n in needed}
         assert batch.ids[0].shape[1] == min(of_bucket + 1, 3)
         assert batch.counts["wider_batches"] == (of_bucket < 3)
-        dropped = sum(len(caption.split()) - 225 for caption in batch.captions) if of_bucket == 3 else 0
+        dropped = (
+            sum(len(caption.split()) - 225 for caption in batch.captions) if of_bucket == 3 else 0
+        )
         assert batch.counts["dropped_tokens"] == dropped
     assert {batch.counts["wider_batches"] for batch in batches} == {0, 1}
 
@@ -232,7 +271,9 @@ def test_without_dynamic_chunks_all_batches_are_as_wide_as_the_limit(load):
     chunker = KOHYA._replace(max_chunks=2)
     for batch in load([rows_of(30)], chunker=chunker):
         assert batch.ids[0].shape == (len(batch.keys), 2, CHUNK_IDS)
-        assert batch.counts["dropped_tokens"] == sum(max(0, len(caption.split()) - 150) for caption in batch.captions)
+        assert batch.counts["dropped_tokens"] == sum(
+            max(0, len(caption.split()) - 150) for caption in batch.captions
+        )
         assert batch.counts["wider_batches"] == 0
 
 
@@ -253,7 +294,9 @@ def test_crop_is_one_chunk(load):
     chunker = KOHYA._replace(chunking="crop")
     for batch in load([rows_of(30)], Maker(chunker), chunker=chunker):
         assert batch.ids[0].shape[1] == 1
-        assert batch.counts["dropped_tokens"] == sum(max(0, len(caption.split()) - 75) for caption in batch.captions)
+        assert batch.counts["dropped_tokens"] == sum(
+            max(0, len(caption.split()) - 75) for caption in batch.captions
+        )
 
 
 def test_masks_of_one_data_set_are_ones_in_the_others(load):
@@ -264,8 +307,13 @@ def test_masks_of_one_data_set_are_ones_in_the_others(load):
             assert all(key.startswith("0/") for key in batch.keys)
         else:
             assert batch.mask_B1HW.shape == (len(batch.keys), 1, *batch.latents_BCHW.shape[2:])
-            assert batch.mask_B1HW[:, 0, 0, 0].tolist() == [0.5 if key.startswith("1/") else 1.0 for key in batch.keys]
-    assert any(batch.mask_B1HW is not None and batch.mask_B1HW[:, 0, 0, 0].unique().numel() == 2 for batch in batches)
+            assert batch.mask_B1HW[:, 0, 0, 0].tolist() == [
+                0.5 if key.startswith("1/") else 1.0 for key in batch.keys
+            ]
+    assert any(
+        batch.mask_B1HW is not None and batch.mask_B1HW[:, 0, 0, 0].unique().numel() == 2
+        for batch in batches
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -274,7 +322,15 @@ def test_missing_latents_are_replaced_by_the_next_of_the_bucket(load, caplog, wo
     sets, missing = [rows_of(10)], frozenset({(0, 4), (0, 6)})
     n_steps = len(load(sets))
     with caplog.at_level(logging.WARNING):
-        batches = list(load(sets, Maker(missing=missing), on_missing="skip", workers=workers, max_steps=2 * n_steps))
+        batches = list(
+            load(
+                sets,
+                Maker(missing=missing),
+                on_missing="skip",
+                workers=workers,
+                max_steps=2 * n_steps,
+            )
+        )
     for epoch in range(2):
         keys = sorted(key for batch in batches if batch.epoch == epoch for key in batch.keys)
         assert keys == sorted(f"0/{8 if record in (4, 6) else record}" for record in range(10))
@@ -295,7 +351,9 @@ def test_a_bucket_without_any_latents_is_an_error(load):
     maker = Maker(missing=frozenset((1, record) for record in range(0, 10, 2)))
     with pytest.raises(LatentsError) as caught:
         list(load([rows_of(3), rows_of(10)], maker, on_missing="skip"))
-    assert str(caught.value).startswith("data.1, bucket 64 x 64: found no latents for 5 records one after the other, expected one to train")
+    assert str(caught.value).startswith(
+        "data.1, bucket 64 x 64: found no latents for 5 records one after the other, expected one to train"
+    )
     assert ".npz: found no such file, expected cached latents." in str(caught.value)
 
 
@@ -326,21 +384,31 @@ def test_an_error_of_the_user_crosses_processes_unchanged(load, error, workers):
 
 def test_a_bug_in_a_worker_shows_its_traceback(load):
     """What is no error of the user keeps the place where it happened."""
-    with pytest.raises(ZeroDivisionError, match=r'(?s)Traceback.*test_loader\.py", line \d+, in __call__') as caught:
+    with pytest.raises(
+        ZeroDivisionError, match=r'(?s)Traceback.*test_loader\.py", line \d+, in __call__'
+    ) as caught:
         list(load([rows_of(10)], Maker(fails=(ZeroDivisionError("bug"),)), workers=1))
-    traceback.clear_frames(caught.tb)  # they hold torch's iterator, which takes five seconds to close from the garbage collector
+    traceback.clear_frames(
+        caught.tb
+    )  # they hold torch's iterator, which takes five seconds to close from the garbage collector
 
 
 def test_a_killed_worker_is_a_clear_error(load):
     """As the kernel kills it when memory is short: no waiting, no traceback.
 
-    The error does not hold torch's iterator, which would make torch raise the death again whenever any process ends.
+    The error does not hold torch's iterator, which would make torch raise the death again whenever
+    any process ends.
     """
     gc.collect()  # iterators that the errors of other tests held
-    with pytest.raises(WorkerError, match=r"^loading: DataLoader worker \(pid.* Mostly memory is short: lower train\.workers") as caught:
+    with pytest.raises(
+        WorkerError,
+        match=r"^loading: DataLoader worker \(pid.* Mostly memory is short: lower train\.workers",
+    ) as caught:
         list(load([rows_of(10)], Maker(kills=True), workers=1))
     assert caught.value.__context__ is None
-    assert not [thing for thing in gc.get_objects() if type(thing) is _MultiProcessingDataLoaderIter]
+    assert not [
+        thing for thing in gc.get_objects() if type(thing) is _MultiProcessingDataLoaderIter
+    ]
 
 
 @pytest.fixture
@@ -387,7 +455,9 @@ def test_torch_pins_every_tensor_of_a_batch(load, monkeypatch):
     assert replaced == [((0, 1), "line")]
     for name in ("latents_BCHW", "noise_BCHW", "timesteps_B", "size_B6", "weights_B"):
         assert torch.equal(getattr(result, name), getattr(batch, name) + 1)
-    assert all(torch.equal(ids, before + 1) for ids, before in zip(result.ids, batch.ids, strict=True))
+    assert all(
+        torch.equal(ids, before + 1) for ids, before in zip(result.ids, batch.ids, strict=True)
+    )
     assert (result.step, result.keys, result.mask_B1HW) == (batch.step, batch.keys, None)
 
 

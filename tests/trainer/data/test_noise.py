@@ -24,7 +24,9 @@ def test_noise_is_a_pure_function_of_the_sample():
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("other", [{"seed": 4}, {"epoch": 0}, {"key": "danbooru/43"}, {"dataset": 1}, {"repeat": 0}])
+@pytest.mark.parametrize(
+    "other", [{"seed": 4}, {"epoch": 0}, {"key": "danbooru/43"}, {"dataset": 1}, {"repeat": 0}]
+)
 def test_every_part_of_a_sample_s_name_moves_its_noise(other):
     """Another seed, epoch, record, data set or repeat gives other noise."""
     ours, _ = draw_noise(LATENTS_CHW, CHANCE, NoiseSettings())
@@ -39,8 +41,14 @@ def correlation(left, right):
 
 def test_plain_noise_is_normal():
     """Without options: shape of the latents, float32, mean 0, standard deviation 1, the input's noise no other."""
-    noise_CHW, input_noise_CHW = draw_noise(torch.zeros(4, 128, 128, dtype=torch.float16), CHANCE, NoiseSettings())
-    assert (noise_CHW.shape, noise_CHW.dtype, input_noise_CHW) == ((4, 128, 128), torch.float32, None)
+    noise_CHW, input_noise_CHW = draw_noise(
+        torch.zeros(4, 128, 128, dtype=torch.float16), CHANCE, NoiseSettings()
+    )
+    assert (noise_CHW.shape, noise_CHW.dtype, input_noise_CHW) == (
+        (4, 128, 128),
+        torch.float32,
+        None,
+    )
     assert noise_CHW.mean().item() == pytest.approx(0, abs=0.02)
     assert noise_CHW.std().item() == pytest.approx(1, abs=0.02)
 
@@ -50,16 +58,27 @@ def test_offset_moves_each_channel_as_a_whole():
     constants = []
     for repeat in range(100):
         chance = CHANCE._replace(repeat=repeat)
-        moved_CHW = draw_noise(LATENTS_CHW, chance, NoiseSettings(offset=0.5))[0] - draw_noise(LATENTS_CHW, chance, NoiseSettings())[0]
+        moved_CHW = (
+            draw_noise(LATENTS_CHW, chance, NoiseSettings(offset=0.5))[0]
+            - draw_noise(LATENTS_CHW, chance, NoiseSettings())[0]
+        )
         constants.append(moved_CHW[:, 0, 0])
-        torch.testing.assert_close(moved_CHW, moved_CHW[:, :1, :1].expand_as(moved_CHW), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            moved_CHW, moved_CHW[:, :1, :1].expand_as(moved_CHW), rtol=0, atol=1e-6
+        )
     assert torch.cat(constants).std().item() == pytest.approx(0.5, rel=0.15)
 
 
 def test_levels_are_normalised_for_each_sample():
     """Multi-resolution noise has standard deviation 1 within one sample, whatever its levels drew."""
     deviations = [
-        draw_noise(LATENTS_CHW, CHANCE._replace(repeat=repeat), NoiseSettings(multires_iterations=6, multires_discount=0.9))[0].std().item()
+        draw_noise(
+            LATENTS_CHW,
+            CHANCE._replace(repeat=repeat),
+            NoiseSettings(multires_iterations=6, multires_discount=0.9),
+        )[0]
+        .std()
+        .item()
         for repeat in range(10)
     ]
     assert deviations == pytest.approx([1] * 10, abs=1e-5)
@@ -75,23 +94,35 @@ def test_the_first_level_is_as_fine_as_the_noise():
 
 def test_coarse_levels_join_neighbours():
     """The second level makes neighbours alike, the more the less it is discounted; a level of one pixel is the last."""
-    none, weak, strong = (neighbours(iterations=levels, discount=discount) for levels, discount in ((1, 1.0), (2, 0.3), (2, 1.0)))
+    none, weak, strong = (
+        neighbours(iterations=levels, discount=discount)
+        for levels, discount in ((1, 1.0), (2, 0.3), (2, 1.0))
+    )
     assert none < 0.01 < weak < 0.03  # 0.3 squared of the strong one's, about
     assert strong > 0.1
-    last, past = (draw_noise(LATENTS_CHW, CHANCE, NoiseSettings(multires_iterations=levels))[0] for levels in (7, 50))
+    last, past = (
+        draw_noise(LATENTS_CHW, CHANCE, NoiseSettings(multires_iterations=levels))[0]
+        for levels in (7, 50)
+    )
     assert torch.equal(last, past)
 
 
 def neighbours(iterations, discount):
     """How alike pixels beside each other are in multi-resolution noise."""
-    noise_CHW, _ = draw_noise(torch.zeros(4, 128, 128), CHANCE, NoiseSettings(multires_iterations=iterations, multires_discount=discount))
+    noise_CHW, _ = draw_noise(
+        torch.zeros(4, 128, 128),
+        CHANCE,
+        NoiseSettings(multires_iterations=iterations, multires_discount=discount),
+    )
     return correlation(noise_CHW[:, :, 1:], noise_CHW[:, :, :-1])
 
 
 def test_input_perturbation_leaves_the_target_clean():
     """The input's noise differs from the target's by normal noise of the given size."""
     clean_CHW, _ = draw_noise(LATENTS_CHW, CHANCE, NoiseSettings())
-    noise_CHW, input_noise_CHW = draw_noise(LATENTS_CHW, CHANCE, NoiseSettings(input_perturbation=0.1))
+    noise_CHW, input_noise_CHW = draw_noise(
+        LATENTS_CHW, CHANCE, NoiseSettings(input_perturbation=0.1)
+    )
     assert torch.equal(noise_CHW, clean_CHW)
     assert (input_noise_CHW - noise_CHW).std().item() == pytest.approx(0.1, rel=0.03)
     assert correlation(input_noise_CHW - noise_CHW, noise_CHW) < 0.05
@@ -106,4 +137,6 @@ def test_timesteps_stay_in_their_range():
 
 def test_timesteps_never_change_between_releases():
     """A run that goes on with a newer release draws what it would have drawn."""
-    assert [draw_timestep(CHANCE._replace(repeat=repeat), NoiseSettings()) for repeat in range(4)] == [674, 372, 886, 300]
+    assert [
+        draw_timestep(CHANCE._replace(repeat=repeat), NoiseSettings()) for repeat in range(4)
+    ] == [674, 372, 886, 300]

@@ -24,13 +24,23 @@ from trainer.errors import LatentsError
 
 def rows_of(records, *, chunks=True, repeats=1, usable=True):
     """Rows from (width, height, chunk count, usable) of each record."""
-    width, height, n_chunks, mask = (np.array(column) for column in zip(*records, strict=True)) if records else [np.zeros(0, dtype=int)] * 4
+    width, height, n_chunks, mask = (
+        (np.array(column) for column in zip(*records, strict=True))
+        if records
+        else [np.zeros(0, dtype=int)] * 4
+    )
     return SetRows(
-        width.astype(np.uint32), height.astype(np.uint32), n_chunks if chunks else None, repeats, mask.astype(bool) if usable else None
+        width.astype(np.uint32),
+        height.astype(np.uint32),
+        n_chunks if chunks else None,
+        repeats,
+        mask.astype(bool) if usable else None,
     )
 
 
-RECORD = st.tuples(st.sampled_from([512, 640, 768]), st.sampled_from([512, 768]), st.integers(1, 3), st.booleans())
+RECORD = st.tuples(
+    st.sampled_from([512, 640, 768]), st.sampled_from([512, 768]), st.integers(1, 3), st.booleans()
+)
 
 
 @st.composite
@@ -38,18 +48,35 @@ def some_sets(draw):
     """One to three data sets of any small size, with at least one usable record."""
     chunks = draw(st.booleans())
     sets = [
-        rows_of(draw(st.lists(RECORD, max_size=40)), chunks=chunks, repeats=draw(st.integers(1, 3)), usable=draw(st.booleans()))
+        rows_of(
+            draw(st.lists(RECORD, max_size=40)),
+            chunks=chunks,
+            repeats=draw(st.integers(1, 3)),
+            usable=draw(st.booleans()),
+        )
         for _ in range(draw(st.integers(1, 3)))
     ]
     return [*sets, rows_of([(512, 512, 1, True)], chunks=chunks)]
 
 
-FIXED = [rows_of([(512, 512 + 256 * (number % 2), 1 + number % 3, number % 7 > 0) for number in range(50)], repeats=2)]
+FIXED = [
+    rows_of(
+        [(512, 512 + 256 * (number % 2), 1 + number % 3, number % 7 > 0) for number in range(50)],
+        repeats=2,
+    )
+]
 
 
 def opened(folder, sets=FIXED, *, seed=1, epoch=0, global_batch_size=4, fingerprint="f"):
     """The plan in `folder`."""
-    return open_plan(folder, seed=seed, epoch=epoch, global_batch_size=global_batch_size, sets=sets, fingerprint=fingerprint)
+    return open_plan(
+        folder,
+        seed=seed,
+        epoch=epoch,
+        global_batch_size=global_batch_size,
+        sets=sets,
+        fingerprint=fingerprint,
+    )
 
 
 def samples_of(plan):
@@ -65,11 +92,18 @@ def bytes_of(folder):
 
 
 @settings(deadline=None)
-@given(sets=some_sets(), global_batch_size=st.integers(1, 12), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 1000))
+@given(
+    sets=some_sets(),
+    global_batch_size=st.integers(1, 12),
+    seed=st.integers(0, 2**63 - 1),
+    epoch=st.integers(0, 1000),
+)
 def test_an_epoch_has_each_sample_once_in_pure_batches(sets, global_batch_size, seed, epoch):
     """Every usable record of every set and repeat once; a batch of one bucket; only the last of a bucket short."""
     with tempfile.TemporaryDirectory() as folder:
-        plan = opened(Path(folder), sets, global_batch_size=global_batch_size, seed=seed, epoch=epoch)
+        plan = opened(
+            Path(folder), sets, global_batch_size=global_batch_size, seed=seed, epoch=epoch
+        )
         batches = [plan.batch(place) for place in range(plan.steps)]
         found = Counter(sample for batch in samples_of(plan) for sample in batch)
     expected = {
@@ -84,7 +118,11 @@ def test_an_epoch_has_each_sample_once_in_pure_batches(sets, global_batch_size, 
         for dataset, record in zip(batch.dataset.tolist(), batch.record.tolist(), strict=True):
             rows = sets[dataset]
             chunks = None if rows.chunks is None else rows.chunks[record]
-            assert (batch.width, batch.height, batch.chunks) == (rows.width[record], rows.height[record], chunks)
+            assert (batch.width, batch.height, batch.chunks) == (
+                rows.width[record],
+                rows.height[record],
+                chunks,
+            )
         sizes.setdefault((batch.width, batch.height, batch.chunks), []).append(len(batch.record))
     for found_sizes in sizes.values():
         assert sorted(found_sizes)[1:] == [global_batch_size] * (len(found_sizes) - 1)
@@ -93,7 +131,12 @@ def test_an_epoch_has_each_sample_once_in_pure_batches(sets, global_batch_size, 
 
 
 @settings(deadline=None, max_examples=30)
-@given(sets=some_sets(), global_batch_size=st.integers(1, 12), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 1000))
+@given(
+    sets=some_sets(),
+    global_batch_size=st.integers(1, 12),
+    seed=st.integers(0, 2**63 - 1),
+    epoch=st.integers(0, 1000),
+)
 def test_the_plan_is_what_its_definition_says(sets, global_batch_size, seed, epoch):
     """Another program that follows the words of the module finds the same batches."""
     numbered = [
@@ -104,21 +147,34 @@ def test_the_plan_is_what_its_definition_says(sets, global_batch_size, seed, epo
 
     def in_order(numbers, purpose):
         key = Chance(seed, epoch, "").below(2**64, purpose)
-        return sorted(numbers, key=lambda number: hash_of(np.array([number], dtype=np.uint64), key)[0])
+        return sorted(
+            numbers, key=lambda number: hash_of(np.array([number], dtype=np.uint64), key)[0]
+        )
 
     buckets = {}
     for number, (dataset, record, _) in enumerate(numbered):
         rows = sets[dataset]
         if rows.usable is None or rows.usable[record]:
-            kind = (rows.width[record], rows.height[record], 0 if rows.chunks is None else rows.chunks[record])
+            kind = (
+                rows.width[record],
+                rows.height[record],
+                0 if rows.chunks is None else rows.chunks[record],
+            )
             buckets.setdefault(kind, []).append(number)
     batches = []
     for kind in sorted(buckets):
         members = in_order(buckets[kind], "order of samples")
-        batches += [members[at : at + global_batch_size] for at in range(0, len(members), global_batch_size)]
-    expected = [[numbered[number] for number in batches[batch]] for batch in in_order(range(len(batches)), "order of batches")]
+        batches += [
+            members[at : at + global_batch_size] for at in range(0, len(members), global_batch_size)
+        ]
+    expected = [
+        [numbered[number] for number in batches[batch]]
+        for batch in in_order(range(len(batches)), "order of batches")
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        plan = opened(Path(folder), sets, global_batch_size=global_batch_size, seed=seed, epoch=epoch)
+        plan = opened(
+            Path(folder), sets, global_batch_size=global_batch_size, seed=seed, epoch=epoch
+        )
         assert samples_of(plan) == expected
 
 
@@ -126,7 +182,13 @@ def test_a_plan_never_changes(tmp_path):
     """A run that is resumed by a later release trains the same batches."""
     rows = rows_of([(512, 512, 1, True)] * 5 + [(768, 512, 1, True)] * 4)
     plan = opened(tmp_path, [rows], seed=2**63 - 1, epoch=3, global_batch_size=2)
-    assert [[record for _, record, _ in batch] for batch in samples_of(plan)] == [[7, 5], [6, 8], [3, 4], [1], [2, 0]]
+    assert [[record for _, record, _ in batch] for batch in samples_of(plan)] == [
+        [7, 5],
+        [6, 8],
+        [3, 4],
+        [1],
+        [2, 0],
+    ]
 
 
 def test_the_same_question_gives_the_same_bytes(tmp_path):
@@ -147,12 +209,18 @@ def test_other_data_is_another_file(tmp_path, what):
     """A plan is never taken for that of other columns."""
     opened(tmp_path)
     (rows,) = FIXED
-    others = {"repeats": rows._replace(repeats=3), "usable": rows._replace(usable=None), "chunks": rows._replace(chunks=None)}
+    others = {
+        "repeats": rows._replace(repeats=3),
+        "usable": rows._replace(usable=None),
+        "chunks": rows._replace(chunks=None),
+    }
     opened(tmp_path, [others.get(what, rows)], fingerprint="g" if what == "fingerprint" else "f")
     assert len(list(tmp_path.glob("*.plan"))) == 2
 
 
-@pytest.mark.parametrize("damage", ["empty", "half a header", "cut off", "a byte more", "a flipped bit", "another plan"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "half a header", "cut off", "a byte more", "a flipped bit", "another plan"]
+)
 def test_a_damaged_plan_is_built_again(tmp_path, damage):
     """Whatever stands under its name, what is opened is the plan."""
     expected = samples_of(opened(tmp_path))
@@ -214,7 +282,9 @@ def test_processes_that_come_together_build_once(tmp_path):
     """Three processes at once get the same plan, which one of them built."""
     context = multiprocessing.get_context("fork")
     barrier, answers = context.Barrier(3), context.Queue()
-    children = [context.Process(target=_open_in_child, args=(tmp_path, barrier, answers)) for _ in range(3)]
+    children = [
+        context.Process(target=_open_in_child, args=(tmp_path, barrier, answers)) for _ in range(3)
+    ]
     for child in children:
         child.start()
     plans = [answers.get(timeout=30) for _ in children]
@@ -231,7 +301,8 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
     try:
         with pytest.raises(
-            OutputError, match=r"epoch-00000000-\w+\.plan: cannot write the order of epoch 0, File too large\. Free some room"
+            OutputError,
+            match=r"epoch-00000000-\w+\.plan: cannot write the order of epoch 0, File too large\. Free some room",
         ):
             opened(tmp_path)
     finally:
@@ -264,7 +335,11 @@ def test_plans_of_old_epochs_are_removed(tmp_path):
     (tmp_path / "epoch-1-notes.txt").touch()
     kept = opened(tmp_path, epoch=1)
     drop_old_plans(tmp_path, 2)
-    assert [path.name[:14] for path in sorted(tmp_path.iterdir())] == ["epoch-00000002", "epoch-1-notes.", "plan.lock"]
+    assert [path.name[:14] for path in sorted(tmp_path.iterdir())] == [
+        "epoch-00000002",
+        "epoch-1-notes.",
+        "plan.lock",
+    ]
     assert samples_of(kept)  # an open one can still be read
 
 
@@ -281,7 +356,9 @@ open_plan(Path(sys.argv[1]), seed=1, epoch=0, global_batch_size=1, sets=[SetRows
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits and counts private memory as Linux does")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="limits and counts private memory as Linux does"
+)
 def test_building_takes_bounded_private_memory(tmp_path):
     """Three million records of one bucket in single batches: 40 MB at most, where sorting all keys at once would take twice that."""
     np.full(3_000_000, 512, dtype=np.uint32).tofile(tmp_path / "column")
@@ -302,15 +379,24 @@ def test_dealing_is_even_and_whole(ranks, accumulation, batch_size, data):
     dealt = deal(n_samples, ranks=ranks, accumulation=accumulation, batch_size=batch_size)
     slices = [slots for of_ranks in dealt for slots in of_ranks]
     assert (len(dealt), {len(of_ranks) for of_ranks in dealt}) == (accumulation, {ranks})
-    assert [place for slots in slices if slots.weight for place in slots.places] == list(range(n_samples))
+    assert [place for slots in slices if slots.weight for place in slots.places] == list(
+        range(n_samples)
+    )
     real = [len(slots.places) if slots.weight else 0 for slots in slices]
     assert max(real) - min(real) <= 1
     assert max(real) <= batch_size
-    assert all(len(slots.places) == 1 and 0 <= slots.places[0] < n_samples for slots in slices if not slots.weight)
+    assert all(
+        len(slots.places) == 1 and 0 <= slots.places[0] < n_samples
+        for slots in slices
+        if not slots.weight
+    )
 
 
 def test_too_many_samples_are_not_dealt():
     """A batch of another global batch size is a bug of the caller."""
     for n_samples in (0, 5):
-        with pytest.raises(ValueError, match=f"found {n_samples} samples, expected 1 to 1 ranks x 2 micro-steps x 2"):
+        with pytest.raises(
+            ValueError,
+            match=f"found {n_samples} samples, expected 1 to 1 ranks x 2 micro-steps x 2",
+        ):
             deal(n_samples, ranks=1, accumulation=2, batch_size=2)

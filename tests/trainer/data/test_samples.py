@@ -35,13 +35,20 @@ def assert_same(one, two):
     """Two samples are equal in every field, bit for bit."""
     for field in fields(one):
         value, other = getattr(one, field.name), getattr(two, field.name)
-        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, field.name
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, (
+            field.name
+        )
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_one_sample(metadata, tmp_path, family):
     """Each part of a sample is what its own room makes of record, latents and chance."""
-    maker, (dataset,) = maker_of(metadata, tmp_path, model={"family": family, "path": "random"}, noise={"offset": 0.1, "max_timestep": 500})
+    maker, (dataset,) = maker_of(
+        metadata,
+        tmp_path,
+        model={"family": family, "path": "random"},
+        noise={"offset": 0.1, "max_timestep": 500},
+    )
     config = maker._config
     for number in (0, 7, 100, 212):
         key, record = dataset.index.read(number)
@@ -52,7 +59,9 @@ def test_one_sample(metadata, tmp_path, family):
         assert sample.cut == build_chunker(config).cut(sample.caption)
         width, height = record["train_resolution"]
         assert sample.latents_CHW.shape == sample.noise_CHW.shape == (4, height // 8, width // 8)
-        assert torch.equal(sample.noise_CHW, draw_noise(sample.latents_CHW, chance, config.noise)[0])
+        assert torch.equal(
+            sample.noise_CHW, draw_noise(sample.latents_CHW, chance, config.noise)[0]
+        )
         assert sample.timestep == draw_timestep(chance, config.noise) < 500
         assert (sample.size_conditioning is None) == (family != "sdxl")
         assert (sample.input_noise_CHW, sample.mask_HW, sample.events) == (None, None, ())
@@ -60,7 +69,14 @@ def test_one_sample(metadata, tmp_path, family):
 
 def test_a_pure_function(metadata, tmp_path):
     """Made again, in a pickled maker, after others: the same, bit for bit; made for another epoch, repeat or set: another."""
-    maker, _ = maker_of(metadata, tmp_path, sets=2, data={"flip": True}, caption={"shuffle": True}, noise={"input_perturbation": 0.1})
+    maker, _ = maker_of(
+        metadata,
+        tmp_path,
+        sets=2,
+        data={"flip": True},
+        caption={"shuffle": True},
+        noise={"input_perturbation": 0.1},
+    )
     first = maker.make(0, 5, 0, 0, 0)
     others = [maker.make(*place) for place in ((0, 5, 1, 0, 0), (0, 5, 0, 1, 0), (1, 5, 0, 0, 0))]
     again = pickle.loads(pickle.dumps(maker)).make(0, 5, 0, 0, 99)
@@ -94,7 +110,9 @@ def test_half_are_flipped(metadata, tmp_path):
     for number in range(200):
         sample = maker.make(0, number, 0, 0, 0)
         straight = plain.make(0, number, 0, 0, 0).latents_CHW
-        assert torch.equal(sample.latents_CHW, straight.flip(2) if "flipped" in sample.events else straight)
+        assert torch.equal(
+            sample.latents_CHW, straight.flip(2) if "flipped" in sample.events else straight
+        )
         flipped += "flipped" in sample.events
     assert 75 < flipped < 125
     assert len(dataset.index) == 213
@@ -122,7 +140,10 @@ def test_step_moves_the_token_warmup_alone(metadata, tmp_path):
     tags = [(one, two) for one, two in zip(early, late, strict=True) if one.style == "t"]
     assert tags
     assert all(one.caption == two.caption.partition(",")[0] for one, two in tags)
-    assert all(torch.equal(one.noise_CHW, two.noise_CHW) and one.timestep == two.timestep for one, two in zip(early, late, strict=True))
+    assert all(
+        torch.equal(one.noise_CHW, two.noise_CHW) and one.timestep == two.timestep
+        for one, two in zip(early, late, strict=True)
+    )
 
 
 def test_events_of_the_caption(metadata, tmp_path):
@@ -147,7 +168,10 @@ def test_a_record_that_no_rewrite_leaves(metadata, tmp_path):
         file.write(b"x")
     with pytest.raises(DataError) as error:
         _ = [maker.make(0, 2, 0, epoch, 0) for epoch in range(20)]  # whichever line is drawn
-    assert f"{changed}, byte {int(dataset.index.offset[2]):,}, record \"{key}\": found the letter 'x'" in str(error.value)
+    assert (
+        f"{changed}, byte {int(dataset.index.offset[2]):,}, record \"{key}\": found the letter 'x'"
+        in str(error.value)
+    )
 
 
 def test_vanished_latents(metadata, tmp_path):
@@ -159,7 +183,9 @@ def test_vanished_latents(metadata, tmp_path):
         target.write_bytes(path.read_bytes())
     absent, *_ = sorted(latents.rglob("photos/**/*.npz"))
     absent.unlink()
-    maker, (dataset,) = maker_of(metadata, tmp_path, data={"latents": str(latents), "on_missing": "skip"})
+    maker, (dataset,) = maker_of(
+        metadata, tmp_path, data={"latents": str(latents), "on_missing": "skip"}
+    )
     (number,) = np.flatnonzero(~dataset.rows.usable).tolist()
     with pytest.raises(LatentsError, match=f"{latents}: found no latents of the record"):
         maker.make(0, number, 0, 0, 0)
@@ -171,6 +197,11 @@ def test_vanished_latents(metadata, tmp_path):
 def test_chunker_of_a_run(metadata, tmp_path):
     """`[text]` says how many chunks a caption may take."""
     for most, expected in ((75, 1), (225, 3), ("unlimited", None)):
-        maker, _ = maker_of(metadata, tmp_path, model={"family": "sdxl", "path": "random"}, text={"max_tokens": most})
+        maker, _ = maker_of(
+            metadata,
+            tmp_path,
+            model={"family": "sdxl", "path": "random"},
+            text={"max_tokens": most},
+        )
         chunker = build_chunker(maker._config)
         assert (chunker.max_chunks, len(chunker.tokenizers)) == (expected, 2)

@@ -7,8 +7,17 @@ import torch
 from trainer.data.shared_memory import Handover
 
 VALUES = [
-    {"a": torch.arange(6.0).reshape(2, 3), "b": (torch.tensor([1, 2]), "text", None), "c": torch.tensor(7)},
-    [torch.zeros(0, 4), torch.ones(3, dtype=torch.bool), torch.full((5,), 2.5, dtype=torch.bfloat16), torch.arange(12).view(3, 4).T],
+    {
+        "a": torch.arange(6.0).reshape(2, 3),
+        "b": (torch.tensor([1, 2]), "text", None),
+        "c": torch.tensor(7),
+    },
+    [
+        torch.zeros(0, 4),
+        torch.ones(3, dtype=torch.bool),
+        torch.full((5,), 2.5, dtype=torch.bfloat16),
+        torch.arange(12).view(3, 4).T,
+    ],
 ]
 
 

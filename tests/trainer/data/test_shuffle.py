@@ -20,7 +20,13 @@ def splitmix64(key):
 
 def test_the_hash_is_splitmix64():
     """The published outputs for the seed 1234567."""
-    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    published = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
     assert hash_of(np.arange(5, dtype=np.uint64), 1234567).tolist() == published
 
 
@@ -28,16 +34,25 @@ def test_the_hash_is_splitmix64():
 def test_the_hash_is_defined_for_every_key(key):
     """Numpy's words wrap around as the definition says."""
     stream = splitmix64(key)
-    assert hash_of(np.arange(20, dtype=np.uint64), key).tolist() == [next(stream) for _ in range(20)]
+    assert hash_of(np.arange(20, dtype=np.uint64), key).tolist() == [
+        next(stream) for _ in range(20)
+    ]
 
 
-@given(key=KEYS, groups=st.lists(st.integers(0, 4), min_size=1, max_size=200), piece=st.integers(1, 50), bits=st.sampled_from([1, 2, 18]))
+@given(
+    key=KEYS,
+    groups=st.lists(st.integers(0, 4), min_size=1, max_size=200),
+    piece=st.integers(1, 50),
+    bits=st.sampled_from([1, 2, 18]),
+)
 def test_groups_follow_each_other_in_the_order_of_the_hash(key, groups, piece, bits):
     """However the numbers come in pieces and are parted, the order is that of one plain sort."""
     groups = np.array(groups, dtype=np.int64)
     numbers = np.arange(len(groups), dtype=np.uint64) * np.uint64(7)
     out = np.zeros(len(numbers), dtype=np.uint32)
-    pieces = [(numbers[at : at + piece], groups[at : at + piece]) for at in range(0, len(numbers), piece)]
+    pieces = [
+        (numbers[at : at + piece], groups[at : at + piece]) for at in range(0, len(numbers), piece)
+    ]
     before, order._PART_BITS = order._PART_BITS, bits
     try:
         fill_in_order(out, lambda: pieces, np.bincount(groups, minlength=5), key)
@@ -50,5 +65,10 @@ def test_many_numbers_are_parted_without_loss():
     """Three quarters of a million numbers, more than one part holds, stand in the order of one plain sort."""
     numbers = np.arange(750_000, dtype=np.uint64)
     out = np.zeros(len(numbers), dtype=np.uint32)
-    fill_in_order(out, lambda: [(numbers, np.zeros(len(numbers), dtype=np.int64))], np.array([len(numbers)]), 5)
+    fill_in_order(
+        out,
+        lambda: [(numbers, np.zeros(len(numbers), dtype=np.int64))],
+        np.array([len(numbers)]),
+        5,
+    )
     assert np.array_equal(out, np.argsort(hash_of(numbers, 5)))

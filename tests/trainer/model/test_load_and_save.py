@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 import torch
 from builders.model import make_config, make_ids, make_model, predict
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
@@ -24,7 +29,11 @@ from trainer.model.noise_schedule import Schedule
 from trainer.model.save import save_model
 from trainer.model.text_encoders import encode, encoder_rules
 
-WEIGHTS = {"unet": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors", "text_encoder_2": "model.safetensors"}
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+    "text_encoder_2": "model.safetensors",
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +63,9 @@ def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
-def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+def edit_tensors(
+    path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+) -> None:
     """Write a safetensors file anew."""
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     save_file(change(tensors), path)
@@ -84,10 +95,16 @@ def test_a_pipeline_of_diffusers_reads_the_folder(saved, family):
 
     ids = make_ids(family, ["a cat, 1girl, it's 10 hats"], 1)
     states = [
-        encode(part, each, rule, "kohya") for (_, part), each, rule in zip(model.text_encoders(), ids, encoder_rules(family), strict=True)
+        encode(part, each, rule, "kohya")
+        for (_, part), each, rule in zip(
+            model.text_encoders(), ids, encoder_rules(family), strict=True
+        )
     ]
     found = pipeline.encode_prompt(
-        prompt="a cat, 1girl, it's 10 hats", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+        prompt="a cat, 1girl, it's 10 hats",
+        device="cpu",
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=False,
     )
     torch.testing.assert_close(found[0], torch.cat([hidden for hidden, _ in states], dim=2))
     if family == "sdxl":
@@ -96,7 +113,9 @@ def test_a_pipeline_of_diffusers_reads_the_folder(saved, family):
     for name, tensor in model.unet.state_dict().items():
         assert torch.equal(pipeline.unet.state_dict()[name], tensor)
     assert pipeline.scheduler.config.prediction_type == "epsilon"
-    torch.testing.assert_close(pipeline.scheduler.alphas_cumprod, Schedule.of(make_config(family).noise).alphas_cumprod_T)
+    torch.testing.assert_close(
+        pipeline.scheduler.alphas_cumprod, Schedule.of(make_config(family).noise).alphas_cumprod_T
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -125,11 +144,18 @@ def test_a_bf16_model_says_so(saved, tmp_path):
     """Weights of full bf16 are stored as such, and come back as float32 of the same values."""
     model = make_model("sdxl", train={"precision": "full_bf16"})
     save_model(model, model.state_dict(), tmp_path / "model", make_config("sdxl"))
-    assert {tensor.dtype for tensor in load_file(tmp_path / "model/unet" / WEIGHTS["unet"]).values()} == {torch.bfloat16}
-    assert json.loads((tmp_path / "model/text_encoder/config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert {
+        tensor.dtype for tensor in load_file(tmp_path / "model/unet" / WEIGHTS["unet"]).values()
+    } == {torch.bfloat16}
+    assert (
+        json.loads((tmp_path / "model/text_encoder/config.json").read_text())["torch_dtype"]
+        == "bfloat16"
+    )
     again = build_model(make_config("sdxl", tmp_path / "model"))
     assert again.unet.conv_in.weight.dtype == torch.float32
-    assert torch.equal(again.unet.conv_in.weight, saved["sdxl"][0].unet.conv_in.weight.bfloat16().float())
+    assert torch.equal(
+        again.unet.conv_in.weight, saved["sdxl"][0].unet.conv_in.weight.bfloat16().float()
+    )
 
 
 def test_zero_terminal_snr_and_v_prediction_are_written(saved, tmp_path):
@@ -148,26 +174,47 @@ def test_zero_terminal_snr_and_v_prediction_are_written(saved, tmp_path):
 @pytest.mark.parametrize(
     ("scheduler", "zero_terminal", "expected"),
     [
-        ({"_class_name": "PNDMScheduler", "skip_prk_steps": True}, False, {"_class_name": "PNDMScheduler", "skip_prk_steps": True}),
-        ({"_class_name": "PNDMScheduler"}, True, {"_class_name": "DDIMScheduler", "timestep_spacing": "trailing"}),
+        (
+            {"_class_name": "PNDMScheduler", "skip_prk_steps": True},
+            False,
+            {"_class_name": "PNDMScheduler", "skip_prk_steps": True},
+        ),
+        (
+            {"_class_name": "PNDMScheduler"},
+            True,
+            {"_class_name": "DDIMScheduler", "timestep_spacing": "trailing"},
+        ),
         (
             {"_class_name": "EulerDiscreteScheduler", "rescale_betas_zero_snr": False},
             True,
             {"_class_name": "EulerDiscreteScheduler", "rescale_betas_zero_snr": True},
         ),
-        ({"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True}, False, {"rescale_betas_zero_snr": False}),
+        (
+            {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True},
+            False,
+            {"rescale_betas_zero_snr": False},
+        ),
     ],
 )
-def test_the_scheduler_of_the_source_is_kept_where_it_can_be(copied, tmp_path, scheduler, zero_terminal, expected):
+def test_the_scheduler_of_the_source_is_kept_where_it_can_be(
+    copied, tmp_path, scheduler, zero_terminal, expected
+):
     """Its class and its own settings stay, unless it knows no zero-terminal SNR and the run has it."""
     source = copied("sd1")
-    (source / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler | {"prediction_type": "v_prediction"}))
-    config = make_config("sd1", source, noise={"prediction": "v", "zero_terminal_snr": zero_terminal})
+    (source / "scheduler/scheduler_config.json").write_text(
+        json.dumps(scheduler | {"prediction_type": "v_prediction"})
+    )
+    config = make_config(
+        "sd1", source, noise={"prediction": "v", "zero_terminal_snr": zero_terminal}
+    )
     model = build_model(config)
     save_model(model, model.state_dict(), tmp_path / "trained", config)
     written = json.loads((tmp_path / "trained/scheduler/scheduler_config.json").read_text())
     assert written.items() >= (expected | {"prediction_type": "v_prediction"}).items()
-    assert json.loads((tmp_path / "trained/model_index.json").read_text())["scheduler"] == ["diffusers", written["_class_name"]]
+    assert json.loads((tmp_path / "trained/model_index.json").read_text())["scheduler"] == [
+        "diffusers",
+        written["_class_name"],
+    ]
 
 
 def test_parts_that_are_not_trained_come_from_the_source(copied, tmp_path):
@@ -178,20 +225,34 @@ def test_parts_that_are_not_trained_come_from_the_source(copied, tmp_path):
         (source / name / "config.json").write_text(name)
     (source / "vae/weights.safetensors").write_bytes(b"0" * (1 << 20))
     (source / "tokenizer/tokenizer_config.json").write_text('{"own": 1}')
-    index = {"vae": ["diffusers", "AutoencoderKL"], "safety_checker": ["x", "Y"], "tokenizer": ["transformers", "CLIPTokenizer"]}
+    index = {
+        "vae": ["diffusers", "AutoencoderKL"],
+        "safety_checker": ["x", "Y"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+    }
     edit_json(source / "model_index.json", **index, requires_safety_checker=True)
     config = make_config("sd1", source)
     model = build_model(config)
 
     target = tmp_path / "trained"
     assert save_model(model, model.state_dict(), target, config) == ()
-    assert (target / "vae/weights.safetensors").stat().st_ino == (source / "vae/weights.safetensors").stat().st_ino
+    assert (target / "vae/weights.safetensors").stat().st_ino == (
+        source / "vae/weights.safetensors"
+    ).stat().st_ino
     assert (target / "vae/config.json").stat().st_ino != (source / "vae/config.json").stat().st_ino
-    assert [(target / name / "config.json").read_text() for name in ("vae", "safety_checker")] == ["vae", "safety_checker"]
+    assert [(target / name / "config.json").read_text() for name in ("vae", "safety_checker")] == [
+        "vae",
+        "safety_checker",
+    ]
     assert (target / "tokenizer/tokenizer_config.json").read_text() == '{"own": 1}'
     assert not (target / "flax").exists()
     written = json.loads((target / "model_index.json").read_text())
-    assert written.items() >= (index | {"requires_safety_checker": True, "_class_name": "StableDiffusionPipeline"}).items()
+    assert (
+        written.items()
+        >= (
+            index | {"requires_safety_checker": True, "_class_name": "StableDiffusionPipeline"}
+        ).items()
+    )
 
 
 def test_a_source_that_vanished_loses_no_training(copied, tmp_path):
@@ -249,10 +310,12 @@ def in_two_files(folder: Path) -> None:
 def with_names_of_old(folder: Path) -> None:
     """As transformers 4 stored text encoders years ago, and without the word that newer names begin with."""
     edit_tensors(
-        folder / "text_encoder/model.safetensors", lambda old: old | {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+        folder / "text_encoder/model.safetensors",
+        lambda old: old | {"text_model.embeddings.position_ids": torch.arange(77)[None]},
     )
     edit_tensors(
-        folder / "text_encoder_2/model.safetensors", lambda old: {name.removeprefix("text_model."): tensor for name, tensor in old.items()}
+        folder / "text_encoder_2/model.safetensors",
+        lambda old: {name.removeprefix("text_model."): tensor for name, tensor in old.items()},
     )
 
 
@@ -262,7 +325,9 @@ def test_other_layouts_are_read(saved, copied, change):
     folder = copied("sdxl")
     change(folder)
     again = build_model(make_config("sdxl", folder)).state_dict()
-    assert all(torch.equal(again[name], tensor) for name, tensor in saved["sdxl"][0].state_dict().items())
+    assert all(
+        torch.equal(again[name], tensor) for name, tensor in saved["sdxl"][0].state_dict().items()
+    )
 
 
 def test_half_precision_files_become_float32(saved, copied):
@@ -277,7 +342,9 @@ def test_half_precision_files_become_float32(saved, copied):
     config = make_config("sd1", folder)
     model = build_model(config)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert torch.equal(model.unet.conv_in.weight, saved["sd1"][0].unet.conv_in.weight.half().float())
+    assert torch.equal(
+        model.unet.conv_in.weight, saved["sd1"][0].unet.conv_in.weight.half().float()
+    )
     save_model(model, model.state_dict(), folder.with_name("trained"), config)
     written = json.loads((folder.with_name("trained") / "text_encoder/config.json").read_text())
     assert (written["torch_dtype"], "dtype" in written) == ("float32", False)
@@ -323,7 +390,9 @@ def without_a_tensor(folder: Path) -> None:
 def with_a_way_out(folder: Path) -> None:
     """An index that names a file elsewhere."""
     whole = folder / "unet" / WEIGHTS["unet"]
-    whole.with_name(f"{whole.name}.index.json").write_text('{"weight_map": {"conv_in.bias": "../../secret.safetensors"}}')
+    whole.with_name(f"{whole.name}.index.json").write_text(
+        '{"weight_map": {"conv_in.bias": "../../secret.safetensors"}}'
+    )
     whole.unlink()
 
 
@@ -332,37 +401,94 @@ def with_a_way_out(folder: Path) -> None:
     [
         ("sd1", remove("unet/config.json"), r"unet/config\.json: no such file"),
         ("sd1", remove("text_encoder"), r"text_encoder/config\.json: no such file"),
-        ("sd1", remove(f"unet/{WEIGHTS['unet']}"), r"unet: no weights, expected diffusion_pytorch_model\.safetensors"),
+        (
+            "sd1",
+            remove(f"unet/{WEIGHTS['unet']}"),
+            r"unet: no weights, expected diffusion_pytorch_model\.safetensors",
+        ),
         ("sd1", as_pickle, r"unet: found diffusion_pytorch_model\.bin, which may run programs"),
         ("sd1", cut_short, r"diffusion_pytorch_model\.safetensors: cannot be read"),
-        ("sd1", without_a_tensor, r"conv_out\.bias: missing; conv_in\.bias: shape \(5,\), expected \(16,\); lora: unknown"),
+        (
+            "sd1",
+            without_a_tensor,
+            r"conv_out\.bias: missing; conv_in\.bias: shape \(5,\), expected \(16,\); lora: unknown",
+        ),
         ("sd1", with_a_way_out, r"names files outside its folder"),
         (
             "sd1",
             set_values("scheduler/scheduler_config.json", prediction_type="v_prediction"),
             r'"v_prediction", noise\.prediction is "epsilon"',
         ),
-        ("sd1", set_values("text_encoder/config.json", hidden_act="gelu"), r"a model of family sd2 by its text encoders, expected sd1"),
-        ("sd1", set_values("text_encoder/config.json", hidden_act="relu"), r"text_encoder: clip_text_model relu, expected those of sd1"),
-        ("sdxl", remove("text_encoder_2"), r"a model of family sd1 by its text encoders, expected sdxl"),
-        ("sd1", set_values("unet/config.json", in_channels=9), r"takes 9 channels and gives 4, .*inpainting"),
-        ("sd1", set_values("unet/config.json", cross_attention_dim=32), r"cross_attention_dim 32, expected the text encoders' 16"),
-        ("sd1", set_values("unet/config.json", _class_name="Other"), r"found a Other, expected a UNet2DConditionModel"),
-        ("sd1", set_values("unet/config.json", block_out_channels=[16]), r"config\.json: makes no U-Net"),
-        ("sdxl", set_values("unet/config.json", addition_embed_type=None), r"addition_embed_type None, expected text_time"),
+        (
+            "sd1",
+            set_values("text_encoder/config.json", hidden_act="gelu"),
+            r"a model of family sd2 by its text encoders, expected sd1",
+        ),
+        (
+            "sd1",
+            set_values("text_encoder/config.json", hidden_act="relu"),
+            r"text_encoder: clip_text_model relu, expected those of sd1",
+        ),
+        (
+            "sdxl",
+            remove("text_encoder_2"),
+            r"a model of family sd1 by its text encoders, expected sdxl",
+        ),
+        (
+            "sd1",
+            set_values("unet/config.json", in_channels=9),
+            r"takes 9 channels and gives 4, .*inpainting",
+        ),
+        (
+            "sd1",
+            set_values("unet/config.json", cross_attention_dim=32),
+            r"cross_attention_dim 32, expected the text encoders' 16",
+        ),
+        (
+            "sd1",
+            set_values("unet/config.json", _class_name="Other"),
+            r"found a Other, expected a UNet2DConditionModel",
+        ),
+        (
+            "sd1",
+            set_values("unet/config.json", block_out_channels=[16]),
+            r"config\.json: makes no U-Net",
+        ),
+        (
+            "sdxl",
+            set_values("unet/config.json", addition_embed_type=None),
+            r"addition_embed_type None, expected text_time",
+        ),
         (
             "sdxl",
             set_values("text_encoder_2/config.json", projection_dim=16),
             r"input_dim 1556, expected 1552: projection_dim 16 of text_encoder_2",
         ),
-        ("sd2", set_values("text_encoder/config.json", vocab_size=49409), r"49409 tokens and 77 places, expected 49408 and 77"),
         (
             "sd2",
-            set_values("text_encoder/config.json", hidden_size=1024, num_attention_heads=16, num_hidden_layers=24),
+            set_values("text_encoder/config.json", vocab_size=49409),
+            r"49409 tokens and 77 places, expected 49408 and 77",
+        ),
+        (
+            "sd2",
+            set_values(
+                "text_encoder/config.json",
+                hidden_size=1024,
+                num_attention_heads=16,
+                num_hidden_layers=24,
+            ),
             r'text_encoder has 24 layers, expected 23 \(.*"num_hidden_layers": 23',
         ),
-        ("sd1", lambda folder: (folder / "unet/config.json").write_text("{"), r"unet/config\.json: cannot be read as JSON"),
-        ("sd1", lambda folder: (folder / "unet/config.json").write_text("[]"), r"found a JSON list, expected an object"),
+        (
+            "sd1",
+            lambda folder: (folder / "unet/config.json").write_text("{"),
+            r"unet/config\.json: cannot be read as JSON",
+        ),
+        (
+            "sd1",
+            lambda folder: (folder / "unet/config.json").write_text("[]"),
+            r"found a JSON list, expected an object",
+        ),
     ],
 )
 def test_a_folder_that_does_not_fit_is_named(copied, family, change, message):
@@ -378,9 +504,14 @@ def test_paths_that_are_no_folder_are_named(tmp_path):
     """A single file and a name of a hub are told apart from a folder, each with its next step."""
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"")
-    with pytest.raises(ModelError, match=r"model\.safetensors: a single file, expected a diffusers folder.*from_single_file"):
+    with pytest.raises(
+        ModelError,
+        match=r"model\.safetensors: a single file, expected a diffusers folder.*from_single_file",
+    ):
         build_model(make_config("sd1", file))
-    with pytest.raises(ModelError, match=r"stabilityai/sdxl: no such folder.*nothing is downloaded"):
+    with pytest.raises(
+        ModelError, match=r"stabilityai/sdxl: no such folder.*nothing is downloaded"
+    ):
         build_model(make_config("sdxl", "stabilityai/sdxl"))
 
 

@@ -40,20 +40,32 @@ def test_the_zero_terminal_schedule_is_golden_and_keeps_the_snr():
 
 def test_the_schedule_is_that_of_sampling():
     """All 1000 numbers are bit for bit those that diffusers samples with."""
-    reference = DDPMScheduler(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    reference = DDPMScheduler(
+        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    )
     assert torch.equal(Schedule.of(NoiseSettings()).alphas_cumprod_T, reference.alphas_cumprod)
 
 
 def test_noisy_latents_and_velocity_are_golden():
     """Noise is added, and velocity made, in sd-scripts' shares."""
     schedule = Schedule.of(NoiseSettings()).to("cpu")
-    close(schedule.add_noise(golden("latents"), golden("target"), TIMESTEPS_B), "noisy(latents,noise=target)")
-    close(schedule.velocity(golden("latents"), golden("target"), TIMESTEPS_B), "velocity(latents,noise=target)")
+    close(
+        schedule.add_noise(golden("latents"), golden("target"), TIMESTEPS_B),
+        "noisy(latents,noise=target)",
+    )
+    close(
+        schedule.velocity(golden("latents"), golden("target"), TIMESTEPS_B),
+        "velocity(latents,noise=target)",
+    )
 
 
 def test_the_last_zero_terminal_timestep_is_pure_noise():
     """Nothing of the latents is left in the input, and the velocity is their negative."""
     schedule = Schedule.of(NoiseSettings(prediction="v", zero_terminal_snr=True))
     last_B = torch.full((8,), 999)
-    assert torch.equal(schedule.add_noise(golden("latents"), golden("target"), last_B), golden("target"))
-    assert torch.equal(schedule.velocity(golden("latents"), golden("target"), last_B), -golden("latents"))
+    assert torch.equal(
+        schedule.add_noise(golden("latents"), golden("target"), last_B), golden("target")
+    )
+    assert torch.equal(
+        schedule.velocity(golden("latents"), golden("target"), last_B), -golden("latents")
+    )

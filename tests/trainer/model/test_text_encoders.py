@@ -11,8 +11,14 @@ from torch import nn
 
 from trainer.model.text_encoders import add_noise, encode, encoder_body, encoder_rules, join_chunks
 
-# one chunk not full, padding chunks behind; exactly 75 tokens; a full 75th place that is id 0; more than four chunks
-CAPTIONS = ["a hat!", ", ".join(["cat"] * 38), "cat " * 74 + "!~ " + "dog " * 30, "cat, dog, hat! " * 60]
+# one chunk not full, padding chunks behind; exactly 75 tokens; a full 75th place that is id 0; more
+# than four chunks
+CAPTIONS = [
+    "a hat!",
+    ", ".join(["cat"] * 38),
+    "cat " * 74 + "!~ " + "dog " * 30,
+    "cat, dog, hat! " * 60,
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +42,9 @@ def layer_outputs(encoder: nn.Module, chunk: list[int]) -> list[torch.Tensor]:
     def remember(_module, _arguments, output):
         outputs.append((output[0] if isinstance(output, tuple) else output)[0])
 
-    handles = [layer.register_forward_hook(remember) for layer in encoder_body(encoder).encoder.layers]
+    handles = [
+        layer.register_forward_hook(remember) for layer in encoder_body(encoder).encoder.layers
+    ]
     encoder(input_ids=torch.tensor([chunk]))
     for handle in handles:
         handle.remove()
@@ -73,7 +81,15 @@ def reference(family, encoders, ids, chunking, clip_skip):
             chunks = chunks_BNL[sample].tolist()
             n_layers = len(encoder_body(encoder).encoder.layers)
             layer = n_layers - 2 if family == "sdxl" else n_layers - (clip_skip or 1)
-            wide.append(reference_states(encoder, chunks, layer=layer, normed=family != "sdxl", keep_whole_chunks=chunking == "a1111"))
+            wide.append(
+                reference_states(
+                    encoder,
+                    chunks,
+                    layer=layer,
+                    normed=family != "sdxl",
+                    keep_whole_chunks=chunking == "a1111",
+                )
+            )
         hidden.append(torch.cat(wide, dim=1))
         if family == "sdxl":
             pooled.append(reference_pooled(encoders[1], ids[1][sample][0].tolist()))
@@ -93,10 +109,15 @@ def test_states_equal_a_plain_reference(encoders, family, chunking, n_chunks, cl
     """All chunks at once give the states and the pooled vector that single chunks give, joined position by position."""
     ids = make_ids(family, CAPTIONS, n_chunks, chunking)
     rules = encoder_rules(family, clip_skip)
-    found = [encode(encoder, each, rule, chunking) for encoder, each, rule in zip(encoders[family], ids, rules, strict=True)]
+    found = [
+        encode(encoder, each, rule, chunking)
+        for encoder, each, rule in zip(encoders[family], ids, rules, strict=True)
+    ]
     expected, expected_pooled = reference(family, encoders[family], ids, chunking, clip_skip)
 
-    torch.testing.assert_close(torch.cat([hidden for hidden, _ in found], dim=2), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.cat([hidden for hidden, _ in found], dim=2), expected, rtol=1e-4, atol=1e-5
+    )
     assert expected.shape[1] == (77 * n_chunks if chunking == "a1111" else 75 * n_chunks + 2)
     if family == "sdxl":
         torch.testing.assert_close(found[1][1], expected_pooled, rtol=1e-4, atol=1e-5)
@@ -107,7 +128,11 @@ def test_an_encoder_runs_once_for_all_chunks(encoders):
     """A batch of 4 captions in 3 chunks is one call of 12 rows."""
     rows = []
     encoder = encoders["sd1"][0]
-    handle = encoder_body(encoder).encoder.layers[0].register_forward_pre_hook(lambda _module, arguments: rows.append(len(arguments[0])))
+    handle = (
+        encoder_body(encoder)
+        .encoder.layers[0]
+        .register_forward_pre_hook(lambda _module, arguments: rows.append(len(arguments[0])))
+    )
     encode(encoder, make_ids("sd1", CAPTIONS, 3)[0], encoder_rules("sd1")[0], "kohya")
     handle.remove()
     assert rows == [12]
@@ -136,7 +161,9 @@ def test_the_pooled_place_does_not_depend_on_the_config_of_the_encoder(encoders,
     before, body.eos_token_id = body.eos_token_id, eos_in_config
     _, pooled = encode(encoder, ids_BNL, encoder_rules("sdxl")[1], "kohya")
     body.eos_token_id = before
-    torch.testing.assert_close(pooled[0], reference_pooled(encoder, ids_BNL[0, 0].tolist()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        pooled[0], reference_pooled(encoder, ids_BNL[0, 0].tolist()), rtol=1e-4, atol=1e-5
+    )
 
 
 @torch.no_grad
@@ -145,7 +172,12 @@ def test_a_first_chunk_without_eos_pools_at_bos(encoders):
     ids_BNL = make_ids("sdxl", ["cat " * 74 + "!~ " + "dog " * 30], 2)[1]
     assert 49407 not in ids_BNL[0, 0].tolist()
     _, pooled = encode(encoders["sdxl"][1], ids_BNL, encoder_rules("sdxl")[1], "kohya")
-    torch.testing.assert_close(pooled[0], reference_pooled(encoders["sdxl"][1], ids_BNL[0, 0].tolist()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        pooled[0],
+        reference_pooled(encoders["sdxl"][1], ids_BNL[0, 0].tolist()),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_noise_depends_on_the_seed_of_the_sample_alone():

@@ -59,7 +59,9 @@ def loss_of(batch, loss, noise=EPSILON, model=golden_model):
 
 
 KINDS = [("l2", "snr", "loss_l2"), ("l1", "snr", "loss_l1")] + [
-    (kind, schedule, f"loss_{kind}_{schedule}") for kind in ("huber", "smooth_l1") for schedule in ("constant", "exponential", "snr")
+    (kind, schedule, f"loss_{kind}_{schedule}")
+    for kind in ("huber", "smooth_l1")
+    for schedule in ("constant", "exponential", "snr")
 ]
 
 
@@ -74,7 +76,12 @@ def test_every_kind_is_golden(kind, schedule, name):
 @pytest.mark.parametrize("schedule", ["constant", "exponential"])
 def test_the_scale_multiplies_the_threshold(schedule):
     """`huber_scale` moves the threshold of the two schedules that have it: 0.1 x 2 is 0.2, constant."""
-    scaled, plain = (loss_of(golden_batch(), LossSettings(kind="huber", huber_schedule=schedule, huber_scale=s)).losses_B for s in (2, 1))
+    scaled, plain = (
+        loss_of(
+            golden_batch(), LossSettings(kind="huber", huber_schedule=schedule, huber_scale=s)
+        ).losses_B
+        for s in (2, 1)
+    )
     assert (scaled > plain).all()
     if schedule == "constant":
         other = LossSettings(kind="huber", huber_schedule="constant", huber_c=0.2)
@@ -85,41 +92,61 @@ def test_the_scale_multiplies_the_threshold(schedule):
 @pytest.mark.parametrize(("noise", "suffix"), [(EPSILON, "eps"), (VELOCITY, "v")])
 def test_min_snr_is_golden(gamma, noise, suffix):
     """Min-SNR weights are sd-scripts' for both predictions."""
-    close(snr_weights(golden("snr"), noise, LossSettings(min_snr_gamma=gamma)), golden(f"min_snr_{gamma}_{suffix}"))
+    close(
+        snr_weights(golden("snr"), noise, LossSettings(min_snr_gamma=gamma)),
+        golden(f"min_snr_{gamma}_{suffix}"),
+    )
 
 
 @pytest.mark.parametrize(("noise", "suffix"), [(EPSILON, "eps"), (VELOCITY, "v")])
 def test_debiased_is_golden(noise, suffix):
     """Debiased weights are sd-scripts' for both predictions, the SNR capped at 1000."""
-    close(snr_weights(golden("snr"), noise, LossSettings(debiased=True)), golden(f"debiased_{suffix}"))
+    close(
+        snr_weights(golden("snr"), noise, LossSettings(debiased=True)), golden(f"debiased_{suffix}")
+    )
 
 
 def test_v_like_noise_is_golden():
     """A v-prediction's loss is scaled as a noise prediction's."""
-    close(snr_weights(golden("snr"), VELOCITY, LossSettings(v_like_noise=True)), golden("scale_v_like_noise"))
+    close(
+        snr_weights(golden("snr"), VELOCITY, LossSettings(v_like_noise=True)),
+        golden("scale_v_like_noise"),
+    )
 
 
 def test_v_pred_like_adds_a_share_of_the_v_loss():
     """Each loss becomes loss + loss / scale * share, where scale is the golden v-like weight."""
-    close(snr_weights(golden("snr"), EPSILON, LossSettings(v_pred_like=0.5)), 1 + 0.5 / golden("scale_v_like_noise"))
+    close(
+        snr_weights(golden("snr"), EPSILON, LossSettings(v_pred_like=0.5)),
+        1 + 0.5 / golden("scale_v_like_noise"),
+    )
 
 
 def test_weights_multiply():
     """Several weights at once are the product of each alone."""
-    both = snr_weights(golden("snr"), VELOCITY, LossSettings(min_snr_gamma=5, v_like_noise=True, debiased=True))
+    both = snr_weights(
+        golden("snr"), VELOCITY, LossSettings(min_snr_gamma=5, v_like_noise=True, debiased=True)
+    )
     close(both, golden("min_snr_5_v") * golden("scale_v_like_noise") * golden("debiased_v"))
 
 
 def test_weights_reach_the_loss():
     """The loss of a sample is its golden distance times its golden weight."""
-    close(loss_of(golden_batch(), LossSettings(min_snr_gamma=5)).losses_B, golden("loss_l2") * golden("min_snr_5_eps"))
+    close(
+        loss_of(golden_batch(), LossSettings(min_snr_gamma=5)).losses_B,
+        golden("loss_l2") * golden("min_snr_5_eps"),
+    )
 
 
 def test_a_zero_terminal_schedule_keeps_its_weights():
     """At the last timestep, where the SNR of the rescaled schedule is 0, weights, thresholds and gradient are finite and not 0."""
     noise = NoiseSettings(prediction="v", zero_terminal_snr=True)
     last = golden_batch(timesteps_B=torch.full((8,), 999))
-    for loss in (LossSettings(min_snr_gamma=5), LossSettings(debiased=True, kind="huber"), LossSettings(v_like_noise=True)):
+    for loss in (
+        LossSettings(min_snr_gamma=5),
+        LossSettings(debiased=True, kind="huber"),
+        LossSettings(v_like_noise=True),
+    ):
         prediction = golden("pred").requires_grad_()
         found = loss_of(last, loss, noise, lambda *_, prediction=prediction: prediction)
         found.value.backward()
@@ -135,13 +162,17 @@ def test_the_model_is_shown_the_noisy_latents():
     found = loss_of(batch, PLAIN, model=lambda *given: shown.extend(given) or golden("target"))
     noisy_BCHW, *rest = shown
     close(noisy_BCHW, golden("noisy(latents,noise=target)"))
-    assert [id(part) for part in rest] == [id(part) for part in (batch.timesteps_B, batch.ids, batch.size_B6, batch.text_noise_seeds)]
+    assert [id(part) for part in rest] == [
+        id(part) for part in (batch.timesteps_B, batch.ids, batch.size_B6, batch.text_noise_seeds)
+    ]
     assert found.value == 0
 
 
 def test_the_target_of_v_is_the_velocity():
     """A model that predicts the golden velocity has no loss."""
-    found = loss_of(golden_batch(), PLAIN, VELOCITY, lambda *_: golden("velocity(latents,noise=target)"))
+    found = loss_of(
+        golden_batch(), PLAIN, VELOCITY, lambda *_: golden("velocity(latents,noise=target)")
+    )
     close(found.losses_B, torch.zeros(8))
 
 
@@ -149,7 +180,11 @@ def test_input_perturbation_changes_the_input_alone():
     """The model sees the other noise and is still to find the clean one."""
     shown = []
     other = golden("pred")
-    found = loss_of(golden_batch(input_noise_BCHW=other), PLAIN, model=lambda *given: shown.extend(given) or golden("target"))
+    found = loss_of(
+        golden_batch(input_noise_BCHW=other),
+        PLAIN,
+        model=lambda *given: shown.extend(given) or golden("target"),
+    )
     close(shown[0], Schedule.of(EPSILON).add_noise(golden("latents"), other, golden("timesteps")))
     assert found.value == 0
 
@@ -189,7 +224,9 @@ def test_slices_of_a_step_add_up():
         found.value.backward()
         value += found.value.detach()
     torch.testing.assert_close(value, first.value.detach())
-    torch.testing.assert_close([p.grad for p in sliced.parameters()], [p.grad for p in whole.parameters()])
+    torch.testing.assert_close(
+        [p.grad for p in sliced.parameters()], [p.grad for p in whole.parameters()]
+    )
 
 
 def part(places, weights):

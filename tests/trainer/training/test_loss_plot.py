@@ -13,7 +13,12 @@ def plot(tmp_path, losses, rate=1e-5):
     """The picture of a run with these losses; checks that it is there, whole, and no sliver."""
     path = tmp_path / "run" / "metrics.jsonl"
     path.parent.mkdir()
-    path.write_text("".join(json.dumps({"step": step, "loss": loss, "lr_unet": rate}) + "\n" for step, loss in enumerate(losses, 1)))
+    path.write_text(
+        "".join(
+            json.dumps({"step": step, "loss": loss, "lr_unet": rate}) + "\n"
+            for step, loss in enumerate(losses, 1)
+        )
+    )
     assert save_loss_plot(path, tmp_path / "loss.png") == ""
     with Image.open(tmp_path / "loss.png") as picture:
         picture.load()
@@ -41,7 +46,9 @@ def test_the_plot_shows_losses_median_and_rate(tmp_path):
 def test_a_spike_does_not_flatten_the_rest(tmp_path):
     """With one loss a thousand times the others the axis is logarithmic: the others still fill a part of it."""
     pytest.importorskip("matplotlib")
-    picture = plot(tmp_path, [300.0 if step == 50 else 0.1 + 0.05 * (step % 7) for step in range(200)])
+    picture = plot(
+        tmp_path, [300.0 if step == 50 else 0.1 + 0.05 * (step % 7) for step in range(200)]
+    )
     lines, _ = blue_in(picture)
     assert (lines[: picture.size[1] * 3 // 4] > 50).sum() > 40
 
@@ -69,7 +76,9 @@ def test_a_plot_that_cannot_be_is_one_line(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     path = tmp_path / "metrics.jsonl"
     write_steps(path, [])
-    assert save_loss_plot(path, tmp_path / "loss.png") == f"no loss plot: there is no loss in {path}."
+    assert (
+        save_loss_plot(path, tmp_path / "loss.png") == f"no loss plot: there is no loss in {path}."
+    )
     write_steps(path, [1, 2])
     assert save_loss_plot(path, tmp_path / "none" / "loss.png").startswith("no loss plot: ")
     monkeypatch.setitem(sys.modules, "matplotlib", None)

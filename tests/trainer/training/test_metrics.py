@@ -9,7 +9,13 @@ from builders.metrics import write_steps
 
 from capmerge.errors import OutputError
 from trainer.training.loss_plot import save_loss_plot
-from trainer.training.metrics import MetricsFile, Recent, cut_back, peak_memory_bytes, progress_fields
+from trainer.training.metrics import (
+    MetricsFile,
+    Recent,
+    cut_back,
+    peak_memory_bytes,
+    progress_fields,
+)
 
 
 def lines_of(path):
@@ -29,7 +35,9 @@ def test_a_line_is_there_when_write_returns(tmp_path):
     path = tmp_path / "metrics.jsonl"
     file = MetricsFile(path, after_step=0)
     file.write(step=1, loss=0.5, keys=["\ud83d/ü.png"], captions=["line\u2028one\n{猫}"])
-    assert lines_of(path) == [{"step": 1, "loss": 0.5, "keys": ["\ud83d/ü.png"], "captions": ["line\u2028one\n{猫}"]}]
+    assert lines_of(path) == [
+        {"step": 1, "loss": 0.5, "keys": ["\ud83d/ü.png"], "captions": ["line\u2028one\n{猫}"]}
+    ]
     file.write(step=2, loss=0.25)
     assert path.read_text().splitlines()[1] == '{"step": 2, "loss": 0.25}'
     file.close()
@@ -70,7 +78,15 @@ def test_a_resumed_run_goes_on_behind_its_step(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "tail", [b'{"step": 4, "lo', b'{"step": 4, "loss": 1}', b'\xff\x00{"step"\n', b'"step"\n', b"\n", b'{"loss": 1}\n']
+    "tail",
+    [
+        b'{"step": 4, "lo',
+        b'{"step": 4, "loss": 1}',
+        b'\xff\x00{"step"\n',
+        b'"step"\n',
+        b"\n",
+        b'{"loss": 1}\n',
+    ],
 )
 def test_a_broken_line_is_removed(tmp_path, tail):
     """What a killed run left half-written, or what is no line of a step, goes; whole lines stay."""
@@ -116,7 +132,9 @@ print(file.write(step=3, loss=1.0))
 def test_a_full_disk_costs_a_line(tmp_path):
     """A line that does not fit is given up whole, with the reason; the next one stands in a line of its own."""
     path = tmp_path / "metrics.jsonl"
-    found = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True
+    )
     problem, none = found.stdout.splitlines()
     assert problem.startswith(f"{path}: cannot write, ")
     assert none == ""
@@ -131,7 +149,14 @@ def test_recent_steps():
     for _ in range(3):
         recent.add({"samples": 1000, "flipped": 1000}, 100.0, 100.0)
     for step in range(100):
-        counts = {"samples": 4, "tokens": 90, "dropped_tokens": 9, "wider_batches": 1, "flipped": 2, "random_caption": int(step < 4)}
+        counts = {
+            "samples": 4,
+            "tokens": 90,
+            "dropped_tokens": 9,
+            "wider_batches": 1,
+            "flipped": 2,
+            "random_caption": int(step < 4),
+        }
         recent.add(counts, 0.5, 0.125)
     assert recent.speed() == {"samples_per_second": 8, "data_wait": 0.25}
     assert recent.speed(ranks=4)["samples_per_second"] == 32

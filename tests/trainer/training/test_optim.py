@@ -9,7 +9,13 @@ from torch.nn import Parameter
 
 from trainer.config.settings import OptimizerSettings
 from trainer.errors import ConfigError
-from trainer.training.optim import build_optimizer, build_schedule, clip_gradients, guarded_step, weights_for_use
+from trainer.training.optim import (
+    build_optimizer,
+    build_schedule,
+    clip_gradients,
+    guarded_step,
+    weights_for_use,
+)
 
 CPU = torch.device("cpu")
 
@@ -17,7 +23,9 @@ CPU = torch.device("cpu")
 def parameters():
     """Weights of the shapes that a U-Net has, with gradients."""
     generator = torch.Generator().manual_seed(0)
-    made = [Parameter(torch.randn(shape, generator=generator)) for shape in ((4,), (4, 3), (4, 2, 3, 3))]
+    made = [
+        Parameter(torch.randn(shape, generator=generator)) for shape in ((4,), (4, 3), (4, 2, 3, 3))
+    ]
     for parameter in made:
         parameter.grad = torch.randn(parameter.shape, generator=generator)
     return made
@@ -26,7 +34,10 @@ def parameters():
 def groups():
     """U-Net and text encoder, with a rate each."""
     bias, linear, convolution = parameters()
-    return [{"params": [convolution, bias], "lr": 1e-2, "name": "unet"}, {"params": [linear], "lr": 1e-3, "name": "text"}]
+    return [
+        {"params": [convolution, bias], "lr": 1e-2, "name": "unet"},
+        {"params": [linear], "lr": 1e-3, "name": "text"},
+    ]
 
 
 def build(name="AdamW", **arguments):
@@ -36,7 +47,11 @@ def build(name="AdamW", **arguments):
 
 def weights(optimizer):
     """Copies of all weights of an optimizer."""
-    return [parameter.detach().clone() for group in optimizer.param_groups for parameter in group["params"]]
+    return [
+        parameter.detach().clone()
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ]
 
 
 def same(left, right):
@@ -48,7 +63,10 @@ def test_groups_keep_their_rates_and_get_the_arguments():
     """A class of torch.optim is built with each group's rate, and a TOML list is a tuple to it."""
     optimizer = build("AdamW", betas=[0.8, 0.9], weight_decay=0.5)
     assert type(optimizer) is torch.optim.AdamW
-    assert [(group["name"], group["lr"], group["betas"], group["weight_decay"]) for group in optimizer.param_groups] == [
+    assert [
+        (group["name"], group["lr"], group["betas"], group["weight_decay"])
+        for group in optimizer.param_groups
+    ] == [
         ("unet", 1e-2, (0.8, 0.9), 0.5),
         ("text", 1e-3, (0.8, 0.9), 0.5),
     ]
@@ -57,7 +75,9 @@ def test_groups_keep_their_rates_and_get_the_arguments():
 def test_the_trial_leaves_weights_and_state_alone():
     """What is built has taken no step."""
     optimizer = build("AdamW")
-    assert same(weights(optimizer), [parameter for group in groups() for parameter in group["params"]])
+    assert same(
+        weights(optimizer), [parameter for group in groups() for parameter in group["params"]]
+    )
     assert optimizer.state == {}
 
 
@@ -65,9 +85,13 @@ def test_a_step_that_was_swallowed_is_no_step():
     """A wrapper that does not hand the step on is an error, not a step that is logged as taken."""
     optimizer = build("AdamW")
     prepared = Accelerator(cpu=True).prepare(optimizer)
-    norm = clip_gradients([parameter for group in optimizer.param_groups for parameter in group["params"]], 1.0)
+    norm = clip_gradients(
+        [parameter for group in optimizer.param_groups for parameter in group["params"]], 1.0
+    )
     assert guarded_step(prepared, norm).taken
-    prepared.gradient_state._set_sync_gradients(False)  # what `Accelerator.accumulate` does between its own steps
+    prepared.gradient_state._set_sync_gradients(
+        False
+    )  # what `Accelerator.accumulate` does between its own steps
     try:
         with pytest.raises(RuntimeError, match="did not hand an optimizer step on"):
             guarded_step(prepared, norm)
@@ -81,7 +105,10 @@ def test_adafactor_trains_with_our_rate():
     assert type(optimizer).__module__ == "transformers.optimization"
     before = weights(optimizer)
     optimizer.step()
-    moved = [(a - b).square().mean().sqrt().item() for a, b in zip(weights(optimizer), before, strict=True)]
+    moved = [
+        (a - b).square().mean().sqrt().item()
+        for a, b in zip(weights(optimizer), before, strict=True)
+    ]
     assert moved == pytest.approx([1e-2, 1e-2, 1e-3], rel=0.3)
 
 
@@ -129,7 +156,9 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
     with pytest.raises(ConfigError, match=r"AdamW8bit is bitsandbytes'.*pip install bitsandbytes"):
         build("AdamW8bit")
-    with pytest.raises(ConfigError, match=r"unknown optimizer `Prodigy`.*pip install pytorch-optimizer"):
+    with pytest.raises(
+        ConfigError, match=r"unknown optimizer `Prodigy`.*pip install pytorch-optimizer"
+    ):
         build("Prodigy")
     assert build("AdamW")
 
@@ -173,9 +202,15 @@ def test_every_schedule_is_diffusers_s(name, warmup, arguments):
     optimizer, reference = build("SGD"), build("SGD")
     settings = OptimizerSettings(schedule=name, warmup_steps=warmup, schedule_arguments=arguments)
     schedule = build_schedule(optimizer, settings, 20)
-    function = diffusers.optimization.TYPE_TO_SCHEDULER_FUNCTION[diffusers.optimization.SchedulerType(name)]
+    function = diffusers.optimization.TYPE_TO_SCHEDULER_FUNCTION[
+        diffusers.optimization.SchedulerType(name)
+    ]
     steps = {"num_warmup_steps": warmup} if warmup else {}
-    steps |= {"num_training_steps": 20} if name not in ("constant", "constant_with_warmup", "piecewise_constant") else {}
+    steps |= (
+        {"num_training_steps": 20}
+        if name not in ("constant", "constant_with_warmup", "piecewise_constant")
+        else {}
+    )
     scheduler = function(reference, **steps, **arguments)
     expected = []
     for _ in range(20):
@@ -202,7 +237,11 @@ def test_rates_need_no_state():
 @pytest.mark.parametrize(
     ("changes", "rate", "message"),
     [
-        ({"schedule": "polynomial"}, 1e-8, r"polynomial cannot move a rate of 1e-08 over 20 steps .*must be smaller than initial lr"),
+        (
+            {"schedule": "polynomial"},
+            1e-8,
+            r"polynomial cannot move a rate of 1e-08 over 20 steps .*must be smaller than initial lr",
+        ),
         (
             {"schedule": "piecewise_constant", "schedule_arguments": {"step_rules": "1.1.1:5,0.1"}},
             1e-4,
@@ -224,7 +263,9 @@ def test_clipping_scales_all_gradients_together():
     norm = clip_gradients(clipped, 1.0)
     flat = torch.cat([parameter.grad.flatten() for parameter in plain])
     torch.testing.assert_close(norm, flat.norm())
-    torch.testing.assert_close(torch.cat([parameter.grad.flatten() for parameter in clipped]), flat / flat.norm())
+    torch.testing.assert_close(
+        torch.cat([parameter.grad.flatten() for parameter in clipped]), flat / flat.norm()
+    )
 
 
 def test_zero_only_measures():
@@ -239,11 +280,15 @@ def test_zero_only_measures():
 def test_a_finite_norm_is_a_step():
     """The step is the optimizer's own; norm and logged scalars come back, the gradients are gone."""
     optimizer, reference = build(), build()
-    weights_of_both = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    weights_of_both = [
+        parameter for group in optimizer.param_groups for parameter in group["params"]
+    ]
     stepped = guarded_step(optimizer, clip_gradients(weights_of_both, 0), torch.tensor(0.25))
     reference.step()
     assert (stepped.taken, stepped.logged) == (True, (0.25,))
-    assert stepped.grad_norm == pytest.approx(math.sqrt(sum(p.grad.square().sum() for g in groups() for p in g["params"])))
+    assert stepped.grad_norm == pytest.approx(
+        math.sqrt(sum(p.grad.square().sum() for g in groups() for p in g["params"]))
+    )
     assert same(weights(optimizer), weights(reference))
     assert all(parameter.grad is None for parameter in weights_of_both)
 
@@ -255,7 +300,10 @@ def test_a_broken_gradient_is_no_step(broken, max_norm):
     optimizer, reference = build(), build()
     for each in (optimizer, reference):
         each.step()
-    state = {key: value.clone() for key, value in optimizer.state[optimizer.param_groups[0]["params"][0]].items()}
+    state = {
+        key: value.clone()
+        for key, value in optimizer.state[optimizer.param_groups[0]["params"][0]].items()
+    }
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     trained[1].grad[2] = broken
     stepped = guarded_step(optimizer, clip_gradients(trained, max_norm))
@@ -264,7 +312,9 @@ def test_a_broken_gradient_is_no_step(broken, max_norm):
     assert same(weights(optimizer), weights(reference))
     assert same(optimizer.state[trained[0]].values(), state.values())
     for each in (optimizer, reference):
-        for parameter, source in zip(weights_in(each), (p for g in groups() for p in g["params"]), strict=True):
+        for parameter, source in zip(
+            weights_in(each), (p for g in groups() for p in g["params"]), strict=True
+        ):
             parameter.grad = source.grad
         guarded_step(each, clip_gradients(weights_in(each), max_norm))
     assert same(weights(optimizer), weights(reference))
@@ -280,10 +330,14 @@ def test_a_step_is_read_back_once(monkeypatch):
     reads = []
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__"):
         original = getattr(torch.Tensor, name)
-        monkeypatch.setattr(torch.Tensor, name, lambda self, *a, f=original, n=name: reads.append(n) or f(self, *a))
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda self, *a, f=original, n=name: reads.append(n) or f(self, *a)
+        )
     optimizer = build_optimizer(groups(), OptimizerSettings(name="SGD"), CPU)
     reads.clear()
-    guarded_step(optimizer, clip_gradients(weights_in(optimizer), 1.0), torch.tensor(1.0), torch.tensor(2.0))
+    guarded_step(
+        optimizer, clip_gradients(weights_in(optimizer), 1.0), torch.tensor(1.0), torch.tensor(2.0)
+    )
     assert reads == ["tolist"]
 
 

@@ -55,41 +55,69 @@ def test_four_and_four_steps_are_eight(metadata, unbroken, tmp_path):
 def unbroken_batches_of_4(metadata, tmp_path_factory):
     """The folder of a run of 8 steps of one micro-batch of 4 samples each, with the state after step 3 kept."""
     folder = tmp_path_factory.mktemp("unbroken_4")
-    changes = {"train": {"batch_size": 4, "accumulation": 1}, "checkpoint": {"every_steps": 3, "keep": 9}}
-    assert train_here(write_config(folder / "c.toml", settings_of(metadata, folder / "run", **changes))) == 0
+    changes = {
+        "train": {"batch_size": 4, "accumulation": 1},
+        "checkpoint": {"every_steps": 3, "keep": 9},
+    }
+    assert (
+        train_here(
+            write_config(folder / "c.toml", settings_of(metadata, folder / "run", **changes))
+        )
+        == 0
+    )
     return folder / "run"
 
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 1), (2, 2), (1, 4)])
-def test_a_resume_with_another_accumulation_trains_on(metadata, unbroken_batches_of_4, tmp_path, batch_size, accumulation):
+def test_a_resume_with_another_accumulation_trains_on(
+    metadata, unbroken_batches_of_4, tmp_path, batch_size, accumulation
+):
     """3 steps of 4 x 1 and 5 of another split of the same global batch end at the weights of 8 unbroken steps, but for rounding.
 
-    3 is a multiple of neither 2 nor 4, so a count of micro-batches that went on over the resume would be found out.
+    3 is a multiple of neither 2 nor 4, so a count of micro-batches that went on over the resume
+    would be found out.
     """
     changes = {"train": {"batch_size": batch_size, "accumulation": accumulation}}
     config = write_config(tmp_path / "c.toml", settings_of(metadata, tmp_path / "run", **changes))
-    assert train_here(config, resume=str(unbroken_batches_of_4 / "checkpoints" / "step-00000003")) == 0
-    before, expected, found = state_of(unbroken_batches_of_4, 3), state_of(unbroken_batches_of_4, 8), state_of(tmp_path / "run", 8)
+    assert (
+        train_here(config, resume=str(unbroken_batches_of_4 / "checkpoints" / "step-00000003")) == 0
+    )
+    before, expected, found = (
+        state_of(unbroken_batches_of_4, 3),
+        state_of(unbroken_batches_of_4, 8),
+        state_of(tmp_path / "run", 8),
+    )
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-2, atol=2e-4, msg=name)
         assert not torch.equal(found[name], before[name]), f"{name} did not move"
-    for one, other in zip(metrics_of(tmp_path / "run"), metrics_of(unbroken_batches_of_4)[3:], strict=True):
+    for one, other in zip(
+        metrics_of(tmp_path / "run"), metrics_of(unbroken_batches_of_4)[3:], strict=True
+    ):
         assert one["keys"] == other["keys"]
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(metadata, tmp_path):
     """SIGKILL in the middle, then resume: the same weights, optimizer state, captions and metrics as without."""
-    sections = settings_of(metadata, tmp_path / "killed", train={"max_steps": 120, "workers": 1}, checkpoint={"every_steps": 3})
+    sections = settings_of(
+        metadata,
+        tmp_path / "killed",
+        train={"max_steps": 120, "workers": 1},
+        checkpoint={"every_steps": 3},
+    )
     killed = write_config(tmp_path / "killed.toml", sections)
     sections["train"]["output_dir"] = str(tmp_path / "whole")
     whole = write_config(tmp_path / "whole.toml", sections)
     with subprocess.Popen(command(killed), env=ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not list((tmp_path / "killed").glob("checkpoints/step-*6")):
+        while process.poll() is None and not list(
+            (tmp_path / "killed").glob("checkpoints/step-*6")
+        ):
             time.sleep(0.05)
         process.kill()
     assert process.returncode == -signal.SIGKILL
-    resumed_at = max(int(path.name[5:]) for path in (tmp_path / "killed").glob("checkpoints/step-*"))
+    resumed_at = max(
+        int(path.name[5:]) for path in (tmp_path / "killed").glob("checkpoints/step-*")
+    )
     assert 6 <= resumed_at < 120
     done = run(killed, "--resume", "latest")
     assert done.returncode == 0, done.stderr
@@ -99,11 +127,15 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(metadata, tmp_path):
     assert metrics_of(tmp_path / "killed") == metrics_of(tmp_path / "whole")
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")  # on a machine with two cores
+@pytest.mark.filterwarnings(
+    "ignore:This DataLoader will create 3 worker processes"
+)  # on a machine with two cores
 @pytest.mark.parametrize("workers", [1, 3])
 def test_any_number_of_workers_gives_the_same_samples(metadata, unbroken, tmp_path, workers):
     """0, 1 and 3 workers train the same samples to the same losses."""
-    config = write_config(tmp_path / "c.toml", settings_of(metadata, tmp_path / "run", train={"workers": workers}))
+    config = write_config(
+        tmp_path / "c.toml", settings_of(metadata, tmp_path / "run", train={"workers": workers})
+    )
     assert train_here(config) == 0
     assert metrics_of(tmp_path / "run") == metrics_of(unbroken)
 
@@ -112,8 +144,12 @@ def test_any_number_of_workers_gives_the_same_samples(metadata, unbroken, tmp_pa
 def test_a_signal_saves_and_exits(metadata, tmp_path, number, code):
     """SIGTERM and Ctrl-C end the run after the step at hand, with its state saved and its own exit code."""
     out = tmp_path / "run"
-    config = write_config(tmp_path / "c.toml", settings_of(metadata, out, train={"max_steps": 100000}))
-    with subprocess.Popen(command(config), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+    config = write_config(
+        tmp_path / "c.toml", settings_of(metadata, out, train={"max_steps": 100000})
+    )
+    with subprocess.Popen(
+        command(config), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    ) as process:
         while process.poll() is None and not ((out / "metrics.jsonl").exists() and metrics_of(out)):
             time.sleep(0.05)
         process.send_signal(number)
@@ -121,7 +157,10 @@ def test_a_signal_saves_and_exits(metadata, tmp_path, number, code):
     assert process.returncode == code, errors
     assert "Traceback" not in errors
     last = metrics_of(out)[-1]["step"]
-    assert f"stopped after step {last:,} of 100,000; its state is saved. Go on with --resume latest." in errors
+    assert (
+        f"stopped after step {last:,} of 100,000; its state is saved. Go on with --resume latest."
+        in errors
+    )
     assert (out / "checkpoints" / f"step-{last:08d}" / "state.json").exists()
 
 
@@ -136,7 +175,9 @@ def test_a_signal_saves_and_exits(metadata, tmp_path, number, code):
 def test_another_run_is_refused_by_name(metadata, unbroken, changes, named):
     """A state is not resumed with another seed, global batch or data, unless asked; nothing is written."""
     before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")}
-    config = write_config(unbroken.parent / "changed.toml", settings_of(metadata, unbroken, **changes))
+    config = write_config(
+        unbroken.parent / "changed.toml", settings_of(metadata, unbroken, **changes)
+    )
     with pytest.raises(ResumeError, match=r".*--allow-change") as refused:
         train_here(config, resume="latest")
     assert named in str(refused.value)
@@ -162,7 +203,9 @@ def test_changed_metadata_is_refused_and_can_be_allowed(metadata, tmp_path, caps
 
 def test_latest_needs_a_run_but_no_state(metadata, tmp_path, capsys):
     """--resume latest starts a run again that was killed before its first save, and refuses a folder without a run."""
-    config = write_config(tmp_path / "c.toml", settings_of(metadata, tmp_path / "run", train={"seed": None}))
+    config = write_config(
+        tmp_path / "c.toml", settings_of(metadata, tmp_path / "run", train={"seed": None})
+    )
     with pytest.raises(ResumeError, match="found no run there"):
         train_here(config, resume="latest")
     assert train_here(config, "train.max_steps=1") == 0
@@ -177,7 +220,12 @@ def test_latest_needs_a_run_but_no_state(metadata, tmp_path, capsys):
 def test_going_on_from_an_older_state_keeps_the_later_ones(metadata, tmp_path):
     """Resumed from an older state, a run trains the same steps again, and the state that it had is kept under another name."""
     out = tmp_path / "run"
-    config = write_config(tmp_path / "c.toml", settings_of(metadata, out, train={"max_steps": 3}, checkpoint={"every_steps": 1, "keep": 9}))
+    config = write_config(
+        tmp_path / "c.toml",
+        settings_of(
+            metadata, out, train={"max_steps": 3}, checkpoint={"every_steps": 1, "keep": 9}
+        ),
+    )
     assert train_here(config) == 0
     before, lines = state_of(out, 3), metrics_of(out)
     assert train_here(config, resume=str(out / "checkpoints" / "step-00000002")) == 0
@@ -212,7 +260,9 @@ def test_a_state_that_tells_nothing_is_none(metadata, unbroken, tmp_path):
 def test_the_state_of_another_run_goes_into_a_new_folder(metadata, unbroken, tmp_path):
     """A run can begin with another one's state, but not in the folder of a third."""
     state = str(unbroken / "checkpoints" / "step-00000008")
-    config = write_config(tmp_path / "c.toml", settings_of(metadata, tmp_path / "run", train={"max_steps": 9}))
+    config = write_config(
+        tmp_path / "c.toml", settings_of(metadata, tmp_path / "run", train={"max_steps": 9})
+    )
     assert train_here(config, resume=state) == 0
     assert [line["step"] for line in metrics_of(tmp_path / "run")] == [9]
     with pytest.raises(ConfigError, match=r"the config\.toml of an earlier run"):

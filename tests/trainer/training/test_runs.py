@@ -6,7 +6,17 @@ import sys
 
 import pytest
 import torch
-from builders.runs import LATENTS, ROOT, metrics_of, rewrite_examples, run, settings_of, state_of, train_here, write_config
+from builders.runs import (
+    LATENTS,
+    ROOT,
+    metrics_of,
+    rewrite_examples,
+    run,
+    settings_of,
+    state_of,
+    train_here,
+    write_config,
+)
 
 from trainer.config.load import load_config
 from trainer.errors import ConfigError, LatentsError, NonFiniteError
@@ -25,7 +35,9 @@ def config(metadata, tmp_path):
     """A function that writes a small config into the test's folder; its run is in `run` there."""
 
     def write(**changes):
-        return write_config(tmp_path / "config.toml", settings_of(metadata, tmp_path / "run", **changes))
+        return write_config(
+            tmp_path / "config.toml", settings_of(metadata, tmp_path / "run", **changes)
+        )
 
     return write
 
@@ -35,15 +47,21 @@ def test_an_example_of_each_family_trains_from_end_to_end(family, metadata, tmp_
     """The example configs run as they stand: 20 steps, finite losses, metrics, a picture, and a model that can be trained further."""
     out = tmp_path / "run"
     example = ROOT / "examples" / f"tiny_{family}.toml"
-    done = run(example, "--set", f"data.metadata={metadata}", "--set", f"train.output_dir={out}", cwd=ROOT)
+    done = run(
+        example, "--set", f"data.metadata={metadata}", "--set", f"train.output_dir={out}", cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     lines = metrics_of(out)
     assert [line["step"] for line in lines] == list(range(1, 21))
     assert sum(line["loss"] for line in lines[-5:]) < sum(line["loss"] for line in lines[:5])
     assert (out / "loss.png").stat().st_size > 10_000
     trained = load_config(out / "config.toml")
-    trained = trained.model_copy(update={"model": trained.model.model_copy(update={"path": str(out / "model")})})
-    assert {path.stat().st_mode & 0o044 for path in (out / "model").rglob("*.safetensors")} == {out.stat().st_mode & 0o044}
+    trained = trained.model_copy(
+        update={"model": trained.model.model_copy(update={"path": str(out / "model")})}
+    )
+    assert {path.stat().st_mode & 0o044 for path in (out / "model").rglob("*.safetensors")} == {
+        out.stat().st_mode & 0o044
+    }
     saved = dict(build_model(trained).state_dict())
     state = state_of(out, 20)
     assert all(torch.equal(saved[name], state[name]) for name in saved)
@@ -53,7 +71,10 @@ def test_loss_falls_on_64_records(tmp_path_factory, tmp_path):
     """64 records, seen again and again, are learnt."""
     few = rewrite_examples(tmp_path_factory.mktemp("few"), n_records=64)
     train = {"max_steps": 80, "batch_size": 8}
-    config = write_config(tmp_path / "c.toml", settings_of(few, tmp_path / "run", train=train, optimizer={"learning_rate": 3e-3}))
+    config = write_config(
+        tmp_path / "c.toml",
+        settings_of(few, tmp_path / "run", train=train, optimizer={"learning_rate": 3e-3}),
+    )
     assert train_here(config) == 0
     losses = [line["loss"] for line in metrics_of(tmp_path / "run")]
     assert sum(losses[-8:]) < 0.7 * sum(losses[:8])
@@ -77,17 +98,31 @@ def test_accumulation_is_a_larger_batch(config, tmp_path):
 def test_only_the_newest_states_are_kept(config, tmp_path):
     """Of a state a step, `checkpoint.keep` stay."""
     assert train_here(config(train={"max_steps": 5}, checkpoint={"every_steps": 1, "keep": 2})) == 0
-    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-00000004", "step-00000005"]
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
+        "step-00000004",
+        "step-00000005",
+    ]
 
 
 def test_states_are_saved_by_epochs_and_by_the_clock(config, tmp_path):
     """`every_epochs` saves at the ends of epochs, `every_minutes` when so much time is over."""
-    assert train_here(config(train={"max_steps": None, "max_epochs": 2, "batch_size": 64}, checkpoint={"every_epochs": 1, "keep": 9})) == 0
+    assert (
+        train_here(
+            config(
+                train={"max_steps": None, "max_epochs": 2, "batch_size": 64},
+                checkpoint={"every_epochs": 1, "keep": 9},
+            )
+        )
+        == 0
+    )
     steps = len(metrics_of(tmp_path / "run"))
     found = sorted(int(path.name[5:]) for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert found == [steps // 2, steps]
     shutil.rmtree(tmp_path / "run")
-    assert train_here(config(train={"max_steps": 3}, checkpoint={"every_minutes": 1e-6, "keep": 9})) == 0
+    assert (
+        train_here(config(train={"max_steps": 3}, checkpoint={"every_minutes": 1e-6, "keep": 9}))
+        == 0
+    )
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 3
 
 
@@ -108,10 +143,15 @@ def test_a_full_disk_is_said_and_the_run_goes_on(config, tmp_path):
 @pytest.mark.parametrize("asked", ["skip", "stop"])
 def test_a_gradient_that_is_no_number(config, tmp_path, asked):
     """Such a step is not taken: skipped and marked, or the run stops with the state before it."""
-    written = config(optimizer={"name": "SGD", "learning_rate": 1e30, "text_learning_rate": None}, train={"on_nonfinite": asked})
+    written = config(
+        optimizer={"name": "SGD", "learning_rate": 1e30, "text_learning_rate": None},
+        train={"on_nonfinite": asked},
+    )
     if asked == "skip":
         assert train_here(written) == 0
-        assert [line.get("skipped", False) for line in metrics_of(tmp_path / "run")] == [False] + [True] * 7
+        assert [line.get("skipped", False) for line in metrics_of(tmp_path / "run")] == [False] + [
+            True
+        ] * 7
     else:
         with pytest.raises(NonFiniteError, match=r"step 2: .*The state after step 1 is saved"):
             train_here(written)
@@ -122,15 +162,28 @@ def test_spoilt_weights_stop_the_run_and_leave_the_states_before(config, tmp_pat
     """Steps that are skipped without end are told and end the run; none of them pushes out the state from before."""
     optimizer = {"name": "SGD", "learning_rate": 1e30, "text_learning_rate": None}
     with pytest.raises(NonFiniteError, match=r"step 21: found no finite gradient for 20 steps"):
-        train_here(config(optimizer=optimizer, train={"max_steps": 40, "batch_size": 1}, checkpoint={"every_steps": 1, "keep": 1}))
+        train_here(
+            config(
+                optimizer=optimizer,
+                train={"max_steps": 40, "batch_size": 1},
+                checkpoint={"every_steps": 1, "keep": 1},
+            )
+        )
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000001"]
-    assert capsys.readouterr().err.count("WARNING: step 2 is skipped: the norm of its gradient is nan.") == 1
+    assert (
+        capsys.readouterr().err.count(
+            "WARNING: step 2 is skipped: the norm of its gradient is nan."
+        )
+        == 1
+    )
 
 
 def test_a_spoilt_model_is_not_written(config, tmp_path):
     """Weights that are not finite are no result: the run ends with an error and without a model, and every state stays."""
     optimizer = {"name": "SGD", "learning_rate": 1e38, "text_learning_rate": None}
-    written = config(optimizer=optimizer, train={"max_steps": 3}, checkpoint={"every_steps": 1, "keep": 1})
+    written = config(
+        optimizer=optimizer, train={"max_steps": 3}, checkpoint={"every_steps": 1, "keep": 1}
+    )
     with pytest.raises(NonFiniteError, match=r"step 3: the weights are not finite"):
         train_here(written, "optimizer.arguments.weight_decay=1000.0")
     assert not (tmp_path / "run" / "model").exists()
@@ -142,14 +195,21 @@ def test_a_file_that_vanished_is_replaced_or_stops_the_run(metadata, tmp_path):
     latents = tmp_path / "latents"
     shutil.copytree(LATENTS, latents)
     data = {"latents": str(latents)}
-    sections = settings_of(metadata, tmp_path / "first", data=data, train={"max_steps": None, "max_epochs": 1, "batch_size": 8})
+    sections = settings_of(
+        metadata,
+        tmp_path / "first",
+        data=data,
+        train={"max_steps": None, "max_epochs": 1, "batch_size": 8},
+    )
     config = write_config(tmp_path / "c.toml", sections)
     assert train_here(config, "train.max_steps=1") == 0
     gone = next(latents.rglob("danbooru/1003817*.npz"))
     gone.write_bytes(gone.read_bytes()[:100])
     with pytest.raises(LatentsError, match=gone.name):
         train_here(config, f"train.output_dir={tmp_path / 'stopped'}")
-    assert train_here(config, "data.on_missing=skip", f"train.output_dir={tmp_path / 'skipped'}") == 0
+    assert (
+        train_here(config, "data.on_missing=skip", f"train.output_dir={tmp_path / 'skipped'}") == 0
+    )
     lines = metrics_of(tmp_path / "skipped")
     assert sum(line.get("replaced", 0) for line in lines) == 1
     assert "danbooru/1003817" not in [key for line in lines for key in line["keys"]]
@@ -160,7 +220,10 @@ def test_too_many_replaced_samples_stop_the_run(metadata, tmp_path):
     latents = tmp_path / "latents"
     shutil.copytree(LATENTS, latents)
     sections = settings_of(
-        metadata, tmp_path / "run", data={"latents": str(latents), "on_missing": "skip"}, train={"max_steps": 60, "batch_size": 4}
+        metadata,
+        tmp_path / "run",
+        data={"latents": str(latents), "on_missing": "skip"},
+        train={"max_steps": 60, "batch_size": 4},
     )
     config = write_config(tmp_path / "c.toml", sections)
     for path in list(latents.rglob("danbooru/*.npz"))[:20]:
@@ -212,13 +275,18 @@ def test_dry_run_shows_what_will_train(config, tmp_path):
     [
         ({"name": "AdamWW"}, "optimizer.name: unknown optimizer `AdamWW`"),
         ({"arguments": "{weight_decy = 1}"}, "optimizer.arguments: unknown argument `weight_decy`"),
-        ({"schedule": "polynomial", "schedule_arguments": "{lr_end = 1}"}, "optimizer.schedule: polynomial cannot move a rate"),
+        (
+            {"schedule": "polynomial", "schedule_arguments": "{lr_end = 1}"},
+            "optimizer.schedule: polynomial cannot move a rate",
+        ),
     ],
 )
 def test_dry_run_knows_the_optimizer(config, optimizer, named):
     """--dry-run raises what the run would for its optimizer and schedule."""
     with pytest.raises(ConfigError, match=named):
-        show(load_config(config(), [f"optimizer.{key}={value}" for key, value in optimizer.items()]))
+        show(
+            load_config(config(), [f"optimizer.{key}={value}" for key, value in optimizer.items()])
+        )
 
 
 def test_a_mistake_in_the_config_shows_no_traceback(config):
@@ -234,10 +302,10 @@ def test_two_runs_do_not_share_a_folder(config, tmp_path):
     """While a run is on its way, another one into its folder is refused, also with --resume."""
     written = config(train={"max_steps": 1})
     assert train_here(written) == 0
-    holding = (
-        f"import fcntl; f = open({str(tmp_path / 'run' / '.lock')!r}, 'ab'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
-    )
-    with subprocess.Popen([sys.executable, "-c", holding], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    holding = f"import fcntl; f = open({str(tmp_path / 'run' / '.lock')!r}, 'ab'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", holding], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
         other.stdout.readline()
         with pytest.raises(ConfigError, match="in use by a run that is still on its way"):
             train_here(written, "train.max_steps=2", resume="latest")

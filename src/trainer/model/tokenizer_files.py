@@ -1,4 +1,4 @@
-"""The tokenizer of a text encoder as files that `transformers.CLIPTokenizer` reads. What the ids are, `capmerge` knows."""
+"""The tokenizer of a text encoder, written as files that `transformers.CLIPTokenizer` reads."""
 
 import json
 from pathlib import Path
@@ -9,13 +9,16 @@ from capmerge.tokens.vocabulary import BOS, EOS, read_clip_vocabulary
 
 
 def write_tokenizer(folder: Path, tokenizer: str) -> None:
-    """Make `folder` with vocab.json, merges.txt and the two small files, for a name of `capmerge.tokens.FAMILIES`."""
+    """Make `folder` with the files of a tokenizer, one of `capmerge.tokens.load.FAMILIES`."""
     vocabulary = read_clip_vocabulary()
     pad_id, _ = FAMILIES[tokenizer]
-    pad = next(token for token, index in vocabulary.ids.items() if index == pad_id).removesuffix(
-        "</w>"
-    )
-    special = {"bos_token": BOS, "eos_token": EOS, "pad_token": pad, "unk_token": EOS}
+    padding = next(token for token, index in vocabulary.ids.items() if index == pad_id)
+    special = {
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "pad_token": padding.removesuffix("</w>"),
+        "unk_token": EOS,
+    }
     settings = {
         **special,
         "do_lower_case": True,

@@ -37,7 +37,10 @@ _RULES: dict[FamilyName, tuple[EncoderRule, ...]] = {
 
 
 def encoder_rules(family: FamilyName, clip_skip: int | None = None) -> tuple[EncoderRule, ...]:
-    """One rule for each text encoder of a family; `clip_skip`, for SD1 alone, is the layer from the end."""
+    """One rule for each text encoder of a family.
+
+    `clip_skip`, for SD1 alone, is the layer to take, counted from the end.
+    """
     rules = _RULES[family]
     if clip_skip is None:
         return rules

@@ -150,8 +150,8 @@ def with_seed(config: Config, saved: int | None = None) -> Config:
 def resolved_toml(config: Config) -> str:
     """The whole config, defaults included, as TOML that loads to an equal config.
 
-    Settings that are not set, or that have no effect in this combination, stand in it as comments:
-    the latter would be refused if they were given.
+    Settings that are not set, or that have no effect in this combination, are comments in it,
+    because the latter would be refused if they were given.
     """
     ignored = {conflict.setting: conflict.text for conflict in iter_ignored(config, given=True)}
     parts = []

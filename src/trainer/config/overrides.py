@@ -82,7 +82,7 @@ def _put(document: dict[str, Any], keys: list[str], value: Any) -> SettingPath:
 
 
 def _data_set(document: dict[str, Any], number: int) -> dict[str, Any]:
-    """The table of a data set, counted from 0; a new one right behind the last is made."""
+    """The table of a data set, counted from 0; one after the last is made."""
     sets = document.setdefault("data", [])
     if not isinstance(sets, list) or not all(isinstance(one, dict) for one in sets):
         raise ValueError(

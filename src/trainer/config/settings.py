@@ -104,7 +104,7 @@ class DataSettings(Section):
 
 
 class TextSettings(Section):
-    """`[text]`: how captions reach the U-Net."""
+    """`[text]`: the encoding of captions for the U-Net."""
 
     chunking: Literal["kohya", "a1111", "crop"] = "kohya"
     """Join chunks like sd-scripts, put them side by side like AUTOMATIC1111, or use one of them.
@@ -164,7 +164,7 @@ class LossSettings(Section):
     kind: Literal["l2", "l1", "huber", "smooth_l1"] = "l2"
     """Distance between prediction and target."""
     huber_schedule: Literal["constant", "exponential", "snr"] = "snr"
-    """How the threshold of huber and smooth_l1 depends on the timestep."""
+    """Dependence of the threshold of huber and smooth_l1 on the timestep."""
     huber_c: float = Field(default=0.1, gt=0)
     """Threshold of huber and smooth_l1."""
     huber_scale: float = Field(default=1.0, gt=0)
@@ -236,7 +236,7 @@ class OptimizerSettings(Section):
         "polynomial",
         "piecewise_constant",
     ] = "constant"
-    """How the learning rates change over the steps, as the schedule of that name in diffusers."""
+    """Change of the learning rates over the steps: the schedule of that name in diffusers."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the learning rates rise from 0."""
     schedule_arguments: ScheduleArguments = Field(default_factory=ScheduleArguments)

@@ -185,7 +185,7 @@ def _build_encoder(folder: Path, *, pooled: bool) -> Any:
 
 
 def _unet_problems(unet: Any, encoders: list[Any], family: FamilyName) -> Iterator[str]:
-    """What does not fit in the config of the U-Net, as parts of a message."""
+    """The values in the U-Net's config that do not fit, each as a part of a message."""
     found = unet.config
     if (found.in_channels, found.out_channels) != (4, 4):
         yield (
@@ -218,7 +218,7 @@ def _unet_problems(unet: Any, encoders: list[Any], family: FamilyName) -> Iterat
 def _encoder_problems(
     names: tuple[str, ...], encoders: list[Any], family: FamilyName
 ) -> Iterator[str]:
-    """What does not fit in the configs of the text encoders, as parts of a message."""
+    """The values in the encoders' configs that do not fit, each as a part of a message."""
     for name, encoder, real in zip(names, encoders, shape_of(family, "full").encoders, strict=True):
         found = encoder.config
         if (found.vocab_size, found.max_position_embeddings) != (VOCABULARY, CHUNK_IDS):

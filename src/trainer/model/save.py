@@ -91,7 +91,7 @@ def _write(
             write_tokenizer(folder / name, tokenizer)
             index[name] = ["transformers", "CLIPTokenizer"]
 
-    # The index, in which the parts that are missing stand as none.
+    # The index, which names missing parts as none.
     named = [name for name, value in index.items() if isinstance(value, list) and len(value) == 2]
     absent = [name for name in named if not (folder / name).exists()]
     _write_json(

@@ -127,7 +127,7 @@ def _shown(value: Any) -> str:
 def set_aside_later(output_dir: Path, step: int) -> list[Path]:
     """Rename the states later than `step`, and return their new paths.
 
-    A run that continues from `step` saves these states anew.
+    A run that continues from `step` saves these states again.
     """
     aside = []
     for folder in _complete(output_dir):

@@ -200,12 +200,12 @@ class _Run:
         return iter(loader)
 
     def _is_save_due_by_clock(self) -> bool:
-        """Whether `checkpoint.every_minutes` have passed by this rank's clock."""
+        """True if `checkpoint.every_minutes` have passed by this rank's clock."""
         minutes = self.config.checkpoint.every_minutes
         return minutes is not None and time.monotonic() - self.saved_at >= minutes * 60
 
     def _is_save_due_by_step(self) -> bool:
-        """Whether a state is due after this step; the answer is the same on all ranks."""
+        """True if a state is due after this step; all ranks give the same answer."""
         every, epochs = self.config.checkpoint.every_steps, self.config.checkpoint.every_epochs
         return bool(
             (every and self.step % every == 0)

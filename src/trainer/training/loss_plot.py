@@ -109,7 +109,7 @@ def _draw_losses(axes: Any, steps: Curve, losses: Curve) -> float:
         color=_LOSS,
         linewidth=1.2 if few else 0.7,
         marker="o" if few else None,
-        label="loss of a step",
+        label="loss per step",
     )
     if len(steps) > 2 * window:
         middles = np.unique(np.linspace(0, len(steps) - 1, 400).astype(int))

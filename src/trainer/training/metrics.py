@@ -161,7 +161,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def progress_fields(line: Mapping[str, Any], event_shares: Mapping[str, float]) -> dict[str, str]:
-    """The texts behind the progress bar, from a metrics line and `Recent.event_shares`.
+    """The texts after the progress bar, from a metrics line and `Recent.event_shares`.
 
     >>> line = {"loss": 0.12345, "lr_unet": 1e-5, "data_wait": 0.034, "memory_bytes": 2500000000}
     >>> progress_fields(line, {"flipped": 0.5})
@@ -191,4 +191,4 @@ _SHOWN = {
     "data_wait": ("wait", "{:.0%}"),
     "memory_gb": ("mem", "{:.1f} GB"),
 }
-"""Label and format of each field behind the progress bar."""
+"""Label and format of each field after the progress bar."""

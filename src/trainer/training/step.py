@@ -56,9 +56,9 @@ class StepResult:
     taken: bool
     """False if the gradient was not finite: weights and optimizer state are as before the step."""
     stop_requested: bool
-    """Whether any rank asked to stop after this step."""
+    """True if any rank asked to stop after this step."""
     save_requested: bool
-    """Whether any rank asked to save the state after this step."""
+    """True if any rank asked to save the state after this step."""
     replaced: int
     """Samples of all ranks that replace others whose latents are missing or broken."""
     counts: Counter[str]

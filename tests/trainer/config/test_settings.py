@@ -76,7 +76,7 @@ class Reader(ast.NodeVisitor):
         self.names: list[dict[str, str]] = [{}]
 
     def types(self, node: ast.expr) -> set[str]:
-        """What an expression may be."""
+        """The sections that an expression may hold."""
         match node:
             case ast.Name(id=name):
                 kind = next((scope[name] for scope in reversed(self.names) if name in scope), None)
@@ -250,7 +250,7 @@ def read_settings(sources: list[str]) -> set[tuple[str, str]]:
     ],
 )
 def test_the_reader_follows_sections(source, reads):
-    """What counts as read: a field of a name or attribute that is known to hold its section."""
+    """A field counts as read if its name or attribute is known to hold its section."""
     assert read_settings([source]) == reads
 
 

@@ -287,7 +287,7 @@ def test_a_full_disk_leaves_the_older_model(saved, tmp_path, monkeypatch):
 
 
 def test_saving_again_replaces_the_folder(saved, tmp_path):
-    """What an older save or a killed one left is gone afterwards."""
+    """Remains of an older or a killed save are gone afterwards."""
     model, _ = saved["sd1"]
     target = tmp_path / "model"
     for left in (target, tmp_path / ".model.unfinished", tmp_path / ".model.replaced"):
@@ -299,7 +299,7 @@ def test_saving_again_replaces_the_folder(saved, tmp_path):
 
 
 def in_two_files(folder: Path) -> None:
-    """As diffusers stores a U-Net past 10 GB."""
+    """Split the U-Net in two files, as diffusers stores one past 10 GB."""
     whole = folder / "unet" / WEIGHTS["unet"]
     tensors = sorted(load_file(whole).items())
     shards = {"a.safetensors": dict(tensors[::2]), "b.safetensors": dict(tensors[1::2])}

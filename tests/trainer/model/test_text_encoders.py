@@ -36,7 +36,7 @@ def encoders():
 
 
 def layer_outputs(encoder: nn.Module, chunk: list[int]) -> list[torch.Tensor]:
-    """What each layer of an encoder makes of one chunk, first layer first: (77, D) each."""
+    """The output of each layer of an encoder for one chunk, first layer first: (77, D) each."""
     outputs = []
 
     def remember(_module, _arguments, output):

@@ -61,7 +61,7 @@ def test_odd_runs_are_drawn_too(tmp_path, losses):
 
 
 def test_no_step_is_lost_from_the_picture(tmp_path):
-    """Of 20,000 steps a single high one is still drawn."""
+    """A single high loss among 20,000 steps is still drawn."""
     pytest.importorskip("matplotlib")
     losses = [0.1] * 20_000
     flat, _ = blue_in(plot(tmp_path, losses))

@@ -55,7 +55,7 @@ def weights(optimizer):
 
 
 def same(left, right):
-    """Whether two lists of tensors are equal bit for bit."""
+    """True if two lists of tensors are equal bit for bit."""
     return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 

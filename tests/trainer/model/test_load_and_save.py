@@ -407,7 +407,7 @@ def with_a_way_out(folder: Path) -> None:
         (
             "sd1",
             remove(f"unet/{WEIGHTS['unet']}"),
-            r"unet: no weights, expected diffusion_pytorch_model\.safetensors",
+            r"unet: found no weights, expected diffusion_pytorch_model\.safetensors",
         ),
         ("sd1", as_pickle, r"unet: found diffusion_pytorch_model\.bin, which may run programs"),
         ("sd1", cut_short, r"diffusion_pytorch_model\.safetensors: cannot be read"),

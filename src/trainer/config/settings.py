@@ -69,7 +69,7 @@ class CaptionSettings(Section):
     secondary_separator: str = ""
     """Text between tags that stay together; it becomes `separator` after shuffling. Empty: none."""
     tag_dropout_rate: float = Field(default=0.0, ge=0, le=1)
-    """Chance of each tag to be left out."""
+    """Chance that a tag is left out."""
     token_warmup_steps: float = Field(default=0.0, ge=0)
     """Steps over which the number of tags grows to all; below 1, a share of the run's steps."""
     token_warmup_min: int = Field(default=1, ge=1)
@@ -77,7 +77,7 @@ class CaptionSettings(Section):
     sentences: bool = False
     """Shuffle and drop parts of sentences too, not only tags (lines of style `t`, tags of `b`)."""
     dropout_rate: float = Field(default=0.0, ge=0, le=1)
-    """Chance of a sample to train with an empty caption."""
+    """Chance that a sample trains with an empty caption."""
     dropout_every_epochs: int = Field(default=0, ge=0)
     """Every n-th epoch, counted from 1, trains with empty captions. 0: none does."""
 
@@ -126,9 +126,9 @@ class TextSettings(Section):
     embedding_noise: float = Field(default=0.0, ge=0)
     """Standard deviation of Gaussian noise on the text states. Source: arXiv 2305.20086, GN."""
     random_caption_rate: float = Field(default=0.0, ge=0, le=1)
-    """Chance of a caption to be replaced by random words. Source: arXiv 2305.20086, RC."""
+    """Chance that random words replace a caption. Source: arXiv 2305.20086, RC."""
     word_repeat_rate: float = Field(default=0.0, ge=0, le=1)
-    """Chance of a caption to repeat a word at a random place. Source: arXiv 2305.20086, CWR."""
+    """Chance that a caption repeats one of its words somewhere. Source: arXiv 2305.20086, CWR."""
 
 
 class NoiseSettings(Section):

@@ -423,7 +423,7 @@ def with_a_way_out(folder: Path) -> None:
         (
             "sd1",
             set_values("scheduler/scheduler_config.json", prediction_type="v_prediction"),
-            r'"v_prediction", noise\.prediction is "epsilon"',
+            r'"v_prediction", but noise\.prediction is "epsilon"',
         ),
         (
             "sd1",
@@ -516,7 +516,7 @@ def test_paths_that_are_no_folder_are_named(tmp_path):
     ):
         build_model(make_config("sd1", file))
     with pytest.raises(
-        ModelError, match=r"stabilityai/sdxl: no such folder.*nothing is downloaded"
+        ModelError, match=r"stabilityai/sdxl: no such folder.*Nothing is downloaded"
     ):
         build_model(make_config("sdxl", "stabilityai/sdxl"))
 

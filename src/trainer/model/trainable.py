@@ -64,8 +64,8 @@ def _apply_patterns(unet: nn.Module, config: Config) -> None:
         if not found:
             example = next(iter(dict(unet.named_parameters())))
             problems.append(
-                f'model.{key}: "{pattern}" matches none of the {len(trained):,} U-Net parameters left. '
-                f"Expected an fnmatch pattern for names such as {example}, for instance "
+                f'model.{key}: "{pattern}" matches none of the {len(trained):,} U-Net parameters '
+                f"left. Expected an fnmatch pattern for names such as {example}, for instance "
                 '"*attn2*" or "down_blocks.*".'
             )
         return found

@@ -21,6 +21,7 @@ from capmerge.errors import UsageError, printable, quoted
 from capmerge.files.source import Source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, read_layout
 from capmerge.metadata.codec import Stray, iter_source
+from capmerge.rng import SampleId
 from capmerge.tokens.chunk_text import Chunking, Cut, Cutter, crop
 from capmerge.tokens.chunks import CHUNK_TOKENS, count_chunks
 from capmerge.tokens.counter import TokenCounter
@@ -33,7 +34,7 @@ DEFAULT_MAX_TOKENS = 3 * CHUNK_TOKENS
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Which draw is shown: the arguments of `wildcard.draw`. Raises `UsageError` for numbers out of range."""
+    """The sample whose draw is shown, but for its key, and the way of drawing. Raises `UsageError` for numbers out of range."""
 
     seed: int
     epoch: int
@@ -234,11 +235,7 @@ class Previewer:
             return None, None
         drawn = draw_line(
             after["caption"],
-            asked.seed,
-            asked.epoch,
-            key,
-            dataset=asked.dataset,
-            repeat=asked.repeat,
+            SampleId(asked.seed, asked.epoch, key, asked.dataset, asked.repeat),
             weights=after.get(WEIGHTS),
             pick=asked.pick,
         )

@@ -163,9 +163,9 @@ class LossSettings(Section):
 class ScheduleArguments(TypedDict, total=False):
     """`[optimizer.schedule_arguments]`: each is read by some schedules only."""
 
-    __pydantic_config__ = ConfigDict(
+    __pydantic_config__ = ConfigDict(  # type: ignore[misc]
         extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )  # type: ignore[misc]
+    )
 
     num_cycles: Annotated[float, Field(gt=0)]
     """cosine_with_restarts: how often the rate falls to 0. Default 1. cosine: how many whole waves. Default 0.5: one fall to 0."""

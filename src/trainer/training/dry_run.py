@@ -10,7 +10,7 @@ from capmerge.errors import printable
 from capmerge.tokens.chunks import Chunker
 from trainer.config.load import resolved_toml, with_seed
 from trainer.config.settings import Config
-from trainer.data.batch import Sample
+from trainer.data.batch import Sample, SampleRequest
 from trainer.data.datasets import DataSet, open_datasets
 from trainer.data.epochs import Derived, EpochPlans, derive
 from trainer.data.samples import SampleMaker, build_chunker
@@ -64,7 +64,7 @@ def _samples(config: Config, datasets: Sequence[DataSet], derived: Derived) -> I
             for dataset, record, repeat in zip(
                 batch.dataset.tolist(), batch.record.tolist(), batch.repeat.tolist(), strict=True
             ):
-                yield maker.make(dataset, record, repeat, epoch=0, step=step)
+                yield maker.make(SampleRequest(dataset, record, repeat, epoch=0, step=step))
 
 
 def _described(sample: Sample, chunker: Chunker) -> str:

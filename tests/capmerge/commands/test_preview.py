@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from capmerge.captions.draw import draw
+from capmerge.captions.draw import draw_line
 from capmerge.captions.templates import MergeOptions
 from capmerge.cli.preview_text import Screen
 from capmerge.commands.preview import Previewer, PreviewOptions, Sampling
+from capmerge.rng import SampleId
 from capmerge.tokens.chunk_text import Cutter
 from capmerge.tokens.load import load_tokenizer
 
@@ -225,11 +226,12 @@ def test_a_rewritten_file_shows_what_is_there(source, tmp_path):
 
 
 def test_the_line_that_is_drawn(source):
-    """--seed and --epoch show what wildcard.draw gives the trainer for that record, at random and in turn."""
+    """--seed and --epoch show what `draw_line` gives the trainer for that record, at random and in turn."""
     captions = "1girl, solo\n1girl, solo\nA girl.\nA {{red}} hat."
     for epoch in range(6):
         shown = run("preview", source, "--key", "set/1.png", "--seed", 3, "--epoch", epoch).stdout
-        assert f"  drawn: {draw(captions, 3, epoch, 'set/1.png')}\n" in shown
+        drawn = draw_line(captions, SampleId(3, epoch, "set/1.png"))
+        assert f"  drawn: {drawn.text}\n" in shown
         assert shown.count("<- drawn") == 1
     cycle = run(
         "preview",
@@ -247,10 +249,8 @@ def test_the_line_that_is_drawn(source):
         "--dataset",
         4,
     ).stdout
-    assert (
-        f"  drawn: {draw(captions, 3, 2, 'set/1.png', pick='cycle', repeat=1, dataset=4)}\n"
-        in cycle
-    )
+    sample = SampleId(3, 2, "set/1.png", dataset=4, repeat=1)
+    assert f"  drawn: {draw_line(captions, sample, pick='cycle').text}\n" in cycle
 
 
 def test_the_drawn_alternative_is_pointed_at():

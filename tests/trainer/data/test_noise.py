@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from capmerge.rng import Chance
+from capmerge.rng import Chance, SampleId
 from trainer.config.settings import NoiseSettings
 from trainer.data.noise import draw_noise, draw_timestep
 
 LATENTS_CHW = torch.zeros(4, 48, 40)
 
 
-CHANCE = Chance(seed=3, epoch=1, key="danbooru/42", dataset=0, repeat=2)
+CHANCE = Chance(SampleId(seed=3, epoch=1, key="danbooru/42", dataset=0, repeat=2))
 
 
 EVERYTHING = NoiseSettings(offset=0.1, multires_iterations=5, input_perturbation=0.1)

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LONGEST_BYTES", "CountTable", "Pieces"]
-
 Integers = NDArray[np.int64]
 Words = NDArray[np.uint64]
 

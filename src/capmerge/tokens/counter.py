@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from capmerge.tokens.count_table import Integers, Pieces
 
-__all__ = ["TokenCounter", "TokensAndCommas"]
-
 _SLOTS = 1 << 18
 _BATCH = (
     512  # texts; more would leave the processor's cache, fewer pay the 0.2 ms of a batch more often

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from capmerge.tokens.chunks import CHUNK_TOKENS
+from capmerge.tokens.chunks import CHUNK_TOKENS, Chunking
 from trainer.families import FamilyName
 
 
@@ -97,7 +97,7 @@ class DataSettings(Section):
 class TextSettings(Section):
     """`[text]`: how captions reach the U-Net."""
 
-    chunking: Literal["kohya", "a1111", "crop"] = "kohya"
+    chunking: Chunking = "kohya"
     """Chunks joined as sd-scripts does, whole chunks side by side as AUTOMATIC1111 does, or the first 75 tokens. Default kohya."""
     max_tokens: (
         Annotated[int, Field(ge=CHUNK_TOKENS, multiple_of=CHUNK_TOKENS)] | Literal["unlimited"]

@@ -26,6 +26,7 @@ from trainer.data.plan import Plan, deal
 from trainer.data.shared_memory import Handover
 from trainer.data.workers import iter_items, settle
 from trainer.errors import LatentsError
+from trainer.families import LATENT_CHANNELS, PIXELS_PER_LATENT
 
 MakeSample = Callable[[SampleRequest], Sample]
 """Makes the sample of a request; raises `LatentsError` when its latents are missing or broken."""
@@ -33,9 +34,8 @@ Warnings = list[tuple[tuple[int, int], str]]
 """The (data set, record) of records without latents, each with the line to log."""
 
 _PREFETCHED = 2  # micro-batches that a worker has ready; torch's own default
-_BYTES_A_LATENT = 4 * (
-    3 * 4 + 1
-)  # float32: latents, noise and input noise of four channels, and a mask
+# float32 latents, noise and input noise, and a mask of one channel
+_BYTES_PER_LATENT = 4 * (3 * LATENT_CHANNELS + 1)
 _BYTES_BESIDES = 1 << 20  # ids of some thousand chunks; what does not fit crosses more slowly
 _MOST_TRIES = 100  # a whole bucket without latents is no gap to fill
 
@@ -133,11 +133,8 @@ def build_loader(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # otherwise a loader would draw from the run's own stream
     )
-    return Loader(
-        loader,
-        batches,
-        largest_area(sets) * share.batch_size // 64 * _BYTES_A_LATENT + _BYTES_BESIDES,
-    )
+    latents = largest_area(sets) * share.batch_size // PIXELS_PER_LATENT**2
+    return Loader(loader, batches, latents * _BYTES_PER_LATENT + _BYTES_BESIDES)
 
 
 class _Loaded(NamedTuple):

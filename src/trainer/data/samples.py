@@ -7,8 +7,7 @@ from capmerge.captions.alternatives import BrokenRecordError
 from capmerge.errors import DataError, quoted
 from capmerge.rng import Chance, SampleId
 from capmerge.tokens.chunks import CHUNK_TOKENS, Chunker
-from capmerge.tokens.load import load_tokenizer
-from capmerge.tokens.tokenizer import ClipTokenizer
+from capmerge.tokens.load import load_clip
 from trainer.config.settings import Config
 from trainer.data.batch import Sample, SampleRequest
 from trainer.data.captions import train_caption
@@ -20,11 +19,13 @@ from trainer.families import FAMILIES
 
 
 def build_chunker(config: Config) -> Chunker:
-    """How the captions of a run are cut: its family's tokenizers and `[text]`. About 0.2 s a tokenizer the first time in a process."""
-    tokenizers = [load_tokenizer(name) for name in FAMILIES[config.model.family].tokenizers]
+    """The chunker of a run: the tokenizers of its family, and `[text]`.
+
+    Takes about 0.2 s per tokenizer the first time in a process.
+    """
     most = config.text.max_tokens
     return Chunker(
-        tuple(tokenizer for tokenizer in tokenizers if isinstance(tokenizer, ClipTokenizer)),
+        tuple(load_clip(name) for name in FAMILIES[config.model.family].tokenizers),
         config.text.chunking,
         None if most == "unlimited" else most // CHUNK_TOKENS,
     )

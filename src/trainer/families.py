@@ -46,9 +46,11 @@ class Family:
         return tuple(encoder.tokenizer for encoder in self.encoders)
 
     @property
-    def index_tokens(self) -> ClipName:
+    def index_tokens(self) -> Literal["sd1", "sd2"]:
         """The tokenizer whose lengths in the index hold: a second one differs in padding alone."""
-        return self.encoders[0].tokenizer
+        first = self.encoders[0].tokenizer
+        assert first != "sdxl_g"  # the index has no column for it
+        return first
 
 
 # Source of the layers: sd-scripts-facts C3, C4. SD 2's encoder is stored with 23 of OpenCLIP's 24

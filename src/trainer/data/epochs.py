@@ -1,4 +1,4 @@
-"""What follows from a config and its data: how many samples, buckets and steps, and what identifies the run.
+"""The size of a run in samples, buckets and steps, what identifies the run, and its epochs' plans.
 
 One home for the numbers that the dry run shows, the loop runs by, and a resumed run must share.
 """
@@ -19,7 +19,7 @@ from trainer.data.plan import Plan, count_epoch, open_plan
 
 @dataclass(frozen=True, slots=True)
 class RunSize:
-    """The numbers of a run."""
+    """The size of a run, which follows from its config, its data and its world size."""
 
     records: int
     """Records of all data sets."""
@@ -35,7 +35,7 @@ class RunSize:
 
 
 def run_size(config: Config, datasets: Sequence[DataSet], world_size: int) -> RunSize:
-    """The numbers of `config` on `world_size` ranks."""
+    """The size of the run of `config` on `world_size` ranks."""
     rows = [dataset.rows for dataset in datasets]
     global_batch_size = config.train.batch_size * config.train.accumulation * world_size
     buckets, steps = count_epoch(rows, global_batch_size)
@@ -56,7 +56,10 @@ def _usable(dataset: DataSet) -> int:
 
 
 def identity(config: Config, datasets: Sequence[DataSet], size: RunSize) -> dict[str, Any]:
-    """What a resumed run must have the same so that its samples are those of an unbroken run; by the name of the setting."""
+    """The values that a resumed run must share, by the name of the setting.
+
+    With the same values its samples are those of an unbroken run.
+    """
     found: dict[str, Any] = {
         "train.seed": config.train.seed,
         "global batch size": size.global_batch_size,

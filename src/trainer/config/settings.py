@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic requires this one before Python 3.12
 
-from capmerge.tokens.chunks import CHUNK_TOKENS
+from capmerge.tokens.chunks import CHUNK_TOKENS, Chunking
 from trainer.families import FamilyName
 
 SettingPath = tuple[str | int, ...]
@@ -106,7 +106,7 @@ class DataSettings(Section):
 class TextSettings(Section):
     """`[text]`: the encoding of captions for the U-Net."""
 
-    chunking: Literal["kohya", "a1111", "crop"] = "kohya"
+    chunking: Chunking = "kohya"
     """Join chunks like sd-scripts, put them side by side like AUTOMATIC1111, or use one of them.
 
     `crop` keeps the first 75 tokens.

@@ -4,36 +4,13 @@ B batch, N chunks, L 77, T joined length, D text width, P pooled width.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from capmerge.tokens.chunks import EOS_ID, Chunking
-from trainer.families import FamilyName
-
-
-class EncoderRule(NamedTuple):
-    """The states that a family takes from one text encoder."""
-
-    layer: int
-    """The layer whose output is taken, counted from the end: 1 is the last."""
-    final_norm: bool
-    """True if that output goes through the encoder's final norm."""
-    pooled: bool
-    """True if this encoder gives the pooled vector."""
-
-
-# Source: sd-scripts-facts C3, C4. SD2's encoder is stored with 23 of OpenCLIP's 24 layers, so the
-# 23rd, which is meant, is its last one.
-_RULES: dict[FamilyName, tuple[EncoderRule, ...]] = {
-    "sd1": (EncoderRule(1, final_norm=True, pooled=False),),
-    "sd2": (EncoderRule(1, final_norm=True, pooled=False),),
-    "sdxl": (
-        EncoderRule(2, final_norm=False, pooled=False),
-        EncoderRule(2, final_norm=False, pooled=True),
-    ),
-}
+from trainer.families import FAMILIES, EncoderRule, FamilyName
 
 
 def encoder_rules(family: FamilyName, clip_skip: int | None = None) -> tuple[EncoderRule, ...]:
@@ -41,7 +18,7 @@ def encoder_rules(family: FamilyName, clip_skip: int | None = None) -> tuple[Enc
 
     `clip_skip`, for SD1 alone, is the layer to take, counted from the end.
     """
-    rules = _RULES[family]
+    rules = FAMILIES[family].encoders
     if clip_skip is None:
         return rules
     assert family == "sd1", "config refuses clip_skip for other families"

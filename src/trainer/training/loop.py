@@ -18,7 +18,7 @@ from trainer.config.load import with_seed
 from trainer.config.settings import Config
 from trainer.data.batch import Batch
 from trainer.data.datasets import DataSet, open_datasets
-from trainer.data.epochs import Derived, EpochPlans, derive, identity
+from trainer.data.epochs import EpochPlans, RunSize, identity, run_size
 from trainer.data.loader import Share, build_loader
 from trainer.data.plan import drop_old_plans
 from trainer.data.samples import SampleMaker, build_chunker
@@ -80,8 +80,8 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
     engine = build_engine(config)
     begun = saved.identity["train.seed"] if saved else begun_seed(output_dir) if resume else None
     config = from_rank_0(engine, with_seed(config, begun))
-    derived = derive(config, datasets, engine.num_processes)
-    fixed = identity(config, datasets, derived)
+    size = run_size(config, datasets, engine.num_processes)
+    fixed = identity(config, datasets, size)
     changed = check_identity(saved, fixed, allow_change=allow_change) if saved else []
 
     with (
@@ -89,7 +89,7 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
         claimed(output_dir) if engine.is_main_process else nullcontext(),
     ):
         # Build and prepare everything that trains, then load the saved state into it.
-        state = _build(config, engine, derived)
+        state = _build(config, engine, size)
         if saved:
             load_state(engine, saved)
         # Only now: a state that does not fit leaves the files of the run as they were.
@@ -97,7 +97,7 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
             write_run_files(config, fixed)
 
         # Tell how the run starts, train, and save the last state and the model.
-        run = _Run(state, datasets, derived, fixed, step=saved.step if saved else 0)
+        run = _Run(state, datasets, size, fixed, step=saved.step if saved else 0)
         run.log.say(*(f"changed since the state was saved: {line}" for line in changed))
         run.log.say(*(note for dataset in datasets for note in dataset.notes))
         run.log.say_start(state.bare_model, run.step, resumed=resume is not None)
@@ -114,11 +114,11 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
     return interrupts.exit_code
 
 
-def _build(config: Config, engine: Accelerator, derived: Derived) -> TrainState:
+def _build(config: Config, engine: Accelerator, size: RunSize) -> TrainState:
     """The model, its optimizer and its learning rates, prepared by the engine."""
     model = build_model(config)
     bare = build_optimizer(parameter_groups(model, config), config.optimizer, engine.device)
-    rates = build_schedule(bare, config.optimizer, derived.max_steps)
+    rates = build_schedule(bare, config.optimizer, size.max_steps)
     prepared, optimizer = engine.prepare(model, bare)
     schedule = Schedule.of(config.noise).to(engine.device)
     return TrainState(engine, config, prepared, model, optimizer, rates, schedule)
@@ -131,12 +131,12 @@ class _Run:
         self,
         state: TrainState,
         datasets: Sequence[DataSet],
-        derived: Derived,
+        size: RunSize,
         fixed: dict[str, Any],
         *,
         step: int,
     ) -> None:
-        self.state, self.datasets, self.derived, self.fixed = state, datasets, derived, fixed
+        self.state, self.datasets, self.size, self.fixed = state, datasets, size, fixed
         self.engine, self.config = state.engine, state.config
         self.folder = self.config.train.output_dir
         self.step = step  # optimizer steps that are done
@@ -144,12 +144,12 @@ class _Run:
         self.replaced_in_epoch = 0
         self.skipped_in_row = 0
         set_aside = set_aside_later(self.folder, step) if self.engine.is_main_process else []
-        self.log = RunLog(self.engine, self.config, derived, after_step=step)
+        self.log = RunLog(self.engine, self.config, size, after_step=step)
         self.log.say(*(f"a state later than step {step:,} is kept as {path}" for path in set_aside))
 
     def train(self, interrupts: Interrupts) -> None:
         """Train from the current step to the last one, or until a signal arrives."""
-        last, on_nonfinite = self.derived.max_steps, self.config.train.on_nonfinite
+        last, on_nonfinite = self.size.max_steps, self.config.train.on_nonfinite
         batches = self._iter_batches()
         stop_requested = save_requested = False
 
@@ -176,7 +176,7 @@ class _Run:
 
                 # Watch the share of replaced samples, and drop the plans of finished epochs.
                 self._check_replaced(result)
-                epoch, steps_into_epoch = divmod(self.step, self.derived.steps_per_epoch)
+                epoch, steps_into_epoch = divmod(self.step, self.size.steps_per_epoch)
                 if not steps_into_epoch and self.engine.is_local_main_process:
                     drop_old_plans(self.folder / PLANS_FOLDER, epoch)
 
@@ -184,17 +184,17 @@ class _Run:
         """This rank's micro-batches from the current step to the last one."""
         train, engine = self.config.train, self.engine
         loader = build_loader(
-            SampleMaker(self.config, self.datasets, self.derived.max_steps).make,
-            EpochPlans(self.folder / PLANS_FOLDER, self.config, self.datasets, self.derived),
+            SampleMaker(self.config, self.datasets, self.size.max_steps).make,
+            EpochPlans(self.folder / PLANS_FOLDER, self.config, self.datasets, self.size),
             [dataset.rows for dataset in self.datasets],
             build_chunker(self.config),
             share=Share(
                 engine.process_index, engine.num_processes, train.batch_size, train.accumulation
             ),
             on_missing=[dataset.settings.on_missing for dataset in self.datasets],
-            steps_per_epoch=self.derived.steps_per_epoch,
+            steps_per_epoch=self.size.steps_per_epoch,
             start_step=self.step,
-            max_steps=self.derived.max_steps,
+            max_steps=self.size.max_steps,
             workers=train.workers,
         )
         return iter(loader)
@@ -209,7 +209,7 @@ class _Run:
         every, epochs = self.config.checkpoint.every_steps, self.config.checkpoint.every_epochs
         return bool(
             (every and self.step % every == 0)
-            or (epochs and self.step % (epochs * self.derived.steps_per_epoch) == 0)
+            or (epochs and self.step % (epochs * self.size.steps_per_epoch) == 0)
         )
 
     def save(self) -> None:
@@ -245,10 +245,10 @@ class _Run:
 
     def _check_replaced(self, result: StepResult) -> None:
         """Raise `LatentsError` when more than `MOST_REPLACED` of the epoch are replacements."""
-        if (self.step - 1) % self.derived.steps_per_epoch == 0:
+        if (self.step - 1) % self.size.steps_per_epoch == 0:
             self.replaced_in_epoch = 0
         self.replaced_in_epoch += result.replaced
-        samples = self.derived.samples_per_epoch
+        samples = self.size.samples_per_epoch
         if self.replaced_in_epoch > MOST_REPLACED * samples:
             self.save()
             raise LatentsError(

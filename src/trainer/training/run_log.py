@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from trainer.config.load import resolved_toml
 from trainer.config.settings import Config
-from trainer.data.epochs import Derived
+from trainer.data.epochs import RunSize
 from trainer.model.model import Model
 from trainer.model.trainable import trained_share
 from trainer.training.accelerator import from_all_ranks
@@ -24,9 +24,9 @@ class RunLog:
     """The log of a run that continues after `after_step` steps; later lines of it are removed."""
 
     def __init__(
-        self, engine: Accelerator, config: Config, derived: Derived, *, after_step: int
+        self, engine: Accelerator, config: Config, size: RunSize, *, after_step: int
     ) -> None:
-        self._engine, self._settings, self._derived = engine, config.log, derived
+        self._engine, self._settings, self._size = engine, config.log, size
         self._seed = config.train.seed
         self._recent = Recent()
         self._bar: Any = None
@@ -50,7 +50,7 @@ class RunLog:
 
     def say_start(self, model: Model, step: int, *, resumed: bool) -> None:
         """Print how the run starts, in one line with the derived numbers."""
-        derived, begun = self._derived, "starts"
+        size, begun = self._size, "starts"
         if resumed:
             begun = (
                 f"resumes at step {step:,}"
@@ -62,24 +62,24 @@ class RunLog:
             for part, (count, total) in trained_share(model).items()
         )
         self.say(
-            f"{begun}: seed {self._seed}; {derived.records:,} records, "
-            f"{derived.samples_per_epoch:,} samples per epoch in {derived.buckets:,} buckets; "
-            f"{derived.global_batch_size:,} samples per step, {derived.steps_per_epoch:,} steps "
-            f"per epoch, {derived.max_steps:,} steps in total; trained: {trained}"
+            f"{begun}: seed {self._seed}; {size.records:,} records, "
+            f"{size.samples_per_epoch:,} samples per epoch in {size.buckets:,} buckets; "
+            f"{size.global_batch_size:,} samples per step, {size.steps_per_epoch:,} steps "
+            f"per epoch, {size.max_steps:,} steps in total; trained: {trained}"
         )
 
     def say_stop(self, step: int, *, is_saved: bool) -> None:
         """Print that a signal ended the run early, and how to continue it."""
         state = "its state is saved" if is_saved else "its state could not be saved"
         self.say(
-            f"stopped after step {step:,} of {self._derived.max_steps:,}; {state}. "
+            f"stopped after step {step:,} of {self._size.max_steps:,}; {state}. "
             "Continue with --resume latest."
         )
 
     def progress_bar(self, step: int) -> Any:
         """The progress bar from `step` on, to be entered before the first `log_step`."""
         self._bar = tqdm(
-            total=self._derived.max_steps,
+            total=self._size.max_steps,
             initial=step,
             unit="step",
             disable=not self._engine.is_main_process,
@@ -95,7 +95,7 @@ class RunLog:
         self._recent.add(result.counts, result.seconds, result.waited_seconds)
         line: dict[str, Any] = {
             "loss": result.loss,
-            "epoch": (step - 1) // self._derived.steps_per_epoch,
+            "epoch": (step - 1) // self._size.steps_per_epoch,
             "grad_norm": result.grad_norm,
             **result.rates,
             **self._recent.speed(self._engine.num_processes),

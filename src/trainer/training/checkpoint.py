@@ -156,8 +156,8 @@ def load_state(engine: Accelerator, saved: SavedState) -> None:
     ) as error:
         problem = " ".join(str(error).split())[:400]
         raise ResumeError(
-            f"{saved.folder}: the saved state is damaged, or does not fit the model or optimizer "
-            f"of this run ({problem}). Set [model] and [optimizer] as they were, or name another "
+            f"{saved.folder}: the saved state is damaged, or does not fit this run's model or "
+            f"optimizer ({problem}). Set [model] and [optimizer] as they were, or name another "
             "state."
         ) from error
 

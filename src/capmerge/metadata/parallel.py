@@ -121,8 +121,10 @@ def _run_here(source: Source, layout: FileLayout, work: Work, receiver: _Receive
         output = receiver.begin_block()
         miscut = None
         try:
-            data = source.window(block.start, block.end - block.start)
-            for stream, chunk in iter_output(work, block, data):
+            # The bytes have no name here: they would be held while the next block is read.
+            for stream, chunk in iter_output(
+                work, block, source.window(block.start, block.end - block.start)
+            ):
                 output.write(stream, chunk)
         except MiscutError as error:
             miscut = error

@@ -12,7 +12,7 @@ import pytest
 SRC = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = {
-    "capmerge": "errors rng toml < files tokens < metadata captions terminal < index stats < commands < cli",
+    "capmerge": "errors rng toml < files tokens < metadata captions terminal < index stats < commands < cli api",
     "trainer": "errors families < config < data model < training < run",
 }
 """A folder imports only from folders that stand further left; those side by side know nothing of each other."""

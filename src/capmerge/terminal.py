@@ -50,10 +50,13 @@ def warn(message: str) -> None:
 
 
 @contextmanager
-def count_bar(folder: Path, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A count of the files seen in `folder`, on a terminal only; yields what to call with their number."""
+def count_bar(folder: Path, *, quiet: bool) -> Iterator[Callable[[int], None] | None]:
+    """A count of the files seen in `folder`; yields what to call with their number.
+
+    Yields None when `quiet` or without a terminal: then there is no count.
+    """
     if quiet or not sys.stderr.isatty():
-        yield lambda _files: None
+        yield None
         return
     from tqdm import tqdm
 
@@ -68,10 +71,13 @@ def count_bar(folder: Path, *, quiet: bool) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def progress_bar(source: Source, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A bar over the bytes of the source, on a terminal only; yields what to call with the offset that is done."""
+def progress_bar(source: Source, *, quiet: bool) -> Iterator[Callable[[int], None] | None]:
+    """A bar over the bytes of the source; yields what to call with the offset that is done.
+
+    Yields None when `quiet` or without a terminal: then there is no bar.
+    """
     if quiet or not sys.stderr.isatty():
-        yield lambda _offset: None
+        yield None
         return
     from tqdm import tqdm  # 50 ms that only a bar needs
 

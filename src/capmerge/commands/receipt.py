@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import capmerge
-from capmerge.captions.tally import Tally
 from capmerge.captions.templates import MergeOptions
 from capmerge.errors import DataError, UsageError, printable
 from capmerge.files.atomic import side_path
@@ -14,7 +13,11 @@ from capmerge.metadata.format import RECEIPT
 
 
 def receipt(
-    source: str, fingerprint: dict[str, Any], merge: MergeOptions, on_error: str, tally: Tally
+    source: str,
+    fingerprint: dict[str, Any],
+    merge: MergeOptions,
+    on_error: str,
+    counts: dict[str, int],
 ) -> str:
     """The text of `OUT.capmerge.json`: how OUT was made, for `verify` and for whoever finds it in a year."""
     content = {
@@ -22,7 +25,7 @@ def receipt(
         "source": {"name": source, **fingerprint},
         "options": {**asdict(merge), "on_error": on_error},
         "templates": [asdict(template) for template in merge.templates()],
-        "counts": tally.as_dict(),
+        "counts": counts,
     }
     return json.dumps(content, indent=2) + "\n"
 

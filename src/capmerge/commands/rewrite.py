@@ -7,15 +7,13 @@ worker does with a block.
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from capmerge.captions.merge import Merger, Record, RewrittenError, UnmergeableError, copy_of
 from capmerge.captions.tally import Tally
 from capmerge.captions.templates import MergeOptions
 from capmerge.commands.dataset_config import dataset_config
@@ -25,7 +23,7 @@ from capmerge.errors import OutputError, UsageError, printable
 from capmerge.files.atomic import AtomicFile, Buffer, OutputFiles, check_target
 from capmerge.files.source import Source, fingerprint
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, Layout, read_layout
-from capmerge.metadata.codec import Stray, iter_source
+from capmerge.metadata.codec import iter_source
 from capmerge.metadata.format import (
     DATASET,
     INDEX,
@@ -35,7 +33,6 @@ from capmerge.metadata.format import (
     Format,
     RecordWriter,
     compressed,
-    reserved_fields,
 )
 from capmerge.metadata.parallel import run_blocks, useful_jobs
 from capmerge.stats.collector import Gathered, Tokenizers
@@ -85,8 +82,8 @@ def rewrite(
     source: Source,
     options: RewriteOptions,
     *,
-    warn: Callable[[str], None],
-    progress: Callable[[int], None],
+    warn: Callable[[str], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Rewrite `source` into `options.target` and its side files, which appear together when all is done.
 
@@ -100,7 +97,7 @@ def rewrite(
     )
     layout = read_layout(source, options.max_record_bytes)
     sample = _sample(source, layout, options)
-    if sample.growth > 2 and options.merge.weights == "repeat":
+    if warn and sample.growth > 2 and options.merge.weights == "repeat":
         warn(
             f"The output will be about {sample.growth:.1f} times the input: weights repeat lines. --weights field stores numbers."
         )
@@ -111,7 +108,8 @@ def rewrite(
     def done(offset: int) -> None:
         nonlocal end
         end = offset
-        progress(offset)
+        if progress:
+            progress(offset)
 
     files = OutputFiles(target, SIDE_FILES)
     scratch = ExitStack()
@@ -169,7 +167,15 @@ def rewrite(
         if target:
             files.side(RECEIPT).write(
                 receipt(
-                    source.name, fingerprint(source), options.merge, options.on_error, tally
+                    source.name,
+                    fingerprint(source),
+                    options.merge,
+                    options.on_error,
+                    {
+                        **tally.as_dict(),
+                        "read_bytes": read_bytes,
+                        "written_bytes": main.written_bytes,
+                    },
                 ).encode()
             )
             files.side(DATASET).write(
@@ -201,24 +207,6 @@ def _indexing(target: Path, out: Format, records: "RecordWriter") -> "Indexing":
     from capmerge.index.build import Indexing
 
     return Indexing(target, out.kind, lambda: records.block_start)
-
-
-def first_records(
-    source: Source, options: RewriteOptions, count: int
-) -> Iterator[tuple[str, Any, Record | str]]:
-    """The first `count` records: key, the record as it is, and as it would be written, or why it cannot be."""
-    layout = read_layout(source, options.max_record_bytes)
-    merger = Merger(options.merge, reserved_fields(options.format))
-    pairs = (pair for piece in iter_source(source, layout) for pair in piece.records.pairs)
-    for key, record in islice(pairs, count):
-        before = record.value if isinstance(record, Stray) else copy_of(record)
-        try:
-            merger.merge(record)
-            yield key, before, record
-        except UnmergeableError as error:
-            yield key, before, record.problem if isinstance(record, Stray) else str(error)
-        except RewrittenError:
-            yield key, before, "the record is rewritten already."
 
 
 class _RejectSink:

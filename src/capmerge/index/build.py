@@ -133,7 +133,7 @@ def _build(
                 partial(_Indexer, source.name, layout, indexing.make_rows()),
                 [indexing.rows],
                 jobs=useful_jobs(source, jobs),
-                progress=progress or _no_progress,
+                progress=progress,
                 start_method=start_method,
             )
             indexing.write(file, source)
@@ -272,7 +272,3 @@ def _kept_parts(rows: RowSink, kept: NDArray[np.bool_], name: str) -> Iterator[N
 def _no_start() -> int:
     """Offsets are those in the file already."""
     return 0
-
-
-def _no_progress(_offset: int) -> None:
-    """Nobody is told."""

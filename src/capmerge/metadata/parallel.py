@@ -47,8 +47,8 @@ def run_blocks(
     sinks: list[Sink],
     *,
     jobs: int,
-    progress: Callable[[int], None],
-    collect: Callable[[Any], None] = lambda _result: None,
+    progress: Callable[[int], None] | None = None,
+    collect: Callable[[Any], None] | None = None,
     start_method: str | None = None,
 ) -> None:
     """Work on every block, write the streams to their sinks in the source's order, and `collect` the processes' results.
@@ -84,8 +84,8 @@ def _run_here(
     layout: Layout,
     work: Work,
     sinks: list[Sink],
-    collect: Callable[[Any], None],
-    progress: Callable[[int], None],
+    collect: Callable[[Any], None] | None,
+    progress: Callable[[int], None] | None,
 ) -> None:
     """The whole story in one process."""
     block = next_block(source, layout, layout.first)
@@ -101,8 +101,9 @@ def _run_here(
             block = walked_block(source, layout, error.offset)
             continue
         work.keep(work.take())
-        progress(block.end)
-        if block.last or work.is_full():
+        if progress:
+            progress(block.end)
+        if collect and (block.last or work.is_full()):
             collect(work.result())
         if block.last:
             return
@@ -217,7 +218,10 @@ class _Pool:
             worker.slots.close(unlink=True)
 
     def run(
-        self, sinks: list[Sink], collect: Callable[[Any], None], progress: Callable[[int], None]
+        self,
+        sinks: list[Sink],
+        collect: Callable[[Any], None] | None,
+        progress: Callable[[int], None] | None,
     ) -> None:
         """Hand out blocks, write what comes back in order."""
         pending: dict[int, _Pending] = {}  # in the source's order
@@ -245,7 +249,8 @@ class _Pool:
                 if answer.finished:
                     worker.queued -= 1
                 if answer.result is not None:
-                    collect(answer.result)
+                    if collect:
+                        collect(answer.result)
                     answer.result = None  # the answer may wait for the blocks before it
                 if answer.number in pending:
                     pending[answer.number].answers.append(answer)
@@ -286,7 +291,8 @@ class _Pool:
                 elif answer.error:
                     raise answer.error
                 else:
-                    progress(head.block.end)
+                    if progress:
+                        progress(head.block.end)
                     self._source.release(head.block.next_start)
 
     def _after(self, block: Block) -> Block | DataError | None:
@@ -313,11 +319,13 @@ class _Pool:
         workers = [self._by_end[end] for end in self._ready()]
         return [(worker.receive(), worker) for worker in workers]
 
-    def _collect_last(self, collect: Callable[[Any], None]) -> None:
+    def _collect_last(self, collect: Callable[[Any], None] | None) -> None:
         for worker in self._workers:
             worker.send(None)
         for worker in self._workers:
-            collect(worker.receive())
+            result = worker.receive()
+            if collect:
+                collect(result)
 
 
 def _waiter(ends: list[Connection]) -> Callable[[], list[Connection]]:

@@ -126,8 +126,8 @@ def _print_index(index: "Index", seconds: float) -> None:
     print("\n".join(f"{name:<18} {value:>16}" for name, value in rows))
     if index.repeated:
         print(
-            "note: of the records with the same key only the last one is trained, "
-            "because json.load keeps only that one."
+            "note: only the last record of a repeated key is trained, because json.load keeps "
+            "that one."
         )
     if index.without_size:
         print(

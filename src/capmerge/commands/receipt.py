@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import capmerge
 from capmerge.captions.templates import MergeOptions
@@ -39,6 +39,7 @@ def load_receipt(target: Path) -> tuple[MergeOptions, bool]:
     try:
         options = json.loads(path.read_text(encoding="utf-8"))["options"]
         skips = options.pop("on_error") == "skip"
+        _check_words(options)
         return MergeOptions(**{**options, "lines": tuple(options["lines"])}), skips
     except FileNotFoundError as error:
         raise UsageError(
@@ -52,3 +53,11 @@ def load_receipt(target: Path) -> tuple[MergeOptions, bool]:
             f"the file is no receipt of capmerge ({error}).",
             "Give the options of the rewrite instead.",
         ) from error
+
+
+def _check_words(options: dict[str, Any]) -> None:
+    """Raise `ValueError` for a word of `MergeOptions` that only another version knows."""
+    for name, hint in get_type_hints(MergeOptions).items():
+        words = get_args(hint) if get_origin(hint) is Literal else ()
+        if words and name in options and options[name] not in words:
+            raise ValueError(f"{name} is {options[name]!r}, expected one of {', '.join(words)}")

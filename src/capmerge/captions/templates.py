@@ -155,7 +155,8 @@ class MergeOptions:
             raise UsageError("--line and --layout both say which lines to write. Give one of them.")
         if self.inline and self.weights == "field":
             raise UsageError(
-                "--weights field stores one weight per line, but --layout inline writes one line. Use --weights repeat."
+                "--weights field stores one weight per line, but --layout inline writes one "
+                "line. Use --weights repeat."
             )
         for name, text in (
             ("--prefix", self.prefix),

@@ -32,7 +32,7 @@ def test_a_dry_run_shows_what_cannot_be_merged(unmergeable):
 
 
 def test_a_dry_run_says_what_would_stop_the_run(source, unmergeable):
-    """Records that stop a rewrite are counted behind the records, unless an option lets them through."""
+    """Records that stop a rewrite are counted at the end, unless an option lets them through."""
     out = source.with_name("out.json")
     run("rewrite", source, "-o", out)
     done = run("rewrite", out, "--dry-run", "9")
@@ -53,7 +53,7 @@ def test_a_dry_run_knows_the_format_that_is_written(source):
 
 
 def test_a_dry_run_shows_what_clip_sees(source):
-    """Each alternative stands there with its style, probability and tokens, as `preview` shows it."""
+    """Each alternative has its style, probability and tokens beside it, as in `preview`."""
     shown = run("rewrite", source, "--dry-run", "1", "--fit", "5", "drop").out.decode()
     assert shown == run("preview", source, "-n", "1", "--fit", "5", "drop").out.decode()
     assert "1. tags, 100.00%: 4 tokens in 1 chunk" in shown

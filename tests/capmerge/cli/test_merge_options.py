@@ -93,7 +93,7 @@ def help_of(command: str) -> dict[str, str]:
     ],
 )
 def test_each_command_offers_the_merge_options_of_one_list(command, left_out):
-    """The merge options of a command are those of `rewrite` with the same help, but for those left out."""
+    """A command has the merge options of `rewrite` with the same help, but for those left out."""
     ruled = {field.name for field in dataclasses.fields(MergeOptions)}
     merging = {
         *(f"--{name.replace('_', '-')}" for name in ruled - FLAGS.keys()),
@@ -108,7 +108,7 @@ def test_each_command_offers_the_merge_options_of_one_list(command, left_out):
 
 
 def test_every_merge_option_reaches_the_receipt(tmp_path):
-    """All options of the merge but --layout, which excludes --line, given at once are those of the receipt."""
+    """All merge options given at once stand in the receipt; --layout cannot go with --line."""
     source, out = tmp_path / "m.json", tmp_path / "o.json"
     source.write_bytes(as_indent_2(BOTH))
     options = {

@@ -8,7 +8,7 @@ from math import gcd, lcm
 from typing import Literal, NamedTuple
 
 from capmerge.errors import UsageError
-from capmerge.tokens.families import Family
+from capmerge.tokens.families import TokenizerFamily
 
 Layout = Literal["lines", "concat", "concat-caption-first", "inline"]
 Weights = Literal["repeat", "field"]
@@ -143,7 +143,7 @@ class MergeOptions:
     fit_tokens: int | None = None
     """The longest alternative wanted; see `fit`."""
     fit_by: FitBy = "drop"
-    fit_family: Family = "sd1"
+    fit_family: TokenizerFamily = "sd1"
     """Whose tokens are counted for that."""
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from capmerge.captions.templates import (
 from capmerge.commands.merge_blocks import OnError
 from capmerge.errors import UsageError
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
-from capmerge.tokens.families import Family
+from capmerge.tokens.families import TokenizerFamily
 
 
 def _fit_with_known_word(fit: tuple[int, str] | None) -> tuple[int, str] | None:
@@ -145,7 +145,7 @@ class MergeChoice:
         ),
     ] = None
     family: Annotated[
-        Family | None,
+        TokenizerFamily | None,
         typer.Option(
             "--family",
             help="The model family whose CLIP tokenizer counts tokens; sd1 and sdxl count alike. "

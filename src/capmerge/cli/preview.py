@@ -17,7 +17,7 @@ from capmerge.errors import UsageError
 from capmerge.files.source import open_source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
 from capmerge.terminal import errors_as_exit_codes, progress_bar, warn
-from capmerge.tokens.chunk_text import Chunking
+from capmerge.tokens.chunks import Splitting
 
 
 @with_merge_options("on_error", "allow_rewritten")
@@ -55,7 +55,7 @@ def preview_command(
         ),
     ] = None,
     chunking: Annotated[
-        Chunking,
+        Splitting,
         typer.Option(
             "--chunking",
             help="How to cut captions into chunks. kohya: as sd-scripts does. a1111: as "

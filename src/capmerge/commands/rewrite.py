@@ -21,8 +21,9 @@ from capmerge.captions.templates import MergeOptions
 from capmerge.commands.dataset_config import dataset_config
 from capmerge.commands.merge_blocks import Counted, OnError, Rewriter
 from capmerge.commands.receipt import receipt
+from capmerge.commands.targets import check_target
 from capmerge.errors import OutputError, UsageError, printable
-from capmerge.files.atomic import AtomicFile, Buffer, OutputFiles, check_target
+from capmerge.files.atomic import AtomicFile, Buffer, OutputFiles
 from capmerge.files.source import Source, fingerprint
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, Layout, read_layout
 from capmerge.metadata.codec import Stray, iter_source
@@ -113,9 +114,7 @@ def rewrite(
         end = offset
         progress(offset)
 
-    files = OutputFiles(target, SIDE_FILES)
-    scratch = ExitStack()
-    try:
+    with OutputFiles(target, SIDE_FILES) as files, ExitStack() as scratch:
         records = RecordWriter(main := files.open(), options.format)
         rejects = _RejectSink(partial(files.side, REJECTS) if target else None)
         indexing = (
@@ -178,11 +177,6 @@ def rewrite(
                 ).encode()
             )
         files.publish()
-    except BaseException:
-        files.discard()
-        raise
-    finally:
-        scratch.close()
     return Outcome(tally, read_bytes, main.written_bytes, statistics)
 
 

@@ -5,6 +5,7 @@ of an original file are those of what the same options would write.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -42,8 +43,7 @@ def measure(
     either.
     """
     layout = read_layout(source, options.max_record_bytes)
-    lines = AtomicFile(options.per_record) if options.per_record else None
-    try:
+    with AtomicFile(options.per_record) if options.per_record else nullcontext() as lines:
         gathered = Gathered(options.tokenizers, lines)
         merge = replace(options.merge, allow_rewritten=True)
         work = partial(
@@ -68,11 +68,7 @@ def measure(
         source.check_unchanged()
         document = gathered.document(source.name, source, layout, options.merge)
         if lines:
-            lines.sync()
             lines.publish()
-    finally:
-        if lines:
-            lines.discard()
     return document
 
 

@@ -77,12 +77,9 @@ def build_index(
     rewritten, `OutputError` (`BusyError` while another process builds it) or `WorkerError`; then an
     index that is there stays.
     """
-    with open_indexable(metadata):
-        file = AtomicFile(index_path(metadata))
-    try:
+    open_indexable(metadata).close()  # its errors come before there is a file
+    with AtomicFile(index_path(metadata)) as file:
         return _build(metadata, file, jobs, progress, max_record_bytes, start_method, tokens=tokens)
-    finally:
-        file.discard()
 
 
 class Indexing:
@@ -138,7 +135,6 @@ def _build(
             )
             indexing.write(file, source)
         source.check_unchanged()
-        file.sync()
         file.publish()
     return open_index(metadata)
 

@@ -73,15 +73,11 @@ def _finite(value: Any) -> Any:
 
 def cut_back(path: Path, after_step: int) -> None:
     """Remove the lines of steps past `after_step`, and what is no whole line, as a killed run may leave it; all or nothing."""
-    rewritten = AtomicFile(path.resolve())
-    try:
+    with AtomicFile(path.resolve()) as rewritten:
         for line, _ in iter_lines(path, after_step):
             rewritten.write(line)
         if rewritten.written_bytes != path.stat().st_size:
-            rewritten.sync()
             rewritten.publish()
-    finally:
-        rewritten.discard()
 
 
 def iter_lines(path: Path, after_step: float = math.inf) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -125,14 +125,17 @@ def test_columns_say_what_a_trainer_needs(tmp_path):
         columns = (
             index.width,
             index.height,
-            index.tokens_sd1,
-            index.tokens_sd2,
-            index.chunks_sd1,
-            index.chunks_sd2,
+            index.longest_alternative("tokens", "sd1"),
+            index.longest_alternative("tokens", "sd2"),
+            index.longest_alternative("chunks", "sd1"),
+            index.longest_alternative("chunks", "sd2"),
         )
         assert [int(column[number]) for column in columns] == expected
-    assert len(set(index.chunks_sd1.tolist())) > 1
-    assert index.tokens_sd1.tolist() != index.tokens_sd2.tolist()
+    assert len(set(index.longest_alternative("chunks", "sd1").tolist())) > 1
+    assert (
+        index.longest_alternative("tokens", "sd1").tolist()
+        != index.longest_alternative("tokens", "sd2").tolist()
+    )
 
 
 def test_columns_are_read_only_and_small(few):
@@ -415,7 +418,7 @@ def test_no_records_are_an_index_too(tmp_path, name, data):
     path = write(tmp_path / name, data)
     index = ensure_index(path)
     assert len(index) == 0
-    assert index.offset.tolist() == index.tokens_sd1.tolist() == []
+    assert index.offset.tolist() == index.longest_alternative("tokens", "sd1").tolist() == []
     assert len(ensure_index(path)) == 0
     assert len(pickle.loads(pickle.dumps(index))) == 0
 

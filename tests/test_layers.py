@@ -34,6 +34,7 @@ LIGHT = [
     ),
     *(
         "trainer.config.conflicts",
+        "trainer.config.rules",
         "trainer.config.overrides",
         "trainer.config.validation",
         "capmerge.toml",

@@ -16,7 +16,7 @@ from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
 from capmerge.captions.fit import Fitted, Fitter
 from capmerge.captions.merge_plain import PlainMerge
 from capmerge.captions.tags import one_line, spaced
-from capmerge.captions.tally import Tally
+from capmerge.captions.tally import Tally, kind_of
 from capmerge.captions.templates import (
     Draw,
     MergeOptions,
@@ -298,14 +298,7 @@ class Merger:
         tally.fit_cut += len(fitted.cut)
         tally.fit_too_long += fitted.too_long
         tags, captions = self._tags(record), self._captions(record)
-        if tags and captions:
-            tally.both += 1
-        elif tags:
-            tally.tags_only += 1
-        elif captions:
-            tally.caption_only += 1
-        else:
-            tally.empty += 1
+        tally.kinds[kind_of(tags, captions)] += 1
         if any(
             _SPECIAL_TOKEN.search(text)
             for text in (record.get("tags"), record.get("caption"))

@@ -6,11 +6,11 @@ Owns the streams that it answers in, and the formats that it writes. Knows nothi
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from capmerge.captions.alternatives import BrokenRecordError
 from capmerge.captions.fields import MARK
 from capmerge.captions.merge import Merger, RewrittenError
-from capmerge.captions.tally import Tally
+from capmerge.captions.tally import Tally, add_counts
 from capmerge.captions.templates import MergeOptions
+from capmerge.captions.written import BrokenRecordError
 from capmerge.errors import DataError, RecordError
 from capmerge.files.atomic import Buffer
 from capmerge.metadata.blocks import Block, Layout
@@ -121,7 +121,7 @@ class Rewriter:
 
     def keep(self, counted: Counted) -> None:
         """Add the counts of a block that stands."""
-        self._kept.tally.add(counted.tally)
+        add_counts(self._kept.tally, counted.tally)
         self._kept.stats.merge(counted.stats)
 
     def is_full(self) -> bool:

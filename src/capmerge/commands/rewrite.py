@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from capmerge.captions.merge import Merger, Record, RewrittenError, UnmergeableError, copy_of
-from capmerge.captions.tally import Tally
+from capmerge.captions.size import size_of
+from capmerge.captions.tally import Tally, add_counts
 from capmerge.captions.templates import MergeOptions
 from capmerge.commands.dataset_config import dataset_config
 from capmerge.commands.merge_blocks import Counted, OnError, Rewriter
@@ -144,7 +145,7 @@ def rewrite(
         tally = Tally()
 
         def collect(counted: Counted) -> None:
-            tally.add(counted.tally)
+            add_counts(tally, counted.tally)
             if gathered:
                 gathered.stats.merge(counted.stats)
 
@@ -260,9 +261,11 @@ def _sample(source: Source, layout: Layout, options: RewriteOptions) -> _Sample:
         read_bytes += len(piece.data)
         written_bytes += len(compressed(body) if options.format.gz else body)
         for _, record in piece.records.pairs:
-            match record:
-                case {"train_resolution": [int(width), int(height)]}:
-                    resolutions.add((width, height))
+            # Only the size of the latents: an image's own size has sides that are no bucket's, and
+            # sd-scripts refuses the steps that it would give.
+            size = size_of(record) if isinstance(record, dict) else None
+            if size and size.field == "train_resolution":
+                resolutions.add((size.width, size.height))
         if records >= _SAMPLE_RECORDS or read_bytes >= _SAMPLE_BYTES:
             break
     return _Sample(written_bytes / max(1, read_bytes), resolutions)

@@ -13,6 +13,7 @@ from typing import Any
 import capmerge
 from capmerge.captions.fields import STYLES
 from capmerge.captions.tags import spaced
+from capmerge.captions.tally import by_name
 from capmerge.captions.templates import MergeOptions
 from capmerge.stats.counts import CaptionStats
 from capmerge.stats.lengths import Cut, Distribution, LengthStats
@@ -57,7 +58,7 @@ def build_document(
         "options": {**asdict(merge), "lines": list(merge.lines)},
         "family": family,
         "tokenizer": counter.tokenizer.name,
-        "records": {"counted": stats.records.counted, **asdict(stats.records)},
+        "records": {"counted": stats.records.counted, **by_name(stats.records)},
         "lengths": {
             "tags": stats.tags.as_json(),
             "captions": stats.captions.as_json(),
@@ -155,7 +156,7 @@ def _wildcards(stats: CaptionStats) -> dict[str, Any]:
 
 
 def _most_frequent(stats: CaptionStats, tags: Counter[str]) -> dict[str, Any]:
-    records = max(1, stats.records.both + stats.records.tags_only)
+    records = max(1, stats.records.kinds["both"] + stats.records.kinds["tags_only"])
     return {
         "occurrences": tags.total(),
         "distinct": len(tags),

@@ -13,9 +13,9 @@ def dataset_config(target: Path, image_folder: Path, resolutions: Iterable[tuple
     """The text of `OUT.dataset.toml`: a dataset config that sd-scripts reads (`--dataset_config`).
 
     `resolutions` are the [width, height] in px of some records, all sides above 0. Without
-    `bucket_no_upscale`, sd-scripts since v0.10 maps sizes onto buckets of its own, and the cached latents no longer fit
-    them (observed: 22 of 213 records). Keys: sd-scripts' library/config_util.py, subsets with
-    `metadata_file`.
+    `bucket_no_upscale`, sd-scripts since v0.10 maps sizes onto buckets of its own, and the cached
+    latents no longer fit them (observed: 22 of 213 records). Keys: sd-scripts'
+    library/config_util.py, subsets with `metadata_file`.
     """
     sizes = list(resolutions) or [(1024, 1024)]
     steps = gcd(64, *(side for size in sizes for side in size))

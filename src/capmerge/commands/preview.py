@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from capmerge.captions.alternatives import WrittenAlternative, written_alternatives
 from capmerge.captions.draw import Drawn, Pick, draw_line
-from capmerge.captions.fit import Fitted, longest_texts
+from capmerge.captions.fit import FitResult, longest_texts
 from capmerge.captions.merge import Merger, UnmergeableError, copy_of
 from capmerge.captions.templates import MergeOptions
 from capmerge.captions.wildcard import parse_line
@@ -182,7 +182,7 @@ class Previewer:
             if not rewritten:
                 after = copy_of(record)
                 self._merger.merge(after)
-                unfit = tuple(self._unfit(self._merger.fitted(record)))
+                unfit = tuple(self._unfit(self._merger.fit(record)))
             found = written_alternatives(after)
         except (UnmergeableError, BrokenRecordError) as error:
             return Preview(key, record, record if rewritten else None, str(error), rewritten)
@@ -201,8 +201,8 @@ class Previewer:
             alternative, parse_line(alternative.line).ways, self.readers.clip.cut(text), t5_cut
         )
 
-    def _unfit(self, fitted: Fitted) -> Iterator[Unfit]:
-        changes = [(draw, None) for draw in fitted.left_out] + list(fitted.cut)
+    def _unfit(self, fit: FitResult) -> Iterator[Unfit]:
+        changes = [(draw, None) for draw in fit.left_out] + list(fit.cut)
         for before, after in changes:
             ((text, tokens),) = longest_texts([self._merger.line(before)], self._counter)
             if after is None:

@@ -78,12 +78,12 @@ def verify(
     rejects = _iter_rejects(written.name) if skips else iter(())
     verified = Verified()
     for piece in iter_source(source, layout):
-        fitted = merger.fit_all(piece.records.values())
+        fits = merger.fit_all(piece.records.values())
         for number, (key, record) in enumerate(piece.records.pairs):
-            fits = fitted[number] if fitted else None
+            fit = fits[number] if fits else None
             before = copy_of(record)
             try:
-                merger.merge(record, fits)
+                merger.merge(record, fit)
             except UnmergeableError:
                 _check_reject(next(rejects, None), key, before, written.name)
                 verified.rejected += 1
@@ -106,7 +106,7 @@ def verify(
                 verified.passed += 1
             elif not problem:
                 try:
-                    draws = fits.draws if fits else merger.draws(before)
+                    draws = fit.draws if fit else merger.draws(before)
                     problem = _misread(merger, draws, out_record)
                 except BrokenRecordError as error:
                     problem = str(error)

@@ -77,7 +77,7 @@ class RowMaker:
 
 
 def texts_of(record: dict[str, Any]) -> Collection[str]:
-    """Every text that a rewritten record can train, in-line wildcards expanded; "" when it has none.
+    """Every text that a rewritten record can train, in-line wildcards expanded; "" for none.
 
     Lines without weights and braces, which nearly all records have, are their own texts: they take
     the fast way. Every other record is read by the general rule. A test holds the two together.

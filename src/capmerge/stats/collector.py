@@ -15,7 +15,7 @@ from capmerge.metadata.blocks import Layout
 from capmerge.metadata.codec import decode
 from capmerge.stats.counts import CaptionStats
 from capmerge.stats.document import Document, build_document
-from capmerge.stats.duplicates import Place, RecordHashes, RecordPlaces, as_json
+from capmerge.stats.duplicates import RecordHashes, RecordPlace, RecordPlaces, as_json
 from capmerge.stats.observer import Observer, whole_caption
 from capmerge.tokens.counter import TokenCounter
 from capmerge.tokens.families import Family
@@ -85,7 +85,7 @@ class Gathered:
         )
 
     def _read(
-        self, source: Source, layout: Layout, merge: MergeOptions, place: Place
+        self, source: Source, layout: Layout, merge: MergeOptions, place: RecordPlace
     ) -> tuple[str, str]:
         """Key and the start of the whole caption of the record at `place`."""
         records = decode(

@@ -1,6 +1,8 @@
-"""The README says what is true: its commands print what stands there, and its tree names every file."""
+"""README and docs are true: examples print what they show, and trees, links and sizes hold."""
 
+import difflib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,7 +12,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```console\n\$ (.+)\n((?:.|\n)*?)```", README)
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLE = re.compile(
+    r"```console\n\$ (?P<command>.+)\n(?P<shown>(?:.|\n)*?)```"
+    r"|```python\n(?P<program>(?:(?!```)(?:.|\n))*)```\n\nIt prints:\n\n"
+    r"```text\n(?P<printed>(?:.|\n)*?)```"
+)
+"""A command and what it prints, or a program and what it prints."""
+PYTHON = shlex.quote(sys.executable)
+FUNCTIONS = f'capmerge() {{ {PYTHON} -m capmerge "$@"; }}; python() {{ {PYTHON} "$@"; }}; '
+"""What a reader types, as commands of this very interpreter."""
+MOST_README_BYTES = 11_000
 
 
 def _without_speed(text: str) -> str:
@@ -18,49 +31,109 @@ def _without_speed(text: str) -> str:
     return re.sub(r"^(seconds|MB/s) .*$", r"\1", text, flags=re.MULTILINE)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A copy of the examples, in which the README's commands run one after the other."""
-    folder = tmp_path_factory.mktemp("readme")
+def _difference(example: re.Match[str], folder: Path) -> str:
+    """How the output of an example differs from what the page shows; "" when it does not."""
+    command, program = example["command"], example["program"]
+    shown = example["shown"] if command else example["printed"]
+    words = [FUNCTIONS + command] if command else [sys.executable, "-c", program]
+    done = subprocess.run(
+        words,
+        shell=bool(command),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+    lines = [_without_speed(text).splitlines() for text in (shown, done.stdout)]
+    difference = "\n".join(difflib.unified_diff(*lines, "the page", "the output", lineterm=""))
+    # A command that shows an error message sends it to standard output, and may fail.
+    failed = (
+        f"exit code {done.returncode}: {done.stderr}"
+        if done.returncode and "2>&1" not in (command or "")
+        else ""
+    )
+    return f"$ {command or 'python'}\n{difference}\n{failed}" if difference or failed else ""
+
+
+def _with_examples():
+    """The pages that have examples; those that train take more than ten seconds."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if EXAMPLE.search(text):
+            yield pytest.param(
+                page,
+                marks=[pytest.mark.slow] if "$ python -m trainer.run" in text else [],
+                id=page.name,
+            )
+
+
+@pytest.mark.parametrize("page", list(_with_examples()))
+def test_examples_print_what_the_page_shows(page, tmp_path):
+    """The examples, run in order beside a fresh `examples/`, print what the page shows."""
     shutil.copytree(
         ROOT / "examples",
-        folder / "examples",
+        tmp_path / "examples",
         ignore=shutil.ignore_patterns("*_wildcard*", "*.stats.json"),
     )
-    return folder
+    examples = EXAMPLE.finditer(page.read_text(encoding="utf-8"))
+    differences = [
+        difference for example in examples if (difference := _difference(example, tmp_path))
+    ]
+    assert not differences, "\n".join(differences)
+
+
+def test_examples_are_found():
+    """Every console block is an example that the pattern finds, and the README has some."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        found = [example for example in EXAMPLE.finditer(text) if example["command"]]
+        assert len(found) == text.count("```console"), page.name
+    assert README.count("```console") >= 3
+
+
+def test_readme_is_short():
+    """The README is read in a few minutes; what it has no room for is in docs/."""
+    assert len(README.encode()) <= MOST_README_BYTES
+
+
+@pytest.mark.parametrize("page", [README, ARCHITECTURE], ids=["README.md", "architecture.md"])
+def test_tree_names_every_source_folder(page):
+    """README and docs/architecture.md name each folder below src/ that holds Python files."""
+    folders = {file.parent.relative_to(ROOT).as_posix() for file in (ROOT / "src").rglob("*.py")}
+    assert sorted(folder for folder in folders if f"`{folder}/`" not in page) == []
+
+
+def test_every_script_is_named():
+    """Each script is named in the README or in docs/architecture.md."""
+    scripts = [
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "scripts").iterdir() if path.is_file()
+    ]
+    assert sorted(script for script in scripts if f"`{script}`" not in README + ARCHITECTURE) == []
+
+
+def test_every_page_is_linked():
+    """The README leads to each page in docs/."""
+    assert [page.name for page in PAGES[1:] if f"(docs/{page.name})" not in README] == []
 
 
 @pytest.mark.parametrize(
-    ("command", "printed"), EXAMPLES, ids=[command[:60] for command, _ in EXAMPLES]
+    "page", [*PAGES, ROOT / ".github" / "CONTRIBUTING.md"], ids=lambda page: page.name
 )
-def test_example_prints_what_the_readme_shows(folder, command, printed):
-    """Each console example prints exactly what stands below it, but for seconds and MB/s."""
-    command = (
-        command.replace("capmerge ", f"{sys.executable} -m capmerge ", 1)
-        if command.startswith("capmerge ")
-        else command
-    )
-    finished = subprocess.run(
-        command, shell=True, cwd=folder, capture_output=True, text=True, timeout=120, check=True
-    )
-    assert _without_speed(finished.stdout) == _without_speed(printed)
+def test_links_lead_somewhere(page):
+    """Each relative link of a page leads to a file, and to a heading where it names one."""
+    broken = []
+    for path, anchor in re.findall(
+        r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", page.read_text(encoding="utf-8")
+    ):
+        target = page.parent / path if path else page
+        if not target.exists() or (anchor and anchor not in _anchors(target)):
+            broken.append(f"{path}#{anchor}")
+    assert broken == []
 
 
-def test_readme_has_examples():
-    """The example blocks are found at all."""
-    assert len(EXAMPLES) >= 3
-
-
-def test_tree_names_every_folder():
-    """Every folder of both packages and every script stands in the README."""
-    folders = {f"{path.parent.name}/" for path in (ROOT / "src").glob("*/*/__init__.py")}
-    scripts = [path.name for path in (ROOT / "scripts").iterdir() if path.is_file()]
-    missing = [
-        *(name for name in folders if name not in README),
-        *(
-            name
-            for name in scripts
-            if f"`{name}`" not in README and f"`scripts/{name}`" not in README
-        ),
-    ]
-    assert missing == []
+def _anchors(page: Path) -> set[str]:
+    """What a link can name in a page: its headings as GitHub spells them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

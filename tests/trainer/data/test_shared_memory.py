@@ -79,7 +79,12 @@ def test_between_processes():
     handover = Handover(workers=1, slots=2, slot_bytes=1 << 20)
     here, there = multiprocessing.Pipe()
     context = multiprocessing.get_context("fork")
-    process = context.Process(target=lambda: there.send_bytes(handover.put(torch.arange(1e5), 0)))
+
+    def put():
+        torch.set_num_threads(1)  # as a DataLoader's worker does: OpenMP's threads are not forked
+        there.send_bytes(handover.put(torch.arange(1e5), 0))
+
+    process = context.Process(target=put)
     process.start()
     data = here.recv_bytes()
     process.join()

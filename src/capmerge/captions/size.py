@@ -1,6 +1,6 @@
 """A record's size in px, and the field that it comes from.
 
-One rule for statistics, the index and the dataset config; it decides what is a size and what is not.
+Statistics, the index and the dataset config all take it from here.
 """
 
 from typing import Any, NamedTuple

@@ -3,7 +3,7 @@
 Statistics, the index and the dataset config all take it from here.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 SIZE_FIELDS = ("train_resolution", "image_size")
 """In the order in which they are asked: the size of the latents, and the size of the image."""
@@ -11,15 +11,11 @@ MOST_PX = (1 << 32) - 1
 """The longest side that is a size: the index stores sides in 32 bits."""
 
 
-class Size(NamedTuple):
-    """The size of a record."""
+Size: TypeAlias = tuple[int, int, str]
+"""Width and height in px, and the one of `SIZE_FIELDS` that they come from.
 
-    width: int
-    """In px."""
-    height: int
-    """In px."""
-    field: str
-    """The one of `SIZE_FIELDS` that it comes from."""
+A plain tuple: a named one takes three times as long to make, and there is one for every record.
+"""
 
 
 def size_of(record: dict[str, Any]) -> Size | None:
@@ -28,7 +24,7 @@ def size_of(record: dict[str, Any]) -> Size | None:
     512.0 and true are no integers.
 
     >>> size_of({"train_resolution": [512.0, 512], "image_size": [640, 480]})
-    Size(width=640, height=480, field='image_size')
+    (640, 480, 'image_size')
     """
     for field in SIZE_FIELDS:
         size = record.get(field)
@@ -40,5 +36,5 @@ def size_of(record: dict[str, Any]) -> Size | None:
                 and 0 < width <= MOST_PX
                 and 0 < height <= MOST_PX
             ):
-                return Size(width, height, field)
+                return width, height, field
     return None

@@ -264,8 +264,8 @@ def _sample(source: Source, layout: Layout, options: RewriteOptions) -> _Sample:
             # Only the size of the latents: an image's own size has sides that are no bucket's, and
             # sd-scripts refuses the steps that it would give.
             size = size_of(record) if isinstance(record, dict) else None
-            if size and size.field == "train_resolution":
-                resolutions.add((size.width, size.height))
+            if size and size[2] == "train_resolution":
+                resolutions.add(size[:2])
         if records >= _SAMPLE_RECORDS or read_bytes >= _SAMPLE_BYTES:
             break
     return _Sample(written_bytes / max(1, read_bytes), resolutions)

@@ -110,8 +110,9 @@ class Observer:
         noted, self._noted = self._noted, _Noted()
         resolutions: Counter[str] = Counter()
         for size, records in Counter(noted.sizes).items():
-            if size:  # those of another field may give the same text
-                resolutions[f"{size.width}x{size.height}"] += records
+            if size:
+                width, height, _ = size
+                resolutions[f"{width}x{height}"] += records  # of either field
         self.stats.resolutions.update(resolutions)
         tokens = self._count_plain(noted.plain, noted.plain_keys)
         other_tokens = self._count_others(noted.others)

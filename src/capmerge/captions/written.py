@@ -8,8 +8,7 @@ r"""Reading a rewritten record back: its caption, mark, weights and tag spans, j
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from capmerge.captions.draw import Drawn
 from capmerge.captions.fields import MARK, STYLES, TAG_SPANS, WEIGHTS
@@ -18,6 +17,7 @@ from capmerge.errors import printable
 
 Span = tuple[int, int]
 """[start, end) in code points."""
+_LETTERS = "".join(STYLES)
 _EXCERPT = 120  # characters of a found value in a message
 
 
@@ -25,8 +25,7 @@ class BrokenRecordError(ValueError):
     """A record whose fields are not what a rewrite writes; the message says what was expected."""
 
 
-@dataclass(frozen=True, slots=True)
-class WrittenRecord:
+class WrittenRecord(NamedTuple):
     """The fields of a rewritten record, which belong together."""
 
     caption: str
@@ -82,10 +81,8 @@ def read_written(record: dict[str, Any]) -> WrittenRecord:
             f'found {len(lines)} lines and {len(letters)} letters in "{MARK}", '
             "expected one letter per line."
         )
-    if unknown := set(letters) - STYLES.keys():
-        raise BrokenRecordError(
-            f'found the letter {min(unknown)!r} in "{MARK}", expected t, c or b.'
-        )
+    if unknown := letters.strip(_LETTERS):
+        raise BrokenRecordError(f'found the letter {unknown[0]!r} in "{MARK}", expected t, c or b.')
     return WrittenRecord(caption, letters, lines, weights, read_spans(record, letters.count("b")))
 
 
@@ -97,12 +94,11 @@ def read_spans(record: dict[str, Any], expected: int) -> Sequence[Span]:
     if not expected:
         return ()
     spans = record.get(TAG_SPANS)
-    if not isinstance(spans, list) or len(spans) != expected or not all(map(_is_span, spans)):
-        raise BrokenRecordError(
-            f'expected "{TAG_SPANS}" to be {expected} pairs [start, end), '
-            f'one for each b of "{MARK}".'
-        )
-    return [(start, end) for start, end in spans]
+    if isinstance(spans, list) and len(spans) == expected and all(map(_is_span, spans)):
+        return [(start, end) for start, end in spans]
+    raise BrokenRecordError(
+        f'expected "{TAG_SPANS}" to be {expected} pairs [start, end), one for each b of "{MARK}".'
+    )
 
 
 def _read_weights(record: dict[str, Any], expected: int) -> list[int] | None:
@@ -130,9 +126,7 @@ def _inline_options(caption: str) -> list[str]:
 
 
 def _is_span(span: Any) -> bool:
-    return (
-        isinstance(span, list)
-        and len(span) == 2
-        and all(type(end) is int for end in span)
-        and 0 <= span[0] <= span[1]
-    )
+    if not isinstance(span, list) or len(span) != 2:
+        return False
+    start, end = span
+    return type(start) is int and type(end) is int and 0 <= start <= end

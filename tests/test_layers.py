@@ -31,6 +31,7 @@ LIGHT = [
     ),
     *(
         "trainer.config.conflicts",
+        "trainer.config.rules",
         "trainer.config.overrides",
         "trainer.config.validation",
         "capmerge.toml",

@@ -14,7 +14,7 @@ from capmerge.captions.draw import Drawn, draw_line
 from capmerge.captions.fields import TAG_SPANS
 from capmerge.captions.wildcard import parse_line
 from capmerge.captions.written import BrokenRecordError, read_written
-from capmerge.rng import Chance
+from capmerge.rng import Chance, SampleId
 from capmerge.tokens.vocabulary import read_clip_vocabulary
 from trainer.config.settings import CaptionSettings, TextSettings
 
@@ -38,27 +38,22 @@ def train_caption(
     record: dict[str, Any],
     settings: CaptionSettings,
     text: TextSettings,
+    sample: SampleId,
     *,
-    seed: int,
-    epoch: int,
-    key: str,
-    dataset: int = 0,
-    repeat: int = 0,
     step: int = 0,
     max_steps: int = 0,
 ) -> TrainedCaption:
-    """The text that a rewritten `record` trains, a pure function of the arguments.
+    """The text that `sample` of a rewritten `record` trains, a pure function of the arguments.
 
-    `step` is the optimizer step, which token warm-up alone looks at; `max_steps` what a share of
-    steps is of. `epoch` counts from 0. Raises `BrokenRecordError` for a record that is not as a
-    rewrite leaves it.
+    Only token warm-up looks at `step`, the optimizer step, and at `max_steps`, the steps of the
+    whole run. Raises `BrokenRecordError` for a record that is not as a rewrite leaves it.
     """
-    line = _draw(record, settings, seed, epoch, key, dataset, repeat)
-    chance = Chance(seed, epoch, key, dataset, repeat)
+    line = _draw(record, settings, sample)
+    chance = Chance(sample)
     if not line.text:
         return TrainedCaption("", line.style, ())
     every = settings.dropout_every_epochs
-    if (every and (epoch + 1) % every == 0) or _happens(
+    if (every and (sample.epoch + 1) % every == 0) or _happens(
         chance, settings.dropout_rate, "caption dropout"
     ):
         return TrainedCaption("", line.style, ("caption_dropped",))
@@ -86,28 +81,11 @@ class _Line(NamedTuple):
     """[start, end) of its tags; all of it for style `t`, nothing for `c`."""
 
 
-def _draw(
-    record: dict[str, Any],
-    settings: CaptionSettings,
-    seed: int,
-    epoch: int,
-    key: str,
-    dataset: int,
-    repeat: int,
-) -> _Line:
+def _draw(record: dict[str, Any], settings: CaptionSettings, sample: SampleId) -> _Line:
     written = read_written(record)
     if not written.lines:
         return _Line("", "", (0, 0))
-    drawn = draw_line(
-        written.caption,
-        seed,
-        epoch,
-        key,
-        dataset=dataset,
-        repeat=repeat,
-        weights=written.weights,
-        pick=settings.pick,
-    )
+    drawn = draw_line(written.caption, sample, weights=written.weights, pick=settings.pick)
     place = written.place_of(drawn)
     style, span = written.letters[place], written.span_at(place)
     tags = (0, len(drawn.text)) if style == "t" else (0, 0)

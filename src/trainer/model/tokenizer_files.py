@@ -1,21 +1,24 @@
-"""The tokenizer of a text encoder as files that `transformers.CLIPTokenizer` reads. What the ids are, `capmerge` knows."""
+"""The tokenizer of a text encoder, written as files that `transformers.CLIPTokenizer` reads."""
 
 import json
 from pathlib import Path
 
 from capmerge.tokens.chunks import CHUNK_IDS
-from capmerge.tokens.load import FAMILIES
+from capmerge.tokens.families import CLIP_VARIANTS, ClipName
 from capmerge.tokens.vocabulary import BOS, EOS, read_clip_vocabulary
 
 
-def write_tokenizer(folder: Path, tokenizer: str) -> None:
-    """Make `folder` with vocab.json, merges.txt and the two small files, for a name of `capmerge.tokens.FAMILIES`."""
+def write_tokenizer(folder: Path, tokenizer: ClipName) -> None:
+    """Make `folder` with vocab.json, merges.txt and the two small files of a CLIP tokenizer."""
     vocabulary = read_clip_vocabulary()
-    pad_id, _ = FAMILIES[tokenizer]
-    pad = next(token for token, index in vocabulary.ids.items() if index == pad_id).removesuffix(
-        "</w>"
-    )
-    special = {"bos_token": BOS, "eos_token": EOS, "pad_token": pad, "unk_token": EOS}
+    pad_id = CLIP_VARIANTS[tokenizer].pad
+    padding = next(token for token, index in vocabulary.ids.items() if index == pad_id)
+    special = {
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "pad_token": padding.removesuffix("</w>"),
+        "unk_token": EOS,
+    }
     settings = {
         **special,
         "do_lower_case": True,

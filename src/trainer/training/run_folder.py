@@ -1,4 +1,4 @@
-"""The folder of a run: what stands in it, that a new run never writes over an old one, and that no two write into it at once."""
+"""The folder of a run: the names of its files, and the guards against writing over another run."""
 
 import errno
 import importlib.metadata
@@ -39,40 +39,44 @@ _PACKAGES = (
 
 
 def check_new(output_dir: Path) -> None:
-    """Raise `ConfigError` when the folder holds a run already."""
+    """Raise `ConfigError` if the folder already holds a run."""
     if (output_dir / CONFIG_FILE).exists():
         raise ConfigError(
-            f"{output_dir}: found the {CONFIG_FILE} of an earlier run, expected a new or empty folder. "
-            "Go on with that run by --resume latest, or choose another train.output_dir."
+            f"{output_dir}: found the {CONFIG_FILE} of an earlier run, expected a new or empty "
+            "folder. Continue that run with --resume latest, or choose another train.output_dir."
         )
 
 
 @contextmanager
 def claimed(output_dir: Path) -> Iterator[None]:
-    """Inside, the folder is there, and no other process that asks for it has it.
+    """Inside the context, the folder exists and belongs to this run alone.
 
-    Raises `ConfigError` when another one has it, or it cannot be written. On Windows, and on file
-    systems without locks, nobody is told.
+    Raises `ConfigError` when another run has claimed it, or when it cannot be written. On Windows,
+    and on file systems without locks, another run goes unnoticed.
     """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         file = (output_dir / _LOCK_FILE).open("ab")
     except OSError as error:
         raise ConfigError(
-            f"train.output_dir: {output_dir} cannot be written ({error.strerror}), expected a folder for the run. "
-            "Check its permissions, or set another one."
+            f"train.output_dir: {output_dir} cannot be written ({error.strerror}), expected a "
+            "folder for the run. Check its permissions, or set another one."
         ) from error
     with file:
         if not _locked(file):
             raise ConfigError(
-                f"train.output_dir: {output_dir} is in use by a run that is still on its way, expected that it has ended. "
-                "Wait for it, stop it (Ctrl-C or SIGTERM: it saves its state), or set another train.output_dir."
+                f"train.output_dir: {output_dir} is in use by another run, expected a folder "
+                "without one. Wait for it to end, stop it with Ctrl-C or SIGTERM (it saves its "
+                "state), or set another train.output_dir."
             )
         yield
 
 
 def _locked(file: BinaryIO) -> bool:
-    """Whether the file is this process's alone, until it is closed: workers, which may outlive a killed run, do not hold it."""
+    """Lock the file until it is closed; False if another process has locked it.
+
+    A lock of this kind is not inherited, so workers that outlive a killed run do not hold it.
+    """
     if sys.platform != "win32":
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,18 +86,17 @@ def _locked(file: BinaryIO) -> bool:
 
 
 def begun_seed(output_dir: Path) -> int | None:
-    """The seed of the run in the folder, which may have been drawn; None when there is none to read."""
+    """The seed with which the run in the folder began, given or drawn; None if none can be read."""
     try:
-        seed = json.loads((output_dir / _RUN_FILE).read_text(encoding="utf-8"))["identity"][
-            "train.seed"
-        ]
+        run = json.loads((output_dir / _RUN_FILE).read_text(encoding="utf-8"))
+        seed = run["identity"]["train.seed"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return seed if isinstance(seed, int) else None
 
 
 def write_run_files(config: Config, identity: Mapping[str, Any]) -> None:
-    """Write the resolved config, and versions and fingerprints beside it."""
+    """Write the resolved config, and beside it the versions and the identity of the run."""
     folder = config.train.output_dir
     versions = {
         "python": platform.python_version(),

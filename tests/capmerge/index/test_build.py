@@ -35,6 +35,7 @@ from capmerge.files.atomic import AtomicFile, ScratchFile
 from capmerge.index import rows as index_rows
 from capmerge.index.build import build_index, ensure_index
 from capmerge.index.reader import KIND, ROW, TOKEN_COLUMNS, VERSION, index_path, open_index
+from capmerge.metadata import blocks, parallel
 from capmerge.tokens.chunks import a1111
 from capmerge.tokens.load import load_tokenizer
 
@@ -211,6 +212,30 @@ def test_the_number_of_jobs_changes_nothing(tmp_path, layout):
     assert path.stat().st_size > 3 << 20
     one = build_index(path, jobs=1).path.read_bytes()
     assert build_index(path, jobs=3).path.read_bytes() == one
+
+
+def test_blocks_done_in_vain_leave_no_rows(tmp_path, monkeypatch):
+    """An error in a block that began inside a record leaves nothing to the worker's next block."""
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 4_000)
+    monkeypatch.setattr(blocks, "PIECE_BYTES", 500)
+    monkeypatch.setattr(parallel, "BLOCK_BYTES", 4_000)
+    some = {f"k/{number}": {"caption": "c " * 30, "capmerge": "c"} for number in range(300)}
+    # These look like records inside of one. In each block several are rewritten, then one is not.
+    parts = {
+        f"part {i}": {"caption": "c" * 60, "capmerge": "c"} if i % 30 < 29 else {"caption": "x"}
+        for i in range(300)
+    }
+    records = {
+        **some,
+        "wide": {"caption": "c", "capmerge": "c", "parts": parts},
+        **{f"{key}b": record for key, record in some.items()},
+    }
+    path = write(tmp_path / "m.json", LAYOUTS["compact"](records))
+    one = build_index(path, tokens=False).path.read_bytes()
+    for jobs in (2, 3, 4):
+        index = build_index(path, jobs=jobs, tokens=False)
+        assert read_all(index) == records
+        assert index.path.read_bytes() == one
 
 
 @pytest.mark.parametrize(

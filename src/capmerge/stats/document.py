@@ -110,7 +110,8 @@ def _advice(distribution: Distribution, limits: list[LimitEffect]) -> dict[str, 
                 "max_tokens": effect.limit,
                 "dropped_share": effect.dropped_share,
                 "text": f"A max length of {effect.limit} is the smallest that loses under 1 %: "
-                f"it drops {percent(effect.dropped_share)} of the tokens and cuts {percent(effect.share)} of the alternatives.",
+                f"it drops {percent(effect.dropped_share)} of the tokens "
+                f"and cuts {percent(effect.share)} of the alternatives.",
             }
     largest = limits[-1]
     chunks = range(-(-distribution.lengths[-1] // CHUNK_TOKENS) + 1)

@@ -1,8 +1,6 @@
 """The program `capmerge`: its commands, and what holds for all of them."""
 
-import io
 import signal
-import sys
 from types import FrameType
 from typing import Annotated
 
@@ -14,6 +12,7 @@ from capmerge.cli.preview import preview_command
 from capmerge.cli.rewrite import rewrite_command
 from capmerge.cli.stats import stats_command
 from capmerge.cli.verify import verify_command
+from capmerge.terminal import make_streams_safe
 
 app = typer.Typer(
     add_completion=False,
@@ -47,9 +46,7 @@ def main() -> None:
     terminated.
     """
     signal.signal(signal.SIGTERM, _terminated)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a character must not end a run
+    make_streams_safe()
     app(prog_name="capmerge")
 
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from capmerge.captions.templates import (
+    CaptionLayout,
     CaptionLines,
     FitBy,
-    Layout,
     MergeOptions,
     Underscores,
     Weights,
@@ -40,7 +40,7 @@ class MergeChoice:
     """
 
     layout: Annotated[
-        Layout | None,
+        CaptionLayout | None,
         typer.Option(
             "--layout",
             help="The lines to write. lines: the tags on one line and the caption on another, and "

@@ -37,7 +37,7 @@ def print_previews(
 ) -> Printed:
     """Print the records that `options` ask for and, unless `quiet`, the tokenizer that counted.
 
-    `progress` is told the offset that is done; when it is given, its bar stands on the terminal
+    `progress` is told the offset that is done; when it is given, its bar is on the terminal
     and the lines are written above it. Raises `UsageError` when a key is not there.
     """
     previewer = Previewer(options)
@@ -59,7 +59,7 @@ def print_previews(
 
 
 def _write_beside_bar(line: str) -> None:
-    from tqdm import tqdm  # imported already: a bar stands there
+    from tqdm import tqdm  # the bar needs it anyway
 
     tqdm.write(line)
 

@@ -21,13 +21,14 @@ from capmerge.cli.options import (
 from capmerge.cli.stats import print_statistics
 from capmerge.commands.rewrite import RewriteOptions, rewrite
 from capmerge.commands.rewrite_summary import Summary
+from capmerge.commands.stats_outputs import StatsFiles, default_document
+from capmerge.cores import usable_cores
 from capmerge.errors import UsageError
 from capmerge.files.source import Source, open_source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
 from capmerge.metadata.format import DATASET, Format, FormatName
 from capmerge.stats.collector import Tokenizers
-from capmerge.stats.outputs import StatsFiles, default_document
-from capmerge.terminal import cores, errors_as_exit_codes, progress_bar, warn
+from capmerge.terminal import errors_as_exit_codes, progress_bar, warn
 
 
 @with_merge_options()
@@ -101,7 +102,7 @@ def rewrite_command(
             Format.choose(format_name, target),
             merge.options(counts_tokens=stats),
             merge.on_error or "stop",
-            jobs or cores(),
+            jobs or usable_cores(),
             force=force,
             stats=tokenizers if stats else None,
             index=index,

@@ -17,14 +17,15 @@ from capmerge.cli.options import (
     with_merge_options,
 )
 from capmerge.commands.stats import MeasureOptions, measure
+from capmerge.commands.stats_outputs import StatsFiles, default_document
+from capmerge.cores import usable_cores
 from capmerge.errors import printable
 from capmerge.files.source import open_source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
 from capmerge.stats.collector import Tokenizers
 from capmerge.stats.document import Document
-from capmerge.stats.outputs import StatsFiles, default_document
 from capmerge.stats.tables import text_table
-from capmerge.terminal import cores, errors_as_exit_codes, progress_bar, warn
+from capmerge.terminal import errors_as_exit_codes, progress_bar, warn
 
 
 @with_merge_options("image_size", "allow_rewritten")
@@ -78,7 +79,7 @@ def stats_command(
                 Tokenizers(merge.family or "sd1", tokenizer),
                 files.per_record,
                 merge.on_error or "stop",
-                jobs or cores(),
+                jobs or usable_cores(),
                 max_record,
             )
             with progress_bar(source, quiet=quiet) as progress:

@@ -239,5 +239,4 @@ def _make(
         len(index),
         {name: Column(column.dtype, parts_of(column)) for name, column in columns.items()},
     )
-    file.sync()
     file.publish()

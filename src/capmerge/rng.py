@@ -1,4 +1,4 @@
-"""Seeded chance: a whole number as a pure function of who asks for it. Knows nothing of captions.
+"""Seeded chance: random integers as a pure function of a sample's identity and of a purpose.
 
 The same question gets the same answer in every process, order, version of Python and release of
 this package: runs are repeated and resumed by it, so nothing here may ever change. The definition,
@@ -23,21 +23,32 @@ _WORDS = struct.Struct("<8Q")
 _HEADER = struct.Struct("<4q")
 
 
-class Chance(NamedTuple):
-    """Where chance is asked for: a sample of a run."""
+class SampleId(NamedTuple):
+    """The identity of one training sample; everything random about the sample follows from it.
+
+    Numbers count from 0. `seed` fits in 127 bits, the other numbers in 63; all may be negative.
+    """
 
     seed: int
-    """Any whole number of 127 bits."""
+    """The seed of the run."""
     epoch: int
     key: str
-    """Of the record; lone surrogates are allowed."""
+    """The key of the record; lone surrogates are allowed."""
     dataset: int = 0
+    """The number of the data set that the record belongs to."""
     repeat: int = 0
+    """The number of the repeat, where an epoch holds the record more than once."""
+
+
+class Chance(NamedTuple):
+    """The random numbers of one sample, a pure function of its identity."""
+
+    sample: SampleId
 
     def below(self, limit: int, purpose: str) -> int:
-        """A whole number in [0, `limit`), each as likely as the others; other purposes give independent ones.
+        """A uniform random integer in [0, `limit`); different purposes give independent numbers.
 
-        >>> Chance(seed=1, epoch=0, key="a.png").below(10, "line")
+        >>> Chance(SampleId(seed=1, epoch=0, key="a.png")).below(10, "line")
         7
 
         Raises `ValueError` for a limit below 1, `OverflowError` or `struct.error` for a seed past
@@ -47,23 +58,24 @@ class Chance(NamedTuple):
             raise ValueError(f"found a limit of {limit}, expected 1 or more")
         if limit == 1:
             return 0
-        words_a_number = -(-(limit - 1).bit_length() // _WORD_BITS)
+        words_per_number = -(-(limit - 1).bit_length() // _WORD_BITS)
         fair = (
-            (1 << _WORD_BITS * words_a_number) // limit * limit
+            (1 << _WORD_BITS * words_per_number) // limit * limit
         )  # numbers from here on would favour the low remainders
         words = self._words(purpose)
         while True:
             number = next(words)
-            for _ in range(words_a_number - 1):
+            for _ in range(words_per_number - 1):
                 number = number << _WORD_BITS | next(words)
             if number < fair:
                 return number % limit
 
     def _words(self, purpose: str) -> Iterator[int]:
-        seed = self.seed.to_bytes(16, "little", signed=True)
-        asked = f"{purpose}\0{self.key}".encode("utf-8", "surrogatepass")
+        seed, epoch, key, dataset, repeat = self.sample
+        seed_bytes = seed.to_bytes(16, "little", signed=True)
+        asked = f"{purpose}\0{key}".encode("utf-8", "surrogatepass")
         for counter in count():
-            message = _HEADER.pack(self.dataset, self.epoch, self.repeat, counter) + asked
+            message = _HEADER.pack(dataset, epoch, repeat, counter) + asked
             yield from _WORDS.unpack(
-                hashlib.blake2b(message, key=seed, person=b"capmerge").digest()
+                hashlib.blake2b(message, key=seed_bytes, person=b"capmerge").digest()
             )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from capmerge.tokens.chunks import Chunker, Chunking
-from capmerge.tokens.load import load_tokenizer
+from capmerge.tokens.load import load_clip
 from trainer.config.settings import Config
 from trainer.families import FAMILIES, FamilyName
 from trainer.model.build import build_model
@@ -36,7 +36,7 @@ def make_ids(
     family: FamilyName, captions: list[str], n_chunks: int, chunking: Chunking = "kohya"
 ) -> tuple[Tensor, ...]:
     """(B, N, L) for each tokenizer of the family, cut by the real chunker."""
-    tokenizers = tuple(load_tokenizer(name) for name in FAMILIES[family].tokenizers)
+    tokenizers = tuple(load_clip(name) for name in FAMILIES[family].tokenizers)
     chunker = Chunker(tokenizers, chunking, n_chunks)
     rows = [chunker.lay_out(chunker.cut(caption), n_chunks) for caption in captions]
     return tuple(torch.tensor(chunks_BNL) for chunks_BNL in zip(*rows, strict=True))

@@ -3,7 +3,7 @@ import struct
 
 import pytest
 
-from capmerge.rng import Chance
+from capmerge.rng import Chance, SampleId
 
 
 def test_chance_is_what_its_module_says():
@@ -18,14 +18,14 @@ def test_chance_is_what_its_module_says():
         message, key=seed.to_bytes(16, "little", signed=True), person=b"capmerge"
     ).digest()
     word = struct.unpack("<8Q", digest)[0]
-    assert Chance(seed, epoch, key, dataset, repeat).below(10**6, "line") == word % 10**6
+    assert Chance(SampleId(seed, epoch, key, dataset, repeat)).below(10**6, "line") == word % 10**6
 
 
 def test_chance_takes_limits_of_any_size():
     """A limit past 64 bits uses more words, and a limit below 1 is refused."""
-    numbers = [Chance(1, epoch, "a").below(10**40, "x") for epoch in range(200)]
+    numbers = [Chance(SampleId(1, epoch, "a")).below(10**40, "x") for epoch in range(200)]
     assert max(numbers) > 9 * 10**39
     assert min(numbers) < 10**39
     assert len(set(numbers)) == 200
     with pytest.raises(ValueError, match="expected 1 or more"):
-        Chance(1, 0, "a").below(0, "x")
+        Chance(SampleId(1, 0, "a")).below(0, "x")

@@ -1,4 +1,4 @@
-"""The seeded draw of one alternative from a caption, by the grammar of `wildcard`. Knows nothing of records, tags or files."""
+"""The seeded draw of one alternative from a caption, by the grammar of `wildcard`."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -8,77 +8,64 @@ from math import lcm, prod
 from typing import Literal, NamedTuple
 
 from capmerge.captions.wildcard import has_brace, parse_line
-from capmerge.rng import Chance
+from capmerge.rng import Chance, SampleId
 
 Pick = Literal["random", "cycle"]
 
 
 class Drawn(NamedTuple):
-    """What was drawn from a caption."""
+    """The alternative that was drawn from a caption."""
 
     text: str
-    """The very line that is trained: in-line wildcards expanded, braces unescaped."""
+    """The text that is trained: in-line wildcards expanded, braces unescaped."""
     line: int
-    """Which line of the caption, from 0; of equal lines the first."""
+    """The number of the drawn line in the caption, from 0; the first among equal lines."""
     lines: int
-    """How many lines the caption has."""
+    """The number of lines in the caption."""
     options: tuple[int, ...]
-    """Which option of each `{a|b}` of that line, from 0; of equal options the first."""
-
-
-def draw(
-    caption: str,
-    seed: int,
-    epoch: int,
-    key: str,
-    *,
-    dataset: int = 0,
-    repeat: int = 0,
-    weights: Sequence[int] | None = None,
-    pick: Pick = "random",
-) -> str:
-    r"""The line of `caption` that is trained, as `draw_line` draws it.
-
-    >>> [draw("1girl\na {red|blue} hat", 7, epoch, "a.png", pick="cycle") for epoch in range(4)]
-    ['a blue hat', '1girl', 'a red hat', '1girl']
-    """
-    return draw_line(
-        caption, seed, epoch, key, dataset=dataset, repeat=repeat, weights=weights, pick=pick
-    ).text
+    """The number of the drawn option of each `{a|b}`, from 0; the first among equal options."""
 
 
 def draw_line(
     caption: str,
-    seed: int,
-    epoch: int,
-    key: str,
+    sample: SampleId,
     *,
-    dataset: int = 0,
-    repeat: int = 0,
     weights: Sequence[int] | None = None,
     pick: Pick = "random",
 ) -> Drawn:
-    """One alternative of `caption`, a pure function of the arguments: the same on every machine, now and later.
+    r"""The alternative of `caption` that `sample` trains: one line, its in-line wildcards expanded.
 
-    `weights` are those of the lines (a record's `capmerge_weights`), each line once when None.
-    `pick` says how: `random`: a line by its weight, then an option of each of its groups, all
-    independent (see `chance`). `cycle`: the alternatives in turn, one step further with each epoch
-    and with each repeat, from a place given by seed, data set and key. A line of weight w comes w
-    times in a full turn, evenly spread, equal lines counting as one; its groups go through all
-    their combinations as it comes again.
+    A pure function of the arguments: every machine and every release of this package draws the
+    same. `weights` are the weights of the lines (`capmerge_weights` of a record), 1 for each line
+    when None. `pick` is the way of drawing:
 
-    Raises `ValueError` when `weights` are not one number of 0 or more a line, or all 0.
+    - `random` draws a line by its weight, then one option for each `{a|b}` of that line, all
+      independent of each other (see `capmerge.rng`).
+    - `cycle` takes the alternatives in turn, one step further with each epoch and each repeat, from
+      a start given by seed, data set and key. A line of weight w comes w times in a full turn,
+      evenly spread, and equal lines count as one. The options of its wildcards go through all
+      their combinations as the line comes again.
+
+    >>> caption = "1girl\na {red|blue} hat"
+    >>> samples = [SampleId(seed=7, epoch=epoch, key="a.png") for epoch in range(4)]
+    >>> [draw_line(caption, sample, pick="cycle").text for sample in samples]
+    ['a blue hat', '1girl', 'a red hat', '1girl']
+
+    Raises `ValueError` for another `pick`, and for `weights` that are not one number of 0 or more
+    per line or are all 0.
     """
     lines = caption.split("\n")
     if weights is not None and (len(weights) != len(lines) or min(weights) < 0 or not any(weights)):
         raise ValueError(
-            f"found the weights {list(weights)} for {len(lines)} lines, expected one of 0 or more a line, not all 0"
+            f"found the weights {list(weights)} for {len(lines)} lines, "
+            "expected one of 0 or more a line, not all 0"
         )
     if pick == "cycle":
-        return _draw_in_turn(lines, weights, epoch + repeat, Chance(seed, 0, key, dataset))
+        step = sample.epoch + sample.repeat
+        return _draw_in_turn(lines, weights, step, Chance(sample._replace(epoch=0, repeat=0)))
     if pick != "random":
         raise ValueError(f"found the pick {pick!r}, expected random or cycle")
-    chance = Chance(seed, epoch, key, dataset, repeat)
+    chance = Chance(sample)
     number = _weighted(lines, weights, chance)
     line = lines[number]
     if not has_brace(line):
@@ -131,24 +118,26 @@ def _counted(texts: list[str], weights: Sequence[int] | None) -> dict[str, int]:
 
 @lru_cache(maxsize=4096)
 def nth_of_turn(weights: tuple[int, ...], place: int) -> tuple[int, int]:
-    """Who comes at `place` of a turn in which number i comes `weights[i]` times, evenly spread; and how often it came before.
+    """The line at `place` of a cycle, and how often it occurred before in that cycle.
+
+    The cycle holds line i `weights[i]` times, evenly spread:
 
     >>> [nth_of_turn((4, 1, 1), place)[0] for place in range(6)]
     [0, 0, 1, 2, 0, 0]
 
-    Coming j of number i stands at (2 j + 1) / (2 w_i) of the turn; ties go to the lower number. Up
-    to any place the numbers have come their fair share to within half a time each, so few comings
-    around `place` need to be looked at, however large the weights.
+    The j-th occurrence of line i sits at (2j + 1) / (2 w_i) of the cycle; ties go to the lower
+    line. At every place each line has had its fair share to within half an occurrence, so only
+    occurrences near `place` are candidates, however large the weights.
     """
     total, scale, slack = sum(weights), lcm(*weights), len(weights)
     before = 0
-    comings: list[tuple[int, int, int]] = []
+    candidates: list[tuple[int, int, int]] = []
     for number, weight in enumerate(weights):
-        # Comings at or after (place - slack) / total and before (place + slack + 1) / total.
+        # The occurrences at or after (place - slack) / total and before (place + slack + 1) / total.
         start = max(0, ((place - slack) * weight * 2 + total - 1) // (2 * total))
         end = min(weight, ((place + slack + 1) * weight * 2 + total - 1) // (2 * total))
         before += start
-        comings += [((2 * j + 1) * (scale // weight), number, j) for j in range(start, end)]
-    comings.sort()
-    _, number, earlier = comings[place - before]
+        candidates += [((2 * j + 1) * (scale // weight), number, j) for j in range(start, end)]
+    candidates.sort()
+    _, number, earlier = candidates[place - before]
     return number, earlier

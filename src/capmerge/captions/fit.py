@@ -15,8 +15,8 @@ from capmerge.captions.templates import Draw, MergeOptions, Template
 from capmerge.captions.wildcard import has_brace, parse_line, unbreakable_spans
 from capmerge.errors import UsageError
 from capmerge.tokens.counter import TokenCounter
-from capmerge.tokens.families import CLIP
-from capmerge.tokens.load import load_tokenizer
+from capmerge.tokens.families import CLIP_OF_FAMILY
+from capmerge.tokens.load import load_clip
 
 # A full stop, a question or exclamation mark with the quotes or brackets it closes; the Chinese and
 # Japanese ones need no space behind.
@@ -60,7 +60,7 @@ class Fitter:
         self._cuts = options.fit_by == "trim"
         self._wildcards = options.caption_wildcards
         self._write = write
-        self._counter = TokenCounter(load_tokenizer(CLIP[options.fit_family]))
+        self._counter = TokenCounter(load_clip(CLIP_OF_FAMILY[options.fit_family]))
         for template in options.templates() if self._cuts else ():
             fixed = "".join(literals(template))
             (count,) = self._counter.count_tokens([fixed])

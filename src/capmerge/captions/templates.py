@@ -8,7 +8,7 @@ from math import gcd, lcm
 from typing import Literal, NamedTuple, get_args
 
 from capmerge.errors import UsageError
-from capmerge.tokens.families import Family
+from capmerge.tokens.families import TokenizerFamily
 
 Layout = Literal["lines", "concat", "concat-caption-first", "inline"]
 Weights = Literal["repeat", "field"]
@@ -143,7 +143,7 @@ class MergeOptions:
     fit_tokens: int | None = None
     """The longest alternative wanted; see `fit`."""
     fit_by: FitBy = "drop"
-    fit_family: Family = "sd1"
+    fit_family: TokenizerFamily = "sd1"
     """Whose tokens are counted for that."""
 
     def __post_init__(self) -> None:
@@ -151,8 +151,10 @@ class MergeOptions:
             raise UsageError(
                 f"--fit {self.fit_tokens} {self.fit_by}: expected drop or trim behind the number."
             )
-        if self.fit_family not in get_args(Family):
-            raise UsageError(f"--family {self.fit_family}: expected {', '.join(get_args(Family))}.")
+        if self.fit_family not in get_args(TokenizerFamily):
+            raise UsageError(
+                f"--family {self.fit_family}: expected {', '.join(get_args(TokenizerFamily))}."
+            )
         if self.fit_tokens is not None and self.fit_tokens < 1:
             raise UsageError(
                 f"--fit {self.fit_tokens}: expected 1 token or more, such as 75, 150 or 225."

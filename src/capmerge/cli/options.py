@@ -8,7 +8,7 @@ import typer
 from capmerge.captions.templates import CaptionLines, Layout, Underscores, Weights
 from capmerge.commands.merge_blocks import OnError
 from capmerge.errors import UsageError
-from capmerge.tokens.families import Family
+from capmerge.tokens.families import TokenizerFamily
 
 SourceArgument = Annotated[
     str,
@@ -109,7 +109,7 @@ FitOption = Annotated[
     ),
 ]
 FamilyOption = Annotated[
-    Family | None,
+    TokenizerFamily | None,
     typer.Option(
         "--family",
         help="Whose CLIP tokenizer counts (default sd1, the same as sdxl).",
@@ -170,7 +170,7 @@ def _asked(  # the merge options, in the order of MergeOptions
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _asked_fit(fit: tuple[int, str] | None, family: Family | None) -> dict[str, Any]:
+def _asked_fit(fit: tuple[int, str] | None, family: TokenizerFamily | None) -> dict[str, Any]:
     """The options of `--fit` that the command line gives, by their names in `MergeOptions`."""
     if fit is None:
         if family:

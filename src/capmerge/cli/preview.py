@@ -31,7 +31,7 @@ from capmerge.errors import UsageError
 from capmerge.files.source import open_source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
 from capmerge.terminal import errors_as_exit_codes, progress_bar, warn
-from capmerge.tokens.chunk_text import Chunking
+from capmerge.tokens.chunks import Splitting
 
 
 def preview_command(
@@ -66,7 +66,7 @@ def preview_command(
         ),
     ] = None,
     chunking: Annotated[
-        Chunking,
+        Splitting,
         typer.Option(
             "--chunking",
             help="How captions are cut into chunks: as sd-scripts or as AUTOMATIC1111 does.",

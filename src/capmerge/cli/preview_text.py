@@ -8,7 +8,7 @@ from typing import Any
 from capmerge.captions.fields import STYLES
 from capmerge.commands.preview import Preview, Shown
 from capmerge.errors import printable
-from capmerge.tokens.chunk_text import Cut, Part
+from capmerge.tokens.chunk_text import ChunkedText, Part
 
 _CHUNK_COLOURS = (
     "36",
@@ -50,7 +50,7 @@ class Screen:
         if preview.drawn:
             yield f"  drawn: {printable(preview.drawn.text)}"
 
-    def _cut(self, cut: Cut) -> str:
+    def _cut(self, cut: ChunkedText) -> str:
         return " ".join(self._part(part) for part in cut.parts if part.tokens or part.chunk == 1)
 
     def _part(self, part: Part) -> str:
@@ -72,7 +72,7 @@ def _heading(shown: Shown) -> str:
     return f"{STYLES[shown.written.style]}, {_percent(shown.written.share)}{repeated}: {_length(shown.cut)}{longest}"
 
 
-def _length(cut: Cut) -> str:
+def _length(cut: ChunkedText) -> str:
     used = sum(1 for part in cut.parts if part.chunk and part.tokens)
     dropped = f", {cut.dropped:,} dropped" if cut.dropped else ""
     return f"{_counted(cut.tokens, 'token')} in {_counted(max(1, used), 'chunk')}{dropped}"

@@ -21,10 +21,11 @@ from capmerge.errors import UsageError, printable, quoted
 from capmerge.files.source import Source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, read_layout
 from capmerge.metadata.codec import Stray, iter_source
-from capmerge.tokens.chunk_text import Chunking, Cut, Cutter, crop
-from capmerge.tokens.chunks import CHUNK_TOKENS, count_chunks
+from capmerge.rng import SampleId
+from capmerge.tokens.chunk_text import ChunkedText, chunk_text, crop_text
+from capmerge.tokens.chunks import CHUNK_TOKENS, Chunker, Splitting, count_chunks
 from capmerge.tokens.counter import TokenCounter
-from capmerge.tokens.families import ONE_CHUNK, T5_IDS, Family
+from capmerge.tokens.families import ONE_CHUNK, T5_IDS, TokenizerFamily
 from capmerge.tokens.load import load_readers
 from capmerge.tokens.tokenizer import FileTokenizer
 
@@ -33,7 +34,7 @@ DEFAULT_MAX_TOKENS = 3 * CHUNK_TOKENS
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Which draw is shown: the arguments of `wildcard.draw`. Raises `UsageError` for numbers out of range."""
+    """The sample whose draw is shown, but for its key, and the way of drawing. Raises `UsageError` for numbers out of range."""
 
     seed: int
     epoch: int
@@ -62,8 +63,8 @@ class PreviewOptions:
     keys: tuple[str, ...] = ()
     """Of the records that are shown; when empty, the first `count`."""
     count: int = 5
-    family: Family = "sd1"
-    chunking: Chunking = "kohya"
+    family: TokenizerFamily = "sd1"
+    chunking: Splitting = "kohya"
     max_tokens: int | None = None
     """None: 225 for kohya, no limit for a1111, one chunk for a family that crops."""
     tokenizer: str | None = None
@@ -88,7 +89,7 @@ class PreviewOptions:
 class Readers(NamedTuple):
     """What reads a caption: CLIP, and for some families T5."""
 
-    clip: Cutter
+    clip: Chunker
     t5: FileTokenizer | None = None
     t5_ids: int = 0
     """That T5 reads, its own included; 0 for a family without T5."""
@@ -97,23 +98,20 @@ class Readers(NamedTuple):
     def load(cls, options: PreviewOptions) -> "Readers":
         """The readers that the options ask for. Raises `UsageError` as `tokens.load_readers`."""
         clip, t5 = load_readers(options.family, options.tokenizer)
-        limit = (
-            CHUNK_TOKENS
-            if options.family in ONE_CHUNK
-            else DEFAULT_MAX_TOKENS
-            if options.chunking == "kohya"
-            else None
-        )
-        return cls(
-            Cutter(clip, options.chunking, options.max_tokens or limit),
-            t5,
-            T5_IDS.get(options.family, 0),
-        )
+        if options.max_tokens is not None:
+            max_chunks: int | None = count_chunks(options.max_tokens)
+        elif options.family in ONE_CHUNK:
+            max_chunks = 1
+        else:
+            max_chunks = count_chunks(DEFAULT_MAX_TOKENS) if options.chunking == "kohya" else None
+        chunker = Chunker((clip,), options.chunking, max_chunks)
+        return cls(chunker, t5, T5_IDS.get(options.family, 0))
 
     def text(self) -> str:
         """What they are, in a line."""
-        limit = f"{self.clip.max_tokens} tokens" if self.clip.max_tokens else "all tokens"
-        name = printable(self.clip.tokenizer.name)
+        most = self.clip.max_chunks
+        limit = f"{most * CHUNK_TOKENS} tokens" if most else "all tokens"
+        name = printable(self.clip.tokenizers[0].name)
         line = f"Tokenizer {name}, {limit} read, " + (
             "cropped there." if self.t5_ids else f"chunks as {self.clip.chunking} cuts them."
         )
@@ -131,8 +129,8 @@ class Shown:
     written: Written
     texts: int
     """How many texts its in-line wildcards give; what is cut is the longest."""
-    cut: Cut
-    t5_cut: Cut | None
+    cut: ChunkedText
+    t5_cut: ChunkedText | None
     """As T5 reads it."""
 
 
@@ -174,7 +172,7 @@ class Previewer:
         self._options = options
         self._merger = Merger(options.merge)
         self.readers = Readers.load(options)
-        self._counter = TokenCounter(self.readers.clip.tokenizer)
+        self._counter = TokenCounter(self.readers.clip.tokenizers[0])
 
     def preview(self, key: str, record: Any) -> Preview:
         """What one record is, becomes and gives to a model; `record` is not changed."""
@@ -201,10 +199,9 @@ class Previewer:
 
     def _show(self, alternative: Written, text: str) -> Shown:
         t5 = self.readers.t5
-        t5_cut = crop(text, t5, self.readers.t5_ids - t5.n_special) if t5 else None
-        return Shown(
-            alternative, parse_line(alternative.line).ways, self.readers.clip.cut(text), t5_cut
-        )
+        t5_cut = crop_text(text, t5, self.readers.t5_ids - t5.n_special) if t5 else None
+        cut = chunk_text(text, self.readers.clip)
+        return Shown(alternative, parse_line(alternative.line).ways, cut, t5_cut)
 
     def _unfit(self, fitted: Fitted) -> Iterator[Unfit]:
         changes = [(draw, None) for draw in fitted.left_out] + list(fitted.cut)
@@ -234,11 +231,7 @@ class Previewer:
             return None, None
         drawn = draw_line(
             after["caption"],
-            asked.seed,
-            asked.epoch,
-            key,
-            dataset=asked.dataset,
-            repeat=asked.repeat,
+            SampleId(asked.seed, asked.epoch, key, asked.dataset, asked.repeat),
             weights=after.get(WEIGHTS),
             pick=asked.pick,
         )

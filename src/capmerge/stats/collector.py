@@ -18,7 +18,7 @@ from capmerge.stats.document import Document, build_document
 from capmerge.stats.duplicates import Place, RecordHashes, RecordPlaces, as_json
 from capmerge.stats.observer import Observer, whole_caption
 from capmerge.tokens.counter import TokenCounter
-from capmerge.tokens.families import Family
+from capmerge.tokens.families import TokenizerFamily
 from capmerge.tokens.load import load_readers
 
 _EXCERPT = 200
@@ -28,7 +28,7 @@ _EXCERPT = 200
 class Tokenizers:
     """Which tokenizers count: those of a family, or one from the user's files: another CLIP, or the T5 of a family that has one."""
 
-    family: Family = "sd1"
+    family: TokenizerFamily = "sd1"
     path: str | None = None
 
     def load(self) -> tuple[TokenCounter, TokenCounter | None]:

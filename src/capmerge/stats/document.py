@@ -18,7 +18,7 @@ from capmerge.stats.counts import CaptionStats
 from capmerge.stats.lengths import Cut, Distribution, LengthStats
 from capmerge.tokens.chunks import CHUNK_TOKENS
 from capmerge.tokens.counter import TokenCounter
-from capmerge.tokens.families import ONE_CHUNK, T5_IDS, Family
+from capmerge.tokens.families import ONE_CHUNK, T5_IDS, TokenizerFamily
 
 Document = dict[str, Any]
 MOST_FREQUENT = 100
@@ -37,7 +37,7 @@ def build_document(
     *,
     source: str,
     merge: MergeOptions,
-    family: Family,
+    family: TokenizerFamily,
     counter: TokenCounter,
     t5: TokenCounter | None,
     duplicates: dict[str, Any],

@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 
 from capmerge.tokens.chunks import CHUNK_TOKENS, COMMA_BACKTRACK, a1111, a1111_bounds, a1111_parts
 from capmerge.tokens.counter import TokenCounter
-from capmerge.tokens.load import load_tokenizer
-from capmerge.tokens.tokenizer import ClipTokenizer
-
-__all__ = ["TextLengths", "a1111_chunk_counts"]
+from capmerge.tokens.families import ClipName
+from capmerge.tokens.load import load_clip
 
 Integers = NDArray[np.int64]
 
@@ -48,11 +46,9 @@ class TextLengths:
 class _Lengths:
     """Counts with one tokenizer."""
 
-    def __init__(self, family: str) -> None:
-        tokenizer = load_tokenizer(family)
-        assert isinstance(tokenizer, ClipTokenizer)  # a family's always is
-        self.tokenizer = tokenizer
-        self._counter = TokenCounter(tokenizer)
+    def __init__(self, name: ClipName) -> None:
+        self.tokenizer = load_clip(name)
+        self._counter = TokenCounter(self.tokenizer)
 
     def count(self, texts: Sequence[str]) -> tuple[Integers, Integers]:
         """Tokens and chunks of each text."""

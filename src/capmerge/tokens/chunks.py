@@ -1,6 +1,5 @@
 """How a model's chunks are cut from a caption: the home of 75, 77, BOS and EOS, and of the two ways of cutting."""
 
-import itertools
 import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -22,11 +21,6 @@ def chunks_needed(n_tokens: int) -> int:
     [1, 1, 2]
     """
     return max(1, -(-n_tokens // CHUNK_TOKENS))
-
-
-def dropped_tokens(n_tokens: int, max_tokens: int) -> int:
-    """How many of `n_tokens` a limit of `max_tokens` drops."""
-    return max(0, n_tokens - max_tokens)
 
 
 def kohya(ids: Sequence[int], max_tokens: int, tokenizer: ClipTokenizer) -> list[list[int]]:
@@ -54,18 +48,6 @@ def kohya(ids: Sequence[int], max_tokens: int, tokenizer: ClipTokenizer) -> list
                 content[0] = eos
         chunks.append([bos, *content, last])
     return chunks
-
-
-def kohya_spans(n_tokens: int, max_tokens: int) -> list[tuple[int, int]]:
-    """[start, end) of the tokens in each chunk of `kohya`; chunks without content are empty spans, tokens past the last end are dropped.
-
-    >>> kohya_spans(80, 225)
-    [(0, 75), (75, 80), (80, 80)]
-
-    Raises UsageError if `max_tokens` is not a positive multiple of 75.
-    """
-    edges = [min(n_tokens, chunk * CHUNK_TOKENS) for chunk in range(count_chunks(max_tokens) + 1)]
-    return list(itertools.pairwise(edges))
 
 
 def count_chunks(max_tokens: int) -> int:
@@ -171,7 +153,10 @@ def _a1111_spans(
     return spans, finished * CHUNK_TOKENS + unfinished
 
 
-Chunking = Literal["kohya", "a1111", "crop"]
+Splitting = Literal["kohya", "a1111"]
+"""The ways to cut a caption into any number of chunks: as sd-scripts or as AUTOMATIC1111 does."""
+Chunking = Literal[Splitting, "crop"]
+"""The ways to fit a caption into chunks: one of `Splitting`, or its first chunk alone."""
 
 
 class CutText(NamedTuple):
@@ -193,13 +178,13 @@ class CutText(NamedTuple):
 
 
 class Chunker(NamedTuple):
-    """How the captions of a run are cut."""
+    """The one rule by which captions are cut, for training and for `capmerge preview` alike."""
 
     tokenizers: tuple[ClipTokenizer, ...]
-    """Of one family: they may differ in their padding, not in their ids."""
+    """The tokenizers of one family: they may differ in their padding, not in their ids."""
     chunking: Chunking
     max_chunks: int | None
-    """None: as many as a caption needs."""
+    """The most chunks that are encoded; None for as many as a caption needs."""
 
     def cut(self, text: str) -> CutText:
         """The chunks of one caption, before anything is dropped."""
@@ -215,8 +200,14 @@ class Chunker(NamedTuple):
         filled[-1] += n_tokens - sum(filled)
         return CutText(([ids],) * len(self.tokenizers), tuple(filled))
 
+    def pieces(self, text: str) -> list[str]:
+        """The piece of the cleaned text that each token of `cut` stands for, in order."""
+        parts = a1111_parts(text) if self.chunking == "a1111" else [text]
+        encode = self.tokenizers[0].encode_with_text
+        return [piece for part in parts for _, piece in encode(part)]
+
     def chunks_of(self, cut: CutText) -> int:
-        """How many chunks of it are encoded: those it needs, up to the limit."""
+        """The number of its chunks that are encoded: those it needs, up to the limit."""
         needed = 1 if self.chunking == "crop" else len(cut.filled)
         return needed if self.max_chunks is None else min(needed, self.max_chunks)
 

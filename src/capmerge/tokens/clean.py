@@ -6,8 +6,6 @@ of the shortcut around ftfy. Knows nothing of vocabularies, ids or counts.
 
 import re
 
-__all__ = ["clean", "is_local"]
-
 # What ftfy does to these characters depends on nothing but the neighbours inside the same
 # space-separated piece: alone it changes none of them but the quotes and the kind of line break,
 # and none composes with a neighbour under NFC. Left out although harmless alone: the accented

@@ -11,16 +11,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LONGEST_BYTES", "CountTable", "Pieces"]
-
 Integers = NDArray[np.int64]
 Words = NDArray[np.uint64]
 
-_WIDTHS = (
-    1,
-    2,
-    4,
-)  # in words of 8 bytes; the last byte of a key is free for the count, so they hold 7, 15 and 31 bytes
+# Words of 8 bytes per key. The last byte of a key is free for the count, so that the keys hold 7, 15
+# and 31 bytes.
+_WIDTHS = (1, 2, 4)
 _WAYS = 4
 _COUNT_SHIFT = np.uint64(56)
 _KEY_BITS = np.uint64(8)
@@ -30,9 +26,8 @@ _FACTORS = np.array(
 )
 _FIRST_BYTES = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
 
-_NOT_SPACE = np.uint8(
-    ~ord(" ") & 0xFF
-)  # the space and NUL are the only bytes without any of these bits
+# The space and NUL are the only bytes without any of these bits.
+_NOT_SPACE = np.uint8(~ord(" ") & 0xFF)
 _LETTER_OR_DIGIT = np.array([chr(byte).isascii() and chr(byte).isalnum() for byte in range(256)])
 
 LONGEST_BYTES = 8 * _WIDTHS[-1] - 1
@@ -117,6 +112,8 @@ class CountTable:
 
     def look_up(self, pieces: Pieces) -> tuple[Integers, Integers]:
         """The count of each piece, int64 (n_pieces,), 0 for those not held; and the numbers of those not held, in no particular order."""
+        # All keys of one width are compared with the first row of their groups at once. Those that
+        # differ go on to the second row, and so on; what differs from all four rows is unknown.
         counts = np.zeros(len(pieces), np.int64)
         unknown = [np.flatnonzero(pieces.lengths > LONGEST_BYTES)]
         for rows, chosen in self._by_width(pieces.lengths):
@@ -167,7 +164,10 @@ class CountTable:
 
 
 def _compare(rows: Words, slots: Integers, keys: Words) -> tuple[Integers, Integers]:
-    """The counts in the rows at `slots`, and where the keys there are other ones."""
+    """The counts in the rows at `slots`, and which of the rows hold another key.
+
+    The XOR of a row and its own key leaves the count alone, in the last byte: a key ends in 0.
+    """
     differences = rows.take(slots, axis=0)
     differences ^= keys
     counts = differences[:, -1] >> _COUNT_SHIFT

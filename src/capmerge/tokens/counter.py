@@ -15,13 +15,10 @@ if TYPE_CHECKING:
 
     from capmerge.tokens.count_table import Integers, Pieces
 
-__all__ = ["TokenCounter", "TokensAndCommas"]
-
 _SLOTS = 1 << 18
-_BATCH = (
-    512  # texts; more would leave the processor's cache, fewer pay the 0.2 ms of a batch more often
-)
-_FEW = 4  # texts, for which a batch is not worth it
+# Texts of a batch: more would leave the processor's cache, fewer pay its 0.2 ms more often.
+_BATCH = 512
+_FEW = 4  # fewer texts than this are not worth a batch
 _MOST_PIECES_WITH_COMMAS = 1 << 16
 
 
@@ -109,7 +106,7 @@ class TokenCounter:
         return self._table.n_held
 
     def _count_batch(self, tokenizer: ClipTokenizer, texts: Sequence[str]) -> "_Counted | None":
-        """The counts of `texts` and of their pieces; None where they hold what pieces cannot."""
+        """The counts of `texts` and of their pieces; None for texts that pieces cannot stand for."""
         import numpy as np
 
         from capmerge.tokens.count_table import Pieces
@@ -117,6 +114,8 @@ class TokenCounter:
         pieces = Pieces(texts)
         if pieces.hold_nul:
             return None
+        # Most pieces were counted before. A new one is encoded once and remembered, if the clean-up
+        # of it does not depend on its neighbours; else its text is encoded whole.
         counts, unknown = self._table.look_up(pieces)
         whole: set[int] = set()
         if len(unknown):
@@ -145,30 +144,38 @@ class TokenCounter:
         starts: "Integers",
         chosen: "NDArray[np.bool_]",
     ) -> "Integers":
-        """The commas in the `chosen` texts, none of which was encoded whole; `starts` is the place of each text's first token."""
+        """The places of the comma tokens in the `chosen` texts, none of which was encoded whole.
+
+        `starts` holds the place of the first token of each text.
+        """
         import numpy as np
 
+        # How it works: a token's place is the number of tokens before it, and a running sum over
+        # the counts of all pieces gives that for the first token of each piece. So a comma that is
+        # the last token of its piece needs no look at ids; only other pieces are encoded.
         pieces, counts = counted.pieces, counted.counts
         commas, of_piece, of_text = pieces.find(ord(","), chosen)
         before = np.cumsum(counts) - counts
+        # That sum is wrong behind texts that were encoded whole: shift each text to its `starts`.
         starts = starts - before.take(pieces.first)
-        # "tag," with a letter or digit before it, and "," alone: CLIP's pattern makes the comma a
-        # word, so it is the piece's last token.
+
+        # Plain pieces: "tag," with a letter or digit before the comma, and "," alone. CLIP's
+        # pattern makes that comma a word of its own, so it is the piece's last token.
         plain = pieces.ends_a_word(commas, of_piece)
+        # Odd pieces hold a comma anywhere else, as in "a,b" or "),": their commas are looked up.
         odd, first = np.unique(of_piece[~plain], return_index=True)
         text_of_odd = of_text[~plain][first]
         is_odd = np.zeros(len(pieces), bool)
         is_odd[odd] = True
         plain &= ~is_odd[of_piece]
-        last = of_piece[plain]
         inside = [self._commas_inside(tokenizer, text) for text in pieces.texts(odd)]
         odd_starts = np.repeat(
             before[odd] + starts[text_of_odd], [len(places) for places in inside]
         )
         odd_places = odd_starts + np.array([place for some in inside for place in some], np.int64)
-        return np.concatenate(
-            (before[last] + counts[last] - 1 + starts[of_text[plain]], odd_places)
-        )
+        last = of_piece[plain]
+        plain_places = before[last] + counts[last] - 1 + starts[of_text[plain]]
+        return np.concatenate((plain_places, odd_places))
 
     def _commas_inside(self, tokenizer: ClipTokenizer, piece: str) -> list[int]:
         found = self._commas_of_piece.get(piece)

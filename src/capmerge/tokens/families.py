@@ -1,12 +1,41 @@
-"""Model families by the names users give them: whose tokenizer counts, and where a caption ends without being cut into chunks."""
+"""Facts about tokenizers: how the CLIP tokenizers differ, and which tokenizers a model family uses."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
-Family = Literal["sd1", "sd2", "sdxl", "sd3", "flux"]
+from capmerge.tokens.chunks import EOS_ID
 
-CLIP: dict[Family, str] = {"sd1": "sd1", "sd2": "sd2", "sdxl": "sd1", "sd3": "sd1", "flux": "sd1"}
-"""The CLIP tokenizer of each, as `tokens.FAMILIES` names it. The second encoders of SDXL and SD3 differ in padding alone."""
-ONE_CHUNK: frozenset[Family] = frozenset(("sd3", "flux"))
-"""Where CLIP reads one chunk of a caption and no more; the other families take any number of chunks."""
-T5_IDS: dict[Family, int] = {"sd3": 256, "flux": 512}
-"""Ids that T5 reads, the one it adds itself included."""
+ClipName = Literal["sd1", "sd2", "sdxl_g"]
+"""CLIP tokenizers: of SD 1 and SDXL's first encoder, of SD 2, and of SDXL's second encoder."""
+
+
+class ClipVariant(NamedTuple):
+    """The differences between one CLIP tokenizer and the others; all share one vocabulary."""
+
+    pad: int
+    """The id that fills a chunk behind its EOS."""
+    added: dict[str, int]
+    """Literals, besides BOS and EOS, that become one id each before the text is cleaned."""
+
+
+CLIP_VARIANTS: dict[ClipName, ClipVariant] = {
+    "sd1": ClipVariant(EOS_ID, {}),
+    # The padding of SD 2 is an added token, so every "!" is cut out of its word. SDXL's second
+    # encoder pads with the same id and leaves "!" alone.
+    "sd2": ClipVariant(0, {"!": 0}),
+    "sdxl_g": ClipVariant(0, {}),
+}
+
+TokenizerFamily = Literal["sd1", "sd2", "sdxl", "sd3", "flux"]
+"""The model families whose captions `--family` counts."""
+CLIP_OF_FAMILY: dict[TokenizerFamily, ClipName] = {
+    "sd1": "sd1",
+    "sd2": "sd2",
+    "sdxl": "sd1",
+    "sd3": "sd1",
+    "flux": "sd1",
+}
+"""The CLIP tokenizer of each family. The second encoders of SDXL and SD3 differ in padding alone."""
+ONE_CHUNK: frozenset[TokenizerFamily] = frozenset(("sd3", "flux"))
+"""Families whose CLIP reads only the first chunk of a caption; the others take any number of chunks."""
+T5_IDS: dict[TokenizerFamily, int] = {"sd3": 256, "flux": 512}
+"""The number of ids that T5 reads, including the one that it adds itself."""

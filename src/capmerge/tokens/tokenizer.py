@@ -14,8 +14,6 @@ from capmerge.errors import UsageError
 from capmerge.tokens.clean import clean
 from capmerge.tokens.vocabulary import BOS, EOS, ClipVocabulary, byte_alphabet
 
-__all__ = ["ClipTokenizer", "FileTokenizer"]
-
 # openai/CLIP, clip/simple_tokenizer.py. Ignoring case matters although the text is in lower case: a
 # long s counts as s here.
 _PATTERN = (

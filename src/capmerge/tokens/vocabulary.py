@@ -10,15 +10,6 @@ from typing import Any, NamedTuple
 
 from capmerge.errors import CapmergeError, UsageError
 
-__all__ = [
-    "BOS",
-    "EOS",
-    "ClipVocabulary",
-    "byte_alphabet",
-    "read_clip_vocabulary",
-    "read_tokenizer_file",
-]
-
 BOS = "<|startoftext|>"
 EOS = "<|endoftext|>"
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from capmerge.tokens.chunks import CHUNK_TOKENS
+from capmerge.tokens.chunks import CHUNK_TOKENS, Chunking
 from trainer.families import FamilyName
 
 
@@ -97,7 +97,7 @@ class DataSettings(Section):
 class TextSettings(Section):
     """`[text]`: how captions reach the U-Net."""
 
-    chunking: Literal["kohya", "a1111", "crop"] = "kohya"
+    chunking: Chunking = "kohya"
     """Chunks joined as sd-scripts does, whole chunks side by side as AUTOMATIC1111 does, or the first 75 tokens. Default kohya."""
     max_tokens: (
         Annotated[int, Field(ge=CHUNK_TOKENS, multiple_of=CHUNK_TOKENS)] | Literal["unlimited"]
@@ -163,9 +163,9 @@ class LossSettings(Section):
 class ScheduleArguments(TypedDict, total=False):
     """`[optimizer.schedule_arguments]`: each is read by some schedules only."""
 
-    __pydantic_config__ = ConfigDict(
+    __pydantic_config__ = ConfigDict(  # type: ignore[misc]
         extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )  # type: ignore[misc]
+    )
 
     num_cycles: Annotated[float, Field(gt=0)]
     """cosine_with_restarts: how often the rate falls to 0. Default 1. cosine: how many whole waves. Default 0.5: one fall to 0."""

@@ -5,7 +5,7 @@ B batch, N chunks, L 77, C latent channels (4), H W latent height and width (pix
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -13,9 +13,22 @@ from torch import Tensor
 from capmerge.tokens.chunks import CutText
 
 
+class SampleRequest(NamedTuple):
+    """The sample that a place in the plan asks for; all numbers count from 0."""
+
+    dataset: int
+    """The number of the `[[data]]`."""
+    record: int
+    """The place of the record in the index of its data set."""
+    repeat: int
+    epoch: int
+    step: int
+    """The optimizer step that trains the sample."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample exactly as it trains: a pure function of (seed, epoch, data set, record key, repeat)."""
+    """One sample exactly as it trains: a pure function of its `SampleId`, but for token warm-up."""
 
     dataset: int
     """Which `[[data]]`, from 0."""

@@ -14,7 +14,7 @@ from capmerge.captions.alternatives import BrokenRecordError, place_drawn
 from capmerge.captions.draw import Drawn, draw_line
 from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
 from capmerge.captions.wildcard import escape, parse_line
-from capmerge.rng import Chance
+from capmerge.rng import Chance, SampleId
 from capmerge.tokens.vocabulary import read_clip_vocabulary
 from trainer.config.settings import CaptionSettings, TextSettings
 
@@ -39,27 +39,22 @@ def train_caption(
     record: dict[str, Any],
     settings: CaptionSettings,
     text: TextSettings,
+    sample: SampleId,
     *,
-    seed: int,
-    epoch: int,
-    key: str,
-    dataset: int = 0,
-    repeat: int = 0,
     step: int = 0,
     max_steps: int = 0,
 ) -> TrainedCaption:
-    """The text that a rewritten `record` trains, a pure function of the arguments.
+    """The text that `sample` of a rewritten `record` trains, a pure function of the arguments.
 
-    `step` is the optimizer step, which token warm-up alone looks at; `max_steps` what a share of
-    steps is of. `epoch` counts from 0. Raises `BrokenRecordError` for a record that is not as a
-    rewrite leaves it.
+    Only token warm-up looks at `step`, the optimizer step, and at `max_steps`, the steps of the
+    whole run. Raises `BrokenRecordError` for a record that is not as a rewrite leaves it.
     """
-    line = _draw(record, settings, seed, epoch, key, dataset, repeat)
-    chance = Chance(seed, epoch, key, dataset, repeat)
+    line = _draw(record, settings, sample)
+    chance = Chance(sample)
     if not line.text:
         return TrainedCaption("", line.style, ())
     every = settings.dropout_every_epochs
-    if (every and (epoch + 1) % every == 0) or _happens(
+    if (every and (sample.epoch + 1) % every == 0) or _happens(
         chance, settings.dropout_rate, "caption dropout"
     ):
         return TrainedCaption("", line.style, ("caption_dropped",))
@@ -87,15 +82,7 @@ class _Line(NamedTuple):
     """[start, end) of its tags; all of it for style `t`, nothing for `c`."""
 
 
-def _draw(
-    record: dict[str, Any],
-    settings: CaptionSettings,
-    seed: int,
-    epoch: int,
-    key: str,
-    dataset: int,
-    repeat: int,
-) -> _Line:
+def _draw(record: dict[str, Any], settings: CaptionSettings, sample: SampleId) -> _Line:
     caption, letters, weights = record.get("caption"), record.get(MARK), record.get(WEIGHTS)
     if not isinstance(caption, str) or not isinstance(letters, str):
         raise BrokenRecordError(
@@ -108,16 +95,7 @@ def _draw(
     ):
         raise BrokenRecordError(f'"{WEIGHTS}" is {weights!r}, {_WEIGHTS_EXPECTED}')
     try:
-        drawn = draw_line(
-            caption,
-            seed,
-            epoch,
-            key,
-            dataset=dataset,
-            repeat=repeat,
-            weights=weights,
-            pick=settings.pick,
-        )
+        drawn = draw_line(caption, sample, weights=weights, pick=settings.pick)
     except ValueError as error:
         raise BrokenRecordError(f'"{WEIGHTS}" is {weights!r}, {_WEIGHTS_EXPECTED}') from error
     in_line = drawn.lines == 1 < len(letters)

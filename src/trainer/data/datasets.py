@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,7 +91,8 @@ def _open(config: Config, number: int, jobs: int, *, relist: bool) -> DataSet:
             allow_outside=settings.allow_outside,
             progress=progress,
         )
-    usable, notes = _usable(number, settings, family, index, listing)
+    usable, left_out = _find_usable(family, index, listing)
+    notes = _check_left_out(left_out, number, settings, family, index, listing)
     rows = SetRows(
         index.width,
         index.height,
@@ -114,54 +115,92 @@ def _open(config: Config, number: int, jobs: int, *, relist: bool) -> DataSet:
     )
 
 
-def _usable(
-    number: int, settings: DataSettings, family: Family, index: Index, listing: Listing
-) -> tuple[NDArray[np.bool_] | None, tuple[str, ...]]:
-    """False for each record without latents of the family or without a size, None when there are none; and what to say of them."""
+class _LeftOut(NamedTuple):
+    """The records of a data set that cannot be trained."""
+
+    records: int
+    without_latents: int
+    without_size: int
+    first: list[int]
+    """The numbers of the first few, to be named."""
+
+
+def _find_usable(
+    family: Family, index: Index, listing: Listing
+) -> tuple[NDArray[np.bool_] | None, _LeftOut]:
+    """False for each record without latents of `family` or without a size, and what is left out.
+
+    None in place of the column when every record is usable.
+    """
     forms = np.uint8(LEGACY + sum(SIZED[suffix] for suffix in family.latent_suffix))
     usable: NDArray[np.bool_] | None = None
-    no_latents, no_size = 0, 0
+    without_latents, without_size = 0, 0
     first: list[int] = []
     for start in range(0, len(index), WINDOW):
         window = slice(start, start + WINDOW)
-        found, sized = (
-            (listing.form[window] & forms) != 0,
-            (index.width[window] != 0) & (index.height[window] != 0),
-        )
+        found = (listing.form[window] & forms) != 0
+        sized = (index.width[window] != 0) & (index.height[window] != 0)
         good = found & sized
         if good.all():
             continue
         usable = np.ones(len(index), np.bool_) if usable is None else usable
         usable[window] = good
-        no_latents += int(np.count_nonzero(~found))
-        no_size += int(np.count_nonzero(~sized))
+        without_latents += int(np.count_nonzero(~found))
+        without_size += int(np.count_nonzero(~sized))
         first += (np.flatnonzero(~good)[: _NAMED_KEYS - len(first)] + start).tolist()
-    if usable is None:
-        return None, ()
-    left_out, records = int(np.count_nonzero(~usable)), len(index)
+    left_out = 0 if usable is None else int(np.count_nonzero(~usable))
+    return usable, _LeftOut(left_out, without_latents, without_size, first)
+
+
+def _check_left_out(
+    left_out: _LeftOut,
+    number: int,
+    settings: DataSettings,
+    family: Family,
+    index: Index,
+    listing: Listing,
+) -> tuple[str, ...]:
+    """The notes on the records of `[[data]]` number `number` that are left out.
+
+    Raises `LatentsError` when `data.on_missing` allows for none, or for fewer.
+    """
+    if not left_out.records:
+        return ()
+    records = len(index)
+    # Say what is missing, and of which records.
     places = ", ".join(_shown(settings.latents / f"<key>{ending}") for ending in _endings(family))
-    why = [f"{no_latents:,} without latents ({places})"] * bool(no_latents)
-    why += [f'{no_size:,} without a size ("train_resolution" or "image_size")'] * bool(no_size)
-    keys = ", ".join(quoted(index.read(record)[0]) for record in first)
-    found_text = (
-        f"data.{number}, {_shown(settings.metadata)}: found {' and '.join(why)} among {records:,} records; "
-        f"the first: {keys}{', ...' if left_out > len(first) else ''}"
+    why = [f"{left_out.without_latents:,} without latents ({places})"] * bool(
+        left_out.without_latents
     )
+    why += [
+        f'{left_out.without_size:,} without a size ("train_resolution" or "image_size")'
+    ] * bool(left_out.without_size)
+    keys = ", ".join(quoted(index.read(record)[0]) for record in left_out.first)
+    more = ", ..." if left_out.records > len(left_out.first) else ""
+    found = (
+        f"data.{number}, {_shown(settings.metadata)}: found {' and '.join(why)} "
+        f"among {records:,} records; the first: {keys}{more}"
+    )
+    # Say what to do about it.
+    relist = f"(capmerge index {_shown(settings.metadata)} --latents {_shown(settings.latents)} --relist)"
     lead_out = ""
     if listing.unlisted and not settings.allow_outside:
-        lead_out = f" The keys of {listing.unlisted:,} lead out of that folder: data.allow_outside = true looks there too."
+        lead_out = (
+            f" The keys of {listing.unlisted:,} lead out of that folder: "
+            "data.allow_outside = true looks there too."
+        )
     if settings.on_missing == "stop":
         raise LatentsError(
-            f"{found_text}. Expected both for all. Cache their latents, list the folder anew if they came later (capmerge index "
-            f'{_shown(settings.metadata)} --latents {_shown(settings.latents)} --relist), or set data.on_missing = "skip".{lead_out}'
+            f"{found}. Expected both for all. Cache their latents, list the folder anew if they "
+            f'came later {relist}, or set data.on_missing = "skip".{lead_out}'
         )
-    if left_out > MOST_LEFT_OUT * records:
+    if left_out.records > MOST_LEFT_OUT * records:
         raise LatentsError(
-            f'{found_text}. Expected at most {MOST_LEFT_OUT:.0%} with data.on_missing = "skip", found {left_out / records:.1%}. '
-            "Look at data.latents and model.family; list the folder anew if the files came later (capmerge index "
-            f"{_shown(settings.metadata)} --latents {_shown(settings.latents)} --relist).{lead_out}"
+            f'{found}. Expected at most {MOST_LEFT_OUT:.0%} with data.on_missing = "skip", '
+            f"found {left_out.records / records:.1%}. Look at data.latents and model.family; "
+            f"list the folder anew if the files came later {relist}.{lead_out}"
         )
-    return usable, (f"{found_text}. {left_out:,} are left out.",)
+    return (f"{found}. {left_out.records:,} are left out.",)
 
 
 def _endings(family: Family) -> list[str]:

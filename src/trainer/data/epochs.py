@@ -1,4 +1,4 @@
-"""What follows from a config and its data: how many samples, buckets and steps, and what identifies the run.
+"""The size of a run in samples, buckets and steps, what identifies the run, and its epochs' plans.
 
 One home for the numbers that the dry run shows, the loop runs by, and a resumed run must share.
 """
@@ -18,8 +18,8 @@ from trainer.data.plan import Plan, count_epoch, open_plan
 
 
 @dataclass(frozen=True, slots=True)
-class Derived:
-    """The numbers of a run."""
+class RunSize:
+    """The size of a run, which follows from its config, its data and its world size."""
 
     records: int
     """Records of all data sets."""
@@ -34,13 +34,13 @@ class Derived:
     """Optimizer steps of the whole run."""
 
 
-def derive(config: Config, datasets: Sequence[DataSet], world_size: int) -> Derived:
-    """The numbers of `config` on `world_size` ranks."""
+def run_size(config: Config, datasets: Sequence[DataSet], world_size: int) -> RunSize:
+    """The size of the run of `config` on `world_size` ranks."""
     rows = [dataset.rows for dataset in datasets]
     global_batch_size = config.train.batch_size * config.train.accumulation * world_size
     buckets, steps = count_epoch(rows, global_batch_size)
     ends = [config.train.max_steps, config.train.max_epochs and config.train.max_epochs * steps]
-    return Derived(
+    return RunSize(
         records=sum(len(dataset.index) for dataset in datasets),
         samples_per_epoch=sum(_usable(dataset) * dataset.settings.repeats for dataset in datasets),
         buckets=buckets,
@@ -55,11 +55,14 @@ def _usable(dataset: DataSet) -> int:
     return len(dataset.index) if usable is None else int(np.count_nonzero(usable))
 
 
-def identity(config: Config, datasets: Sequence[DataSet], derived: Derived) -> dict[str, Any]:
-    """What a resumed run must have the same so that its samples are those of an unbroken run; by the name of the setting."""
+def identity(config: Config, datasets: Sequence[DataSet], size: RunSize) -> dict[str, Any]:
+    """The values that a resumed run must share, by the name of the setting.
+
+    With the same values its samples are those of an unbroken run.
+    """
     found: dict[str, Any] = {
         "train.seed": config.train.seed,
-        "global batch size": derived.global_batch_size,
+        "global batch size": size.global_batch_size,
         "model.family": config.model.family,
         "optimizer.name": config.optimizer.name,
         "text.chunking": config.text.chunking,
@@ -81,15 +84,15 @@ class EpochPlans:
     """The plans of a run's epochs, in files of one folder."""
 
     def __init__(
-        self, folder: Path, config: Config, datasets: Sequence[DataSet], derived: Derived
+        self, folder: Path, config: Config, datasets: Sequence[DataSet], size: RunSize
     ) -> None:
         self._folder, self._seed, self._global_batch_size = (
             folder,
             config.train.seed,
-            derived.global_batch_size,
+            size.global_batch_size,
         )
         self._rows = [dataset.rows for dataset in datasets]
-        self._fingerprint = json.dumps(identity(config, datasets, derived))
+        self._fingerprint = json.dumps(identity(config, datasets, size))
 
     def __call__(self, epoch: int) -> Plan:
         """The plan of an epoch, from 0; built where it is missing."""

@@ -16,10 +16,8 @@ from torch import Tensor
 
 from capmerge.files.npz import READ_ERRORS, Npz
 from trainer.errors import LatentsError
-from trainer.families import Family
+from trainer.families import LATENT_CHANNELS, PIXELS_PER_LATENT, Family
 
-LATENT_CHANNELS = 4
-PIXELS_A_LATENT = 8
 FILES_CHECKED = 64
 """How many files `check_latent_scale` reads at most."""
 LEAST_DEVIATION, LARGEST_DEVIATION = 0.85, 1.18
@@ -91,7 +89,7 @@ def _latents(
     flipped: bool,
     alpha_mask: bool,
 ) -> Latents:
-    shape = (LATENT_CHANNELS, height // PIXELS_A_LATENT, width // PIXELS_A_LATENT)
+    shape = (LATENT_CHANNELS, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
     suffix = f"_{shape[1]}x{shape[2]}"
     if f"latents{suffix}" not in npz.names:
         if "latents" not in npz.names:
@@ -169,7 +167,7 @@ def _mask(path: Path, npz: Npz, suffix: str, width: int, height: int, *, flipped
         raise LatentsError(
             f'{path}: "{name}" holds numbers outside [0, 1], expected weights. {_CACHE_AGAIN}'
         )
-    side = PIXELS_A_LATENT
+    side = PIXELS_PER_LATENT
     mask = mask.view(height // side, side, width // side, side).mean(dim=(1, 3))
     return mask.flip(1) if flipped else mask
 

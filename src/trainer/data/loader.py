@@ -19,21 +19,23 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from capmerge.errors import CapmergeError
 from capmerge.tokens.chunks import Chunker
-from trainer.data.batch import Batch, Sample
+from trainer.data.batch import Batch, Sample, SampleRequest
 from trainer.data.buckets import SetRows, largest_area, next_of_bucket
 from trainer.data.collate import collate
 from trainer.data.plan import Plan, deal
 from trainer.data.shared_memory import Handover
 from trainer.data.workers import iter_items, settle
 from trainer.errors import LatentsError
+from trainer.families import LATENT_CHANNELS, PIXELS_PER_LATENT
 
-MakeSample = Callable[[int, int, int, int, int], Sample]
-"""(data set, record, repeat, epoch, step) -> its sample; raises `LatentsError` when its latents are missing or broken."""
+MakeSample = Callable[[SampleRequest], Sample]
+"""Makes the sample of a request; raises `LatentsError` when its latents are missing or broken."""
+Warnings = list[tuple[tuple[int, int], str]]
+"""The (data set, record) of records without latents, each with the line to log."""
 
 _PREFETCHED = 2  # micro-batches that a worker has ready; torch's own default
-_BYTES_A_LATENT = 4 * (
-    3 * 4 + 1
-)  # float32: latents, noise and input noise of four channels, and a mask
+# float32 latents, noise and input noise, and a mask of one channel
+_BYTES_PER_LATENT = 4 * (3 * LATENT_CHANNELS + 1)
 _BYTES_BESIDES = 1 << 20  # ids of some thousand chunks; what does not fit crosses more slowly
 _MOST_TRIES = 100  # a whole bucket without latents is no gap to fill
 
@@ -131,19 +133,15 @@ def build_loader(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # otherwise a loader would draw from the run's own stream
     )
-    return Loader(
-        loader,
-        batches,
-        largest_area(sets) * share.batch_size // 64 * _BYTES_A_LATENT + _BYTES_BESIDES,
-    )
+    latents = largest_area(sets) * share.batch_size // PIXELS_PER_LATENT**2
+    return Loader(loader, batches, latents * _BYTES_PER_LATENT + _BYTES_BESIDES)
 
 
 class _Loaded(NamedTuple):
     """What crosses from a worker to the training process. Errors cross as values: torch would put a traceback into their messages."""
 
     result: Batch | CapmergeError
-    replaced: list[tuple[tuple[int, int], str]]
-    """(data set, record) without latents, and the line to log."""
+    replaced: Warnings
 
 
 class _Steps(Sampler[tuple[int, int]]):
@@ -187,13 +185,13 @@ class _MicroBatches(Dataset[_Loaded | bytes]):
         )
 
     def _loaded(self, place: tuple[int, int]) -> _Loaded:
-        replaced: list[tuple[tuple[int, int], str]] = []
+        replaced: Warnings = []
         try:
             return _Loaded(self._batch(*place, replaced), replaced)
         except CapmergeError as error:
             return _Loaded(error, replaced)
 
-    def _batch(self, step: int, micro: int, replaced: list[tuple[tuple[int, int], str]]) -> Batch:
+    def _batch(self, step: int, micro: int, replaced: Warnings) -> Batch:
         epoch, place = divmod(step, self.steps_per_epoch)
         whole = self._plan(epoch, place).batch(place)
         rank, ranks, batch_size, accumulation = self.share
@@ -202,35 +200,29 @@ class _MicroBatches(Dataset[_Loaded | bytes]):
         )[micro][rank]
         samples = []
         for at in slots.places:
-            dataset, record, repeat = (
-                int(whole.dataset[at]),
-                int(whole.record[at]),
-                int(whole.repeat[at]),
+            request = SampleRequest(
+                dataset=int(whole.dataset[at]),
+                record=int(whole.record[at]),
+                repeat=int(whole.repeat[at]),
+                epoch=epoch,
+                step=step,
             )
             try:
-                sample = self.make_sample(dataset, record, repeat, epoch, step)
+                sample = self.make_sample(request)
             except LatentsError as error:
-                if self.on_missing[dataset] == "stop":
+                if self.on_missing[request.dataset] == "stop":
                     raise
-                sample = self._another(dataset, record, repeat, epoch, step, error, replaced)
+                sample = self._another(request, error, replaced)
             samples.append(sample)
         return collate(samples, whole, slots, self.chunker, step=step, epoch=epoch, micro=micro)
 
-    def _another(
-        self,
-        dataset: int,
-        record: int,
-        repeat: int,
-        epoch: int,
-        step: int,
-        error: LatentsError,
-        replaced: list[tuple[tuple[int, int], str]],
-    ) -> Sample:
+    def _another(self, request: SampleRequest, error: LatentsError, replaced: Warnings) -> Sample:
         """The sample of the next record of the bucket that has latents."""
+        dataset, record = request.dataset, request.record
         missing = [(record, error)]
         for _, other in islice(next_of_bucket(self.sets, dataset, record), _MOST_TRIES - 1):
             try:
-                sample = self.make_sample(dataset, other, repeat, epoch, step)
+                sample = self.make_sample(request._replace(record=other))
             except LatentsError as again:
                 missing.append((other, again))
                 continue

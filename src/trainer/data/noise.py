@@ -17,7 +17,7 @@ def draw_noise(
     """The noise of one sample that its target is made of, and its input's where input perturbation makes that another.
 
     Both (C, H, W) float32 on CPU; of `latents_CHW` only the shape matters. A pure function of
-    `chance`'s five fields and the settings, for one version of torch, whose generator on CPU tells
+    the sample's identity and the settings, for one version of torch, whose generator on CPU tells
     2**32 seeds apart. Offset and levels add up; the levels' sum is divided by its standard
     deviation over this sample alone, where sd-scripts takes the whole batch's: a sample's noise
     must not depend on its neighbours. Source: sd-scripts-facts D2.

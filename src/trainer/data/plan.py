@@ -6,11 +6,11 @@ batches. Runs resume by it, so nothing of this may ever change:
 
 - Samples are numbered over the data sets in order, in a set repeat by repeat, in a repeat record by record, unusable ones included.
 - A bucket holds all samples of one (width, height, chunk count). Buckets stand in ascending order of that triple; the samples of one
-  in the order that `order.hash_of` gives their numbers, with the key `Chance(seed, epoch,
-  "").below(2**64, "order of samples")`.
+  in the order that `order.hash_of` gives their numbers, with the key
+  `Chance(SampleId(seed, epoch, key="")).below(2**64, "order of samples")`.
 - Each bucket is cut into batches from its front, the last one may be short. All batches, numbered from 0 bucket by bucket, are trained
-  in the order that `order.hash_of` gives their numbers, with the key `Chance(seed, epoch,
-  "").below(2**64, "order of batches")`.
+  in the order that `order.hash_of` gives their numbers, with the key
+  `Chance(SampleId(seed, epoch, key="")).below(2**64, "order of batches")`.
 
 A file takes 4 bytes a sample and 4 a batch (8 and 8 from 2**32 samples on), and little besides.
 """
@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capmerge.errors import OutputError, printable
-from capmerge.rng import Chance
+from capmerge.rng import Chance, SampleId
 from trainer.data.buckets import WINDOW, SetRows, bucket_sizes, iter_usable, triple_of
 from trainer.data.shuffle import Groups, Numbers, fill_in_order
 
@@ -272,7 +272,7 @@ def _build(
             batches = np.arange(start, min(start + WINDOW, steps), dtype=np.uint64)
             yield batches, np.zeros(len(batches), dtype=np.int64)
 
-    chance = Chance(seed, epoch, key="")
+    chance = Chance(SampleId(seed, epoch, key=""))
     descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(descriptor, "r+b") as file:

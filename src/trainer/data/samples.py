@@ -5,13 +5,12 @@ from typing import Any, Self
 
 from capmerge.captions.alternatives import BrokenRecordError
 from capmerge.errors import DataError, quoted
-from capmerge.rng import Chance
+from capmerge.rng import Chance, SampleId
 from capmerge.tokens.chunks import CHUNK_TOKENS, Chunker
-from capmerge.tokens.load import load_tokenizer
-from capmerge.tokens.tokenizer import ClipTokenizer
+from capmerge.tokens.load import load_clip
 from trainer.config.settings import Config
-from trainer.data.batch import Sample
-from trainer.data.captions import TrainedCaption, train_caption
+from trainer.data.batch import Sample, SampleRequest
+from trainer.data.captions import train_caption
 from trainer.data.datasets import DataSet
 from trainer.data.latents import load_latents
 from trainer.data.noise import draw_noise, draw_timestep
@@ -20,11 +19,13 @@ from trainer.families import FAMILIES
 
 
 def build_chunker(config: Config) -> Chunker:
-    """How the captions of a run are cut: its family's tokenizers and `[text]`. About 0.2 s a tokenizer the first time in a process."""
-    tokenizers = [load_tokenizer(name) for name in FAMILIES[config.model.family].tokenizers]
+    """The chunker of a run: the tokenizers of its family, and `[text]`.
+
+    Takes about 0.2 s per tokenizer the first time in a process.
+    """
     most = config.text.max_tokens
     return Chunker(
-        tuple(tokenizer for tokenizer in tokenizers if isinstance(tokenizer, ClipTokenizer)),
+        tuple(load_clip(name) for name in FAMILIES[config.model.family].tokenizers),
         config.text.chunking,
         None if most == "unlimited" else most // CHUNK_TOKENS,
     )
@@ -46,16 +47,26 @@ class SampleMaker:
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
         return type(self), (self._config, self._datasets, self._max_steps)
 
-    def make(self, dataset: int, record: int, repeat: int, epoch: int, step: int) -> Sample:
-        """The sample of a record's `repeat` in `epoch` (from 0): a pure function of the arguments, the config's seed and settings.
+    def make(self, request: SampleRequest) -> Sample:
+        """The sample that is asked for: a pure function of `request`, the config and its seed.
 
-        `step` (the optimizer step, from 0) matters to token warm-up alone. Raises `LatentsError`
-        when its latents are missing or broken, `DataError` or `StaleError` when its record is.
+        `request.step` matters to token warm-up alone. Raises `LatentsError` when the latents are
+        missing or broken, `DataError` or `StaleError` when the record is.
         """
+        dataset, record, repeat, epoch, step = request
         found, config = self._datasets[dataset], self._config
         key, read = found.index.read(record)
-        chance = Chance(self._seed, epoch, key, dataset, repeat)
-        caption = self._caption(found, record, key, read, repeat, epoch, step)
+        sample = SampleId(self._seed, epoch, key, dataset, repeat)
+        chance = Chance(sample)
+        try:
+            caption = train_caption(
+                read, found.captions, config.text, sample, step=step, max_steps=self._max_steps
+            )
+        except BrokenRecordError as error:
+            metadata, offset = str(found.settings.metadata), int(found.index.offset[record])
+            raise DataError(
+                metadata, offset, key, str(error), "Rewrite the original again."
+            ) from error
         flipped = found.settings.flip and chance.below(2, "flip") == 1
         path = found.latents_file(record, key)
         if path is None:
@@ -90,25 +101,3 @@ class SampleMaker:
             text_noise_seed=chance.below(1 << 63, "text noise"),
             events=caption.events + ("flipped",) * flipped,
         )
-
-    def _caption(
-        self, found: DataSet, number: int, key: str, record: Any, repeat: int, epoch: int, step: int
-    ) -> TrainedCaption:
-        try:
-            return train_caption(
-                record,
-                found.captions,
-                self._config.text,
-                seed=self._seed,
-                epoch=epoch,
-                key=key,
-                dataset=found.number,
-                repeat=repeat,
-                step=step,
-                max_steps=self._max_steps,
-            )
-        except BrokenRecordError as error:
-            offset = int(found.index.offset[number])
-            raise DataError(
-                str(found.settings.metadata), offset, key, str(error), "Rewrite the original again."
-            ) from error

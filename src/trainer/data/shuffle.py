@@ -1,7 +1,7 @@
-"""Whole numbers in a seeded order, written into an array of any length in bounded memory. Knows neither samples nor files.
+"""Whole numbers in a seeded order, written into an array of any length in bounded memory.
 
 The order is part of what a run repeats and resumes by, so nothing here may ever change. The
-definition, for other programs: the numbers of a group stand in ascending order of `hash_of(number,
+definition, for other programs: the numbers of a group are in ascending order of `hash_of(number,
 key)`, the (number + 1)-th output of splitmix64 started at `key`, compared as unsigned 64-bit
 integers. The hash is one to one, so there are no ties.
 """
@@ -15,7 +15,9 @@ Numbers = NDArray[np.uint64]
 Groups = NDArray[np.int64]
 
 _WORD = (1 << 64) - 1
-_PART_BITS = 18  # parts of about 2^17 to 2^18 numbers: 12 million in 20 MB of private memory, and no slower than larger ones
+# Parts of about 2^17 to 2^18 numbers: 12 million take 20 MB of private memory, and larger parts are
+# no faster.
+_PART_BITS = 18
 
 
 def hash_of(numbers: Numbers, key: int) -> Numbers:
@@ -43,34 +45,43 @@ def fill_in_order(
     """Fill `out` with all numbers: group 0, group 1, ..., each in the order that `key` gives it.
 
     `pieces` gives the numbers with their groups, in pieces that fit in memory; it is called twice
-    and must give the same both times. Numbers go to the parts of their groups by the upper bits of
-    their hash, then each part is sorted where it lies.
+    and must give the same both times. `group_sizes` is how many numbers each group has.
+
+    A counting sort puts the numbers into parts of their groups, by the upper bits of their hash:
+
+        out    | group 0: part 0 | part 1 | group 1: part 2 | part 3 | part 4 | ...
+        places   ^ next free position of each part; a piece adds its numbers there
+
+    The parts of a group are in ascending order of hash, so sorting each part in place sorts the
+    group.
     """
     bits = np.array(
         [max(0, (int(size) - 1).bit_length() - _PART_BITS) for size in group_sizes], dtype=np.uint64
-    )
+    )  # a group is cut into 2**bits parts
     first_part = np.concatenate(([0], np.cumsum(1 << bits.astype(np.int64))))
     n_parts = int(first_part[-1])
     narrow = np.uint16 if n_parts <= 1 << 16 else np.uint32  # 16 bits are sorted by radix
 
     def iter_parts() -> Iterator[tuple[Numbers, NDArray[np.unsignedinteger]]]:
         for numbers, groups in pieces():
-            upper = (
-                hash_of(numbers, key) >> np.uint64(1) >> (np.uint64(63) - bits[groups])
-            )  # a shift by 64 is not defined
+            # Two shifts, because one by 64 is not defined.
+            upper = hash_of(numbers, key) >> np.uint64(1) >> (np.uint64(63) - bits[groups])
             yield numbers, (first_part[groups] + upper.astype(np.int64)).astype(narrow)
 
+    # First pass: count the numbers of each part, which tells where each part begins.
     sizes = np.zeros(n_parts, dtype=np.int64)
     for _, parts in iter_parts():
         sizes += np.bincount(parts, minlength=n_parts)
     ends = np.cumsum(sizes)
     places = ends - sizes
+    # Second pass: the numbers of a piece, ordered by part, go to the next free positions of theirs.
     for numbers, parts in iter_parts():
         found = np.bincount(parts, minlength=n_parts)
         here = np.repeat(places - (np.cumsum(found) - found), found)
         here += np.arange(len(numbers))
         out[here] = numbers[np.argsort(parts, kind="stable")]
         places += found
+    # Sort each part where it lies.
     for start, end in zip((ends - sizes).tolist(), ends.tolist(), strict=True):
         part = out[start:end]
         out[start:end] = part[np.argsort(hash_of(part.astype(np.uint64), key))]

@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from capmerge.tokens.chunks import CHUNK_IDS
 from trainer.errors import ModelError
-from trainer.families import FAMILIES, FamilyName
+from trainer.families import FAMILIES, LATENT_CHANNELS, FamilyName
 from trainer.model.shapes import VOCABULARY, shape_of
 from trainer.model.text_encoders import encoder_rules
 
@@ -39,7 +39,7 @@ def load_parts(
     type.
     """
     _check_is_folder(folder)
-    names = ("text_encoder", "text_encoder_2")[: len(FAMILIES[family].tokenizers)]
+    names = ("text_encoder", "text_encoder_2")[: len(FAMILIES[family].encoders)]
     _check_family(folder, family)
     _check_prediction(folder, prediction)
     with init_empty_weights():
@@ -94,15 +94,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-# CLIP's own encoder has the activation quick_gelu, OpenCLIP's have gelu: the families differ in it
-# whatever the size.
-_ACTIVATIONS: dict[tuple[str, ...], FamilyName] = {
-    ("quick_gelu",): "sd1",
-    ("gelu",): "sd2",
-    ("quick_gelu", "gelu"): "sdxl",
-}
-
-
 def _check_family(folder: Path, family: FamilyName) -> None:
     present = [
         name
@@ -110,7 +101,15 @@ def _check_family(folder: Path, family: FamilyName) -> None:
         if name == "text_encoder" or (folder / name).is_dir()
     ]
     configs = [_read_json(folder / name / "config.json") for name in present]
-    found = _ACTIVATIONS.get(tuple(config.get("hidden_act", "quick_gelu") for config in configs))
+    activations = [config.get("hidden_act", "quick_gelu") for config in configs]
+    found = next(
+        (
+            name
+            for name, each in FAMILIES.items()
+            if activations == [rule.activation for rule in each.encoders]
+        ),
+        None,
+    )
     if found is not None and found != family:
         raise ModelError(
             f"{folder}: a model of family {found} by its text encoders, expected {family}. Set model.family or model.path."
@@ -172,8 +171,12 @@ def _build_encoder(folder: Path, *, pooled: bool) -> Any:
 
 def _unet_problems(unet: Any, encoders: list[Any], family: FamilyName) -> Iterator[str]:
     found = unet.config
-    if (found.in_channels, found.out_channels) != (4, 4):
-        yield f"unet takes {found.in_channels} channels and gives {found.out_channels}, expected 4 and 4 (is it for inpainting?)"
+    n_channels = LATENT_CHANNELS
+    if (found.in_channels, found.out_channels) != (n_channels, n_channels):
+        yield (
+            f"unet takes {found.in_channels} channels and gives {found.out_channels}, "
+            f"expected {n_channels} and {n_channels} (is it for inpainting?)"
+        )
     width = sum(encoder.config.hidden_size for encoder in encoders)
     if found.cross_attention_dim != width:
         yield f"unet has cross_attention_dim {found.cross_attention_dim}, expected the text encoders' {width}"

@@ -7,7 +7,8 @@ tests/data/original_keys_*.json.
 from typing import Any, Literal, NamedTuple
 
 from capmerge.tokens.chunks import BOS_ID, CHUNK_IDS, EOS_ID
-from trainer.families import FamilyName
+from capmerge.tokens.families import CLIP_VARIANTS
+from trainer.families import FAMILIES, FamilyName
 
 Size = Literal["tiny", "full"]
 RANDOM = "random"
@@ -26,20 +27,16 @@ SIZE_WIDTH = 256
 """Sines and cosines for each of the six numbers of SDXL's size conditioning."""
 
 
-def _encoder(
-    width: int, layers: int, heads: int, activation: str, projection: int
-) -> dict[str, Any]:
+def _encoder(width: int, layers: int, heads: int, projection: int) -> dict[str, Any]:
     return {
         "vocab_size": VOCABULARY,
         "max_position_embeddings": CHUNK_IDS,
         "bos_token_id": BOS_ID,
         "eos_token_id": EOS_ID,
-        "pad_token_id": 0 if activation == "gelu" else EOS_ID,
         "hidden_size": width,
         "intermediate_size": 4 * width,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "hidden_act": activation,
         "projection_dim": projection,
     }
 
@@ -71,7 +68,7 @@ _TINY = {
 _SHAPES: dict[tuple[FamilyName, Size], Shape] = {
     ("sd1", "full"): Shape(
         {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
-        (_encoder(768, 12, 12, "quick_gelu", 768),),
+        (_encoder(768, 12, 12, 768),),
     ),
     ("sd2", "full"): Shape(
         {
@@ -80,7 +77,7 @@ _SHAPES: dict[tuple[FamilyName, Size], Shape] = {
             "attention_head_dim": (5, 10, 20, 20),
             "use_linear_projection": True,
         },
-        (_encoder(1024, 23, 16, "gelu", 512),),
+        (_encoder(1024, 23, 16, 512),),
     ),
     ("sdxl", "full"): Shape(
         {
@@ -93,14 +90,12 @@ _SHAPES: dict[tuple[FamilyName, Size], Shape] = {
             **_SDXL_BLOCKS,
             **_with_size(1280),
         },
-        (_encoder(768, 12, 12, "quick_gelu", 768), _encoder(1280, 32, 20, "gelu", 1280)),
+        (_encoder(768, 12, 12, 768), _encoder(1280, 32, 20, 1280)),
     ),
-    ("sd1", "tiny"): Shape(
-        {**_TINY, "cross_attention_dim": 16}, (_encoder(16, 3, 2, "quick_gelu", 16),)
-    ),
+    ("sd1", "tiny"): Shape({**_TINY, "cross_attention_dim": 16}, (_encoder(16, 3, 2, 16),)),
     ("sd2", "tiny"): Shape(
         {**_TINY, "cross_attention_dim": 24, "use_linear_projection": True},
-        (_encoder(24, 3, 2, "gelu", 24),),
+        (_encoder(24, 3, 2, 24),),
     ),
     ("sdxl", "tiny"): Shape(
         {
@@ -110,11 +105,22 @@ _SHAPES: dict[tuple[FamilyName, Size], Shape] = {
             "use_linear_projection": True,
             **_with_size(20),
         },
-        (_encoder(16, 3, 2, "quick_gelu", 16), _encoder(24, 3, 2, "gelu", 20)),
+        (_encoder(16, 3, 2, 16), _encoder(24, 3, 2, 20)),
     ),
 }
 
 
 def shape_of(family: FamilyName, size: Size) -> Shape:
     """The shape of a model with random weights."""
-    return _SHAPES[family, size]
+    unet, encoders = _SHAPES[family, size]
+    return Shape(
+        unet,
+        tuple(
+            {
+                **arguments,
+                "hidden_act": rule.activation,
+                "pad_token_id": CLIP_VARIANTS[rule.tokenizer].pad,
+            }
+            for arguments, rule in zip(encoders, FAMILIES[family].encoders, strict=True)
+        ),
+    )

@@ -6,41 +6,18 @@ B batch, N chunks, L 77, T joined length, D text width, P pooled width.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from capmerge.tokens.chunks import EOS_ID, Chunking
-from trainer.families import FamilyName
-
-
-class EncoderRule(NamedTuple):
-    """What a family takes from one text encoder."""
-
-    layer: int
-    """Whose output, counted from the end: 1 is the last layer's."""
-    final_norm: bool
-    """Whether it goes through the encoder's final norm."""
-    pooled: bool
-    """Whether the pooled vector is this encoder's."""
-
-
-# Source: sd-scripts-facts C3, C4. SD2's encoder is stored with 23 of OpenCLIP's 24 layers, so its
-# last layer is the one meant.
-_RULES: dict[FamilyName, tuple[EncoderRule, ...]] = {
-    "sd1": (EncoderRule(1, final_norm=True, pooled=False),),
-    "sd2": (EncoderRule(1, final_norm=True, pooled=False),),
-    "sdxl": (
-        EncoderRule(2, final_norm=False, pooled=False),
-        EncoderRule(2, final_norm=False, pooled=True),
-    ),
-}
+from trainer.families import FAMILIES, EncoderRule, FamilyName
 
 
 def encoder_rules(family: FamilyName, clip_skip: int | None = None) -> tuple[EncoderRule, ...]:
     """One rule for each text encoder of a family; `clip_skip`, for SD1 alone, is the layer from the end."""
-    rules = _RULES[family]
+    rules = FAMILIES[family].encoders
     if clip_skip is None:
         return rules
     assert family == "sd1", "config refuses clip_skip for other families"

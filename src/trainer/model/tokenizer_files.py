@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 
 from capmerge.tokens.chunks import CHUNK_IDS
-from capmerge.tokens.load import FAMILIES
+from capmerge.tokens.families import CLIP_VARIANTS, ClipName
 from capmerge.tokens.vocabulary import BOS, EOS, read_clip_vocabulary
 
 
-def write_tokenizer(folder: Path, tokenizer: str) -> None:
-    """Make `folder` with vocab.json, merges.txt and the two small files, for a name of `capmerge.tokens.FAMILIES`."""
+def write_tokenizer(folder: Path, tokenizer: ClipName) -> None:
+    """Make `folder` with vocab.json, merges.txt and the two small files of a CLIP tokenizer."""
     vocabulary = read_clip_vocabulary()
-    pad_id, _ = FAMILIES[tokenizer]
+    pad_id = CLIP_VARIANTS[tokenizer].pad
     pad = next(token for token, index in vocabulary.ids.items() if index == pad_id).removesuffix(
         "</w>"
     )

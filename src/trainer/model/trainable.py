@@ -12,8 +12,9 @@ from torch import nn
 
 from trainer.config.settings import Config
 from trainer.errors import ConfigError
+from trainer.families import EncoderRule
 from trainer.model.model import Model
-from trainer.model.text_encoders import EncoderRule, encoder_body, encoder_rules
+from trainer.model.text_encoders import encoder_body, encoder_rules
 
 
 def freeze_parts(model: Model, config: Config) -> None:

@@ -10,9 +10,9 @@ from capmerge.errors import printable
 from capmerge.tokens.chunks import Chunker
 from trainer.config.load import resolved_toml, with_seed
 from trainer.config.settings import Config
-from trainer.data.batch import Sample
+from trainer.data.batch import Sample, SampleRequest
 from trainer.data.datasets import DataSet, open_datasets
-from trainer.data.epochs import Derived, EpochPlans, derive
+from trainer.data.epochs import EpochPlans, RunSize, run_size
 from trainer.data.samples import SampleMaker, build_chunker
 from trainer.model.build import build_model
 from trainer.model.model import Model
@@ -32,39 +32,39 @@ def show(config: Config) -> None:
     datasets = open_datasets(config)
     config = with_seed(config)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    derived = derive(config, datasets, ranks)
+    size = run_size(config, datasets, ranks)
     model = build_model(config, weights=False)
-    check_optimizer(parameter_groups(model, config), config.optimizer, derived.max_steps)
+    check_optimizer(parameter_groups(model, config), config.optimizer, size.max_steps)
     print(resolved_toml(config))
-    for line in _numbers(config, derived, model, ranks):
+    for line in _numbers(config, size, model, ranks):
         print(f"# {line}")
     for note in (note for dataset in datasets for note in dataset.notes):
         print(f"# {note}")
     chunker = build_chunker(config)
-    for number, sample in enumerate(islice(_samples(config, datasets, derived), FIRST_SAMPLES), 1):
+    for number, sample in enumerate(islice(_samples(config, datasets, size), FIRST_SAMPLES), 1):
         print(f"\n# sample {number}: {_described(sample, chunker)}\n{printable(sample.caption)}")
 
 
-def _numbers(config: Config, derived: Derived, model: Model, ranks: int) -> Iterator[str]:
+def _numbers(config: Config, size: RunSize, model: Model, ranks: int) -> Iterator[str]:
     micro, accumulation = config.train.batch_size, config.train.accumulation
-    yield f"records: {derived.records:,}; samples an epoch: {derived.samples_per_epoch:,}; buckets: {derived.buckets:,}"
-    yield f"global batch: {derived.global_batch_size:,} = {micro:,} x {accumulation:,} (accumulation) x {ranks:,} (ranks)"
-    yield f"steps: {derived.max_steps:,}; an epoch: {derived.steps_per_epoch:,}; epochs: {derived.max_steps / derived.steps_per_epoch:.3g}"
+    yield f"records: {size.records:,}; samples an epoch: {size.samples_per_epoch:,}; buckets: {size.buckets:,}"
+    yield f"global batch: {size.global_batch_size:,} = {micro:,} x {accumulation:,} (accumulation) x {ranks:,} (ranks)"
+    yield f"steps: {size.max_steps:,}; an epoch: {size.steps_per_epoch:,}; epochs: {size.max_steps / size.steps_per_epoch:.3g}"
     for part, (trained, total) in trained_share(model).items():
         yield f"{part}: {trained:,} of {total:,} parameters trained ({trained / total:.1%})"
 
 
-def _samples(config: Config, datasets: Sequence[DataSet], derived: Derived) -> Iterator[Sample]:
+def _samples(config: Config, datasets: Sequence[DataSet], size: RunSize) -> Iterator[Sample]:
     """The samples of the first epoch in their order."""
-    maker = SampleMaker(config, datasets, derived.max_steps)
+    maker = SampleMaker(config, datasets, size.max_steps)
     with tempfile.TemporaryDirectory() as folder:
-        plan = EpochPlans(Path(folder), config, datasets, derived)(0)
+        plan = EpochPlans(Path(folder), config, datasets, size)(0)
         for step in range(plan.steps):
             batch = plan.batch(step)
             for dataset, record, repeat in zip(
                 batch.dataset.tolist(), batch.record.tolist(), batch.repeat.tolist(), strict=True
             ):
-                yield maker.make(dataset, record, repeat, epoch=0, step=step)
+                yield maker.make(SampleRequest(dataset, record, repeat, epoch=0, step=step))
 
 
 def _described(sample: Sample, chunker: Chunker) -> str:

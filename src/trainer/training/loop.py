@@ -20,7 +20,7 @@ from tqdm import tqdm
 from trainer.config.load import resolved_toml, with_seed
 from trainer.config.settings import Config
 from trainer.data.datasets import DataSet, open_datasets
-from trainer.data.epochs import Derived, EpochPlans, derive, identity
+from trainer.data.epochs import EpochPlans, RunSize, identity, run_size
 from trainer.data.loader import Loader, Share, build_loader
 from trainer.data.plan import drop_old_plans
 from trainer.data.samples import SampleMaker, build_chunker
@@ -76,7 +76,7 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
     engine = build_engine(config)
     begun = state.identity["train.seed"] if state else begun_seed(output_dir) if resume else None
     config = from_rank_0(engine, with_seed(config, begun))
-    derived = derive(config, datasets, engine.num_processes)
+    derived = run_size(config, datasets, engine.num_processes)
     fixed = identity(config, datasets, derived)
     changed = check_identity(state, fixed, allow_change=allow_change) if state else []
     with (
@@ -107,7 +107,7 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
     return interrupts.exit_code
 
 
-def _build(config: Config, engine: Accelerator, derived: Derived) -> Trained:
+def _build(config: Config, engine: Accelerator, derived: RunSize) -> Trained:
     """Model, optimizer and rates, prepared by the engine."""
     model = build_model(config)
     bare = build_optimizer(parameter_groups(model, config), config.optimizer, engine.device)
@@ -131,7 +131,7 @@ class _Run:
         self,
         trained: Trained,
         datasets: Sequence[DataSet],
-        derived: Derived,
+        derived: RunSize,
         fixed: dict[str, Any],
         *,
         step: int,

@@ -9,16 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capmerge.captions.alternatives import place_drawn, written_alternatives
-from capmerge.captions.draw import draw, draw_line, nth_of_turn
+from capmerge.captions.draw import draw_line, nth_of_turn
 from capmerge.captions.merge import Merger
 from capmerge.captions.templates import MergeOptions
 from capmerge.captions.wildcard import outcomes, parse_line
-from capmerge.rng import Chance
+from capmerge.rng import Chance, SampleId
 
 KEYS = [f"danbooru/{number}.png" for number in range(30_000)]
 
 
 THREE = "tags\nfirst\nsecond"
+
+
+def draw(caption, seed, epoch, key, *, dataset=0, repeat=0, **how):
+    """The text that `draw_line` draws."""
+    return draw_line(caption, SampleId(seed, epoch, key, dataset, repeat), **how).text
 
 
 def chi_square(counts, expected):
@@ -93,15 +98,15 @@ def test_weights_are_probabilities():
         (lambda key: draw(THREE, 1, 0, key), lambda key: draw(THREE, 1, 0, key, dataset=1)),
         (
             lambda key: draw(THREE, 1, 0, key),
-            lambda key: Chance(1, 0, key).below(3, "another purpose"),
+            lambda key: Chance(SampleId(1, 0, key)).below(3, "another purpose"),
         ),
         (
             lambda key: draw("{a|b|c} {d|e|f}", 1, 0, key)[0],
             lambda key: draw("{a|b|c} {d|e|f}", 1, 0, key)[2],
         ),
         (
-            lambda key: draw_line("{a|b}\n{a|b}x\n{a|b}y", 1, 0, key).line,
-            lambda key: draw_line("{a|b}\n{a|b}x\n{a|b}y", 1, 0, key).options,
+            lambda key: draw_line("{a|b}\n{a|b}x\n{a|b}y", SampleId(1, 0, key)).line,
+            lambda key: draw_line("{a|b}\n{a|b}x\n{a|b}y", SampleId(1, 0, key)).options,
         ),
     ],
 )
@@ -209,7 +214,7 @@ def test_style_of_what_was_drawn_is_found_again():
         Merger(options).merge(merged)
         texts = {draw.text: draw.style for draw in Merger(options).alternatives(record)}
         for epoch, pick in product(range(40), ("random", "cycle")):
-            drawn = draw_line(merged["caption"], 1, epoch, "k", pick=pick)
+            drawn = draw_line(merged["caption"], SampleId(1, epoch, "k"), pick=pick)
             assert merged["capmerge"][place_drawn(merged["capmerge"], drawn)] == texts[drawn.text]
         assert sum(alternative.share for alternative in written_alternatives(merged)) == 1
 

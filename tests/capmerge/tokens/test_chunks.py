@@ -8,12 +8,12 @@ from capmerge.tokens.chunks import (
     BOS_ID,
     CHUNK_IDS,
     EOS_ID,
+    Chunker,
+    Chunking,
     a1111,
     a1111_parts,
     chunks_needed,
-    dropped_tokens,
     kohya,
-    kohya_spans,
 )
 
 
@@ -52,19 +52,23 @@ def test_a1111_parts(text: str, parts: list[str]) -> None:
     assert a1111_parts(text) == parts
 
 
-@given(st.integers(0, 700), st.sampled_from([75, 150, 225, 300]))
-def test_kohya_spans(n_tokens: int, max_tokens: int) -> None:
-    """The spans hold what the chunks hold, in order, up to the limit."""
+@given(st.integers(0, 700), st.sampled_from([1, 2, 3, None]), st.sampled_from(["kohya", "crop"]))
+def test_filled_is_what_the_chunks_hold(
+    n_tokens: int, most: int | None, chunking: Chunking
+) -> None:
+    """The counts of a cut name the tokens of each chunk that is laid out, and the rest is dropped."""
     tokenizer = clip("sd1")
-    ids = list(range(1000, 1000 + n_tokens))
-    spans, chunks = kohya_spans(n_tokens, max_tokens), kohya(ids, max_tokens, tokenizer)
-    assert len(spans) == len(chunks) == max_tokens // 75
-    for (start, end), chunk in zip(spans, chunks, strict=True):
-        assert chunk[1 : 1 + end - start] == ids[start:end]
-    assert spans[-1][1] == n_tokens - dropped_tokens(n_tokens, max_tokens)
-    assert sum(start < end for start, end in spans) == min(
-        max_tokens // 75, chunks_needed(n_tokens) if n_tokens else 0
+    chunker = Chunker((tokenizer,), chunking, most)
+    cut = chunker.cut(" cat" * n_tokens)
+    n_chunks = chunker.chunks_of(cut)
+    (chunks,) = chunker.lay_out(cut, n_chunks)
+    assert n_chunks == min(
+        chunks_needed(n_tokens), 1 if chunking == "crop" else most or chunks_needed(n_tokens)
     )
+    (cat,) = tokenizer.encode("cat")
+    assert [chunk.count(cat) for chunk in chunks] == list(cut.filled[:n_chunks])
+    assert cut.tokens == n_tokens
+    assert cut.dropped_tokens(n_chunks) == max(0, n_tokens - 75 * n_chunks)
 
 
 @pytest.mark.parametrize("max_tokens", [0, -75, 77, 100])

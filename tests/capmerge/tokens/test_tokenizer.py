@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 
 from capmerge.tokens.chunks import BOS_ID, EOS_ID, kohya
 from capmerge.tokens.clean import clean
-from capmerge.tokens.load import FAMILIES
+from capmerge.tokens.families import CLIP_VARIANTS
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CLIP_VARIANTS)
 def test_golden_ids_and_chunks(family: str) -> None:
     """Every golden line has the ids, the count and the 75/150/225 chunks of sd-scripts."""
     tokenizer = clip(family)
@@ -26,7 +26,7 @@ def test_hostile_ids(family: str) -> None:
         assert clip(family).encode(line["text"]) == line[family], ascii(line["text"])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CLIP_VARIANTS)
 def test_special_ids(family: str) -> None:
     """The ids in the vocabulary are the module's constants, and the padding is the family's."""
     tokenizer = clip(family)
@@ -35,7 +35,7 @@ def test_special_ids(family: str) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(hostile_text, st.sampled_from(sorted(FAMILIES)))
+@given(hostile_text, st.sampled_from(sorted(CLIP_VARIANTS)))
 def test_encode_with_text(text: str, family: str) -> None:
     """The pieces carry the same ids, and joined they are the cleaned text where no literal cuts it."""
     tokenizer = clip(family)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from capmerge.captions.alternatives import BrokenRecordError, trained_alternatives
 from capmerge.captions.merge import Merger
 from capmerge.captions.templates import MergeOptions
+from capmerge.rng import SampleId
 from trainer.config.settings import CaptionSettings, TextSettings
 from trainer.data.captions import RANDOM_WORDS, _draw, train_caption
 
@@ -40,11 +41,7 @@ def train(
         record,
         CaptionSettings(**settings),
         text or TextSettings(),
-        seed=seed,
-        epoch=epoch,
-        key=key,
-        dataset=dataset,
-        repeat=repeat,
+        SampleId(seed, epoch, key, dataset, repeat),
         step=step,
         max_steps=max_steps,
     )
@@ -313,7 +310,7 @@ def test_tags_are_found_in_whatever_a_rewrite_writes(
     if "b" not in record["capmerge"]:
         return
     (alternative,) = trained_alternatives(record)
-    found = _draw(record, CaptionSettings(), 7, epoch, "a.png", 0, 0)
+    found = _draw(record, CaptionSettings(), SampleId(7, epoch, "a.png"))
     assert found.text in alternative.texts
     assert found.text[slice(*found.tags)] == alternative.tags
     assert alternative.tags.replace(" ", "") == tags.replace(

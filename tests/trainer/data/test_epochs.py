@@ -4,7 +4,7 @@ from builders.runs import LATENTS, rewrite_examples, settings_of
 
 from trainer.config.settings import Config
 from trainer.data.datasets import open_datasets
-from trainer.data.epochs import derive
+from trainer.data.epochs import run_size
 
 
 def test_an_epoch_has_the_samples_that_it_trains(tmp_path):
@@ -19,8 +19,8 @@ def test_an_epoch_has_the_samples_that_it_trains(tmp_path):
         train={"batch_size": 1},
     )
     config = Config.model_validate(sections | {"data": [sections["data"]]})
-    derived = derive(config, open_datasets(config, jobs=1), world_size=1)
-    assert (derived.records, derived.samples_per_epoch, derived.steps_per_epoch) == (
+    size = run_size(config, open_datasets(config, jobs=1), world_size=1)
+    assert (size.records, size.samples_per_epoch, size.steps_per_epoch) == (
         213,
         3 * 211,
         3 * 211,

@@ -63,8 +63,9 @@ class Maker(NamedTuple):
     masked: tuple = ()
     """Data sets with masks."""
 
-    def __call__(self, dataset, record, repeat, epoch, step):
+    def __call__(self, request):
         """The sample."""
+        dataset, record, repeat, epoch, step = request
         if record == 5 and self.fails:
             raise self.fails[0]
         if record == 5 and self.kills:

@@ -1,17 +1,23 @@
 import pytest
 import torch
 
-from capmerge.rng import Chance
+from capmerge.rng import Chance, SampleId
 from trainer.config.settings import NoiseSettings
 from trainer.data.noise import draw_noise, draw_timestep
 
 LATENTS_CHW = torch.zeros(4, 48, 40)
 
 
-CHANCE = Chance(seed=3, epoch=1, key="danbooru/42", dataset=0, repeat=2)
+SAMPLE = SampleId(seed=3, epoch=1, key="danbooru/42", dataset=0, repeat=2)
+CHANCE = Chance(SAMPLE)
 
 
 EVERYTHING = NoiseSettings(offset=0.1, multires_iterations=5, input_perturbation=0.1)
+
+
+def chance_of(**other):
+    """The chance of the usual sample with some of its identity changed."""
+    return Chance(SAMPLE._replace(**other))
 
 
 def test_noise_is_a_pure_function_of_the_sample():
@@ -30,7 +36,7 @@ def test_noise_is_a_pure_function_of_the_sample():
 def test_every_part_of_a_sample_s_name_moves_its_noise(other):
     """Another seed, epoch, record, data set or repeat gives other noise."""
     ours, _ = draw_noise(LATENTS_CHW, CHANCE, NoiseSettings())
-    theirs, _ = draw_noise(LATENTS_CHW, CHANCE._replace(**other), NoiseSettings())
+    theirs, _ = draw_noise(LATENTS_CHW, chance_of(**other), NoiseSettings())
     assert correlation(ours, theirs) < 0.05
 
 
@@ -57,7 +63,7 @@ def test_offset_moves_each_channel_as_a_whole():
     """Offset noise is plain noise and one constant for each channel, of the given standard deviation."""
     constants = []
     for repeat in range(100):
-        chance = CHANCE._replace(repeat=repeat)
+        chance = chance_of(repeat=repeat)
         moved_CHW = (
             draw_noise(LATENTS_CHW, chance, NoiseSettings(offset=0.5))[0]
             - draw_noise(LATENTS_CHW, chance, NoiseSettings())[0]
@@ -74,7 +80,7 @@ def test_levels_are_normalised_for_each_sample():
     deviations = [
         draw_noise(
             LATENTS_CHW,
-            CHANCE._replace(repeat=repeat),
+            chance_of(repeat=repeat),
             NoiseSettings(multires_iterations=6, multires_discount=0.9),
         )[0]
         .std()
@@ -131,12 +137,15 @@ def test_input_perturbation_leaves_the_target_clean():
 def test_timesteps_stay_in_their_range():
     """Every timestep from the lowest to below the highest is drawn, none other."""
     settings = NoiseSettings(min_timestep=990, max_timestep=1000)
-    drawn = {draw_timestep(CHANCE._replace(repeat=repeat), settings) for repeat in range(200)}
+    drawn = {draw_timestep(chance_of(repeat=repeat), settings) for repeat in range(200)}
     assert drawn == set(range(990, 1000))
 
 
 def test_timesteps_never_change_between_releases():
     """A run that goes on with a newer release draws what it would have drawn."""
-    assert [
-        draw_timestep(CHANCE._replace(repeat=repeat), NoiseSettings()) for repeat in range(4)
-    ] == [674, 372, 886, 300]
+    assert [draw_timestep(chance_of(repeat=repeat), NoiseSettings()) for repeat in range(4)] == [
+        674,
+        372,
+        886,
+        300,
+    ]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capmerge.errors import OutputError
-from capmerge.rng import Chance
+from capmerge.rng import Chance, SampleId
 from trainer.data import plan as plan_module
 from trainer.data.buckets import SetRows
 from trainer.data.plan import count_epoch, deal, drop_old_plans, open_plan
@@ -146,7 +146,7 @@ def test_the_plan_is_what_its_definition_says(sets, global_batch_size, seed, epo
     ]
 
     def in_order(numbers, purpose):
-        key = Chance(seed, epoch, "").below(2**64, purpose)
+        key = Chance(SampleId(seed, epoch, "")).below(2**64, purpose)
         return sorted(
             numbers, key=lambda number: hash_of(np.array([number], dtype=np.uint64), key)[0]
         )

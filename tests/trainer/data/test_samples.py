@@ -7,10 +7,11 @@ import pytest
 import torch
 from builders.runs import LATENTS, rewrite_examples, settings_of
 
-from capmerge.captions.draw import draw
+from capmerge.captions.draw import draw_line
 from capmerge.errors import DataError
-from capmerge.rng import Chance
+from capmerge.rng import Chance, SampleId
 from trainer.config.settings import Config
+from trainer.data.batch import SampleRequest
 from trainer.data.datasets import open_datasets
 from trainer.data.noise import draw_noise, draw_timestep
 from trainer.data.samples import SampleMaker, build_chunker
@@ -29,6 +30,11 @@ def maker_of(metadata, tmp_path, sets=1, **changes):
     config = Config.model_validate(sections | {"data": [sections["data"]] * sets})
     datasets = open_datasets(config, jobs=1)
     return SampleMaker(config, datasets, max_steps=100), datasets
+
+
+def make(maker, *numbers):
+    """The sample of a data set, record, repeat, epoch and step."""
+    return maker.make(SampleRequest(*numbers))
 
 
 def assert_same(one, two):
@@ -52,10 +58,11 @@ def test_one_sample(metadata, tmp_path, family):
     config = maker._config
     for number in (0, 7, 100, 212):
         key, record = dataset.index.read(number)
-        chance = Chance(7, 3, key, 0, 1)
-        sample = maker.make(0, number, 1, 3, 40)
+        sample_id = SampleId(7, 3, key, 0, 1)
+        chance = Chance(sample_id)
+        sample = make(maker, 0, number, 1, 3, 40)
         assert (sample.dataset, sample.record, sample.repeat, sample.key) == (0, number, 1, key)
-        assert sample.caption == draw(record["caption"], 7, 3, key, repeat=1)
+        assert sample.caption == draw_line(record["caption"], sample_id).text
         assert sample.cut == build_chunker(config).cut(sample.caption)
         width, height = record["train_resolution"]
         assert sample.latents_CHW.shape == sample.noise_CHW.shape == (4, height // 8, width // 8)
@@ -77,9 +84,9 @@ def test_a_pure_function(metadata, tmp_path):
         caption={"shuffle": True},
         noise={"input_perturbation": 0.1},
     )
-    first = maker.make(0, 5, 0, 0, 0)
-    others = [maker.make(*place) for place in ((0, 5, 1, 0, 0), (0, 5, 0, 1, 0), (1, 5, 0, 0, 0))]
-    again = pickle.loads(pickle.dumps(maker)).make(0, 5, 0, 0, 99)
+    first = make(maker, 0, 5, 0, 0, 0)
+    others = [make(maker, *place) for place in ((0, 5, 1, 0, 0), (0, 5, 0, 1, 0), (1, 5, 0, 0, 0))]
+    again = make(pickle.loads(pickle.dumps(maker)), 0, 5, 0, 0, 99)
     assert_same(first, again)
     for other in others:
         assert not torch.equal(first.noise_CHW, other.noise_CHW)
@@ -96,10 +103,13 @@ def test_a_set_has_captions_of_its_own(metadata, tmp_path):
     maker = SampleMaker(config, datasets, max_steps=100)
     records = [datasets[0].index.read(number) for number in range(20)]
     for dataset in (0, 1):
-        expected = [draw(record["caption"], 7, 0, key, dataset=dataset) for key, record in records]
-        assert [maker.make(dataset, number, 0, 0, 0).caption for number in range(20)] == expected
-    assert maker.make(0, 0, 0, 1, 0).caption
-    assert not maker.make(1, 0, 0, 1, 0).caption
+        expected = [
+            draw_line(record["caption"], SampleId(7, 0, key, dataset)).text
+            for key, record in records
+        ]
+        assert [make(maker, dataset, number, 0, 0, 0).caption for number in range(20)] == expected
+    assert make(maker, 0, 0, 0, 1, 0).caption
+    assert not make(maker, 1, 0, 0, 1, 0).caption
 
 
 def test_half_are_flipped(metadata, tmp_path):
@@ -108,8 +118,8 @@ def test_half_are_flipped(metadata, tmp_path):
     plain, _ = maker_of(metadata, tmp_path)
     flipped = 0
     for number in range(200):
-        sample = maker.make(0, number, 0, 0, 0)
-        straight = plain.make(0, number, 0, 0, 0).latents_CHW
+        sample = make(maker, 0, number, 0, 0, 0)
+        straight = make(plain, 0, number, 0, 0, 0).latents_CHW
         assert torch.equal(
             sample.latents_CHW, straight.flip(2) if "flipped" in sample.events else straight
         )
@@ -124,7 +134,7 @@ def test_masks(metadata, tmp_path):
     found, lacking = [], []
     for number in range(213):
         try:
-            found.append(maker.make(0, number, 0, 0, 0))
+            found.append(make(maker, 0, number, 0, 0, 0))
         except LatentsError as error:
             lacking.append(str(error))
     assert found
@@ -136,7 +146,7 @@ def test_masks(metadata, tmp_path):
 def test_step_moves_the_token_warmup_alone(metadata, tmp_path):
     """Early steps train fewer tags of the same drawn line; the rest of the sample stays."""
     maker, _ = maker_of(metadata, tmp_path, caption={"token_warmup_steps": 0.5})
-    early, late = ([maker.make(0, number, 0, 0, step) for number in range(20)] for step in (0, 50))
+    early, late = ([make(maker, 0, number, 0, 0, step) for number in range(20)] for step in (0, 50))
     tags = [(one, two) for one, two in zip(early, late, strict=True) if one.style == "t"]
     assert tags
     assert all(one.caption == two.caption.partition(",")[0] for one, two in tags)
@@ -149,8 +159,8 @@ def test_step_moves_the_token_warmup_alone(metadata, tmp_path):
 def test_events_of_the_caption(metadata, tmp_path):
     """A dropped caption trains as the empty text and is counted."""
     maker, _ = maker_of(metadata, tmp_path, caption={"dropout_every_epochs": 2})
-    assert maker.make(0, 0, 0, 0, 0).events == ()
-    dropped = maker.make(0, 0, 0, 1, 0)
+    assert make(maker, 0, 0, 0, 0, 0).events == ()
+    dropped = make(maker, 0, 0, 0, 1, 0)
     assert (dropped.caption, dropped.cut.tokens, dropped.events) == ("", 0, ("caption_dropped",))
 
 
@@ -167,7 +177,7 @@ def test_a_record_that_no_rewrite_leaves(metadata, tmp_path):
         file.seek(place + len(b'"capmerge": "'))
         file.write(b"x")
     with pytest.raises(DataError) as error:
-        _ = [maker.make(0, 2, 0, epoch, 0) for epoch in range(20)]  # whichever line is drawn
+        _ = [make(maker, 0, 2, 0, epoch, 0) for epoch in range(20)]  # whichever line is drawn
     assert (
         f"{changed}, byte {int(dataset.index.offset[2]):,}, record \"{key}\": found the letter 'x'"
         in str(error.value)
@@ -188,10 +198,10 @@ def test_vanished_latents(metadata, tmp_path):
     )
     (number,) = np.flatnonzero(~dataset.rows.usable).tolist()
     with pytest.raises(LatentsError, match=f"{latents}: found no latents of the record"):
-        maker.make(0, number, 0, 0, 0)
+        make(maker, 0, number, 0, 0, 0)
     dataset.latents_file(0, dataset.index.read(0)[0]).unlink()
     with pytest.raises(LatentsError, match="no such file"):
-        maker.make(0, 0, 0, 0, 0)
+        make(maker, 0, 0, 0, 0, 0)
 
 
 def test_chunker_of_a_run(metadata, tmp_path):

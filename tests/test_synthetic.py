@@ -12,9 +12,9 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from synthetic import HOSTILE, KINDS, MIXED, kinds_of, records_of, write_huge_record, write_metadata
 
 from capmerge.captions.wildcard import outcomes
+from synthetic import HOSTILE, KINDS, MIXED, kinds_of, records_of, write_huge_record, write_metadata
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 NON_LATIN = re.compile("[\u03b1-\u03c9\u0430-\u044f\u0627-\u064a\u3042-\u3093\u4e00-\u5fff가-힣]")

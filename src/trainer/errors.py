@@ -2,11 +2,11 @@
 
     capmerge.errors.CapmergeError  exit 1
     └── TrainerError
-        ├── ConfigError            exit 2: one or more settings cannot be carried out, all of them
-        listed ├── LatentsError           a latents file is missing, broken, or of another family
-        ├── ModelError             a model folder is not what the settings say ├── ResumeError
-        a saved state does not fit the run, or none is complete └── NonFiniteError         the
-        gradient is no number and `train.on_nonfinite` says stop
+        ├── ConfigError            exit 2: settings cannot be carried out, all of them listed
+        ├── LatentsError           a latents file is missing, broken, or of another family
+        ├── ModelError             a model folder does not fit the settings
+        ├── ResumeError            a saved state does not fit the run, or none is complete
+        └── NonFiniteError         the gradient is not finite, and the run may not skip it
 
 Every message reads: where, what was found, what was expected, the next step. Only `run` prints and
 exits.
@@ -30,7 +30,7 @@ class LatentsError(TrainerError):
 
 
 class ModelError(TrainerError):
-    """A model folder is not what the settings say."""
+    """A model folder does not fit the settings."""
 
 
 class ResumeError(TrainerError):
@@ -38,4 +38,4 @@ class ResumeError(TrainerError):
 
 
 class NonFiniteError(TrainerError):
-    """A gradient is not finite."""
+    """The gradient or the weights are not finite, and the run may not continue."""

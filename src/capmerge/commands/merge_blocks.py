@@ -1,7 +1,4 @@
-"""What a worker does with each block of a rewrite, or of statistics: decode, merge, encode, count, note.
-
-Owns the streams that it answers in, and the formats that it writes. Knows nothing of files.
-"""
+"""The work of `rewrite` and `stats` on each block: decode, merge, encode, count, note."""
 
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -13,9 +10,8 @@ from capmerge.captions.tally import Tally
 from capmerge.captions.templates import MergeOptions
 from capmerge.errors import DataError, RecordError
 from capmerge.files.atomic import Buffer
-from capmerge.metadata.blocks import Block, Layout
+from capmerge.metadata.blocks import Block, FileLayout
 from capmerge.metadata.codec import (
-    MiscutError,
     Piece,
     Records,
     Stray,
@@ -24,17 +20,15 @@ from capmerge.metadata.codec import (
     place_of,
     to_json,
 )
-from capmerge.metadata.format import SEPARATORS, Format, compressed, reserved_fields
+from capmerge.metadata.format import FRAMINGS, Format, reserved_fields
 from capmerge.metadata.offsets import spans_written
+from capmerge.metadata.work import Chunk
 from capmerge.stats.counts import CaptionStats
 from capmerge.stats.duplicates import RecordPlaces
 from capmerge.stats.observer import Observer
 
 if TYPE_CHECKING:
     from capmerge.index.rows import RowMaker
-
-_OUT, _REJECTS, _ROWS, *STATS_STREAMS = range(6)
-
 
 OnError = Literal["stop", "skip"]
 
@@ -45,18 +39,24 @@ class Counted(NamedTuple):
     tally: Tally
     stats: CaptionStats
 
+    def add(self, other: "Counted") -> None:
+        """Add the counts of `other`, which is not used again."""
+        self.tally.add(other.tally)
+        self.stats.merge(other.stats)
 
-class Rewriter:
+
+class BlockMerger:
     """What a worker does with each block of a rewrite, or of statistics alone when `out` is None.
 
-    `make_observer` gives what counts the rewritten records, if anything does; `make_rows` what
-    notes them for an index.
+    `make_observer` gives what counts the merged records, if anything does; `make_rows` gives what
+    notes them for an index. The streams are "records" and "rejects" of a rewrite, "hashes",
+    "per_record" and "places" of an observer, and "rows" of an index.
     """
 
     def __init__(
         self,
         name: str,
-        layout: Layout,
+        layout: FileLayout,
         merge: MergeOptions,
         on_error: str,
         out: Format | None,
@@ -67,72 +67,42 @@ class Rewriter:
         self._merger = Merger(merge, reserved_fields(out) if out else ())
         self._observer = make_observer and make_observer()
         self._rows = make_rows and make_rows()
-        self._kept = Counted(Tally(), CaptionStats())
         self._skips = on_error == "skip"
+        self.counts = _MergeCounts(self._merger, self._observer)
 
-    def run(self, block: Block, data: bytes) -> Iterator[tuple[int, Buffer]]:
-        """The rewritten records of a block, and the records that had to be left out."""
-        miscut = None
-        try:
-            yield from self._run(block, data)
-        except MiscutError as error:
-            miscut = error  # the pieces before it stand
-        if self._observer:
-            yield from zip(STATS_STREAMS, self._observer.count(), strict=True)
-        if self._rows:
-            yield _ROWS, self._rows.rows()
-        if miscut:
-            raise miscut
-
-    def _run(self, block: Block, data: bytes) -> Iterator[tuple[int, Buffer]]:
-        separator = b""
+    def run(self, block: Block, data: bytes) -> Iterator[Chunk]:
+        """The merged records of a block as they are written, and those that had to be left out."""
+        # --fit counts the tokens of many records at a time.
+        whole = self._merger.options.fit_tokens is not None
         written_bytes = 0
-        whole = (
-            self._merger.options.fit_tokens is not None
-        )  # the tokens of many records are counted at a time
         for piece in iter_block(data, self._layout, block, whole=whole):
             records, left_out, rejects = self.merge(piece)
             if self._observer:
                 self._observe(self._observer, piece, left_out)
-            body = encode(records, self._out.kind) if self._out else b""
-            if body:
-                parts = (separator, body)
-                assert self._out is not None  # there is a body
-                yield from (
-                    (_OUT, part)
-                    for part in ((compressed(b"".join(parts)),) if self._out.gz else parts)
-                )
+            if self._out is None:
+                continue
+            if body := encode(records, self._out.kind):
+                separator = FRAMINGS[self._out.kind].separator if written_bytes else b""
+                start = written_bytes + len(separator)
+                written_bytes = start + len(body)
                 if self._rows:
-                    self._note_rows(
-                        self._rows, piece, left_out, body, written_bytes + len(separator)
-                    )
-                    written_bytes += len(separator) + len(body)
-                separator = SEPARATORS[self._out.kind]
+                    spans = spans_written(body, self._out.kind, len(records.pairs))
+                    self._note_rows(self._rows, piece, left_out, spans, start)
+                for part in self._out.parts(separator, body):
+                    yield "records", part
             if rejects:
-                yield _REJECTS, rejects
+                yield "rejects", rejects
 
-    def take(self) -> Counted:
-        """The counts of the last block."""
-        counted = Counted(
-            self._merger.tally.take(), self._observer.take() if self._observer else CaptionStats()
-        )
-        counted.stats.records.rewritten_before = counted.tally.passed
-        return counted
-
-    def keep(self, counted: Counted) -> None:
-        """Add the counts of a block that stands."""
-        self._kept.tally.add(counted.tally)
-        self._kept.stats.merge(counted.stats)
-
-    def is_full(self) -> bool:
-        """Whether the counts that are kept take so much memory that the parent should add them up."""
-        return self._kept.stats.is_large
-
-    def result(self) -> Counted:
-        """The counts of this process since the last call."""
-        kept, self._kept = self._kept, Counted(Tally(), CaptionStats())
-        kept.stats.count_tags()
-        return kept
+    def flush(self) -> Iterator[Chunk]:
+        """What was noted of the block's records for statistics and for an index."""
+        if self._observer:
+            hashes, lines, places = self._observer.count()
+            yield "hashes", hashes
+            if lines:
+                yield "per_record", lines
+            yield "places", places
+        if self._rows:
+            yield "rows", self._rows.rows()
 
     def _observe(self, observer: Observer, piece: Piece, left_out: Collection[int]) -> None:
         """Note the records of a merged piece."""
@@ -151,18 +121,20 @@ class Rewriter:
             )
 
     def _note_rows(
-        self, rows: "RowMaker", piece: Piece, left_out: Collection[int], body: Buffer, offset: int
+        self,
+        rows: "RowMaker",
+        piece: Piece,
+        left_out: Collection[int],
+        spans: list[tuple[int, int]],
+        offset: int,
     ) -> None:
-        """Note the records of a merged piece, which are written as `body` at `offset` in the block's output."""
-        assert self._out is not None  # there is a body
-        numbered = [
-            (number, pair)
-            for number, pair in enumerate(piece.records.pairs)
-            if number not in left_out
-        ]
-        for (number, (key, record)), (start, end) in zip(
-            numbered, spans_written(body, self._out.kind, len(numbered)), strict=True
-        ):
+        """Note the records of a merged piece for the index.
+
+        `spans` are the bytes of each, counted from `offset` in the block's output.
+        """
+        numbered = enumerate(piece.records.pairs)
+        kept = ((number, pair) for number, pair in numbered if number not in left_out)
+        for (number, (key, record)), (start, end) in zip(kept, spans, strict=True):
             try:
                 rows.note(offset + start, offset + end, key, record)
             except BrokenRecordError as error:
@@ -210,3 +182,32 @@ class Rewriter:
         return kind(
             self._name, place, list(piece.records.pairs)[number][0] or None, problem, next_step
         )
+
+
+class _MergeCounts:
+    """The counts of a `BlockMerger`: those of its merge, and of its observer if it has one."""
+
+    def __init__(self, merger: Merger, observer: Observer | None) -> None:
+        self._merger, self._observer = merger, observer
+        self._kept = Counted(Tally(), CaptionStats())
+
+    def take(self) -> Counted:
+        """The counts of the last block."""
+        stats = self._observer.take() if self._observer else CaptionStats()
+        counted = Counted(self._merger.tally.take(), stats)
+        counted.stats.records.rewritten_before = counted.tally.passed
+        return counted
+
+    def keep(self, counted: Counted) -> None:
+        """Add the counts of a block that stands."""
+        self._kept.add(counted)
+
+    def is_full(self) -> bool:
+        """Whether the kept counts take so much memory that the parent should add them up."""
+        return self._kept.stats.is_large
+
+    def result(self) -> Counted:
+        """The counts of this process since the last call."""
+        kept, self._kept = self._kept, Counted(Tally(), CaptionStats())
+        kept.stats.count_tags()
+        return kept

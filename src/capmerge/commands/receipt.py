@@ -1,4 +1,4 @@
-"""What lies beside a rewritten file: the names of it all, the receipt that later commands read, and a dataset config for sd-scripts."""
+"""The receipt beside a rewritten file: how the file was made, for later commands and for people."""
 
 import json
 from dataclasses import asdict

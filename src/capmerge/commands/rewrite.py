@@ -1,7 +1,7 @@
 """The story of `capmerge rewrite`: source -> blocks -> workers merge each record -> one ordered output.
 
-The whole run, from the first look at the source to the rename of the output; `rewriter` is what a
-worker does with a block.
+The whole run, from the first look at the source to the rename of the output; `merge_blocks` is what
+a worker does with a block.
 """
 
 import json
@@ -19,12 +19,13 @@ from capmerge.captions.merge import Merger, Record, RewrittenError, UnmergeableE
 from capmerge.captions.tally import Tally
 from capmerge.captions.templates import MergeOptions
 from capmerge.commands.dataset_config import dataset_config
-from capmerge.commands.merge_blocks import Counted, OnError, Rewriter
+from capmerge.commands.merge_blocks import BlockMerger, Counted, OnError
 from capmerge.commands.receipt import receipt
+from capmerge.commands.targets import check_target
 from capmerge.errors import OutputError, UsageError, printable
-from capmerge.files.atomic import AtomicFile, Buffer, OutputFiles, check_target
+from capmerge.files.atomic import AtomicFile, Buffer, OutputFiles
 from capmerge.files.source import Source, fingerprint
-from capmerge.metadata.blocks import MAX_RECORD_BYTES, Layout, read_layout
+from capmerge.metadata.blocks import MAX_RECORD_BYTES, FileLayout, read_layout
 from capmerge.metadata.codec import Stray, iter_source
 from capmerge.metadata.format import (
     DATASET,
@@ -34,15 +35,16 @@ from capmerge.metadata.format import (
     SIDE_FILES,
     Format,
     RecordWriter,
-    compressed,
     reserved_fields,
 )
 from capmerge.metadata.parallel import run_blocks, useful_jobs
 from capmerge.stats.collector import Gathered, Tokenizers
+from capmerge.stats.counts import CaptionStats
 from capmerge.stats.document import Document
 
 if TYPE_CHECKING:
     from capmerge.index.build import Indexing
+    from capmerge.metadata.work import Sink, Stream
 
 _SAMPLE_RECORDS, _SAMPLE_BYTES = 1000, 8 << 20  # a pipe's bytes are held meanwhile
 
@@ -93,12 +95,15 @@ def rewrite(
     `warn` is given each warning, `progress` the offset that is done.
     Raises `UsageError`, `DataError`, `OutputError` or `WorkerError`; then nothing new is there.
     """
+    # Check all that can be checked before there is a file.
     if options.index:
         _check_indexable(options)
     target = options.target and check_target(
         options.target, source, force=options.force, side_suffixes=SIDE_FILES
     )
     layout = read_layout(source, options.max_record_bytes)
+
+    # Rewrite a sample: it tells how large the output will be.
     sample = _sample(source, layout, options)
     if sample.growth > 2 and options.merge.weights == "repeat":
         warn(
@@ -106,26 +111,25 @@ def rewrite(
         )
     if target:
         _check_room(target, source, sample.growth)
-    end = layout.first
 
-    def done(offset: int) -> None:
-        nonlocal end
-        end = offset
-        progress(offset)
+    with ExitStack() as stack:
+        # Open the outputs. Statistics and an index bring the sinks of what workers note for them.
+        files = stack.enter_context(OutputFiles(target, SIDE_FILES))
+        output = files.open()
+        records = RecordWriter(output, options.format)
+        rejects = _RejectsFile(partial(files.side, REJECTS)) if target else _RejectsOnStderr()
+        sinks: dict[Stream, Sink] = {"records": records, "rejects": rejects}
+        indexing = gathered = None
+        if target and options.index:
+            indexing = stack.enter_context(_indexing(target, options.format, records))
+            sinks["rows"] = indexing.rows
+        if options.stats:
+            gathered = Gathered(options.stats)
+            sinks |= gathered.sinks()
 
-    files = OutputFiles(target, SIDE_FILES)
-    scratch = ExitStack()
-    try:
-        records = RecordWriter(main := files.open(), options.format)
-        rejects = _RejectSink(partial(files.side, REJECTS) if target else None)
-        indexing = (
-            scratch.enter_context(_indexing(target, options.format, records))
-            if target and options.index
-            else None
-        )
-        gathered = Gathered(options.stats) if options.stats else None
+        # Merge every block.
         work = partial(
-            Rewriter,
+            BlockMerger,
             source.name,
             layout,
             options.merge,
@@ -134,56 +138,36 @@ def rewrite(
             gathered.make_observer() if gathered else None,
             indexing.make_rows() if indexing else None,
         )
-        sinks = [
-            records,
-            rejects,
-            indexing.rows if indexing else rejects,
-            *(gathered.sinks() if gathered else ()),
-        ]
-        jobs = useful_jobs(source, options.jobs)
-        tally = Tally()
-
-        def collect(counted: Counted) -> None:
-            tally.add(counted.tally)
-            if gathered:
-                gathered.stats.merge(counted.stats)
-
-        run_blocks(
+        total = Counted(Tally(), gathered.stats if gathered else CaptionStats())
+        end = run_blocks(
             source,
             layout,
             work,
             sinks,
-            collect=collect,
-            jobs=jobs,
-            progress=done,
+            collect=total.add,
+            jobs=useful_jobs(source, options.jobs),
+            progress=progress,
             start_method=options.start_method,
         )
         records.finish()
         read_bytes = source.read_bytes(end)
         source.check_unchanged()
-        if indexing and isinstance(main, AtomicFile):
-            with main.read_back() as written:
-                indexing.write(files.side(INDEX), written)
+
+        # Finish the side files, and give all files their names together.
         name = target.name if target else source.name
         statistics = gathered.document(name, source, layout, options.merge) if gathered else None
+        if indexing and isinstance(output, AtomicFile):
+            with output.read_back() as written:
+                indexing.write(files.side(INDEX), written)
         if target:
-            files.side(RECEIPT).write(
-                receipt(
-                    source.name, fingerprint(source), options.merge, options.on_error, tally
-                ).encode()
+            made = receipt(
+                source.name, fingerprint(source), options.merge, options.on_error, total.tally
             )
-            files.side(DATASET).write(
-                dataset_config(
-                    target, (source.path or target).resolve().parent, sample.resolutions
-                ).encode()
-            )
+            folder = (source.path or target).resolve().parent
+            files.side(RECEIPT).write(made.encode())
+            files.side(DATASET).write(dataset_config(target, folder, sample.resolutions).encode())
         files.publish()
-    except BaseException:
-        files.discard()
-        raise
-    finally:
-        scratch.close()
-    return Outcome(tally, read_bytes, main.written_bytes, statistics)
+    return Outcome(total.tally, read_bytes, output.written_bytes, statistics)
 
 
 def _check_indexable(options: RewriteOptions) -> None:
@@ -221,23 +205,28 @@ def first_records(
             yield key, before, "the record is rewritten already."
 
 
-class _RejectSink:
-    """The stream of records left out: a side file opened at the first of them, or standard error."""
+class _RejectsFile:
+    """The records left out, in a side file that is opened at the first of them."""
 
-    def __init__(self, open_file: Callable[[], AtomicFile] | None) -> None:
+    def __init__(self, open_file: Callable[[], AtomicFile]) -> None:
         self._open_file = open_file
         self._file: AtomicFile | None = None
 
-    def write(self, data: Buffer, *, new_block: bool) -> None:  # noqa: ARG002  # lines need nothing between blocks
+    def write(self, data: Buffer, *, new_block: bool) -> None:  # noqa: ARG002  # a sink
         """Append lines of JSON."""
-        if self._open_file is None:
-            text = bytes(data).decode(errors="backslashreplace")
-            sys.stderr.write(
-                "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
-            )  # still JSON
-            return
         self._file = self._file or self._open_file()
         self._file.write(data)
+
+
+class _RejectsOnStderr:
+    """The records left out, on standard error: standard output has no side files."""
+
+    def write(self, data: Buffer, *, new_block: bool) -> None:  # noqa: ARG002  # a sink
+        """Print lines of JSON; they stay JSON when what a terminal would obey is escaped."""
+        text = bytes(data).decode(errors="backslashreplace")
+        sys.stderr.write(
+            "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+        )
 
 
 class _Sample(NamedTuple):
@@ -249,16 +238,16 @@ class _Sample(NamedTuple):
     """[width, height] in px."""
 
 
-def _sample(source: Source, layout: Layout, options: RewriteOptions) -> _Sample:
+def _sample(source: Source, layout: FileLayout, options: RewriteOptions) -> _Sample:
     """The first `_SAMPLE_RECORDS` records, fewer when they are long, rewritten and thrown away; all can be read again."""
-    rewriter = Rewriter(source.name, layout, options.merge, options.on_error, options.format)
+    merger = BlockMerger(source.name, layout, options.merge, options.on_error, options.format)
     records, read_bytes, written_bytes = 0, 0, 0
     resolutions = set()
     for piece in iter_source(source, layout, keep=True):
-        body, _ = rewriter.rewrite(piece)
+        body, _ = merger.rewrite(piece)
         records += len(piece.records.pairs)
         read_bytes += len(piece.data)
-        written_bytes += len(compressed(body) if options.format.gz else body)
+        written_bytes += sum(map(len, options.format.parts(body)))
         for _, record in piece.records.pairs:
             match record:
                 case {"train_resolution": [int(width), int(height)]}:

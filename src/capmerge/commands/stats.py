@@ -5,16 +5,18 @@ of an original file are those of what the same options would write.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from capmerge.captions.tally import Tally
 from capmerge.captions.templates import MergeOptions
-from capmerge.commands.merge_blocks import STATS_STREAMS, Counted, OnError, Rewriter
+from capmerge.commands.merge_blocks import BlockMerger, Counted, OnError
 from capmerge.files.atomic import AtomicFile
 from capmerge.files.source import Source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, read_layout
-from capmerge.metadata.parallel import Sink, run_blocks, useful_jobs
+from capmerge.metadata.parallel import run_blocks, useful_jobs
 from capmerge.stats.collector import Gathered, Tokenizers
 from capmerge.stats.document import Document
 
@@ -42,42 +44,30 @@ def measure(
     either.
     """
     layout = read_layout(source, options.max_record_bytes)
-    lines = AtomicFile(options.per_record) if options.per_record else None
-    try:
+    with AtomicFile(options.per_record) if options.per_record else nullcontext() as lines:
         gathered = Gathered(options.tokenizers, lines)
         merge = replace(options.merge, allow_rewritten=True)
         work = partial(
-            Rewriter, source.name, layout, merge, options.on_error, None, gathered.make_observer()
+            BlockMerger,
+            source.name,
+            layout,
+            merge,
+            options.on_error,
+            None,
+            gathered.make_observer(),
         )
-        sinks: list[Sink] = [_Nowhere()] * STATS_STREAMS[0] + gathered.sinks()
-        jobs = useful_jobs(source, options.jobs)
-
-        def collect(counted: Counted) -> None:
-            gathered.stats.merge(counted.stats)
-
         run_blocks(
             source,
             layout,
             work,
-            sinks,
-            collect=collect,
-            jobs=jobs,
+            gathered.sinks(),
+            collect=Counted(Tally(), gathered.stats).add,
+            jobs=useful_jobs(source, options.jobs),
             progress=progress,
             start_method=options.start_method,
         )
         source.check_unchanged()
         document = gathered.document(source.name, source, layout, options.merge)
         if lines:
-            lines.sync()
             lines.publish()
-    finally:
-        if lines:
-            lines.discard()
     return document
-
-
-class _Nowhere:
-    """The sink of records and rejects: statistics write neither."""
-
-    def write(self, data: bytes | memoryview, *, new_block: bool) -> None:
-        """Forget `data`."""

@@ -25,10 +25,11 @@ from capmerge.index.reader import (
     open_indexable,
 )
 from capmerge.index.rows import RowMaker, RowSink, is_rewritten
-from capmerge.metadata.blocks import MAX_RECORD_BYTES, Block, Kind, Layout, read_layout
-from capmerge.metadata.codec import MiscutError, Stray, decode
+from capmerge.metadata.blocks import MAX_RECORD_BYTES, Block, FileLayout, Kind, read_layout
+from capmerge.metadata.codec import Stray, decode
 from capmerge.metadata.offsets import iter_placed
 from capmerge.metadata.parallel import run_blocks, useful_jobs
+from capmerge.metadata.work import Chunk
 
 Progress = Callable[[int], None]
 
@@ -77,23 +78,24 @@ def build_index(
     rewritten, `OutputError` (`BusyError` while another process builds it) or `WorkerError`; then an
     index that is there stays.
     """
-    with open_indexable(metadata):
-        file = AtomicFile(index_path(metadata))
-    try:
+    open_indexable(metadata).close()  # its errors come before there is a file
+    with AtomicFile(index_path(metadata)) as file:
         return _build(metadata, file, jobs, progress, max_record_bytes, start_method, tokens=tokens)
-    finally:
-        file.discard()
 
 
 class Indexing:
     """The parent's side of an index of `target`: the sink `rows` of what the workers note, and the writing of the file at the end.
 
-    `block_start` tells what is added to the offsets of a block's rows. To be closed: the rows lie
-    in a scratch file.
+    `block_start` is that of `RowSink`. A context manager, because the rows lie in a scratch file.
     """
 
     def __init__(
-        self, target: Path, kind: Kind, block_start: Callable[[], int], *, tokens: bool = True
+        self,
+        target: Path,
+        kind: Kind,
+        block_start: Callable[[], int] | None = None,
+        *,
+        tokens: bool = True,
     ) -> None:
         self._kind, self._tokens = kind, tokens
         self._scratch = ScratchFile(index_path(target))
@@ -126,19 +128,18 @@ def _build(
 ) -> Index:
     with open_indexable(metadata) as source:
         layout = read_layout(source, max_record_bytes, may_be_empty=True)
-        with Indexing(metadata, layout.kind, _no_start, tokens=tokens) as indexing:
+        with Indexing(metadata, layout.kind, tokens=tokens) as indexing:
             run_blocks(
                 source,
                 layout,
                 partial(_Indexer, source.name, layout, indexing.make_rows()),
-                [indexing.rows],
+                {"rows": indexing.rows},
                 jobs=useful_jobs(source, jobs),
-                progress=progress or _no_progress,
+                progress=progress,
                 start_method=start_method,
             )
             indexing.write(file, source)
         source.check_unchanged()
-        file.sync()
         file.publish()
     return open_index(metadata)
 
@@ -146,45 +147,27 @@ def _build(
 class _Indexer:
     """What a worker does with each block."""
 
-    def __init__(self, name: str, layout: Layout, make_rows: Callable[[], RowMaker]) -> None:
+    counts = None
+
+    def __init__(self, name: str, layout: FileLayout, make_rows: Callable[[], RowMaker]) -> None:
         self._name, self._layout = name, layout
         self._rows = make_rows()
 
-    def run(self, block: Block, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """The rows of a block's records."""
-        miscut = None
-        try:
-            for start, end, (key, record) in iter_placed(self._name, self._layout, block, data):
-                if not is_rewritten(record):
-                    raise self._error(start, key, record)
-                try:
-                    self._rows.note(start, end, key, record)
-                except BrokenRecordError as error:
-                    raise DataError(
-                        self._name,
-                        start,
-                        key,
-                        str(error),
-                        "Rewrite the original again, and index that.",
-                    ) from None
-        except MiscutError as error:
-            miscut = error  # the records before it stand
-        yield 0, self._rows.rows()
-        if miscut:
-            raise miscut
+    def run(self, block: Block, data: bytes) -> Iterator[Chunk]:
+        """Nothing yet: it notes the records of a block, and `flush` makes their rows together."""
+        for start, end, (key, record) in iter_placed(self._name, self._layout, block, data):
+            if not is_rewritten(record):
+                raise self._error(start, key, record)
+            try:
+                self._rows.note(start, end, key, record)
+            except BrokenRecordError as error:
+                next_step = "Rewrite the original again, and index that."
+                raise DataError(self._name, start, key, str(error), next_step) from None
+        return iter(())
 
-    def take(self) -> None:
-        """Nothing is counted."""
-
-    def keep(self, counted: None) -> None:
-        """Nothing is counted."""
-
-    def is_full(self) -> bool:
-        """Nothing is counted."""
-        return False
-
-    def result(self) -> None:
-        """Nothing is counted."""
+    def flush(self) -> Iterator[Chunk]:
+        """The rows of the block's records."""
+        yield "rows", self._rows.rows()
 
     def _error(self, start: int, key: str, record: Any) -> DataError:
         if isinstance(record, Stray):
@@ -267,12 +250,3 @@ def _kept_parts(rows: RowSink, kept: NDArray[np.bool_], name: str) -> Iterator[N
     for part in rows.parts():
         yield part[name][kept[done : done + len(part)]]
         done += len(part)
-
-
-def _no_start() -> int:
-    """Offsets are those in the file already."""
-    return 0
-
-
-def _no_progress(_offset: int) -> None:
-    """Nobody is told."""

@@ -114,9 +114,13 @@ def size_of(record: dict[str, Any]) -> tuple[int, int]:
 
 
 class RowSink:
-    """The sink of the rows of all blocks: `file`. `block_start` tells what is added to the offsets of a block's rows."""
+    """The sink of the rows of all blocks, which writes them to `file`.
 
-    def __init__(self, file: ScratchFile, block_start: Callable[[], int]) -> None:
+    `block_start` tells at the beginning of a block what is to be added to the offsets of its rows;
+    without it, they are offsets in the whole file already.
+    """
+
+    def __init__(self, file: ScratchFile, block_start: Callable[[], int] | None = None) -> None:
         self._file, self._block_start = file, block_start
         self._rest = b""
         self._start = 0
@@ -125,7 +129,7 @@ class RowSink:
 
     def write(self, data: bytes | memoryview, *, new_block: bool) -> None:
         """Append rows, of which the last may be cut."""
-        if new_block:
+        if new_block and self._block_start:
             self._start = self._block_start()
         data = self._rest + bytes(data)
         whole = len(data) // ROW.itemsize

@@ -15,7 +15,14 @@ from typing import Literal
 
 from capmerge.errors import DataError
 from capmerge.files.source import Window
-from capmerge.metadata.scan import DECODE, InvalidError, UnfinishedError, scan_line, scan_member
+from capmerge.metadata.scan import (
+    DECODE,
+    IMAGE_PATH,
+    InvalidError,
+    UnfinishedError,
+    scan_line,
+    scan_member,
+)
 
 Kind = Literal["json", "jsonl"]
 
@@ -32,7 +39,7 @@ _ANY_RECORD_END = re.compile(rb'\}([ \t\n\r]*,[ \t\n\r]*)"(?:[^"\\]|\\.)*"[ \t\n
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class FileLayout:
     """How records follow each other in one source."""
 
     kind: Kind
@@ -72,7 +79,7 @@ class Block:
 
 def read_layout(
     source: Window, max_record_bytes: int = MAX_RECORD_BYTES, *, may_be_empty: bool = False
-) -> Layout:
+) -> FileLayout:
     """The layout of an opened source: JSONL if the first line is a whole object with an `image_path`, else JSON.
 
     `may_be_empty` takes a file without bytes for JSONL without records.
@@ -92,7 +99,7 @@ def read_layout(
     start = _behind_space(source, start)
     head = source.window(start, 16)
     if not head and may_be_empty:
-        return Layout("jsonl", start, b"\n", max_record_bytes)
+        return FileLayout("jsonl", start, b"\n", max_record_bytes)
     if not head:
         raise DataError(
             source.name,
@@ -112,10 +119,10 @@ def read_layout(
             "Name such a file, or JSONL.",
         )
     if _first_line_is_record(source, start, max_record_bytes):
-        return Layout("jsonl", start, b"\n", max_record_bytes)
+        return FileLayout("jsonl", start, b"\n", max_record_bytes)
     first = _behind_space(source, start + 1)
     between = source.window(start + 1, min(first - start - 1, 1 << 10))
-    return Layout(
+    return FileLayout(
         "json", first, b"}," + between + b'"' if b"\n" in between else b"", max_record_bytes
     )
 
@@ -142,7 +149,8 @@ def _first_line_is_record(source: Window, start: int, max_record_bytes: int) -> 
             break
         # A line this long is JSONL only if its first fields say so: a record of a one-line JSON
         # file is an object.
-        if size >= 1 << 20 and _ANY_RECORD_END.search(window) and b'"image_path"' not in window:
+        named = f'"{IMAGE_PATH}"'.encode() in window
+        if size >= 1 << 20 and not named and _ANY_RECORD_END.search(window):
             return False
         if size > max_record_bytes:
             return False
@@ -154,12 +162,12 @@ def _first_line_is_record(source: Window, start: int, max_record_bytes: int) -> 
         return False
     return (
         isinstance(record, dict)
-        and isinstance(record.get("image_path"), str)
+        and isinstance(record.get(IMAGE_PATH), str)
         and not text[end:].strip()
     )
 
 
-def next_block(source: Window, layout: Layout, start: int) -> Block:
+def next_block(source: Window, layout: FileLayout, start: int) -> Block:
     """The block that starts at `start`, a record's key: about `BLOCK_BYTES` long, its end guessed from a few KiB.
 
     Raises `DataError` where only a parser can go on and the source is not valid there.
@@ -172,7 +180,7 @@ def next_block(source: Window, layout: Layout, start: int) -> Block:
     return block
 
 
-def _guessed_block(source: Window, layout: Layout, start: int) -> Block | None:
+def _guessed_block(source: Window, layout: FileLayout, start: int) -> Block | None:
     target = start + BLOCK_BYTES
     for size in _LOOK_AHEAD_BYTES:
         window = source.window(target, size)
@@ -185,7 +193,7 @@ def _guessed_block(source: Window, layout: Layout, start: int) -> Block | None:
     return None
 
 
-def walked_block(source: Window, layout: Layout, start: int) -> Block:
+def walked_block(source: Window, layout: FileLayout, start: int) -> Block:
     """The block that starts at `start`, its end found by a parser.
 
     Raises `DataError` with the place when the source is not valid there.
@@ -197,7 +205,7 @@ def walked_block(source: Window, layout: Layout, start: int) -> Block:
 
 
 def iter_pieces(
-    data: bytes, layout: Layout, block: Block, *, whole: bool = False
+    data: bytes, layout: FileLayout, block: Block, *, whole: bool = False
 ) -> Iterator[tuple[int, memoryview, bool]]:
     """The pieces of a block's bytes, each about `PIECE_BYTES`: offset in the block, bytes, whether it ends the source.
 
@@ -228,7 +236,7 @@ class WalkedRecord:
     last: bool
 
 
-def walk(source: Window, layout: Layout, start: int) -> Iterator[WalkedRecord]:
+def walk(source: Window, layout: FileLayout, start: int) -> Iterator[WalkedRecord]:
     """The records from `start` on, one by one, by Python's own json scanner: any layout, and nothing lost.
 
     Raises `DataError` at the first byte that is not valid, and for a record longer than
@@ -283,7 +291,7 @@ def walk(source: Window, layout: Layout, start: int) -> Iterator[WalkedRecord]:
         start = offset
 
 
-def _too_long(source: Window, layout: Layout, offset: int, key: str | None) -> DataError:
+def _too_long(source: Window, layout: FileLayout, offset: int, key: str | None) -> DataError:
     problem = f"the record is longer than {layout.max_record_bytes:,} bytes."
     return DataError(source.name, offset, key, problem, "If it is meant to be, raise --max-record.")
 

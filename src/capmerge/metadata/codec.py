@@ -15,20 +15,21 @@ import orjson
 from capmerge.files.source import BytesSource, Source
 from capmerge.metadata.blocks import (
     Block,
+    FileLayout,
     Kind,
-    Layout,
     WalkedRecord,
     iter_pieces,
     next_block,
     walk,
     walked_block,
 )
+from capmerge.metadata.format import FRAMINGS
+from capmerge.metadata.scan import IMAGE_PATH
 
 Pair = tuple[str, Any]
 
 _INT64_OVERFLOW = float(1 << 63)
-IMAGE_PATH = "image_path"
-"""The field of a JSONL record that holds its key."""
+_INSIDE = slice(len(FRAMINGS["json"].opening), -len(FRAMINGS["json"].closing))
 
 
 class NotJsonError(ValueError):
@@ -74,7 +75,7 @@ class Piece(NamedTuple):
 
 
 def iter_block(
-    data: bytes, layout: Layout, block: Block, *, whole: bool = False
+    data: bytes, layout: FileLayout, block: Block, *, whole: bool = False
 ) -> Iterator[Piece]:
     """The decoded pieces of one block, or the `whole` as one.
 
@@ -88,7 +89,7 @@ def iter_block(
         yield Piece(block.start + start, piece, last, records)
 
 
-def iter_source(source: Source, layout: Layout, *, keep: bool = False) -> Iterator[Piece]:
+def iter_source(source: Source, layout: FileLayout, *, keep: bool = False) -> Iterator[Piece]:
     """The whole source, decoded piece by piece in one process; `keep` leaves a pipe's bytes to be read again.
 
     Raises `DataError` with the place where the source is not valid.
@@ -109,14 +110,17 @@ def iter_source(source: Source, layout: Layout, *, keep: bool = False) -> Iterat
         block = next_block(source, layout, block.next_start)
 
 
-def iter_pairs(source: Source, layout: Layout) -> Iterator[tuple[Piece, int, Pair]]:
+def iter_pairs(source: Source, layout: FileLayout) -> Iterator[tuple[Piece, int, Pair]]:
     """Every pair of the source, a repeated key each time it stands there; with its piece, and its number in it."""
+    # A parsed object keeps only the last of two equal keys. A piece that is encoded back to its own
+    # bytes held no such pair; any other (of another layout, too) is walked, member by member, and
+    # each member decoded as an object of its own.
+    indent = len(FRAMINGS["json"].indent)  # a piece begins behind it, at a key's quote
     for found in iter_source(source, layout):
         piece = found
         if layout.kind == "json" and not bytes(piece.data).startswith(
-            bytes(encode(piece.records, "json"))[2:]
+            bytes(encode(piece.records, "json"))[indent:]
         ):
-            # One object keeps one of two equal keys; the walk sees both.
             pairs: list[Pair] = []
             for walked in _walk_piece(source.name, layout, piece):
                 pairs += decode(
@@ -129,7 +133,7 @@ def iter_pairs(source: Source, layout: Layout) -> Iterator[tuple[Piece, int, Pai
             yield piece, number, pair
 
 
-def place_of(name: str, layout: Layout, piece: Piece, number: int) -> int:
+def place_of(name: str, layout: FileLayout, piece: Piece, number: int) -> int:
     """The offset in the source of a piece's record `number`, which only a walk can tell."""
     walked = _walk_piece(name, layout, piece)
     key = list(piece.records.pairs)[number][0]
@@ -140,7 +144,7 @@ def place_of(name: str, layout: Layout, piece: Piece, number: int) -> int:
     )  # of equal keys, the last one counts
 
 
-def _walk_piece(name: str, layout: Layout, piece: Piece) -> list[WalkedRecord]:
+def _walk_piece(name: str, layout: FileLayout, piece: Piece) -> list[WalkedRecord]:
     """The records of a piece as a parser finds them."""
     whole = bytes(piece.data) if piece.last or layout.kind == "jsonl" else bytes(piece.data) + b"}"
     walked = walk(BytesSource(name, whole, piece.start), layout, piece.start)
@@ -161,6 +165,9 @@ def decode(data: bytes | memoryview, kind: Kind, *, last: bool) -> Records:
     """
     if kind == "jsonl":
         return _decode_lines(bytes(data))
+    # Whole members between braces are one object; a piece that ends its source brings the closing
+    # brace along. orjson reads nearly all of them. Where it refuses, or may have lost digits of an
+    # integer, the standard library reads the same text again and has the last word.
     text = b"".join((b"{", data, b"" if last else b"}"))
     try:
         records = orjson.loads(text)
@@ -199,12 +206,15 @@ def encode(records: Records, kind: Kind) -> bytes | memoryview:
     """
     if not records.pairs:
         return b""
+    separator = FRAMINGS[kind].separator
     if kind == "jsonl":
-        return b"\n".join(_line(key, record, exact=records.exact) for key, record in records.pairs)
+        return separator.join(
+            _line(key, record, exact=records.exact) for key, record in records.pairs
+        )
     members = dict(records.pairs)
     if len(members) == len(records.pairs):
         return _members(members, exact=records.exact)
-    return b",\n".join(
+    return separator.join(
         _members({key: record}, exact=records.exact) for key, record in records.pairs
     )
 
@@ -247,15 +257,13 @@ def _loads(text: bytes) -> Any:
 
 
 def _members(members: dict[str, Any], *, exact: bool) -> bytes | memoryview:
-    """The members of an object at two spaces, without its braces."""
+    """The members of an object at two spaces, without the opening and closing around them."""
     if exact:
-        return json.dumps(members, indent=2, ensure_ascii=False)[2:-2].encode(
-            "utf-8", "surrogate_as_json"
-        )
+        text = json.dumps(members, indent=2, ensure_ascii=False)
+        return text[_INSIDE].encode("utf-8", "surrogate_as_json")
     try:
-        return memoryview(orjson.dumps(members, option=orjson.OPT_INDENT_2))[
-            2:-2
-        ]  # a view: no copy
+        # a view: no copy
+        return memoryview(orjson.dumps(members, option=orjson.OPT_INDENT_2))[_INSIDE]
     except orjson.JSONEncodeError:  # nested deeper than orjson writes, or a weight past 64 bits
         return _members(members, exact=True)
 

@@ -1,4 +1,4 @@
-"""How a rewritten file is laid out: what stands before, between and behind its records, and the names of the files beside it."""
+"""The layout of a rewritten file: the bytes around its records, and the names of its side files."""
 
 import zlib
 from pathlib import Path
@@ -6,13 +6,42 @@ from typing import Literal, NamedTuple
 
 from capmerge.errors import UsageError, printable
 from capmerge.files.atomic import AtomicFile, Buffer, StandardOutput
-from capmerge.metadata.blocks import Kind, Layout
-from capmerge.metadata.codec import IMAGE_PATH
+from capmerge.metadata.blocks import FileLayout, Kind
+from capmerge.metadata.scan import IMAGE_PATH
 
 REJECTS, RECEIPT, DATASET, INDEX = ".rejects.jsonl", ".capmerge.json", ".dataset.toml", ".index"
 """What is added to the output's name for its side files."""
 SIDE_FILES = (REJECTS, RECEIPT, DATASET, INDEX)
-SEPARATORS: dict[Kind, bytes] = {"json": b",\n", "jsonl": b"\n"}
+
+
+class Framing(NamedTuple):
+    """The bytes around the records of an output file."""
+
+    opening: bytes
+    """Before the first record."""
+    indent: bytes
+    """Before the first byte of every record: its key's quote, or the brace of its line."""
+    separator: bytes
+    """Between two records, before the indent of the second."""
+    closing: bytes
+    """After the last record."""
+    empty: bytes
+    """The whole file when there are no records."""
+
+
+FRAMINGS: dict[Kind, Framing] = {
+    # As json.dump(indent=2) frames the members of an object.
+    "json": Framing(b"{\n", b"  ", b",\n", b"\n}", b"{}"),
+    "jsonl": Framing(b"", b"", b"\n", b"\n", b""),
+}
+WRITTEN: dict[Kind, FileLayout] = {
+    "json": FileLayout(
+        "json", 0, b"}" + FRAMINGS["json"].separator + FRAMINGS["json"].indent + b'"'
+    ),
+    "jsonl": FileLayout("jsonl", 0, FRAMINGS["jsonl"].separator),
+}
+"""How one record follows another in the output, in the terms of a file that is read."""
+
 FormatName = Literal["json", "jsonl", "json.gz", "jsonl.gz"]
 
 
@@ -21,6 +50,13 @@ class Format(NamedTuple):
 
     kind: Kind
     gz: bool = False
+
+    def parts(self, *parts: Buffer) -> tuple[Buffer, ...]:
+        """`parts` as they are written: as they are, or together as one gzip member.
+
+        Members in a row are a gzip file. They have no time stamp, so equal runs give equal bytes.
+        """
+        return (zlib.compress(b"".join(parts), 6, wbits=31),) if self.gz else parts
 
     @classmethod
     def choose(cls, name: FormatName | None, target: Path | None) -> "Format":
@@ -55,21 +91,12 @@ def reserved_fields(out: Format) -> tuple[str, ...]:
     return (IMAGE_PATH,) if out.kind == "jsonl" else ()
 
 
-def compressed(data: Buffer) -> bytes:
-    """`data` as a gzip member of its own, without a time stamp: members in a row are a gzip file."""
-    return zlib.compress(data, 6, wbits=31)
-
-
-_OPENINGS: dict[Kind, bytes] = {"json": b"{\n", "jsonl": b""}
-_CLOSINGS: dict[Kind, bytes] = {"json": b"\n}", "jsonl": b"\n"}
-_NOTHING: dict[Kind, bytes] = {"json": b"{}", "jsonl": b""}
-
-
 class RecordWriter:
-    """The stream of records: what stands before, between and behind the blocks' output."""
+    """The sink of the stream of records: it frames what the blocks give."""
 
     def __init__(self, file: AtomicFile | StandardOutput, out: Format) -> None:
         self._file, self._out = file, out
+        self._framing = FRAMINGS[out.kind]
         self._empty = True
         self.block_start = 0
         """Where the output of the last block begins."""
@@ -77,21 +104,15 @@ class RecordWriter:
     def write(self, data: Buffer, *, new_block: bool) -> None:
         """Append the output of a block."""
         if new_block:
-            self._write((_OPENINGS if self._empty else SEPARATORS)[self._out.kind])
+            self._write(self._framing.opening if self._empty else self._framing.separator)
             self._empty = False
             self.block_start = self._file.written_bytes
         self._file.write(data)
 
     def finish(self) -> None:
-        """Write what stands behind the last record."""
-        self._write((_NOTHING if self._empty else _CLOSINGS)[self._out.kind])
+        """Write what follows the last record, or the whole of an empty file."""
+        self._write(self._framing.empty if self._empty else self._framing.closing)
 
     def _write(self, text: bytes) -> None:
-        self._file.write(compressed(text) if self._out.gz else text)
-
-
-WRITTEN = {
-    "json": Layout("json", 0, b'},\n  "'),
-    "jsonl": Layout("jsonl", 0, b"\n"),
-}
-"""How the records follow each other in what `codec.encode` gives."""
+        for part in self._out.parts(text):
+            self._file.write(part)

@@ -2,16 +2,17 @@
 
 As in `blocks`, a cut is guessed from the bytes and proven by decoding: a record starts where the
 one before it was proven to end, and if `{` + its bytes + `}` is one JSON object, its end is right
-too.
+too. `codec.iter_block` proves only where a piece of many records ends, and that is all that a
+rewrite needs; here every record's own end needs a proof, because its place is written to an index.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from capmerge.files.source import BytesSource
-from capmerge.metadata.blocks import PIECE_BYTES, Block, Kind, Layout, walk
+from capmerge.metadata.blocks import PIECE_BYTES, Block, FileLayout, Kind, walk
 from capmerge.metadata.codec import MiscutError, NotJsonError, Pair, decode, decode_members
-from capmerge.metadata.format import WRITTEN
+from capmerge.metadata.format import FRAMINGS, WRITTEN
 
 
 class Placed(NamedTuple):
@@ -22,7 +23,7 @@ class Placed(NamedTuple):
     pair: Pair
 
 
-def iter_placed(name: str, layout: Layout, block: Block, data: bytes) -> Iterator[Placed]:
+def iter_placed(name: str, layout: FileLayout, block: Block, data: bytes) -> Iterator[Placed]:
     """The records of a block with their places; `data` are the block's bytes, `name` is the source's.
 
     Raises `MiscutError` where the bytes are not whole records; what was given before it stands.
@@ -32,7 +33,7 @@ def iter_placed(name: str, layout: Layout, block: Block, data: bytes) -> Iterato
     return _iter_members(name, layout, block, data)
 
 
-def _iter_lines(layout: Layout, block: Block, data: bytes) -> Iterator[Placed]:
+def _iter_lines(layout: FileLayout, block: Block, data: bytes) -> Iterator[Placed]:
     start = 0
     while start < len(data):
         end, following = layout.find_cut(data, start) or (len(data), len(data))
@@ -46,7 +47,7 @@ def _iter_lines(layout: Layout, block: Block, data: bytes) -> Iterator[Placed]:
         start = following
 
 
-def _iter_members(name: str, layout: Layout, block: Block, data: bytes) -> Iterator[Placed]:
+def _iter_members(name: str, layout: FileLayout, block: Block, data: bytes) -> Iterator[Placed]:
     whole = data
     if block.last:
         whole = data.rstrip(b" \t\n\r")
@@ -75,7 +76,9 @@ def _iter_members(name: str, layout: Layout, block: Block, data: bytes) -> Itera
             start = following
 
 
-def _seeming_spans(layout: Layout, whole: bytes, start: int) -> tuple[list[tuple[int, int]], int]:
+def _seeming_spans(
+    layout: FileLayout, whole: bytes, start: int
+) -> tuple[list[tuple[int, int]], int]:
     """[start, end) of what look like the records of the next `PIECE_BYTES`, and where the record behind them begins."""
     spans, target = [], start + PIECE_BYTES
     while start < target:
@@ -88,7 +91,7 @@ def _seeming_spans(layout: Layout, whole: bytes, start: int) -> tuple[list[tuple
 
 
 def _proven(
-    layout: Layout, whole: bytes, start: int, block_start: int
+    layout: FileLayout, whole: bytes, start: int, block_start: int
 ) -> tuple[int, int, list[Pair]]:
     """The end of the record at `start`, the beginning of the next one, and the record, or several where no cut was seen between them."""
     cut = layout.find_cut(whole, start)
@@ -102,7 +105,7 @@ def _proven(
         cut = layout.find_cut(whole, end)  # what looked like the record's end stood inside it
 
 
-def _iter_walked(name: str, layout: Layout, offset: int, data: bytes) -> Iterator[Placed]:
+def _iter_walked(name: str, layout: FileLayout, offset: int, data: bytes) -> Iterator[Placed]:
     """Several records between which no cut was seen, or none: valid JSON, as decoding has shown."""
     for record in walk(BytesSource(name, data + b"}", offset), layout, offset):
         if record.key is not None:
@@ -122,11 +125,11 @@ def _decoded(data: bytes, kind: Kind, offset: int) -> list[Pair]:
 def spans_written(body: bytes | memoryview, kind: Kind, count: int) -> list[tuple[int, int]]:
     """[start, end) of each of the `count` records in what `codec.encode` made of them.
 
-    No guess: there a line break stands between records, and deeper inside one it is followed by
-    more spaces than two.
+    This is no guess: the separator's line break is followed by the indent of a record, and inside a
+    record every line break is followed by a deeper one.
     """
     data, layout = bytes(body), WRITTEN[kind]
-    start = 2 if kind == "json" else 0
+    start = len(FRAMINGS[kind].indent)
     spans: list[tuple[int, int]] = []
     while len(spans) < count - 1:
         cut = layout.find_cut(data, start)

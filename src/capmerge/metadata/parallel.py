@@ -10,22 +10,24 @@ import multiprocessing
 import selectors
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from capmerge.errors import DataError, WorkerError
+from capmerge.files.atomic import Buffer
 from capmerge.files.source import Source
-from capmerge.metadata.blocks import BLOCK_BYTES, Block, Layout, next_block, walked_block
+from capmerge.metadata.blocks import BLOCK_BYTES, Block, FileLayout, next_block, walked_block
 from capmerge.metadata.codec import MiscutError
+from capmerge.metadata.work import Sink, Stream, Work, iter_output
 from capmerge.metadata.worker import (
     Answer,
     Free,
+    Message,
     Slots,
     Task,
-    Work,
     no_garbage_collection,
     work_on_blocks,
 )
@@ -33,35 +35,29 @@ from capmerge.metadata.worker import (
 _QUEUED_BLOCKS = 2  # one at work, one waiting
 
 
-class Sink(Protocol):
-    """Where a stream goes."""
-
-    def write(self, data: bytes | memoryview, *, new_block: bool) -> None:
-        """Append `data`; `new_block` says that it begins the output of a block."""
-
-
 def run_blocks(
     source: Source,
-    layout: Layout,
+    layout: FileLayout,
     make_work: Callable[[], Work],
-    sinks: list[Sink],
+    sinks: Mapping[Stream, Sink],
     *,
     jobs: int,
-    progress: Callable[[int], None],
-    collect: Callable[[Any], None] = lambda _result: None,
+    progress: Callable[[int], None] | None = None,
+    collect: Callable[[Any], None] | None = None,
     start_method: str | None = None,
-) -> None:
-    """Work on every block, write the streams to their sinks in the source's order, and `collect` the processes' results.
+) -> int:
+    """Work on every block and write the streams to their sinks in the source's order.
 
-    Each process has one result or more; they come in any order. `make_work` is called once in each
-    process; it must be picklable. `progress` is told the offset that is done. `start_method` is
-    "fork" or "spawn"; the default is fork on Linux, where it is cheap and safe (no thread runs
-    yet).
+    Returns the offset where the last block ends. `make_work` is called once in each process; it
+    must be picklable. `collect` is given the counts of the processes: each has one result or more,
+    and they come in any order; work that counts needs it. `progress` is told the offset that is
+    done. `start_method` is "fork" or "spawn"; the default is fork on Linux, where it is cheap and
+    safe (no thread runs yet).
     """
+    receiver = _Receiver(sinks, collect, progress)
     if jobs == 1:
         with no_garbage_collection():
-            _run_here(source, layout, make_work(), sinks, collect, progress)
-            return
+            return _run_here(source, layout, make_work(), receiver)
     with _Pool(
         source,
         layout,
@@ -69,7 +65,7 @@ def run_blocks(
         jobs,
         start_method or ("fork" if sys.platform == "linux" else "spawn"),
     ) as pool:
-        pool.run(sinks, collect, progress)
+        return pool.run(receiver)
 
 
 def useful_jobs(source: Source, jobs: int) -> int:
@@ -79,47 +75,71 @@ def useful_jobs(source: Source, jobs: int) -> int:
     return max(1, min(jobs, source.total_bytes // BLOCK_BYTES))
 
 
-def _run_here(
-    source: Source,
-    layout: Layout,
-    work: Work,
-    sinks: list[Sink],
-    collect: Callable[[Any], None],
-    progress: Callable[[int], None],
-) -> None:
-    """The whole story in one process."""
-    block = next_block(source, layout, layout.first)
-    while True:
-        output = _BlockOutput(sinks)
-        try:
-            for stream, chunk in work.run(
-                block, source.window(block.start, block.end - block.start)
-            ):
-                output.write(stream, chunk)
-        except MiscutError as error:
-            work.keep(work.take())
-            block = walked_block(source, layout, error.offset)
-            continue
-        work.keep(work.take())
-        progress(block.end)
-        if block.last or work.is_full():
-            collect(work.result())
-        if block.last:
-            return
-        source.release(block.next_start)
-        block = next_block(source, layout, block.next_start)
+class _Receiver:
+    """What takes in the output, the counts and the progress of a run."""
+
+    def __init__(
+        self,
+        sinks: Mapping[Stream, Sink],
+        collect: Callable[[Any], None] | None,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self._sinks, self._collect, self._progress = sinks, collect, progress
+
+    def begin_block(self) -> "_BlockOutput":
+        return _BlockOutput(self._sinks)
+
+    def add_counts(self, counts: Any) -> None:
+        assert self._collect is not None  # whoever runs work that counts collects its counts
+        self._collect(counts)
+
+    def end_block(self, offset: int) -> None:
+        """The blocks up to `offset` are written."""
+        if self._progress:
+            self._progress(offset)
 
 
 class _BlockOutput:
-    """The output of one block on its way to the sinks."""
+    """The output of one block on its way to the sinks.
 
-    def __init__(self, sinks: list[Sink]) -> None:
+    A stream without a sink raises `KeyError`: it is a bug of whoever put work and sinks together.
+    """
+
+    def __init__(self, sinks: Mapping[Stream, Sink]) -> None:
         self._sinks = sinks
-        self._begun: set[int] = set()
+        self._begun: set[Stream] = set()
 
-    def write(self, stream: int, chunk: bytes | memoryview) -> None:
+    def write(self, stream: Stream, chunk: Buffer) -> None:
         self._sinks[stream].write(chunk, new_block=stream not in self._begun)
         self._begun.add(stream)
+
+
+def _run_here(source: Source, layout: FileLayout, work: Work, receiver: _Receiver) -> int:
+    """The whole story in one process; the offset where the last block ends."""
+    block = next_block(source, layout, layout.first)
+    while True:
+        output = receiver.begin_block()
+        miscut = None
+        try:
+            # The bytes have no name here: they would be held while the next block is read.
+            for stream, chunk in iter_output(
+                work, block, source.window(block.start, block.end - block.start)
+            ):
+                output.write(stream, chunk)
+        except MiscutError as error:
+            miscut = error
+        if work.counts:
+            work.counts.keep(work.counts.take())
+        if miscut:
+            block = walked_block(source, layout, miscut.offset)
+            continue
+        receiver.end_block(block.end)
+        if work.counts and (block.last or work.counts.is_full()):
+            receiver.add_counts(work.counts.result())
+        if block.last:
+            return block.end
+        source.release(block.next_start)
+        block = next_block(source, layout, block.next_start)
 
 
 class _Worker:
@@ -137,11 +157,12 @@ class _Worker:
         except OSError as error:
             raise self.death() from error
 
-    def receive(self) -> Any:
+    def receive(self) -> Message:
         try:
-            return self.connection.recv()
+            message: Message = self.connection.recv()
         except (EOFError, OSError) as error:
             raise self.death() from error
+        return message
 
     def death(self) -> WorkerError:
         """The error for a worker that is gone."""
@@ -159,13 +180,14 @@ class _Worker:
 
 
 @dataclass(slots=True)
-class _Pending:
-    """A block that is handed out and not yet written."""
+class _PendingBlock:
+    """A block that a worker has been given and whose output is not yet written whole."""
 
     block: Block
     worker: _Worker
     output: _BlockOutput
     answers: deque[Answer] = field(default_factory=deque)
+    """Those that have come and wait for the blocks before this one."""
 
 
 class _Pool:
@@ -174,7 +196,7 @@ class _Pool:
     def __init__(
         self,
         source: Source,
-        layout: Layout,
+        layout: FileLayout,
         make_work: Callable[[], Work],
         jobs: int,
         start_method: str,
@@ -216,85 +238,105 @@ class _Pool:
             worker.process.join()
             worker.slots.close(unlink=True)
 
-    def run(
-        self, sinks: list[Sink], collect: Callable[[Any], None], progress: Callable[[int], None]
-    ) -> None:
-        """Hand out blocks, write what comes back in order."""
-        pending: dict[int, _Pending] = {}  # in the source's order
-        void: dict[int, _Pending] = {}  # blocks that began at a wrong cut
-        count = 0
+    def run(self, receiver: _Receiver) -> int:
+        """Hand out blocks and write their output in order; returns where the last one ends.
+
+        A block is handed out before the blocks before it are proven to be cut right. When one of
+        those was cut wrong, all blocks behind it are abandoned: their workers finish them in vain.
+        """
+        pending: dict[int, _PendingBlock] = {}  # by number, in the source's order
+        abandoned: set[int] = set()  # the numbers of those that a worker still answers for
+        count, end = 0, self._layout.first
         upcoming: Block | DataError | None = self._upcoming(self._layout.first)
         while True:
+            # Hand out blocks as long as a worker has room for one more.
             while isinstance(upcoming, Block) and (worker := self._free_worker()):
-                data = (
-                    None
-                    if self._source.path
-                    else self._source.window(upcoming.start, upcoming.end - upcoming.start)
-                )
-                pending[count] = _Pending(upcoming, worker, _BlockOutput(sinks))
+                pending[count] = _PendingBlock(upcoming, worker, receiver.begin_block())
                 worker.queued += 1
-                worker.send(Task(count, upcoming, data))
+                worker.send(Task(count, upcoming, self._data(upcoming)))
                 count += 1
                 upcoming = self._after(upcoming)
+
+            # Stop at an error in the source once all before it is written, or at the end.
             if not pending and isinstance(upcoming, DataError):
                 raise upcoming
-            if not pending and not void:
-                self._collect_last(collect)
-                return
-            for answer, worker in self._receive():
+            if not pending and not abandoned:
+                self._collect_last(receiver)
+                return end
+
+            # Take in what the workers have sent. Output of an abandoned block is not wanted.
+            for answer, worker in self._receive(receiver):
                 if answer.finished:
                     worker.queued -= 1
-                if answer.result is not None:
-                    collect(answer.result)
-                    answer.result = None  # the answer may wait for the blocks before it
                 if answer.number in pending:
                     pending[answer.number].answers.append(answer)
                 else:
-                    worker.send(
-                        Free(answer.slot, answer.number if answer.finished else None, stands=False)
-                    )
+                    self._drop(answer, worker)
                     if answer.finished:
-                        del void[answer.number]
+                        abandoned.remove(answer.number)
+
+            # Write the output of the first pending block as far as it has come, then of the next.
             while pending:
                 number, head = next(iter(pending.items()))
                 if not head.answers:
                     break
                 answer = head.answers.popleft()
-                slot = head.worker.slots[answer.slot]
-                for stream, start, end in answer.chunks:
-                    head.output.write(stream, slot[start:end])
-                head.worker.send(Free(answer.slot, number if answer.finished else None))
+                self._write(answer, head)
                 if not answer.finished:
                     continue
                 del pending[number]
                 if isinstance(answer.error, MiscutError):
-                    for dropped, block in pending.items():
-                        for waiting in block.answers:
-                            block.worker.send(
-                                Free(
-                                    waiting.slot,
-                                    dropped if waiting.finished else None,
-                                    stands=False,
-                                )
-                            )
-                        if not block.answers or not block.answers[-1].finished:
-                            void[dropped] = block
-                    pending.clear()
+                    # What came before the wrong cut is written. From there on, a parser finds where
+                    # the next block ends, and the blocks behind are cut anew.
+                    abandoned |= self._abandon(pending)
                     upcoming = self._upcoming(answer.error.offset, find=walked_block)
                 elif isinstance(answer.error, str):
                     raise RuntimeError(f"a worker process failed:\n{answer.error}")  # noqa: TRY004  # no wrong type
                 elif answer.error:
                     raise answer.error
                 else:
-                    progress(head.block.end)
+                    end = head.block.end
+                    receiver.end_block(end)
                     self._source.release(head.block.next_start)
+
+    def _data(self, block: Block) -> bytes | None:
+        """The bytes of a block that its worker cannot read itself."""
+        if self._source.path:
+            return None
+        return self._source.window(block.start, block.end - block.start)
+
+    def _write(self, answer: Answer, pending: _PendingBlock) -> None:
+        """Write an answer to the sinks, and give its slot back."""
+        slot = pending.worker.slots[answer.slot]
+        for stream, start, end in answer.chunks:
+            pending.output.write(stream, slot[start:end])
+        pending.worker.send(Free(answer.slot, answer.number if answer.finished else None))
+
+    def _drop(self, answer: Answer, worker: _Worker) -> None:
+        """Give the slot of an abandoned block's answer back; what the block counted is not kept."""
+        finished = answer.number if answer.finished else None
+        worker.send(Free(answer.slot, finished, stands=False))
+
+    def _abandon(self, pending: dict[int, _PendingBlock]) -> set[int]:
+        """Drop the output of all pending blocks.
+
+        Returns the numbers of those that are not finished.
+        """
+        unfinished = set()
+        for number, abandoned in pending.items():
+            for answer in abandoned.answers:
+                self._drop(answer, abandoned.worker)
+            if not abandoned.answers or not abandoned.answers[-1].finished:
+                unfinished.add(number)
+        pending.clear()
+        return unfinished
 
     def _after(self, block: Block) -> Block | DataError | None:
         """The block behind `block`; None when that was the last."""
         return None if block.last else self._upcoming(block.next_start)
 
     def _upcoming(
-        self, start: int, find: Callable[[Source, Layout, int], Block] = next_block
+        self, start: int, find: Callable[[Source, FileLayout, int], Block] = next_block
     ) -> Block | DataError:
         """The block at `start`, or the error in its place: the blocks before it come first, and may turn out to be cut wrong."""
         try:
@@ -308,16 +350,28 @@ class _Pool:
         # parent up.
         return worker if worker.queued < (_QUEUED_BLOCKS if self._source.path else 1) else None
 
-    def _receive(self) -> list[tuple[Answer, _Worker]]:
-        """At least one answer; raises `WorkerError` when a worker is gone."""
-        workers = [self._by_end[end] for end in self._ready()]
-        return [(worker.receive(), worker) for worker in workers]
+    def _receive(self, receiver: _Receiver) -> list[tuple[Answer, _Worker]]:
+        """At least one answer with its worker; counts that came along are collected.
 
-    def _collect_last(self, collect: Callable[[Any], None]) -> None:
+        Raises `WorkerError` when a worker is gone.
+        """
+        answers = []
+        for worker in [self._by_end[end] for end in self._ready()]:
+            message = worker.receive()
+            if message.counts is not None:
+                receiver.add_counts(message.counts)
+            assert message.answer is not None  # no worker has been told to end
+            answers.append((message.answer, worker))
+        return answers
+
+    def _collect_last(self, receiver: _Receiver) -> None:
+        """End the workers; each sends the counts that it has kept."""
         for worker in self._workers:
             worker.send(None)
         for worker in self._workers:
-            collect(worker.receive())
+            counts = worker.receive().counts
+            if counts is not None:
+                receiver.add_counts(counts)
 
 
 def _waiter(ends: list[Connection]) -> Callable[[], list[Connection]]:

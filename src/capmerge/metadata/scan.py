@@ -9,6 +9,8 @@ from typing import Any
 
 from capmerge.errors import quoted
 
+IMAGE_PATH = "image_path"
+"""The field of a JSONL record that holds its key."""
 DECODE = JSONDecoder().raw_decode
 
 _UNFINISHED_CHARS = 16  # a parser that ran out of text complains at most this far before its end
@@ -32,7 +34,7 @@ class InvalidError(Exception):
 _LITERALS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
 _MEND = "Mend the file there, or write it again from its source."
 _JSONL = (
-    'If this is JSONL, each of its lines needs an "image_path" string. Else mend the file there.'
+    f'If this is JSONL, each of its lines needs an "{IMAGE_PATH}" string. Else mend the file there.'
 )
 _CUT_OFF = "It was probably cut off while being written or copied: write or copy it again."
 
@@ -114,7 +116,7 @@ def scan_line(text: str, place: int, *, at_end: bool) -> tuple[str | None, int, 
         if _skip(line, behind) < len(line):
             problem = f"found {_found(line, _skip(line, behind))} behind a value, expected one object a line."
             raise InvalidError(place + _skip(line, behind), None, problem, _MEND)
-        key = value.get("image_path") if isinstance(value, dict) else None
+        key = value.get(IMAGE_PATH) if isinstance(value, dict) else None
     return (key, len(text), len(text), True) if last else (key, end, end + 1, False)
 
 

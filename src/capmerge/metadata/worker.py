@@ -15,38 +15,16 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from capmerge.errors import CapmergeError
 from capmerge.files.source import FileSource
 from capmerge.metadata.blocks import Block
 from capmerge.metadata.codec import MiscutError
+from capmerge.metadata.work import Stream, Work, iter_output
 
 _SLOT_BYTES = 2 << 20  # the output of a block; pages not used take no memory
 _SLOTS = 6  # a block that weights make six times longer does not wait for the blocks before it
-
-
-class Work(Protocol):
-    """What is done with each block; one object a process."""
-
-    def run(self, block: Block, data: bytes) -> Iterator[tuple[int, bytes | memoryview]]:
-        """The output of one block: the number of a stream, and bytes to append to it.
-
-        Raises `codec.MiscutError` where the bytes are not whole records; what was given before it
-        stands.
-        """
-
-    def take(self) -> Any:
-        """What the last block has counted; the work forgets it."""
-
-    def keep(self, counted: Any) -> None:
-        """Add what `take` gave for a block that stands. A block that began at a wrong cut is worked on and never kept."""
-
-    def is_full(self) -> bool:
-        """Whether so much is kept that it is time to hand it over."""
-
-    def result(self) -> Any:
-        """All that was kept since the last call; the work forgets it."""
 
 
 @contextmanager
@@ -82,19 +60,27 @@ class Free:
     """Whether what that block has counted is kept."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """Worker to parent: output of a block."""
+    """Worker to parent: output of a block, which may wait there for the blocks before it."""
 
     number: int
     slot: int
-    chunks: list[tuple[int, int, int]]
+    chunks: list[tuple[Stream, int, int]]
     """Stream, and [start, end) in the slot."""
     finished: bool
     error: MiscutError | CapmergeError | str | None = None
     """Why the block ended early; a string is the traceback of a bug."""
-    result: Any = None
-    """What the worker had kept of earlier blocks, when it was full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Worker to parent: an answer, or the counts of the blocks that stand, or both."""
+
+    answer: Answer | None
+    """None in the last message of a worker."""
+    counts: Any = None
+    """What the worker had kept, when it was full or is at its end; None when it counts nothing."""
 
 
 class Slots:
@@ -162,7 +148,7 @@ class _WorkerLoop:
                 self._take_message(work)
             task = self._tasks.popleft()
             if task is None:
-                self._connection.send(work.result())
+                self._connection.send(Message(None, work.counts and work.counts.result()))
                 return
             self._answer(task, work)
 
@@ -170,10 +156,10 @@ class _WorkerLoop:
         message = self._connection.recv()
         if isinstance(message, Free):
             self._free.append(message.slot)
-            if message.finished is not None:
+            if message.finished is not None and work.counts:
                 counted = self._counted.pop(message.finished)
                 if message.stands:
-                    work.keep(counted)
+                    work.counts.keep(counted)
         else:
             self._tasks.append(message)
 
@@ -185,7 +171,7 @@ class _WorkerLoop:
     def _answer(self, task: Task, work: Work) -> None:
         block, data = task.block, task.data
         slot, used = self._take_slot(work), 0
-        chunks: list[tuple[int, int, int]] = []
+        chunks: list[tuple[Stream, int, int]] = []
         error: MiscutError | CapmergeError | str | None = None
         try:
             if data is None:
@@ -193,11 +179,12 @@ class _WorkerLoop:
                     self._file is not None
                 )  # the parent sends the bytes of a source without a path
                 data = self._file.window(block.start, block.end - block.start)
-            for stream, chunk in work.run(block, data):
+            for stream, chunk in iter_output(work, block, data):
                 rest = memoryview(chunk)
                 while rest:
                     if used == _SLOT_BYTES:
-                        self._connection.send(Answer(task.number, slot, chunks, finished=False))
+                        answer = Answer(task.number, slot, chunks, finished=False)
+                        self._connection.send(Message(answer))
                         slot, used, chunks = self._take_slot(work), 0, []
                     part = rest[: _SLOT_BYTES - used]
                     self._slots[slot][used : used + len(part)] = part
@@ -207,10 +194,11 @@ class _WorkerLoop:
             error = raised
         except Exception:  # noqa: BLE001  # a bug: the parent shows it
             error = traceback.format_exc()
-        self._counted[task.number] = work.take()
-        # With an answer, never on its own: the parent is sure to be reading then, not sending a
-        # block.
-        result = work.result() if work.is_full() else None
-        self._connection.send(
-            Answer(task.number, slot, chunks, finished=True, error=error, result=result)
-        )
+        counts = None
+        if work.counts:
+            self._counted[task.number] = work.counts.take()
+            # With an answer, never on its own: the parent is sure to be reading then, not sending a
+            # block.
+            counts = work.counts.result() if work.counts.is_full() else None
+        answer = Answer(task.number, slot, chunks, finished=True, error=error)
+        self._connection.send(Message(answer, counts))

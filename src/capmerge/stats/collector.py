@@ -4,15 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from capmerge.captions.alternatives import trained_alternatives
 from capmerge.captions.merge import Merger
 from capmerge.captions.templates import MergeOptions
 from capmerge.files.atomic import AtomicFile
 from capmerge.files.source import Source
-from capmerge.metadata.blocks import Layout
+from capmerge.metadata.blocks import FileLayout
 from capmerge.metadata.codec import decode
+from capmerge.metadata.work import Sink, Stream
 from capmerge.stats.counts import CaptionStats
 from capmerge.stats.document import Document, build_document
 from capmerge.stats.duplicates import Place, RecordHashes, RecordPlaces, as_json
@@ -45,7 +45,7 @@ class Tokenizers:
 
 
 class Gathered:
-    """The parent's side of statistics: three streams, and the sum of the workers' counts.
+    """The parent's side of statistics: sinks for its streams, and the sum of the workers' counts.
 
     `per_record` is the file that takes a line of JSON a record, if any.
     """
@@ -61,11 +61,19 @@ class Gathered:
         """To be called in each worker; it can be pickled."""
         return partial(self.tokenizers.observer, per_record=self._per_record is not None)
 
-    def sinks(self) -> list[Any]:
-        """Where the streams of `observe.Observed` go, in the order of its fields, and behind them that of the places."""
-        return [self._hashes, _Lines(self._per_record), self._places]
+    def sinks(self) -> dict[Stream, Sink]:
+        """The sinks of the streams that observers give.
 
-    def document(self, name: str, source: Source, layout: Layout, merge: MergeOptions) -> Document:
+        Lines per record have one only if there is a file for them; else the observers give none.
+        """
+        sinks: dict[Stream, Sink] = {"hashes": self._hashes, "places": self._places}
+        if self._per_record:
+            sinks["per_record"] = _PerRecordFile(self._per_record)
+        return sinks
+
+    def document(
+        self, name: str, source: Source, layout: FileLayout, merge: MergeOptions
+    ) -> Document:
         """The document of the file `name`; the captions of the largest groups of duplicates are read from `source` again."""
         groups = self._hashes.groups()
         numbers = [number for _, number in groups.largest]
@@ -85,7 +93,7 @@ class Gathered:
         )
 
     def _read(
-        self, source: Source, layout: Layout, merge: MergeOptions, place: Place
+        self, source: Source, layout: FileLayout, merge: MergeOptions, place: Place
     ) -> tuple[str, str]:
         """Key and the start of the whole caption of the record at `place`."""
         records = decode(
@@ -97,13 +105,12 @@ class Gathered:
         return key, caption if len(caption) <= _EXCERPT else caption[: _EXCERPT - 1] + "…"
 
 
-class _Lines:
-    """The sink of the lines of `--per-record`, which are not written when there is no file for them."""
+class _PerRecordFile:
+    """The sink of the lines of `--per-record`."""
 
-    def __init__(self, file: AtomicFile | None) -> None:
+    def __init__(self, file: AtomicFile) -> None:
         self._file = file
 
     def write(self, data: bytes | memoryview, *, new_block: bool) -> None:  # noqa: ARG002  # a sink
         """Append lines."""
-        if self._file:
-            self._file.write(data)
+        self._file.write(data)

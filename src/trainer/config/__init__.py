@@ -1,1 +1,1 @@
-"""The config of a run: settings, overrides, and everything that can be wrong with them."""
+"""The config of a run: its settings, overrides, and checks."""

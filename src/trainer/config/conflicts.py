@@ -1,211 +1,31 @@
-"""Which settings do not go together: those that others leave without effect, and combinations that cannot be carried out.
+"""Conflicts between settings: without effect beside others, or impossible to carry out together.
 
-Owns the table of rules. Whatever is not read in a combination, whatever its value, is an error when
-it is given: nothing is silently without effect. A value that turns a setting off (false, 0, "")
-asks for nothing and is never refused; a limit that a run may not reach (`checkpoint.every_steps`
-past `train.max_steps`) is read, and no error either. Knows no files and no pydantic errors.
+Applies the table of `rules`, and owns the checks of combinations that cannot be carried out. A
+value that turns a setting off (false, 0, "") asks for nothing and is never refused. Knows no files
+and no pydantic errors.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from capmerge.toml import to_toml
-from trainer.config.settings import CaptionSettings, Config, Section
-
-Place = tuple[str | int, ...]
-"""Where a setting stands: ("loss", "huber_c"), ("data", 0, "caption", "shuffle")."""
-
-
-class Rule(NamedTuple):
-    """Settings that have no effect while others have certain values. All are named `section.key`."""
-
-    settings: tuple[str, ...]
-    when: Mapping[str, tuple[Any, ...]]
-    """All of these settings have one of these values, ..."""
-    instead: str
-    """What to do to give them their effect."""
-    unless: Mapping[str, tuple[Any, ...]] = {}
-    """... and none of these settings has one of these values."""
-
-
-_SPLIT_OFF: dict[str, tuple[Any, ...]] = {
-    "caption.shuffle": (False,),
-    "caption.tag_dropout_rate": (0,),
-    "caption.token_warmup_steps": (0,),
-}
-"""Only these three make sd-scripts split a caption into tags; without them its text passes verbatim (facts B2, step 4)."""
-
-_FROM_TAGS = ("caption.shuffle", "caption.token_warmup_steps", "caption.token_warmup_min")
-_FROM_TEXT = (
-    "caption.pick",
-    *_FROM_TAGS,
-    "caption.keep_tokens",
-    "caption.separator",
-    "caption.keep_tokens_separator",
-    "caption.secondary_separator",
-    "caption.tag_dropout_rate",
-    "caption.sentences",
-)
-_OF_KEPT = (*_FROM_TEXT, "text.random_caption_rate", "text.word_repeat_rate")
-"""What happens to captions that are not dropped."""
-
-
-def _argument_of(name: str, *schedules: str) -> Rule:
-    schedule = {"optimizer.schedule": schedules}
-    return Rule(
-        (f"optimizer.schedule_arguments.{name}",),
-        {},
-        f"set optimizer.schedule to {' or '.join(schedules)}",
-        unless=schedule,
-    )
-
-
-RULES = (
-    Rule(("model.size",), {}, 'set model.path to "random"', unless={"model.path": ("random",)}),
-    Rule(
-        ("model.train_only", "model.freeze"),
-        {"optimizer.learning_rate": (0,)},
-        "give the U-Net a learning rate",
-    ),
-    Rule(
-        ("caption.keep_tokens", "caption.keep_tokens_separator", "caption.sentences"),
-        _SPLIT_OFF,
-        "set one of these three",
-    ),
-    Rule(
-        ("caption.separator",),
-        {**_SPLIT_OFF, "caption.secondary_separator": ("",)},
-        "set one of these four",
-    ),
-    Rule(
-        ("caption.token_warmup_min",),
-        {"caption.token_warmup_steps": (0,)},
-        "set caption.token_warmup_steps",
-    ),
-    Rule(_FROM_TAGS, {"caption.tag_dropout_rate": (1,)}, "set caption.tag_dropout_rate below 1"),
-    Rule(
-        (*_OF_KEPT, "caption.dropout_every_epochs"),
-        {"caption.dropout_rate": (1,)},
-        "set caption.dropout_rate below 1",
-    ),
-    Rule(
-        (*_OF_KEPT, "caption.dropout_rate"),
-        {"caption.dropout_every_epochs": (1,)},
-        "set caption.dropout_every_epochs to 2 or more",
-    ),
-    Rule(
-        (*_FROM_TEXT, "text.word_repeat_rate"),
-        {"text.random_caption_rate": (1,)},
-        "set text.random_caption_rate below 1",
-    ),
-    Rule(
-        ("text.max_tokens", "text.dynamic_chunks"),
-        {"text.chunking": ("crop",)},
-        "set text.chunking to kohya or a1111",
-    ),
-    Rule(
-        ("text.dynamic_chunks",), {"text.max_tokens": (75,)}, "set text.max_tokens to 150 or more"
-    ),
-    Rule(("text.clip_skip",), {"model.family": ("sd2", "sdxl")}, "set model.family to sd1"),
-    Rule(
-        ("noise.multires_discount",),
-        {"noise.multires_iterations": (0,)},
-        "set noise.multires_iterations",
-    ),
-    Rule(
-        ("loss.huber_c", "loss.huber_schedule", "loss.huber_scale"),
-        {"loss.kind": ("l2", "l1")},
-        "set loss.kind to huber or smooth_l1",
-    ),
-    Rule(
-        ("loss.huber_scale",),
-        {"loss.huber_schedule": ("snr",)},
-        "set loss.huber_schedule to constant or exponential",
-    ),
-    Rule(("loss.v_like_noise",), {"noise.prediction": ("epsilon",)}, "set noise.prediction to v"),
-    Rule(("loss.v_pred_like",), {"noise.prediction": ("v",)}, "set noise.prediction to epsilon"),
-    Rule(
-        ("optimizer.text2_learning_rate",),
-        {"model.family": ("sd1", "sd2")},
-        "set model.family to sdxl",
-    ),
-    Rule(
-        ("optimizer.warmup_steps",),
-        {"optimizer.schedule": ("constant", "piecewise_constant")},
-        "set optimizer.schedule to constant_with_warmup or one that falls",
-    ),
-    _argument_of("num_cycles", "cosine", "cosine_with_restarts"),
-    _argument_of("power", "polynomial"),
-    _argument_of("lr_end", "polynomial"),
-    _argument_of("f_min", "linear"),
-    _argument_of("f_max", "linear"),
-    _argument_of("step_rules", "piecewise_constant"),
-    Rule(("log.project",), {"log.trackers": ((),)}, "set log.trackers"),
-)
-
-ALWAYS = frozenset(
-    (
-        *("model.family", "model.path", "model.gradient_checkpointing"),
-        *(
-            "data.metadata",
-            "data.latents",
-            "data.repeats",
-            "data.flip",
-            "data.alpha_mask",
-            "data.on_missing",
-            "data.allow_outside",
-        ),
-        *("text.chunking", "text.embedding_noise"),
-        *(
-            "noise.prediction",
-            "noise.zero_terminal_snr",
-            "noise.offset",
-            "noise.multires_iterations",
-            "noise.input_perturbation",
-        ),
-        *("noise.min_timestep", "noise.max_timestep"),
-        *("loss.kind", "loss.min_snr_gamma", "loss.debiased"),
-        *(
-            "optimizer.name",
-            "optimizer.learning_rate",
-            "optimizer.text_learning_rate",
-            "optimizer.arguments",
-            "optimizer.schedule",
-        ),
-        *("optimizer.clip_grad_norm",),
-        *(
-            "train.output_dir",
-            "train.max_steps",
-            "train.max_epochs",
-            "train.seed",
-            "train.batch_size",
-            "train.accumulation",
-        ),
-        *("train.workers", "train.precision", "train.on_nonfinite"),
-        *(
-            "checkpoint.every_steps",
-            "checkpoint.every_epochs",
-            "checkpoint.every_minutes",
-            "checkpoint.keep",
-        ),
-        *("log.every_steps", "log.samples", "log.trackers"),
-    )
-)
-"""What every combination reads. Each setting stands here or in a rule: a new one has to be thought about."""
+from trainer.config.rules import RULES, Rule
+from trainer.config.settings import CaptionSettings, Config, Section, SettingPath
 
 
 class Conflict(NamedTuple):
-    """One thing that does not go together."""
+    """A setting that conflicts with others."""
 
-    setting: Place
-    """The one that is at fault."""
+    setting: SettingPath
+    """The setting to blame."""
     reads: frozenset[str]
-    """The sections that this judgement rests on."""
+    """The sections on which this judgement rests."""
     text: str
+    """The message: what was found, and the next step."""
 
 
 def iter_ignored(config: Config, *, given: bool = False) -> Iterator[Conflict]:
-    """The settings that are given and have no effect; with `given`, as if all of them were."""
+    """The settings that are given without effect; with `given`, as if all settings were given."""
     captions = [config.caption_of(number) for number in range(len(config.data))]
     for rule in RULES:
         for setting in rule.settings:
@@ -228,7 +48,11 @@ def iter_ignored(config: Config, *, given: bool = False) -> Iterator[Conflict]:
 def _ignored_caption_setting(
     rule: Rule, key: str, config: Config, captions: list[CaptionSettings], *, given: bool
 ) -> Iterator[Conflict]:
-    """`[caption]` is without effect when it is in every data set that takes it from there, `[data.caption]` when it is in its own."""
+    """The conflicts of one caption setting with a rule.
+
+    A setting of `[caption]` is without effect if it is so in every data set that inherits it, one
+    of `[data.caption]` if it is so in its own data set.
+    """
     inheriting = []
     for number, (data, caption) in enumerate(zip(config.data, captions, strict=True)):
         if key not in data.caption.model_fields_set:
@@ -252,7 +76,10 @@ def _ignored_caption_setting(
 
 
 def _own_names(config: Config, number: int) -> dict[str, str]:
-    """What a data set gives itself: `caption.shuffle` -> `data.0.caption.shuffle`."""
+    """The names of the caption settings that a data set gives itself.
+
+    Each maps as in `caption.shuffle` -> `data.0.caption.shuffle`.
+    """
     return {
         f"caption.{name}": f"data.{number}.caption.{name}"
         for name in config.data[number].caption.model_fields_set
@@ -260,7 +87,7 @@ def _own_names(config: Config, number: int) -> dict[str, str]:
 
 
 def _asks(section: Section, key: str, *, given: bool = False) -> bool:
-    """Whether a setting is given, and not only to say that it is off."""
+    """True if a setting is given, and not only to say that it is off."""
     value = getattr(section, key)
     is_off = not value and value == type(section).model_fields[key].get_default(
         call_default_factory=True
@@ -290,7 +117,7 @@ def _sections(rule: Rule) -> frozenset[str]:
 def _text(
     rule: Rule, setting: str, config: Config, caption: CaptionSettings, own: Mapping[str, str]
 ) -> str:
-    """The message; `own` holds the names of the caption settings that a data set gives itself."""
+    """The message of a conflict; `own` is that of `_own_names`."""
     causes = [
         f"`{own.get(cause, cause)} = {to_toml(_value(cause, config, caption))}`"
         for cause in (*rule.when, *rule.unless)
@@ -310,7 +137,10 @@ def iter_impossible(config: Config) -> Iterator[Conflict]:
 
 def _no_end(config: Config) -> Iterator[Conflict]:
     if config.train.max_steps is None and config.train.max_epochs is None:
-        text = "found neither `train.max_steps` nor `train.max_epochs`, expected one of them. Add max_steps = 1000 to [train]."
+        text = (
+            "found neither `train.max_steps` nor `train.max_epochs`, expected one of them. "
+            "Add max_steps = 1000 to [train]."
+        )
         yield Conflict(("train", "max_steps"), frozenset({"train"}), text)
 
 
@@ -322,22 +152,29 @@ def _nothing_trained(config: Config) -> Iterator[Conflict]:
     ]
     if not any(getattr(config.optimizer, name) for name in names):
         listed = " and ".join(f"`optimizer.{name}`" for name in names)
-        text = f"{listed} are 0, so nothing would be trained. Set one of them, for instance learning_rate = 1e-5."
+        text = (
+            f"{listed} are 0, so nothing would be trained. "
+            "Set one of them, for instance learning_rate = 1e-5."
+        )
         yield Conflict(("optimizer", "learning_rate"), frozenset({"optimizer", "model"}), text)
 
 
 def _no_timesteps(config: Config) -> Iterator[Conflict]:
     low, high = config.noise.min_timestep, config.noise.max_timestep
     if low >= high:
-        text = f"`noise.min_timestep = {low}` is not below `noise.max_timestep = {high}`. Leave room between them."
+        text = (
+            f"`noise.min_timestep = {low}` is not below `noise.max_timestep = {high}`. "
+            "Lower the first or raise the second."
+        )
         yield Conflict(("noise", "min_timestep"), frozenset({"noise"}), text)
 
 
 def _last_step_unlearnable(config: Config) -> Iterator[Conflict]:
     if config.noise.zero_terminal_snr and config.noise.prediction == "epsilon":
         text = (
-            '`noise.zero_terminal_snr = true` does not go with `noise.prediction = "epsilon"`: the last timestep is all noise then, and '
-            'predicting it teaches nothing. Set noise.prediction = "v", or leave it out.'
+            '`noise.zero_terminal_snr = true` does not work with `noise.prediction = "epsilon"`: '
+            "it makes the last timestep pure noise, and predicting that teaches nothing. "
+            'Set noise.prediction = "v", or remove noise.zero_terminal_snr.'
         )
         yield Conflict(("noise", "zero_terminal_snr"), frozenset({"noise"}), text)
 
@@ -348,8 +185,10 @@ def _no_step_rules(config: Config) -> Iterator[Conflict]:
         and "step_rules" not in config.optimizer.schedule_arguments
     ):
         text = (
-            '`optimizer.schedule = "piecewise_constant"` needs `optimizer.schedule_arguments.step_rules`, found none. '
-            'Add schedule_arguments = {step_rules = "1:1000,0.1"} to [optimizer]: the full rate for 1000 steps, then a tenth.'
+            '`optimizer.schedule = "piecewise_constant"` needs '
+            "`optimizer.schedule_arguments.step_rules`, found none. "
+            'Add schedule_arguments = {step_rules = "1:1000,0.1"} to [optimizer] for the full rate '
+            "up to step 1000, then a tenth."
         )
         yield Conflict(("optimizer", "schedule"), frozenset({"optimizer"}), text)
 
@@ -363,6 +202,9 @@ def _separators_alike(config: Config) -> Iterator[Conflict]:
                 "secondary_separator",
             }
             same = f"`caption.separator = {to_toml(caption.separator)}`"
-            text = f"`caption.secondary_separator` has no effect with {same}: it is the same. Remove it."
-            place: Place = ("data", number, "caption") if own else ("caption",)
-            yield Conflict((*place, "secondary_separator"), frozenset({"caption", "data"}), text)
+            text = (
+                f"`caption.secondary_separator` has no effect with {same}: they are the same. "
+                "Remove it."
+            )
+            table: SettingPath = ("data", number, "caption") if own else ("caption",)
+            yield Conflict((*table, "secondary_separator"), frozenset({"caption", "data"}), text)

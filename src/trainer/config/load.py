@@ -1,7 +1,7 @@
-"""The config of a run: one TOML file and `--set` overrides in, frozen settings out; all that is wrong is told at once.
+"""The config of a run, read from a TOML file and `--set` overrides; all mistakes are told at once.
 
-Owns the order of the checks and the resolved config. What a setting may be stands in `settings`,
-what goes together in `conflicts`.
+Owns the order of the checks and the resolved config. `settings` says what a setting may be,
+`conflicts` what goes together.
 """
 
 import secrets
@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from capmerge.errors import printable
 from capmerge.toml import to_toml
-from trainer.config.conflicts import Conflict, Place, iter_ignored, iter_impossible
+from trainer.config.conflicts import iter_ignored, iter_impossible
 from trainer.config.overrides import apply_overrides
-from trainer.config.settings import Config, Section
+from trainer.config.settings import Config, Section, SettingPath
 from trainer.config.validation import Mistake, list_mistakes
 from trainer.errors import ConfigError
 
@@ -33,20 +33,20 @@ _STAND_INS: dict[str, Any] = {
     "train": {"output_dir": ".", "max_steps": 1},
     "train.output_dir": ".",
 }
-"""What stands for a setting without default that is missing or wrong, while the others are checked."""
+"""Valid values for missing or wrong settings without a default, to check the others with."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The settings of a TOML file with `--set` overrides, checked alone and together.
+    """The settings of a TOML file with `--set` overrides, checked one by one and together.
 
     Relative paths in it count from the current directory, not from the file. Raises `ConfigError`
-    with a line for everything that is wrong: the file or the override, what was found, what was
-    expected, the next step.
+    with a line for each mistake: the file or the override, what was found, what was expected, the
+    next step.
     """
     name = printable(str(path))
     document = _read(Path(path), name)
     given, problems = apply_overrides(document, overrides)
-    lines = [f"{_where(place, given, name)}: {text}" for place, text in _check(document)]
+    lines = [f"{_where(setting, given, name)}: {text}" for setting, text in _check(document)]
     if problems or lines:
         raise ConfigError("\n".join(dict.fromkeys((*problems, *lines))))
     return Config.model_validate(document)
@@ -57,7 +57,8 @@ def _read(path: Path, name: str) -> dict[str, Any]:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(
-            f"{name}: no such file. Give the path of a config file; examples/tiny_sd1.toml is one to start from."
+            f"{name}: no such file. Give the path of a config file; examples/tiny_sd1.toml is a "
+            "good start."
         ) from None
     except OSError as error:
         raise ConfigError(
@@ -65,16 +66,22 @@ def _read(path: Path, name: str) -> dict[str, Any]:
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{name}, byte {error.start:,}: this is not UTF-8, expected a TOML file. Save it as UTF-8."
+            f"{name}, byte {error.start:,}: this is not UTF-8, expected a TOML file. "
+            "Save it as UTF-8."
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
-            f"{name}: not valid TOML: {error}. Texts need quotes, lists brackets, true and false no capitals."
+            f"{name}: not valid TOML: {error}. Texts need quotes, lists need brackets, and true "
+            "and false are written in lower case."
         ) from None
 
 
-def _check(document: dict[str, Any]) -> Iterator[tuple[Place, str]]:
-    """What is wrong, and the setting to blame. Mistakes do not hide conflicts, unless the conflict rests on a section with a mistake."""
+def _check(document: dict[str, Any]) -> Iterator[tuple[SettingPath, str]]:
+    """The settings to blame, each with its message.
+
+    Mistakes do not hide conflicts, except for those that rest on a section with a mistake.
+    """
+    # Report the mistakes in single settings, and go on with a config without them.
     mistakes: list[Mistake] = []
     try:
         config = Config.model_validate(document)
@@ -85,23 +92,23 @@ def _check(document: dict[str, Any]) -> Iterator[tuple[Place, str]]:
             config = Config.model_validate(_mended(document, mistakes))
         except ValidationError:
             return
+
+    # Report the conflicts that do not rest on a section with a mistake.
     doubtful = {
-        str(place[0]) for mistake in mistakes for place in (mistake.setting, mistake.meant) if place
+        str(setting[0])
+        for mistake in mistakes
+        for setting in (mistake.setting, mistake.meant)
+        if setting
     }
     if "data" in doubtful:
         doubtful.add("caption")
-    for conflict in _iter_conflicts(config):
+    for conflict in (*iter_impossible(config), *iter_ignored(config)):
         if conflict.reads.isdisjoint(doubtful):
             yield conflict.setting, conflict.text
 
 
-def _iter_conflicts(config: Config) -> Iterator[Conflict]:
-    yield from iter_impossible(config)
-    yield from iter_ignored(config)
-
-
 def _mended(document: dict[str, Any], mistakes: list[Mistake]) -> dict[str, Any]:
-    """The document without its mistakes: left out, or something valid where there is no default."""
+    """The document without its mistakes: left out, or replaced where there is no default."""
     mended = deepcopy(document)
     for mistake in mistakes:
         *tables, key = mistake.setting
@@ -120,16 +127,20 @@ def _mended(document: dict[str, Any], mistakes: list[Mistake]) -> dict[str, Any]
     return mended
 
 
-def _where(place: Place, given: Mapping[Place, str], name: str) -> str:
-    """The override that gave a setting or something in it, else the file."""
-    for setting, override in given.items():
-        if setting[: len(place)] == place or place[: len(setting)] == setting:
+def _where(setting: SettingPath, given: Mapping[SettingPath, str], name: str) -> str:
+    """The override that gave a setting or a part of it, else the name of the file."""
+    for overridden, override in given.items():
+        shared = min(len(overridden), len(setting))
+        if overridden[:shared] == setting[:shared]:
             return f"--set {printable(override)}"
     return name
 
 
 def with_seed(config: Config, saved: int | None = None) -> Config:
-    """The same config with a seed: its own, else the one `saved` with the run that goes on, else 63 random bits."""
+    """The same config with a seed: its own, else the `saved` one, else 63 random bits.
+
+    `saved` is the seed of a run that is resumed.
+    """
     if config.train.seed is not None:
         return config
     seed = secrets.randbits(63) if saved is None else saved
@@ -139,8 +150,8 @@ def with_seed(config: Config, saved: int | None = None) -> Config:
 def resolved_toml(config: Config) -> str:
     """The whole config, defaults included, as TOML that loads to an equal config.
 
-    What is not set, and what has no effect in this combination, stands as a comment: given, the
-    latter would be refused.
+    Settings that are not set, or that have no effect in this combination, are comments in it,
+    because the latter would be refused if they were given.
     """
     ignored = {conflict.setting: conflict.text for conflict in iter_ignored(config, given=True)}
     parts = []
@@ -155,17 +166,18 @@ def resolved_toml(config: Config) -> str:
     return "\n".join(parts)
 
 
-def _section(section: Section, place: Place, ignored: Mapping[Place, str]) -> str:
+def _section(section: Section, table: SettingPath, ignored: Mapping[SettingPath, str]) -> str:
+    """The lines of one section; `table` leads to it."""
     lines = []
     for name in type(section).model_fields:
         value = getattr(section, name)
         if value is None:
             lines.append(f"# {name} is not set")
-        elif isinstance(value, Section):  # [data.caption]: only what differs from [caption]
-            lines.append(
-                f"{name} = {to_toml({key: getattr(value, key) for key in type(value).model_fields if key in value.model_fields_set})}"
-            )
-        elif (*place, name) in ignored:
+        elif isinstance(value, Section):
+            # [data.caption] holds the settings alone that differ from [caption].
+            given = [key for key in type(value).model_fields if key in value.model_fields_set]
+            lines.append(f"{name} = {to_toml({key: getattr(value, key) for key in given})}")
+        elif (*table, name) in ignored:
             lines.append(f"# {name} = {to_toml(value)} has no effect here")
         else:
             lines.append(f"{name} = {to_toml(value)}")

@@ -1,25 +1,28 @@
-"""The sections of a training config, frozen and typed: what each setting means, its unit and its default.
+"""The sections of a training config: the type, meaning, unit and default of each setting.
 
-Only values, and of each value alone its type and range. `config` reads the file and names what is
-wrong in it; `conflicts` knows which settings leave others without effect. Relative paths count from
-the current directory, as on a command line.
+Only values live here, and of each value alone its type and range. `load` reads the file,
+`validation` names the mistakes in it, and `conflicts` knows which settings leave others without
+effect. Relative paths count from the current directory, as on a command line.
 """
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
+from typing_extensions import TypedDict  # pydantic requires this one before Python 3.12
 
 from capmerge.tokens.chunks import CHUNK_TOKENS, Chunking
 from trainer.families import FamilyName
 
+SettingPath = tuple[str | int, ...]
+"""The keys that lead to a setting: ("loss", "huber_c"), ("data", 0, "caption", "shuffle")."""
+
 
 class Section(BaseModel):
-    """Base of all sections: frozen, no unknown keys, finite numbers, and nothing converted: "5" is no number, 1 is not true.
+    """Base of all sections: frozen, without unknown keys, infinite numbers or conversions.
 
-    Only lists become tuples and texts become paths (`strict=False` at those fields): TOML has
-    neither.
+    "5" is not a number, and 1 is not true. Only lists become tuples and texts become paths, by
+    `strict=False` at those fields, because TOML has neither.
     """
 
     model_config = ConfigDict(
@@ -28,174 +31,202 @@ class Section(BaseModel):
 
 
 class ModelSettings(Section):
-    """`[model]`: what is trained."""
+    """`[model]`: the model to train."""
 
     family: FamilyName
-    """sd1, sd2 or sdxl. No default."""
+    """sd1, sd2 or sdxl."""
     path: str = Field(min_length=1)
-    """A diffusers folder, or "random" for untrained weights (a folder of that name is "./random"). No default."""
+    """A diffusers folder, or "random" for untrained weights.
+
+    A folder of that name is "./random".
+    """
     size: Literal["tiny", "full"] = "tiny"
-    """With `path = "random"`: a model of a few hundred kB, or of the family's real shape. Default tiny."""
+    """With `path = "random"`: a model of a few hundred kB, or one of the family's real shape."""
     train_only: tuple[str, ...] = Field(default=(), strict=False)
-    """Patterns (`fnmatch`) of U-Net parameter names; when given, only those that match one are trained. Default: all."""
+    """Patterns (`fnmatch`) of the only U-Net parameters to train. Empty: all of them."""
     freeze: tuple[str, ...] = Field(default=(), strict=False)
-    """Patterns (`fnmatch`) of U-Net parameter names that are not trained, though `train_only` may name them. Default: none."""
+    """Patterns (`fnmatch`) of U-Net parameters not to train, even if `train_only` names them."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, about a quarter slower. Default off."""
+    """Compute activations again in the backward pass: less memory, about a quarter slower."""
 
 
 class CaptionSettings(Section):
-    """`[caption]`, and `[data.caption]` for one data set: what one epoch makes of a caption. Rules: sd-scripts-facts B2-B4."""
+    """`[caption]`, and `[data.caption]` for one data set: how an epoch changes a caption.
+
+    Rules: sd-scripts-facts B2-B4.
+    """
 
     pick: Literal["random", "cycle"] = "random"
-    """How an alternative is chosen: by its weight, or every one in turn over epochs and repeats. Default random."""
+    """Draw an alternative by its weight, or take each in turn over epochs and repeats."""
     shuffle: bool = False
-    """Shuffle the tags of a line. Default off."""
+    """Shuffle the tags of a line."""
     keep_tokens: int = Field(default=0, ge=0)
-    """How many leading tags stay in place and are never dropped. Default 0."""
+    """Number of leading tags that stay in place and are never dropped."""
     separator: str = Field(default=",", min_length=1)
-    """What stands between tags. Default ","."""
+    """Text that separates tags."""
     keep_tokens_separator: str = ""
-    """Tags before its first and behind its second occurrence stay in place. Default "": none."""
+    """Tags before its first and after its second occurrence stay in place. Empty: none."""
     secondary_separator: str = ""
-    """Each occurrence becomes `separator` after shuffling, so that what it joins stays together. Default "": none."""
+    """Text between tags that stay together; it becomes `separator` after shuffling. Empty: none."""
     tag_dropout_rate: float = Field(default=0.0, ge=0, le=1)
-    """Chance of each tag to be left out. Default 0."""
+    """Chance that a tag is left out."""
     token_warmup_steps: float = Field(default=0.0, ge=0)
-    """Steps (below 1: a share of the run's steps) over which the number of tags grows to all. Default 0: at once."""
+    """Steps over which the number of tags grows to all; below 1, a share of the run's steps."""
     token_warmup_min: int = Field(default=1, ge=1)
-    """How many tags the warm-up starts with. Default 1."""
+    """Number of tags with which the warm-up starts."""
     sentences: bool = False
-    """Whether shuffle and tag dropout touch sentences too, not only lines of style `t` and the tags of `b`. Default no."""
+    """Shuffle and drop parts of sentences too, not only tags (lines of style `t`, tags of `b`)."""
     dropout_rate: float = Field(default=0.0, ge=0, le=1)
-    """Chance of a sample to train with an empty caption. Default 0."""
+    """Chance that a sample trains with an empty caption."""
     dropout_every_epochs: int = Field(default=0, ge=0)
-    """Every n-th epoch (from 1) trains with empty captions. Default 0: never."""
+    """Every n-th epoch, counted from 1, trains with empty captions. 0: none does."""
 
 
 class DataSettings(Section):
     """`[[data]]`: one set of pictures."""
 
     metadata: Path = Field(strict=False)
-    """A file that `capmerge rewrite` wrote. No default."""
+    """A file that `capmerge rewrite` wrote."""
     latents: Path = Field(strict=False)
-    """The folder of the cached latents. No default."""
+    """The folder of the cached latents."""
     repeats: int = Field(default=1, ge=1)
-    """How often an epoch holds each record. Default 1."""
+    """Number of times that an epoch holds each record."""
     flip: bool = False
-    """Take the flipped latents for half of the samples; the files need `latents_flipped`. Default off."""
+    """Take the flipped latents for half of the samples; the files need `latents_flipped`."""
     alpha_mask: bool = False
-    """Weigh the loss by the `alpha_mask` of the file; the files need it. Default off."""
+    """Weight the loss by the `alpha_mask` of the file; the files need one."""
     on_missing: Literal["stop", "skip"] = "stop"
-    """What a missing or broken latents file does: stop the run, or train the next record of its bucket. Default stop."""
+    """On a missing or broken latents file: stop, or train the next record of its bucket."""
     allow_outside: bool = False
-    """Whether keys and links may lead out of the latents folder. Default no."""
+    """Allow keys and links to lead out of the latents folder."""
     caption: CaptionSettings = CaptionSettings()
-    """What is given here replaces `[caption]` for this set; `Config.caption_of` tells the result. Default: nothing."""
+    """Settings that replace those of `[caption]` for this set; see `Config.caption_of`."""
 
 
 class TextSettings(Section):
-    """`[text]`: how captions reach the U-Net."""
+    """`[text]`: the encoding of captions for the U-Net."""
 
     chunking: Chunking = "kohya"
-    """Chunks joined as sd-scripts does, whole chunks side by side as AUTOMATIC1111 does, or the first 75 tokens. Default kohya."""
+    """Join chunks like sd-scripts, put them side by side like AUTOMATIC1111, or use one of them.
+
+    `crop` keeps the first 75 tokens.
+    """
     max_tokens: (
         Annotated[int, Field(ge=CHUNK_TOKENS, multiple_of=CHUNK_TOKENS)] | Literal["unlimited"]
     ) = 225
-    """Tokens of a caption that are read: a multiple of 75, or "unlimited": all of the longest caption in the micro-batch. Default 225.
+    """Tokens of a caption that are read: a multiple of 75, or "unlimited" for all of them.
 
-    Without a limit the others in its micro-batch decide how many chunks of padding a caption gets;
-    less so with `dynamic_chunks`."""
+    Without a limit, the longest caption of a micro-batch decides how many chunks of padding the
+    others get; less so with `dynamic_chunks`.
+    """
     dynamic_chunks: bool = False
-    """Put captions of the same number of chunks into a batch and encode no more chunks than they need. Default off."""
+    """Batch captions with the same number of chunks, and encode no more chunks than they need."""
     clip_skip: int | None = Field(default=None, ge=1, le=11)
-    """SD1: which layer from the end gives the states, 1 is the last. Default: the last."""
+    """SD1: layer of the text encoder to use, counted from the end. Not set: the last, as for 1."""
     embedding_noise: float = Field(default=0.0, ge=0)
-    """Standard deviation of Gaussian noise on the text states. Default 0. Source: arXiv 2305.20086, GN."""
+    """Standard deviation of Gaussian noise on the text states. Source: arXiv 2305.20086, GN."""
     random_caption_rate: float = Field(default=0.0, ge=0, le=1)
-    """Chance of a caption to be replaced by one of random words. Default 0. Source: arXiv 2305.20086, RC."""
+    """Chance that random words replace a caption. Source: arXiv 2305.20086, RC."""
     word_repeat_rate: float = Field(default=0.0, ge=0, le=1)
-    """Chance of a caption to get one of its words a second time at a random place. Default 0. Source: arXiv 2305.20086, CWR."""
+    """Chance that a caption repeats one of its words somewhere. Source: arXiv 2305.20086, CWR."""
 
 
 class NoiseSettings(Section):
     """`[noise]`: schedule, noise and timesteps. Source: sd-scripts-facts D2."""
 
     prediction: Literal["epsilon", "v"] = "epsilon"
-    """What the U-Net predicts. Default epsilon."""
+    """Quantity that the U-Net predicts: the noise, or the velocity."""
     zero_terminal_snr: bool = False
-    """Rescale the schedule so that the last timestep is pure noise; needs `prediction = "v"`. Default off. Source: arXiv 2305.08891."""
+    """Rescale the schedule so that the last timestep is pure noise; needs `prediction = "v"`.
+
+    Source: arXiv 2305.08891.
+    """
     offset: float = Field(default=0.0, ge=0)
-    """Standard deviation of a constant added to each channel's noise. Default 0."""
+    """Standard deviation of a constant added to the noise of each channel."""
     multires_iterations: int = Field(default=0, ge=0)
-    """Levels of multi-resolution noise. Default 0: none."""
+    """Levels of multi-resolution noise. 0: none."""
     multires_discount: float = Field(default=0.3, gt=0, le=1)
-    """What each coarser level counts of the one before. Default 0.3."""
+    """Weight of each level relative to the previous, finer one."""
     input_perturbation: float = Field(default=0.0, ge=0)
-    """Extra noise on the input that is not in the target, as a share of the noise. Default 0. Source: arXiv 2301.11706."""
+    """Extra noise on the input that is not in the target, as a share of the noise.
+
+    Source: arXiv 2301.11706.
+    """
     min_timestep: int = Field(default=0, ge=0, le=999)
-    """Lowest timestep. Default 0."""
+    """Lowest timestep that is drawn."""
     max_timestep: int = Field(default=1000, ge=1, le=1000)
-    """First timestep that is not drawn. Default 1000."""
+    """Upper limit of the timesteps, which is not drawn itself."""
 
 
 class LossSettings(Section):
     """`[loss]`. Source: sd-scripts-facts D3."""
 
     kind: Literal["l2", "l1", "huber", "smooth_l1"] = "l2"
-    """Distance of prediction and target. Default l2."""
+    """Distance between prediction and target."""
     huber_schedule: Literal["constant", "exponential", "snr"] = "snr"
-    """How the threshold of huber and smooth_l1 follows the timestep. Default snr."""
+    """Dependence of the threshold of huber and smooth_l1 on the timestep."""
     huber_c: float = Field(default=0.1, gt=0)
-    """Threshold of huber and smooth_l1. Default 0.1."""
+    """Threshold of huber and smooth_l1."""
     huber_scale: float = Field(default=1.0, gt=0)
-    """Factor of the threshold for the constant and exponential schedules. Default 1."""
+    """Factor of the threshold for the constant and exponential schedules."""
     min_snr_gamma: float = Field(default=0.0, ge=0)
-    """Cap of the SNR in min-SNR weights; 0: no such weights. Default 0. Source: arXiv 2303.09556."""
+    """Largest SNR in min-SNR weights. 0: no such weights. Source: arXiv 2303.09556."""
     debiased: bool = False
-    """Debiased estimation weights. Default off. Source: arXiv 2310.08442."""
+    """Debiased estimation weights. Source: arXiv 2310.08442."""
     v_like_noise: bool = False
-    """Scale a v-prediction loss as a noise prediction's would be; needs `noise.prediction = "v"`. Default off."""
+    """Scale a v-prediction loss like one of a noise prediction; needs `noise.prediction = "v"`."""
     v_pred_like: float = Field(default=0.0, ge=0)
-    """Add this share of a v-prediction's loss to a noise prediction's; needs `noise.prediction = "epsilon"`. Default 0."""
+    """Share of a v-prediction loss to add to that of a noise prediction.
+
+    Needs `noise.prediction = "epsilon"`.
+    """
 
 
 class ScheduleArguments(TypedDict, total=False):
-    """`[optimizer.schedule_arguments]`: each is read by some schedules only."""
+    """`[optimizer.schedule_arguments]`: each argument is read by some schedules only."""
 
     __pydantic_config__ = ConfigDict(  # type: ignore[misc]
         extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
     num_cycles: Annotated[float, Field(gt=0)]
-    """cosine_with_restarts: how often the rate falls to 0. Default 1. cosine: how many whole waves. Default 0.5: one fall to 0."""
+    """cosine_with_restarts: number of falls to 0, default 1. cosine: number of waves, default 0.5.
+
+    Half a wave is one fall to 0.
+    """
     power: Annotated[float, Field(gt=0)]
-    """polynomial: 1 falls in a straight line. Default 1."""
+    """polynomial: exponent of the fall, default 1, which is a straight line."""
     lr_end: Annotated[float, Field(ge=0)]
-    """polynomial: the rate at the end, of the U-Net's. Default 1e-7."""
+    """polynomial: final learning rate of the U-Net, default 1e-7."""
     f_min: Annotated[float, Field(ge=0)]
-    """linear: factor of the rate at the end. Default 0."""
+    """linear: factor of the rate at the end, default 0."""
     f_max: Annotated[float, Field(ge=0)]
-    """linear: factor of the rate after warm-up. Default 1."""
+    """linear: factor of the rate after warm-up, default 1."""
     step_rules: Annotated[
         str, Field(pattern=r"^([0-9.]+:[0-9]+,)+[0-9.]+$", examples=["1:10,0.1:20,0.01"])
     ]
-    """piecewise_constant: factor of the rate up to a step, and the last factor, as in "1:10,0.1:20,0.01". No default."""
+    """piecewise_constant: factors of the rate, each up to a step, then the last factor; required.
+
+    "1:10,0.1:20,0.01" is the full rate up to step 10, a tenth up to step 20, then a hundredth.
+    """
 
 
 class OptimizerSettings(Section):
-    """`[optimizer]`: the rates, and how they move."""
+    """`[optimizer]`: the optimizer, its learning rates, and how they change."""
 
     name: str = Field(default="AdamW", min_length=1)
-    """A class of torch.optim, an 8-bit or paged one of bitsandbytes, `Adafactor`, or one of pytorch-optimizer. Default AdamW."""
+    """A class of torch.optim or pytorch-optimizer, `Adafactor`, or a bitsandbytes one.
+
+    Adafactor is that of transformers; those of bitsandbytes are 8-bit, 32-bit or paged.
+    """
     learning_rate: float = Field(default=1e-5, ge=0)
-    """Of the U-Net; 0 freezes it. Default 1e-5."""
+    """Learning rate of the U-Net. 0: it is frozen."""
     text_learning_rate: float = Field(default=0.0, ge=0)
-    """Of the (first) text encoder; 0 freezes it. Default 0."""
+    """Learning rate of the (first) text encoder. 0: it is frozen."""
     text2_learning_rate: float = Field(default=0.0, ge=0)
-    """SDXL: of the second text encoder; 0 freezes it. Default 0."""
+    """SDXL: learning rate of the second text encoder. 0: it is frozen."""
     arguments: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the optimizer, such as weight_decay. Default: its own."""
+    """Further arguments of the optimizer, such as weight_decay."""
     schedule: Literal[
         "constant",
         "constant_with_warmup",
@@ -205,62 +236,65 @@ class OptimizerSettings(Section):
         "polynomial",
         "piecewise_constant",
     ] = "constant"
-    """How the rate moves over the optimizer steps, as diffusers' schedule of that name. Default constant."""
+    """Change of the learning rates over the steps: the schedule of that name in diffusers."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Steps over which the rate rises from 0. Default 0."""
+    """Steps over which the learning rates rise from 0."""
     schedule_arguments: ScheduleArguments = Field(default_factory=ScheduleArguments)
-    """Further arguments of the schedule, such as num_cycles. Default: its own."""
+    """Further arguments of the schedule, such as num_cycles."""
     clip_grad_norm: float = Field(default=1.0, ge=0)
-    """Largest norm of the whole gradient; 0: not clipped. Default 1."""
+    """Largest norm of the whole gradient. 0: it is not clipped."""
 
 
 class TrainSettings(Section):
-    """`[train]`: how long, how large, where to."""
+    """`[train]`: length and size of the run, and where it is stored."""
 
     output_dir: Path = Field(strict=False)
-    """Folder of the run: config, metrics, checkpoints, model. No default."""
+    """Folder of the run: config, metrics, checkpoints, model."""
     max_steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps. Default: no limit; one of `max_steps` and `max_epochs` is needed, with both the run ends at what comes first."""
+    """Number of optimizer steps. Not set: no limit.
+
+    One of `max_steps` and `max_epochs` is needed; with both, the run ends at whichever comes first.
+    """
     max_epochs: int | None = Field(default=None, ge=1)
-    """Epochs. Default: no limit."""
+    """Number of epochs. Not set: no limit."""
     seed: int | None = Field(default=None, ge=0, lt=1 << 63)
-    """Of everything random. Default: one is drawn, printed and stored."""
+    """Seed of everything random. Not set: one is drawn, printed and stored."""
     batch_size: int = Field(default=1, ge=1)
-    """Samples of a micro-batch on one rank. Default 1."""
+    """Samples per micro-batch on one rank."""
     accumulation: int = Field(default=1, ge=1)
-    """Micro-batches of an optimizer step. Default 1."""
+    """Micro-batches per optimizer step."""
     workers: int = Field(default=2, ge=0)
-    """Processes a rank that load samples; 0: the training process itself. Default 2."""
+    """Processes per rank that load samples. 0: the training process loads them itself."""
     precision: Literal["fp32", "bf16", "full_bf16"] = "fp32"
-    """Single precision, bf16 computation over fp32 weights, or bf16 weights too. Default fp32."""
+    """Single precision, bf16 computation over fp32 weights, or bf16 weights too."""
     on_nonfinite: Literal["skip", "stop"] = "skip"
-    """What a gradient that is no number does: skip the step, or save the state and stop. Default skip."""
+    """On a NaN or infinite gradient: skip the step, or save the state and stop."""
 
 
 class CheckpointSettings(Section):
     """`[checkpoint]`: when the full state is saved, besides at the end."""
 
     every_steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps between saves. Default: never."""
+    """Optimizer steps between saves. Not set: steps decide nothing."""
     every_epochs: int | None = Field(default=None, ge=1)
-    """Epochs between saves. Default: never."""
+    """Epochs between saves. Not set: epochs decide nothing."""
     every_minutes: float | None = Field(default=None, gt=0)
-    """Minutes between saves. Default: never."""
+    """Minutes between saves. Not set: time decides nothing."""
     keep: int = Field(default=2, ge=1)
-    """How many of the newest states are kept. Default 2."""
+    """Number of newest states to keep."""
 
 
 class LogSettings(Section):
     """`[log]`: what is written beside the progress bar."""
 
     every_steps: int = Field(default=1, ge=1)
-    """Steps between lines of metrics.jsonl. Default 1."""
+    """Steps between lines of metrics.jsonl."""
     samples: bool = False
-    """Whether a line lists the keys and captions of its step. Default no."""
+    """List the keys and captions of a step in its line."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(default=(), strict=False)
-    """Trackers of accelerate that get the same numbers. Default: none."""
+    """Trackers of accelerate that get the same numbers."""
     project: str = "trainer"
-    """Project name for the trackers. Default "trainer"."""
+    """Project name for the trackers."""
 
 
 class Config(Section):
@@ -278,7 +312,7 @@ class Config(Section):
     log: LogSettings = LogSettings()
 
     def caption_of(self, dataset: int) -> CaptionSettings:
-        """`[caption]` with what `data.<dataset>.caption` sets differently."""
+        """`[caption]` with the changes that `data.<dataset>.caption` makes to it."""
         own = self.data[dataset].caption
         return self.caption.model_copy(
             update={name: getattr(own, name) for name in own.model_fields_set}

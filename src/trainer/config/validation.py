@@ -1,7 +1,7 @@
-"""What is wrong with the values of a config, a line for each: unknown keys, wrong types, values out of range, what is missing.
+"""Mistakes in the values of a config: unknown keys, wrong types, values out of range, missing ones.
 
-Turns pydantic's findings into: what was found, what was expected, the next step. Knows the settings
-from their types alone.
+Turns the errors of pydantic into messages that read: what was found, what was expected, the next
+step. Knows the settings by their types alone.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,65 +13,63 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
-from typing_extensions import (
-    get_type_hints,
-    is_typeddict,
-)  # typing's know those of typing_extensions since Python 3.12
+
+# Those of typing know the TypedDict of typing_extensions from Python 3.12 on.
+from typing_extensions import get_type_hints, is_typeddict
 
 from capmerge.errors import printable
 from capmerge.toml import to_toml
-from trainer.config.conflicts import Place
-from trainer.config.settings import Config
+from trainer.config.settings import Config, SettingPath
 
 _LONGEST_VALUE = 80
 
 
 class Mistake(NamedTuple):
-    """What is wrong with one setting."""
+    """A mistake in one setting."""
 
-    setting: Place
+    setting: SettingPath
     text: str
-    meant: Place
-    """The setting that was meant, perhaps; () where none is near."""
+    """The message: what was found, what was expected, the next step."""
+    meant: SettingPath = ()
+    """The setting that was perhaps meant; () if none is near."""
 
 
 def list_mistakes(error: ValidationError, document: dict[str, Any]) -> list[Mistake]:
-    """What pydantic found in a parsed config file, in the order of the sections, one for each setting."""
-    found: dict[Place, Mistake] = {}
+    """The errors of pydantic in a parsed config file, in its order, at most one per setting."""
+    found: dict[SettingPath, Mistake] = {}
     for one in error.errors(include_url=False):
-        setting = _setting_of(one["loc"])
-        if (
-            setting in found
-        ):  # a union has one finding for each of its types, a list one for each of its values
+        setting, kind = _setting_of(one["loc"]), one["type"]
+        # A union has one error for each of its types, a list one for each of its values.
+        if setting in found:
             continue
-        if (
-            one["type"] == "too_short" and setting == ("data",) and document["data"]
-        ):  # pydantic counts only the valid ones
+        # pydantic counts only the valid data sets, so it takes a list of invalid ones for empty.
+        if kind == "too_short" and setting == ("data",) and document["data"]:
             continue
-        match one["type"]:
-            case "extra_forbidden":
-                found[setting] = _unknown(setting, document)
-            case "missing":
-                found[setting] = Mistake(setting, _missing(setting, document), ())
-            case _:
-                found[setting] = Mistake(setting, _wrong(setting, document), ())
+        if kind == "extra_forbidden":
+            found[setting] = _unknown(setting, document)
+        else:
+            text = (_missing if kind == "missing" else _wrong)(setting, document)
+            found[setting] = Mistake(setting, text)
     return list(found.values())
 
 
-def _setting_of(loc: tuple[str | int, ...]) -> Place:
-    """The place that pydantic tells, without what lies inside a value: types of a union, places in a list."""
-    place: Place = ()
+# Settings by their types.
+
+
+def _setting_of(loc: tuple[str | int, ...]) -> SettingPath:
+    """The setting in a location of pydantic, which also names types of a union, or list indices."""
+    setting: SettingPath = ()
     for part in loc:
-        if place and place != ("data",) and not _keys_of(_annotation_at(place)):
+        if setting and setting != ("data",) and not _keys_of(_annotation_at(setting)):
             break
-        place = (*place, part)
-    return place
+        setting = (*setting, part)
+    return setting
 
 
-def _annotation_at(place: Place) -> Any:
-    """The type at a place; None where none is known."""
+def _annotation_at(setting: SettingPath) -> Any:
+    """The type of a setting or a table; None for unknown ones."""
     here: Any = Config
-    for part in place:
+    for part in setting:
         if isinstance(part, int):
             here = get_args(here)[0]
         else:
@@ -81,78 +79,76 @@ def _annotation_at(place: Place) -> Any:
 
 
 def _keys_of(table: Any) -> dict[str, FieldInfo]:
-    """The keys that a table of this type may hold; none for any other type."""
+    """The keys that a table of this type may hold; any other type has none."""
     if isinstance(table, type) and issubclass(table, BaseModel):
         return table.model_fields
     if is_typeddict(table):
-        return {
-            name: FieldInfo.from_annotation(hint)
-            for name, hint in get_type_hints(table, include_extras=True).items()
-        }
+        hints = get_type_hints(table, include_extras=True)
+        return {name: FieldInfo.from_annotation(hint) for name, hint in hints.items()}
     return {}
 
 
-def _iter_settings(place: Place = ()) -> Iterator[Place]:
-    """Every setting there is, those of the first data set included."""
-    for name in _keys_of(_annotation_at(place)):
-        inner: Place = (*place, name, 0) if (*place, name) == ("data",) else (*place, name)
+def _iter_settings(table: SettingPath = ()) -> Iterator[SettingPath]:
+    """Every setting there is, including those of the first data set."""
+    for name in _keys_of(_annotation_at(table)):
+        inner: SettingPath = (*table, name, 0) if (*table, name) == ("data",) else (*table, name)
         if _keys_of(_annotation_at(inner)):
             yield from _iter_settings(inner)
         else:
             yield inner
 
 
-def _name(place: Place, document: dict[str, Any]) -> str:
-    """`train.seed`; the number of a data set is left out where there is one only."""
-    alone = place[:1] == ("data",) and len(document.get("data", ())) < 2
-    return printable(".".join(str(part) for part in place if not (alone and isinstance(part, int))))
+# Messages.
 
 
-def _header(place: Place, document: dict[str, Any]) -> str:
-    """The table at a place as it stands in the file: `[train]`, `[[data]]`, `[data.caption]`."""
-    name = printable(".".join(part for part in place if isinstance(part, str)))
+def _name(setting: SettingPath, document: dict[str, Any]) -> str:
+    """`train.seed`; the number of a data set is left out if there is only one."""
+    alone = setting[:1] == ("data",) and len(document.get("data", ())) < 2
+    parts = [str(part) for part in setting if not (alone and isinstance(part, int))]
+    return printable(".".join(parts))
+
+
+def _header(table: SettingPath, document: dict[str, Any]) -> str:
+    """The header of a table as it stands in the file: `[train]`, `[[data]]`, `[data.caption]`."""
+    name = printable(".".join(part for part in table if isinstance(part, str)))
     header = "[[data]]" if name == "data" else f"[{name}]"
-    return (
-        f"{header} of data.{place[1]}"
-        if place[0] == "data" and len(place) > 1 and len(document["data"]) > 1
-        else header
-    )
+    if table[0] == "data" and len(table) > 1 and len(document["data"]) > 1:
+        return f"{header} of data.{table[1]}"
+    return header
 
 
-def _unknown(setting: Place, document: dict[str, Any]) -> Mistake:
-    *inside, key = setting
-    table = tuple(inside)
+def _unknown(setting: SettingPath, document: dict[str, Any]) -> Mistake:
+    """The mistake of a key or section that does not exist, with the name that was perhaps meant."""
+    *inside, last = setting
+    table, key = tuple(inside), str(last)
     keys = _keys_of(_annotation_at(table))
-    shown = printable(str(key))
-    meant: Place = (*table, *get_close_matches(str(key), keys, n=1)[:1])
-    is_near = meant != table
-    elsewhere = [place for place in _iter_settings() if place[-1] == key]
-    if not table and isinstance(document.get(str(key)), dict | list):
-        suggestion = (
-            f"Did you mean {_header(meant, document)}?"
-            if is_near
-            else f"Sections are {_listed(keys, 'and')}."
-        )
-        return Mistake(
-            setting, f"unknown section [{shown}]. {suggestion}", meant if is_near else ()
-        )
-    where = f"in {_header(table, document)}" if table else "outside of any section"
-    if elsewhere:  # the same word in another section is more telling than a similar one here
+    near: SettingPath = tuple(get_close_matches(key, keys, n=1))
+    meant: SettingPath = (*table, *near) if near else ()
+
+    if not table and isinstance(document.get(key), dict | list):
+        suggestion = f"Sections are {_listed(keys, 'and')}."
+        if meant:
+            suggestion = f"Did you mean {_header(meant, document)}?"
+        return Mistake(setting, f"unknown section [{printable(key)}]. {suggestion}", meant)
+
+    # The same word in another section says more than a similar one in this section.
+    elsewhere = [other for other in _iter_settings() if other[-1] == key]
+    if elsewhere:
         meant = elsewhere[0]
         suggestion = f"Did you mean `{_name(meant, {})}`?"
-    elif is_near and table:
+    elif meant and table:
         suggestion = f"Did you mean `{meant[-1]}`?"
+    elif table:
+        suggestion = f"The keys there are {_listed(keys, 'and')}."
     else:
         meant = ()
-        suggestion = (
-            f"Keys there are {_listed(keys, 'and')}."
-            if table
-            else f"Put it into one of the sections {_listed(keys, 'or')}."
-        )
-    return Mistake(setting, f"unknown key `{shown}` {where}. {suggestion}", meant)
+        suggestion = f"Put it into one of the sections {_listed(keys, 'or')}."
+    where = f"in {_header(table, document)}" if table else "outside of any section"
+    return Mistake(setting, f"unknown key `{printable(key)}` {where}. {suggestion}", meant)
 
 
-def _missing(setting: Place, document: dict[str, Any]) -> str:
+def _missing(setting: SettingPath, document: dict[str, Any]) -> str:
+    """The message for a required setting or section that is not given."""
     if setting == ("data",):
         return "found no [[data]], expected at least one. Add [[data]] with metadata and latents."
     *inside, key = setting
@@ -160,31 +156,37 @@ def _missing(setting: Place, document: dict[str, Any]) -> str:
     if keys:
         needed = _listed((name for name, info in keys.items() if info.is_required()), "and")
         return f"found no section [{key}]. Add it with {needed}."
-    table = tuple(inside)
-    return f"found no `{key}` in {_header(table, document)}, expected {_expected_at(setting)}. Add {key} = ... there."
+    return (
+        f"found no `{key}` in {_header(tuple(inside), document)}, "
+        f"expected {_expected_at(setting)}. Add {key} = ... there."
+    )
 
 
-def _wrong(setting: Place, document: dict[str, Any]) -> str:
+def _wrong(setting: SettingPath, document: dict[str, Any]) -> str:
+    """The message for a value of the wrong type or out of range."""
     value: Any = document
     for part in setting:
         value = value[part]
     if setting[:1] == ("data",) and len(setting) < 3:
         if isinstance(value, dict):
-            return "found [data], expected [[data]] in double brackets: it may stand several times."
-        return f"`data` is {_shown(document['data'])}, expected [[data]] with metadata and latents, at least once."
-    name = _name(setting, document)
-    if _keys_of(_annotation_at(setting)):
+            return (
+                "found [data], expected [[data]] in double brackets, because there may be several."
+            )
+        return (
+            f"`data` is {_shown(document['data'])}, "
+            "expected [[data]] with metadata and latents, at least once."
+        )
+    name, annotation = _name(setting, document), _annotation_at(setting)
+    if _keys_of(annotation):
         return f"`{name}` is {_shown(value)}, expected a section {_header(setting, document)}."
-    near = (
-        get_close_matches(value, _words(_annotation_at(setting)), n=1)
-        if isinstance(value, str)
-        else []
-    )
+    words = _words(annotation) if isinstance(value, str) else []
+    near = get_close_matches(value, words, n=1) if words else []
     suggestion = f" Did you mean {to_toml(near[0])}?" if near else ""
     return f"`{name}` is {_shown(value)}, expected {_expected_at(setting)}.{suggestion}"
 
 
 def _shown(value: Any) -> str:
+    """A value as TOML, cut short."""
     text = printable(to_toml(value))
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
 
@@ -196,7 +198,8 @@ def _words(annotation: Any) -> list[str]:
     return [word for part in get_args(annotation) for word in _words(part)]
 
 
-def _expected_at(setting: Place) -> str:
+def _expected_at(setting: SettingPath) -> str:
+    """The values that a setting allows, in words."""
     info = _keys_of(_annotation_at(setting[:-1]))[str(setting[-1])]
     if info.examples:
         return f"text such as {to_toml(info.examples[0])}"
@@ -204,14 +207,13 @@ def _expected_at(setting: Place) -> str:
 
 
 def _expected(annotation: Any, limits: Iterable[Any]) -> str:
-    """What a type allows, in words."""
-    parts = get_args(annotation)
-    origin = get_origin(annotation)
+    """The values that a type with these limits allows, in words."""
+    origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         inner = [
-            one
+            limit
             for part in parts[1:]
-            for one in (part.metadata if isinstance(part, FieldInfo) else [part])
+            for limit in (part.metadata if isinstance(part, FieldInfo) else [part])
         ]
         return _expected(parts[0], [*limits, *inner])
     if origin in (Union, UnionType):
@@ -220,29 +222,21 @@ def _expected(annotation: Any, limits: Iterable[Any]) -> str:
         return _listed(map(to_toml, parts), "or")
     if origin is tuple:
         return f"a list of {_expected(parts[0], ())}"
+    bounds: dict[type, Any] = {type(limit): limit for limit in limits}
     if annotation is str:
-        return "text in quotes" + (
-            " that is not empty" if any(isinstance(limit, MinLen) for limit in limits) else ""
-        )
+        return "text in quotes that is not empty" if MinLen in bounds else "text in quotes"
     if annotation in (int, float):
-        number = "a whole number" if annotation is int else "a number"
-        return _multiple(limits) or number + _range(limits)
+        return _expected_number("a whole number" if annotation is int else "a number", bounds)
     return {bool: "true or false", Path: "a path in quotes"}.get(annotation, "a table")
 
 
-def _multiple(limits: Iterable[Any]) -> str:
-    return next(
-        (f"a multiple of {limit.multiple_of}" for limit in limits if isinstance(limit, MultipleOf)),
-        "",
-    )
-
-
-def _range(limits: Iterable[Any]) -> str:
-    """` from 0 to 1`, `, 1 or more`, ..."""
-    words = []
-    bounds: dict[type, Any] = {type(limit): limit for limit in limits}
+def _expected_number(number: str, bounds: dict[type, Any]) -> str:
+    """`a multiple of 75`, `a number from 0 to 1`, `a number, above 0 and at most 1`, ..."""
+    if MultipleOf in bounds:
+        return f"a multiple of {bounds[MultipleOf].multiple_of}"
     if Ge in bounds and Le in bounds:
-        return f" from {bounds[Ge].ge} to {bounds[Le].le}"
+        return f"{number} from {bounds[Ge].ge} to {bounds[Le].le}"
+    words = []
     if Ge in bounds:
         words.append(f"{bounds[Ge].ge} or more")
     if Gt in bounds:
@@ -251,7 +245,7 @@ def _range(limits: Iterable[Any]) -> str:
         words.append(f"at most {bounds[Le].le}")
     if Lt in bounds:
         words.append(f"below {bounds[Lt].lt}")
-    return ", " + " and ".join(words) if words else ""
+    return f"{number}, {' and '.join(words)}" if words else number
 
 
 def _listed(words: Iterable[str], last: str) -> str:

@@ -1,1 +1,1 @@
-"""The model of a run: built, loaded, saved, and how its text is encoded."""
+"""The model of a run: building, loading, saving, and encoding its text."""

@@ -1,6 +1,6 @@
-"""The model of a run from its settings: random weights, or those of a diffusers folder; frozen, cast and checkpointed as asked.
+"""The model of a run, built from its settings with random weights or those of a diffusers folder.
 
-Knows nothing of data, noise or the loop.
+Parts are frozen, cast to bf16 and set to gradient checkpointing as the settings say.
 """
 
 from contextlib import nullcontext
@@ -22,9 +22,10 @@ from trainer.model.trainable import freeze_parts
 
 
 def build_model(config: Config, *, weights: bool = True) -> Model:
-    """The model of a run, on the CPU and in training mode; without `weights` it has shapes alone, for counting.
+    """The model of a run, on the CPU and in training mode.
 
-    Random weights are a function of `train.seed`, and leave torch's own random state as it was.
+    Without `weights` it has shapes alone, for counting. Random weights depend on `train.seed` alone
+    and leave torch's own random state as it was.
 
     Raises `ModelError` for a folder that does not fit, `ConfigError` for settings that leave
     nothing to train.
@@ -58,13 +59,15 @@ def _random_parts(config: Config, shape: Shape) -> tuple[nn.Module, list[nn.Modu
 
 
 def _recompute_activations(model: Model) -> None:
-    """Gradient checkpointing for the U-Net, which gradients pass even when it is frozen, and for the encoders that are trained."""
+    """Turn on gradient checkpointing for the U-Net and for the encoders that are trained.
+
+    Gradients pass through the U-Net even when it is frozen.
+    """
     unet: Any = model.unet
     unet.enable_gradient_checkpointing()
     for _, encoder in model.text_encoders():
         if encoder.training:
-            part: Any = encoder  # transformers 5 renamed the method
-            (
-                getattr(part, "activation_checkpointing_enable", None)
-                or part.gradient_checkpointing_enable
-            )({"use_reentrant": False})
+            part: Any = encoder
+            # transformers 5 renamed the method.
+            enable = getattr(part, "activation_checkpointing_enable", None)
+            (enable or part.gradient_checkpointing_enable)({"use_reentrant": False})

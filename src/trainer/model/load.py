@@ -1,7 +1,7 @@
-"""U-Net and text encoders from a diffusers folder: read, and held against what the family needs.
+"""U-Net and text encoders read from a diffusers folder, and checked to be of the family.
 
-Owns the checks and the reading of safetensors. Knows nothing of training. Nothing is looked up on a
-network, no pickle is opened.
+Owns the checks and the reading of safetensors. Nothing is looked up on a network, and no pickle is
+opened.
 """
 
 import json
@@ -25,19 +25,20 @@ from trainer.model.text_encoders import encoder_rules
 
 Prediction = Literal["epsilon", "v"]
 PREDICTION_TYPES: dict[Prediction, str] = {"epsilon": "epsilon", "v": "v_prediction"}
-"""What diffusers calls the predictions of `[noise]`."""
+"""The names that diffusers gives to the predictions of `[noise]`."""
 INNER = "text_model."
-"""What stands before the names of a text encoder's tensors in a file, but for its projection."""
+"""Prefix of the tensor names of a text encoder in a file, except those of its projection."""
 
 
 def load_parts(
     folder: Path, family: FamilyName, prediction: Prediction, *, weights: bool = True
 ) -> tuple[nn.Module, list[nn.Module]]:
-    """The U-Net and the text encoders in `folder`, float32 on the CPU; without `weights` they have shapes alone.
+    """The U-Net and the text encoders in `folder`, float32 on the CPU.
 
-    Raises `ModelError` when files are missing or damaged, or are of another family or prediction
-    type.
+    Without `weights` they have shapes alone. Raises `ModelError` when files are missing or damaged,
+    or belong to another family or prediction type.
     """
+    # Check the folder by its small files, and build the parts without memory for their weights.
     _check_is_folder(folder)
     names = ("text_encoder", "text_encoder_2")[: len(FAMILIES[family].encoders)]
     _check_family(folder, family)
@@ -54,8 +55,11 @@ def load_parts(
     ]
     if problems:
         raise ModelError(
-            f"{folder}: not a {family} model that can be trained here: {'; '.join(problems)}. Set another model.path."
+            f"{folder}: not a {family} model that can be trained here: {'; '.join(problems)}. "
+            "Set another model.path."
         )
+
+    # Read the weights.
     if weights:
         _fill(unet, folder / "unet", "diffusion_pytorch_model")
         for name, encoder in zip(names, encoders, strict=True):
@@ -67,12 +71,14 @@ def _check_is_folder(folder: Path) -> None:
     if folder.is_file():
         raise ModelError(
             f"{folder}: a single file, expected a diffusers folder. Write one with diffusers: "
-            f'StableDiffusionPipeline.from_single_file("{folder}").save_pretrained(FOLDER); for SDXL StableDiffusionXLPipeline.'
+            f'StableDiffusionPipeline.from_single_file("{folder}").save_pretrained(FOLDER), or the '
+            "same with StableDiffusionXLPipeline for SDXL."
         )
     if not folder.is_dir():
         raise ModelError(
-            f'{folder}: no such folder. Expected a diffusers folder with unet and text_encoder, or "random". Set model.path; '
-            "nothing is downloaded: get a model first, such as with `hf download NAME --local-dir FOLDER`."
+            f"{folder}: no such folder. Expected a diffusers folder with unet and text_encoder, or "
+            '"random". Set model.path. Nothing is downloaded: get a model first, for instance with '
+            "`hf download NAME --local-dir FOLDER`."
         )
 
 
@@ -81,20 +87,23 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(
-            f"{path}: no such file. Expected a complete diffusers folder; copy it anew, or set another model.path."
+            f"{path}: no such file. Expected a complete diffusers folder. "
+            "Copy it again, or set another model.path."
         ) from None
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{path}: cannot be read as JSON ({error}). Copy the file anew."
+            f"{path}: cannot be read as JSON ({error}). Copy the file again."
         ) from error
     if not isinstance(content, dict):
         raise ModelError(
-            f"{path}: found a JSON {type(content).__name__}, expected an object. Copy the file anew."
+            f"{path}: found a JSON {type(content).__name__}, expected an object. "
+            "Copy the file again."
         )
     return content
 
 
 def _check_family(folder: Path, family: FamilyName) -> None:
+    """Raise `ModelError` if the text encoders in the folder are those of another family."""
     present = [
         name
         for name in ("text_encoder", "text_encoder_2")
@@ -112,7 +121,8 @@ def _check_family(folder: Path, family: FamilyName) -> None:
     )
     if found is not None and found != family:
         raise ModelError(
-            f"{folder}: a model of family {found} by its text encoders, expected {family}. Set model.family or model.path."
+            f"{folder}: a model of family {found} by its text encoders, expected {family}. "
+            "Set model.family or model.path."
         )
     if found is None:
         shown = ", ".join(
@@ -120,7 +130,8 @@ def _check_family(folder: Path, family: FamilyName) -> None:
             for name, config in zip(present, configs, strict=True)
         )
         raise ModelError(
-            f"{folder}: found the text encoders {shown}, expected those of {family}. Set another model.path."
+            f"{folder}: found the text encoders {shown}, expected those of {family}. "
+            "Set another model.path."
         )
 
 
@@ -132,8 +143,9 @@ def _check_prediction(folder: Path, prediction: Prediction) -> None:
     expected = PREDICTION_TYPES[prediction]
     if found != expected:
         raise ModelError(
-            f'{path}: prediction_type is "{found}", noise.prediction is "{prediction}". Set noise.prediction to what the model predicts; '
-            f'to train it to predict the other, change the file to "{expected}".'
+            f'{path}: prediction_type is "{found}", but noise.prediction is "{prediction}". '
+            "Set noise.prediction to the one that the model predicts. To train it to predict the "
+            f'other, change the file to "{expected}".'
         )
 
 
@@ -141,19 +153,20 @@ def _build_unet(folder: Path) -> Any:
     config = _read_json(folder / "config.json")
     if config.get("_class_name") != UNet2DConditionModel.__name__:
         raise ModelError(
-            f"{folder}: found a {config.get('_class_name')}, expected a UNet2DConditionModel. Set another model.path."
+            f"{folder}: found a {config.get('_class_name')}, expected a UNet2DConditionModel. "
+            "Set another model.path."
         )
     try:
         return UNet2DConditionModel.from_config(config)  # type: ignore[no-untyped-call]
     except (ValueError, TypeError) as error:
         raise ModelError(
-            f"{folder / 'config.json'}: makes no U-Net: {error} Copy the file anew."
+            f"{folder / 'config.json'}: no U-Net can be built from it: {error} Copy the file again."
         ) from error
 
 
 def _build_encoder(folder: Path, *, pooled: bool) -> Any:
     # transformers 4.48 stored "_attn_implementation_autoset", which turns its fast attention off
-    # when it is read again
+    # when it is read back.
     config = {
         key: value
         for key, value in _read_json(folder / "config.json").items()
@@ -165,11 +178,13 @@ def _build_encoder(folder: Path, *, pooled: bool) -> Any:
         )
     except (ValueError, TypeError) as error:
         raise ModelError(
-            f"{folder / 'config.json'}: makes no text encoder: {error} Copy the file anew."
+            f"{folder / 'config.json'}: no text encoder can be built from it: {error} "
+            "Copy the file again."
         ) from error
 
 
 def _unet_problems(unet: Any, encoders: list[Any], family: FamilyName) -> Iterator[str]:
+    """The values in the U-Net's config that do not fit, each as a part of a message."""
     found = unet.config
     n_channels = LATENT_CHANNELS
     if (found.in_channels, found.out_channels) != (n_channels, n_channels):
@@ -179,37 +194,51 @@ def _unet_problems(unet: Any, encoders: list[Any], family: FamilyName) -> Iterat
         )
     width = sum(encoder.config.hidden_size for encoder in encoders)
     if found.cross_attention_dim != width:
-        yield f"unet has cross_attention_dim {found.cross_attention_dim}, expected the text encoders' {width}"
+        yield (
+            f"unet has cross_attention_dim {found.cross_attention_dim}, "
+            f"expected {width}, the width of the text encoders"
+        )
     sized = FAMILIES[family].size_conditioning
     if (found.addition_embed_type == "text_time") != sized:
-        yield f"unet has addition_embed_type {found.addition_embed_type}, expected {'text_time' if sized else None}"
+        yield (
+            f"unet has addition_embed_type {found.addition_embed_type}, "
+            f"expected {'text_time' if sized else None}"
+        )
     elif sized:
-        pooled, one = encoders[-1].config.projection_dim, found.addition_time_embed_dim
-        if found.projection_class_embeddings_input_dim != pooled + 6 * one:
+        pooled, time = encoders[-1].config.projection_dim, found.addition_time_embed_dim
+        input_dim = found.projection_class_embeddings_input_dim
+        if input_dim != pooled + 6 * time:
             yield (
-                f"unet has projection_class_embeddings_input_dim {found.projection_class_embeddings_input_dim}, expected "
-                f"{pooled + 6 * one}: projection_dim {pooled} of text_encoder_2, and 6 times addition_time_embed_dim {one}"
+                f"unet has projection_class_embeddings_input_dim {input_dim}, expected "
+                f"{pooled + 6 * time}: projection_dim {pooled} of text_encoder_2 plus 6 times "
+                f"addition_time_embed_dim {time}"
             )
 
 
 def _encoder_problems(
     names: tuple[str, ...], encoders: list[Any], family: FamilyName
 ) -> Iterator[str]:
+    """The values in the encoders' configs that do not fit, each as a part of a message."""
     for name, encoder, real in zip(names, encoders, shape_of(family, "full").encoders, strict=True):
         found = encoder.config
         if (found.vocab_size, found.max_position_embeddings) != (VOCABULARY, CHUNK_IDS):
-            yield f"{name} has {found.vocab_size} tokens and {found.max_position_embeddings} places, expected {VOCABULARY} and {CHUNK_IDS}"
+            yield (
+                f"{name} has {found.vocab_size} tokens and {found.max_position_embeddings} "
+                f"positions, expected {VOCABULARY} and {CHUNK_IDS}"
+            )
         layers = real["num_hidden_layers"]
         if found.hidden_size == real["hidden_size"] and found.num_hidden_layers != layers:
-            yield f"{name} has {found.num_hidden_layers} layers, expected {layers}" + (
-                ' (the U-Net was trained on the 23rd: set "num_hidden_layers": 23 in its config.json, the 24th is then left out)'
-                if family == "sd2" and found.num_hidden_layers == 24
-                else ""
-            )
+            hint = ""
+            if family == "sd2" and found.num_hidden_layers == 24:
+                hint = (
+                    ' (the U-Net was trained on the 23rd: set "num_hidden_layers": 23 in its '
+                    "config.json, then the 24th is left out)"
+                )
+            yield f"{name} has {found.num_hidden_layers} layers, expected {layers}{hint}"
 
 
 def _fill(part: nn.Module, folder: Path, stem: str) -> None:
-    """Put the weights of a folder into a part that was built without any."""
+    """Load the weights in a folder into a part that was built without any."""
     file, tensors = _read_tensors(folder, stem)
     wanted = {
         name.removeprefix(INNER): (name, parameter.shape)
@@ -228,16 +257,21 @@ def _fill(part: nn.Module, folder: Path, stem: str) -> None:
     if problems:
         more = f" and {len(problems) - 3:,} more" if len(problems) > 3 else ""
         raise ModelError(
-            f"{file}: does not fit the config.json beside it: {'; '.join(problems[:3])}{more}. Copy the folder anew."
+            f"{file}: does not fit the config.json beside it: {'; '.join(problems[:3])}{more}. "
+            "Copy the folder again."
         )
-    # copied, or the parameters would stay mapped to a file that somebody may overwrite during the
-    # run
+    # Copied, because the parameters would otherwise stay mapped to a file that somebody may
+    # overwrite during the run.
     state = {name: found[short].to(torch.float32, copy=True) for short, (name, _) in wanted.items()}
     part.load_state_dict(state, assign=True)
 
 
 def _may_be_left(name: str, part: nn.Module) -> bool:
-    """Old files hold the numbers 0..76 as `position_ids`; a text encoder that was cut by its config has layers past the last."""
+    """True for a tensor that a text encoder does not need.
+
+    Old files hold the numbers 0 to 76 as `position_ids`, and an encoder whose config leaves its
+    last layers out still has their tensors.
+    """
     if not isinstance(part, (CLIPTextModel, CLIPTextModelWithProjection)):
         return False
     layer = name.removeprefix("encoder.layers.").split(".")[0]
@@ -247,7 +281,10 @@ def _may_be_left(name: str, part: nn.Module) -> bool:
 
 
 def _read_tensors(folder: Path, stem: str) -> tuple[Path, Mapping[str, Tensor]]:
-    """The tensors of a part, and the file that names them: in one file, in several with an index, or in one of half precision."""
+    """The tensors of a part, and the file that names them.
+
+    They lie in one file, in several with an index, or in one file of half precision.
+    """
     whole, half, index = (
         folder / f"{stem}{end}"
         for end in (".safetensors", ".fp16.safetensors", ".safetensors.index.json")
@@ -259,11 +296,12 @@ def _read_tensors(folder: Path, stem: str) -> tuple[Path, Mapping[str, Tensor]]:
             files = sorted(set(_read_json(index)["weight_map"].values()))
         except (KeyError, AttributeError, TypeError) as error:
             raise ModelError(
-                f"{index}: found no weight_map of names to files. Copy the file anew."
+                f"{index}: found no weight_map from names to files. Copy the file again."
             ) from error
         if any(Path(name).name != name for name in files):
             raise ModelError(
-                f"{index}: names files outside its folder. Copy the folder from a source that you trust."
+                f"{index}: names files outside its folder. "
+                "Copy the folder from a source that you trust."
             )
         return index, {
             key: tensor for name in files for key, tensor in _load(folder / name).items()
@@ -271,19 +309,18 @@ def _read_tensors(folder: Path, stem: str) -> tuple[Path, Mapping[str, Tensor]]:
     if half.exists():
         return half, _load(half)
     pickles = sorted(path.name for path in folder.glob(f"{stem}*.bin"))
-    found = f"found {pickles[0]}, which may run programs" if pickles else "no weights"
-    raise ModelError(
-        f"{folder}: {found}, expected {whole.name}. "
-        + (
-            "Save it anew with diffusers: pipeline.save_pretrained(FOLDER, safe_serialization=True)."
-            if pickles
-            else "Copy it anew."
+    found, next_step = "found no weights", "Copy the folder again."
+    if pickles:
+        found = f"found {pickles[0]}, which may run programs"
+        next_step = (
+            "Save the model again with diffusers: "
+            "pipeline.save_pretrained(FOLDER, safe_serialization=True)."
         )
-    )
+    raise ModelError(f"{folder}: {found}, expected {whole.name}. {next_step}")
 
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: cannot be read ({error}). Copy the file anew.") from error
+        raise ModelError(f"{path}: cannot be read ({error}). Copy the file again.") from error

@@ -1,6 +1,6 @@
-"""One `nn.Module` for everything that is trained, so that one wrapper of DDP or DeepSpeed holds it all.
+"""The model of a run: one `nn.Module`, so that one wrapper of DDP or DeepSpeed holds all of it.
 
-Owns which part runs with gradients. Knows nothing of captions, noise, loss or files.
+Decides which part runs with gradients.
 
 B batch, N chunks, L 77, C H W latents.
 """
@@ -16,14 +16,15 @@ from trainer.families import FamilyName
 from trainer.model.text_encoders import add_noise, encode, encoder_rules
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
-"""Of a model, as a diffusers folder names them."""
+"""The parts of a model, as a diffusers folder names them."""
 
 
 class Model(nn.Module):
-    """A U-Net and its text encoders; its parameters are named `unet.*`, `text_encoder.*` and, for SDXL, `text_encoder_2.*`.
+    """A U-Net and its text encoders.
 
-    A part without a parameter to train stays in eval mode, and a text encoder without one runs
-    without gradients.
+    The parameters are named `unet.*`, `text_encoder.*` and, for SDXL, `text_encoder_2.*`. A part
+    without a parameter to train stays in eval mode, and a text encoder without one runs without
+    gradients.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Model(nn.Module):
         return [(name, part) for name, part in self.parts().items() if name != "unet"]
 
     def train(self, mode: bool = True) -> "Model":  # noqa: FBT001, FBT002 - torch's signature
-        """Switch to training, but for the parts that are frozen."""
+        """Switch to training mode, except for the parts that are frozen."""
         super().train(mode)
         for part in self.parts().values():
             part.train(mode and _is_trained(part))
@@ -67,9 +68,10 @@ class Model(nn.Module):
     ) -> Tensor:
         """The U-Net's prediction, (B, C, H, W) float32.
 
-        `ids` are (B, N, L) int64, one for each text encoder; `size_B6` is float32: original height,
-        width, crop top, left, target height, width in pixels, for SDXL alone, whose U-Net embeds
-        them itself. `text_noise_seeds` are read when the run asks for noise on the text states.
+        `ids` are (B, N, L) int64, one tensor for each text encoder. `size_B6` is float32: original
+        height and width, crop top and left, target height and width in pixels, for SDXL alone,
+        whose U-Net embeds them itself. `text_noise_seeds` are only read if the run adds noise to
+        the text states.
         """
         states: list[Tensor] = []
         pooled_BP = None

@@ -1,4 +1,4 @@
-"""Noise: the schedule, what is added to the latents, and what is drawn for one sample. Knows no model and no loss.
+"""The noise schedule: how much noise the latents get at each timestep, and the velocity.
 
 T timesteps of the schedule (1000), B batch, C latent channels, H W latent height and width.
 """
@@ -18,18 +18,24 @@ LAST_BETA = 0.012
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How much of latents and noise a noisy picture holds at each timestep. Source: sd-scripts-facts D1 (scaled linear)."""
+    """The shares of latents and noise in a noisy picture at each timestep.
+
+    Source: sd-scripts-facts D1 (scaled linear).
+    """
 
     alphas_cumprod_T: Tensor
-    """float32: the squared share of the latents; 0 at the last timestep of a zero-terminal schedule."""
+    """float32: squared share of the latents, 0 at the last timestep of a zero-terminal schedule."""
     snr_T: Tensor
-    """float32: squared signal over squared noise, of the schedule before the zero-terminal rescale: weights made of it stay finite."""
+    """float32: squared signal over squared noise, before any zero-terminal rescale.
+
+    So the loss weights that depend on it stay finite.
+    """
 
     @classmethod
     def of(cls, settings: NoiseSettings) -> Self:
-        """The schedule of a run, on CPU."""
-        # Single precision, in the order of diffusers' DDPMScheduler: a model is sampled with the
-        # numbers it was trained with.
+        """The schedule of a run, on the CPU."""
+        # Single precision, in the order of diffusers' DDPMScheduler, so that a model is sampled
+        # with the numbers that it was trained with.
         betas_T = torch.linspace(FIRST_BETA**0.5, LAST_BETA**0.5, TIMESTEPS) ** 2
         alphas_cumprod_T = torch.cumprod(1 - betas_T, 0)
         snr_T = alphas_cumprod_T / (1 - alphas_cumprod_T)
@@ -39,7 +45,7 @@ class Schedule:
         )
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on `device`."""
+        """The same schedule on `device`."""
         return type(self)(self.alphas_cumprod_T.to(device), self.snr_T.to(device))
 
     def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
@@ -48,7 +54,7 @@ class Schedule:
         return signal_B111 * latents_BCHW + noise_B111 * noise_BCHW
 
     def velocity(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """What a v-prediction aims at (B, C, H, W). Source: arXiv 2202.00512, appendix D."""
+        """The target of a v-prediction (B, C, H, W). Source: arXiv 2202.00512, appendix D."""
         signal_B111, noise_B111 = self._shares(timesteps_B)
         return signal_B111 * noise_BCHW - noise_B111 * latents_BCHW
 
@@ -58,7 +64,10 @@ class Schedule:
 
 
 def _zero_terminal(alphas_cumprod_T: Tensor) -> Tensor:
-    """The schedule shifted to end at 0 and stretched to keep its beginning. Source: arXiv 2305.08891, algorithm 1."""
+    """The schedule, shifted to end at 0 and stretched to keep its beginning.
+
+    Source: arXiv 2305.08891, algorithm 1.
+    """
     shares_T = alphas_cumprod_T.sqrt()
     first, last = shares_T[0], shares_T[-1]
     return ((shares_T - last) * (first / (first - last))) ** 2

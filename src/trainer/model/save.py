@@ -1,7 +1,6 @@
-"""A trained model as a diffusers folder that a pipeline of diffusers loads.
+"""A trained model, saved as a diffusers folder that a pipeline of diffusers loads.
 
-Owns the layout of the folder. Knows nothing of optimizers, steps or ranks: it is called once, with
-a state that was gathered before.
+Owns the layout of the folder. It is called on one rank, with a state that was gathered before.
 """
 
 import json
@@ -26,7 +25,8 @@ from trainer.model.noise_schedule import FIRST_BETA, LAST_BETA, TIMESTEPS
 from trainer.model.shapes import RANDOM
 from trainer.model.tokenizer_files import write_tokenizer
 
-_LINKED_BYTES = 1 << 20  # smaller files are copied: somebody may edit them in place
+_LINKED_BYTES = 1 << 20
+"""Smallest size of a file to link; smaller ones are copied, as somebody may edit them in place."""
 _INDEX = "model_index.json"
 _NONE = [None, None]
 
@@ -34,13 +34,12 @@ _NONE = [None, None]
 def save_model(
     model: Model, state: Mapping[str, Tensor], folder: Path, config: Config
 ) -> tuple[str, ...]:
-    """Write `folder` whole or not at all, replacing an older one; what of the pipeline is not in it is returned: `vae`.
+    """Save the model as `folder`, and return the parts of the pipeline that are missing: `vae`.
 
-    `state` is `model.state_dict()`, gathered from all ranks where they share it. Parts that are not
-    trained are taken from `model.path`: large files as hard links where possible. A model of random
-    weights has no VAE.
-
-    Raises `OutputError` when it cannot be written.
+    The folder is written whole or not at all, and replaces an older one. `state` is
+    `model.state_dict()`, gathered from all ranks if they share it. Parts that are not trained are
+    taken from `model.path`, large files as hard links where possible. A model with random weights
+    has no VAE. Raises `OutputError` when the folder cannot be written.
     """
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     try:
@@ -51,7 +50,8 @@ def save_model(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise OutputError(
-            f"{folder}: the model cannot be written ({error}). Nothing of it was kept; free some room, then --resume latest writes it."
+            f"{folder}: the model cannot be written ({error}). Nothing of it was kept. "
+            "Free some disk space, then --resume latest writes it."
         ) from error
     return missing
 
@@ -59,7 +59,10 @@ def save_model(
 def _write(
     model: Model, state: Mapping[str, Tensor], folder: Path, config: Config
 ) -> tuple[str, ...]:
+    """Write all files of the folder, and return the missing parts of the pipeline."""
     source = None if config.model.path == RANDOM else Path(config.model.path)
+
+    # The trained parts, the scheduler, and the index of the pipeline with both.
     for name, part in model.parts().items():
         _write_part(part, _tensors_of(name, part, state), folder / name)
     scheduler = _scheduler(source, config.noise)
@@ -71,6 +74,8 @@ def _write(
         for name, part in model.parts().items()
     }
     index |= ours | {"scheduler": ["diffusers", scheduler["_class_name"]]}
+
+    # The other parts of the source's pipeline, and the tokenizers unless they came with those.
     for name, value in index.items():
         if (
             source
@@ -85,6 +90,8 @@ def _write(
         if not (folder / name).exists():
             write_tokenizer(folder / name, tokenizer)
             index[name] = ["transformers", "CLIPTokenizer"]
+
+    # The index, which names missing parts as none.
     named = [name for name, value in index.items() if isinstance(value, list) and len(value) == 2]
     absent = [name for name in named if not (folder / name).exists()]
     _write_json(
@@ -99,7 +106,10 @@ def _tensors_of(name: str, part: nn.Module, state: Mapping[str, Tensor]) -> dict
 
 
 def _write_part(part: Any, tensors: dict[str, Tensor], folder: Path) -> None:
-    """A U-Net as diffusers stores it, or a text encoder as transformers does; its names are those that every version of it reads."""
+    """Write a U-Net as diffusers stores it, or a text encoder as transformers does.
+
+    Every version of transformers reads the names that it gets here.
+    """
     if hasattr(part, "save_config"):
         part.save_config(folder)
         save_file(tensors, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
@@ -114,20 +124,20 @@ def _write_part(part: Any, tensors: dict[str, Tensor], folder: Path) -> None:
         key: value for key, value in part.config.to_dict().items() if not key.startswith("_")
     }
     content |= {"architectures": [type(part).__name__], "torch_dtype": dtype}
-    content.pop(
-        "dtype", None
-    )  # as read from the source, whose precision may be another; transformers 4 knows torch_dtype alone
+    # From the source, whose precision may be another; transformers 4 knows torch_dtype alone.
+    content.pop("dtype", None)
     _write_json(folder / "config.json", content)
     save_file(named, folder / "model.safetensors", {"format": "pt"})
 
 
 def _index(source: Path | None, family: FamilyName) -> dict[str, Any]:
+    """The model_index.json of the source, or that of a new pipeline of the family."""
     if source and (source / _INDEX).exists():
         content = json.loads((source / _INDEX).read_text(encoding="utf-8"))
         assert isinstance(content, dict)
         return content
     if family == "sdxl":
-        # the U-Net was trained on what the encoders make of an empty caption, not on zeros
+        # For an empty caption, the U-Net was trained on the encoders' output, not on zeros.
         return {
             "_class_name": "StableDiffusionXLPipeline",
             "feature_extractor": _NONE,
@@ -146,7 +156,10 @@ def _index(source: Path | None, family: FamilyName) -> dict[str, Any]:
 
 
 def _scheduler(source: Path | None, noise: NoiseSettings) -> dict[str, Any]:
-    """The source's scheduler, told what was trained; one that knows zero-terminal SNR where the source's names no such setting."""
+    """The config of the source's scheduler, with the settings of the training in it.
+
+    A DDIMScheduler takes its place if the run has zero-terminal SNR and the source's cannot do it.
+    """
     content: dict[str, Any] = {
         "_class_name": "DDIMScheduler",
         "num_train_timesteps": TIMESTEPS,
@@ -167,9 +180,8 @@ def _scheduler(source: Path | None, noise: NoiseSettings) -> dict[str, Any]:
     if "rescale_betas_zero_snr" in content:
         content["rescale_betas_zero_snr"] = noise.zero_terminal_snr
     if noise.zero_terminal_snr:
-        content["timestep_spacing"] = (
-            "trailing"  # sampling has to begin at the last timestep, arXiv 2305.08891
-        )
+        # Sampling has to begin at the last timestep. Source: arXiv 2305.08891.
+        content["timestep_spacing"] = "trailing"
     return content | {"_diffusers_version": diffusers_version}
 
 
@@ -186,7 +198,7 @@ def _link_or_copy(path: Path, target: Path) -> None:
     if path.stat().st_size >= _LINKED_BYTES:
         try:
             os.link(path, target)
-        except OSError:  # another disk, or one without links
+        except OSError:  # the folders are on two disks, or the disk has no links
             shutil.copyfile(path, target)
     else:
         shutil.copyfile(path, target)

@@ -1,7 +1,7 @@
-"""The shapes of the families' U-Nets and text encoders, as diffusers and transformers name them: the real ones, and tiny ones for tests.
+"""The shapes of the families' U-Nets and text encoders: the real ones, and tiny ones for tests.
 
-Only data. The real shapes have the parameter counts of the original files:
-tests/data/original_keys_*.json.
+Only data, in the arguments of diffusers and transformers. The real shapes have the parameter counts
+of the original files: tests/data/original_keys_*.json.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -12,11 +12,11 @@ from trainer.families import FAMILIES, FamilyName
 
 Size = Literal["tiny", "full"]
 RANDOM = "random"
-"""The `model.path` that is no folder: untrained weights in one of these shapes."""
+"""The `model.path` that means untrained weights in one of these shapes."""
 
 
 class Shape(NamedTuple):
-    """Arguments of a UNet2DConditionModel, and of a CLIPTextConfig for each encoder."""
+    """The arguments of a UNet2DConditionModel, and of a CLIPTextConfig for each encoder."""
 
     unet: dict[str, Any]
     encoders: tuple[dict[str, Any], ...]
@@ -24,7 +24,7 @@ class Shape(NamedTuple):
 
 VOCABULARY = EOS_ID + 1
 SIZE_WIDTH = 256
-"""Sines and cosines for each of the six numbers of SDXL's size conditioning."""
+"""Number of sines and cosines for each of the six numbers of SDXL's size conditioning."""
 
 
 def _encoder(width: int, layers: int, heads: int, projection: int) -> dict[str, Any]:
@@ -53,8 +53,8 @@ _SDXL_BLOCKS = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
 }
-# Attention at the lower of two levels alone: a training step of two 4x32x24 latents takes 0.1 s on
-# one core, 0.25 s with it at both.
+# Attention only at the lower of two levels: a training step of two 4x32x24 latents takes 0.1 s on
+# one core, 0.25 s with attention at both.
 _TINY = {
     "sample_size": 32,
     "block_out_channels": (16, 32),

@@ -1,6 +1,4 @@
-"""Ids to the states that the U-Net sees: which layer of which encoder, how chunks are joined, the pooled vector. Pure given an encoder.
-
-Knows nothing of captions, of what is trained, or of where weights come from.
+"""From token ids to the states that the U-Net sees: layer, joined chunks, pooled vector.
 
 B batch, N chunks, L 77, T joined length, D text width, P pooled width.
 """
@@ -16,7 +14,10 @@ from trainer.families import FAMILIES, EncoderRule, FamilyName
 
 
 def encoder_rules(family: FamilyName, clip_skip: int | None = None) -> tuple[EncoderRule, ...]:
-    """One rule for each text encoder of a family; `clip_skip`, for SD1 alone, is the layer from the end."""
+    """One rule for each text encoder of a family.
+
+    `clip_skip`, for SD1 alone, is the layer to take, counted from the end.
+    """
     rules = FAMILIES[family].encoders
     if clip_skip is None:
         return rules
@@ -27,10 +28,10 @@ def encoder_rules(family: FamilyName, clip_skip: int | None = None) -> tuple[Enc
 def encode(
     encoder: nn.Module, ids_BNL: Tensor, rule: EncoderRule, chunking: Chunking
 ) -> tuple[Tensor, Tensor | None]:
-    """The joined states (B, T, D) of a batch, and the pooled vector (B, P) where the rule has one: one call of the encoder for all chunks.
+    """The joined states (B, T, D) of a batch, and the pooled vector (B, P) if the rule has one.
 
-    `encoder` is a CLIPTextModel of transformers, with projection where the rule pools. T is 75 N +
-    2 for kohya and crop, 77 N for a1111.
+    `encoder` is a CLIPTextModel of transformers, with projection if the rule pools; it is called
+    once for all chunks. T is 75 N + 2 for kohya and crop, 77 N for a1111.
     """
     body = encoder_body(encoder)
     n_batch, n_chunks, n_ids = ids_BNL.shape
@@ -52,12 +53,17 @@ def encode(
 
 
 def encoder_body(encoder: nn.Module) -> Any:
-    """The embeddings, layers and final norm of a text encoder: CLIPTextModel has no inner model from transformers 5 on."""
+    """The part of a text encoder with embeddings, layers and final norm."""
+    # From transformers 5 on, CLIPTextModel has no inner model.
     return getattr(encoder, "text_model", encoder)
 
 
 def join_chunks(hidden_BNLD: Tensor, chunking: Chunking) -> Tensor:
-    """(B, T, D): for a1111 whole chunks side by side, otherwise the first BOS, the 75 places within each chunk, and the very last place."""
+    """The states of all chunks as one sequence (B, T, D).
+
+    For a1111 whole chunks side by side, otherwise the first BOS, the 75 positions within each
+    chunk, and the very last position.
+    """
     if chunking == "a1111":
         return hidden_BNLD.flatten(1, 2)
     return torch.cat(
@@ -67,17 +73,20 @@ def join_chunks(hidden_BNLD: Tensor, chunking: Chunking) -> Tensor:
 
 
 def _at_first_eos(normed_BLD: Tensor, ids_BL: Tensor) -> Tensor:
-    """(B, D): the state at the first EOS, or at BOS in a chunk without EOS.
+    """The state at the first EOS (B, D), or at BOS in a chunk without EOS.
 
-    Looked for by CLIP's number: the encoder's own `eos_token_id` is 2 in many stored configs, which
+    EOS is CLIP's id: the encoder's own `eos_token_id` is 2 in many stored configs, which
     transformers reads as "the highest id".
     """
-    places_B = (ids_BL == EOS_ID).int().argmax(dim=1)
-    return normed_BLD[torch.arange(len(places_B), device=normed_BLD.device), places_B]
+    positions_B = (ids_BL == EOS_ID).int().argmax(dim=1)
+    return normed_BLD[torch.arange(len(positions_B), device=normed_BLD.device), positions_B]
 
 
 def add_noise(hidden_BTD: Tensor, seeds: Sequence[int], std: float) -> Tensor:
-    """The states plus Gaussian noise of standard deviation `std`; a sample's noise depends on its seed alone. Source: arXiv 2305.20086."""
+    """The states plus Gaussian noise of standard deviation `std`.
+
+    The noise of a sample depends on its seed alone. Source: arXiv 2305.20086.
+    """
     noise = [
         torch.randn(
             hidden_BTD.shape[1:], generator=torch.Generator().manual_seed(seed), device="cpu"

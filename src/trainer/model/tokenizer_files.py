@@ -1,4 +1,4 @@
-"""The tokenizer of a text encoder as files that `transformers.CLIPTokenizer` reads. What the ids are, `capmerge` knows."""
+"""The tokenizer of a text encoder, written as files that `transformers.CLIPTokenizer` reads."""
 
 import json
 from pathlib import Path
@@ -12,10 +12,13 @@ def write_tokenizer(folder: Path, tokenizer: ClipName) -> None:
     """Make `folder` with vocab.json, merges.txt and the two small files of a CLIP tokenizer."""
     vocabulary = read_clip_vocabulary()
     pad_id = CLIP_VARIANTS[tokenizer].pad
-    pad = next(token for token, index in vocabulary.ids.items() if index == pad_id).removesuffix(
-        "</w>"
-    )
-    special = {"bos_token": BOS, "eos_token": EOS, "pad_token": pad, "unk_token": EOS}
+    padding = next(token for token, index in vocabulary.ids.items() if index == pad_id)
+    special = {
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "pad_token": padding.removesuffix("</w>"),
+        "unk_token": EOS,
+    }
     settings = {
         **special,
         "do_lower_case": True,

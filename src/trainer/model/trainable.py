@@ -1,7 +1,7 @@
-"""Which parameters are trained, and at which rate. Knows nothing of optimizers.
+"""The parameters that are trained, and their learning rates.
 
-A parameter that cannot get a gradient is frozen whatever the settings say, so DDP never has to look
-for unused ones.
+A parameter that cannot get a gradient is frozen, whatever the settings say, so DDP never has to
+look for unused ones.
 """
 
 from collections.abc import Iterator
@@ -18,10 +18,11 @@ from trainer.model.text_encoders import encoder_body, encoder_rules
 
 
 def freeze_parts(model: Model, config: Config) -> None:
-    """Set `requires_grad` of every parameter: by rate, by the U-Net's patterns, and off where no gradient can come.
+    """Set `requires_grad` of every parameter.
 
-    Raises `ConfigError` for a pattern without effect, a clip_skip past the encoder's layers, and
-    when nothing is left to train.
+    It is on for the parts with a learning rate, as far as the U-Net's patterns allow, and off for
+    parameters that no gradient reaches. Raises `ConfigError` for a pattern without effect, a
+    clip_skip past the encoder's layers, and when nothing is left to train.
     """
     rates = _rates(config)
     for name, part in model.parts().items():
@@ -36,9 +37,11 @@ def freeze_parts(model: Model, config: Config) -> None:
     if not any(parameter.requires_grad for parameter in model.parameters()):
         named = ", ".join(f"{key} = {getattr(config.optimizer, key):g}" for key in _RATES.values())
         raise ConfigError(
-            f"optimizer: nothing is trained, found {named}. Expected at least one above 0, and a part that has it."
+            f"optimizer: nothing is trained, found {named}. "
+            "Expected at least one above 0, for a part that this model has."
         )
-    model.train(model.training)  # frozen parts go to eval mode
+    # Frozen parts go to eval mode.
+    model.train(model.training)
 
 
 _RATES = {
@@ -53,6 +56,7 @@ def _rates(config: Config) -> dict[str, float]:
 
 
 def _apply_patterns(unet: nn.Module, config: Config) -> None:
+    """Freeze the U-Net's parameters that `train_only` leaves out or that `freeze` names."""
     trained = {name for name, _ in unet.named_parameters()}
     problems = []
 
@@ -61,8 +65,9 @@ def _apply_patterns(unet: nn.Module, config: Config) -> None:
         if not found:
             example = next(iter(dict(unet.named_parameters())))
             problems.append(
-                f'model.{key}: "{pattern}" matches none of the {len(trained):,} U-Net parameters that it is held against. '
-                f'Expected a pattern of fnmatch for names such as {example}: "*attn2*", "down_blocks.*".'
+                f'model.{key}: "{pattern}" matches none of the {len(trained):,} U-Net parameters '
+                f"left. Expected an fnmatch pattern for names such as {example}, for instance "
+                '"*attn2*" or "down_blocks.*".'
             )
         return found
 
@@ -76,29 +81,35 @@ def _apply_patterns(unet: nn.Module, config: Config) -> None:
         raise ConfigError("\n".join(problems))
     if not trained:
         raise ConfigError(
-            "model.freeze: no parameter of the U-Net is left to train. To freeze all of it, set optimizer.learning_rate = 0."
+            "model.freeze: no parameter of the U-Net is left to train. "
+            "To freeze all of it, set optimizer.learning_rate = 0."
         )
     for name, parameter in unet.named_parameters():
         parameter.requires_grad_(name in trained)
 
 
 def _unused(name: str, encoder: nn.Module, rule: EncoderRule) -> Iterator[nn.Module]:
-    """What of a text encoder does not reach the U-Net: layers above the one that is read, and the final norm where it is passed by."""
+    """The modules of a text encoder that do not reach the U-Net.
+
+    These are the layers above the one that is read, and the final norm if it is not used.
+    """
     body = encoder_body(encoder)
     layers = body.encoder.layers
     if rule.layer > len(layers):
         raise ConfigError(
-            f"text.clip_skip = {rule.layer}: {name} has {len(layers)} layers. Expected 1 to {len(layers)}."
+            f"text.clip_skip = {rule.layer}: {name} has {len(layers)} layers. "
+            f"Expected 1 to {len(layers)}."
         )
+    # The pooled vector comes from the very end, so all layers reach the U-Net.
     if rule.pooled:
-        return  # the pooled vector comes from the very end
+        return
     yield from layers[len(layers) - rule.layer + 1 :]
     if not rule.final_norm:
         yield body.final_layer_norm
 
 
 def parameter_groups(model: Model, config: Config) -> list[dict[str, Any]]:
-    """The trained parameters for an optimizer, one group a part that has any: `params`, `lr`, `name`."""
+    """The trained parameters for an optimizer: `params`, `lr` and `name` for each part with any."""
     rates = _rates(config)
     groups = []
     for name, part in model.parts().items():
@@ -109,7 +120,7 @@ def parameter_groups(model: Model, config: Config) -> list[dict[str, Any]]:
 
 
 def trained_share(model: Model) -> dict[str, tuple[int, int]]:
-    """For each part how many of its numbers are trained, and how many it has."""
+    """The number of trained parameters and of all parameters of each part, by its name."""
     share = {}
     for name, part in model.parts().items():
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in part.parameters()]

@@ -1,1 +1,1 @@
-"""The run itself: steps, losses, optimizer, saved states, and what is logged."""
+"""The training itself: steps, losses, optimizer, saved states, and the log."""

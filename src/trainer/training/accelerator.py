@@ -1,7 +1,7 @@
-"""The engine: accelerate from config, and what all ranks must agree on. Knows no data and no model.
+"""The engine: accelerate, set up from the config, and the exchange of values between ranks.
 
-Everything here is called by all ranks alike; nothing is done by one rank alone between two
-collectives.
+Knows no data and no model. All ranks call everything here alike; nothing is done by one rank alone
+between two collectives.
 """
 
 from collections.abc import Sequence
@@ -20,35 +20,30 @@ from accelerate.utils import (
 from trainer.config.settings import Config
 from trainer.errors import ConfigError
 
-_PRECISION = {
-    "fp32": "no",
-    "bf16": "bf16",
-    "full_bf16": "no",
-}  # full_bf16 has bf16 weights, so nothing is left to cast
+# With full_bf16 the weights are bf16 themselves, so nothing is left to cast.
+_PRECISION = {"fp32": "no", "bf16": "bf16", "full_bf16": "no"}
 
 
 def build_engine(config: Config) -> Accelerator:
     """The accelerator of this process; starts the process group when a launcher asks for one.
 
-    Raises `ConfigError` for a tracker that is not installed: accelerate would leave it out without
-    a word.
+    Raises `ConfigError` for a tracker that is not installed: accelerate would silently leave it
+    out.
     """
-    missing = [
-        name
-        for name in config.log.trackers
-        if name not in {str(tracker) for tracker in get_available_trackers()}
-    ]
+    available = {str(tracker) for tracker in get_available_trackers()}
+    missing = [name for name in config.log.trackers if name not in available]
     if missing:
         raise ConfigError(
-            f"log.trackers: {', '.join(missing)} is not installed. Install it (pip install {' '.join(missing)}), or remove it."
+            f"log.trackers: {', '.join(missing)} is not installed. "
+            f"Install it (pip install {' '.join(missing)}), or remove it."
         )
     return Accelerator(
-        # Without a device to find, accelerate would start no process group, and each rank would
+        # Where it finds no device, accelerate would start no process group, and each rank would
         # train alone.
         cpu=not torch.accelerator.is_available(),
         mixed_precision=_PRECISION[config.train.precision],
-        # The step accumulates by itself. Given as 1 here, so that no
-        # ACCELERATE_GRADIENT_ACCUMULATION_STEPS divides the loss.
+        # `train_step` accumulates by itself. With an explicit 1 here, no
+        # ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the environment divides the loss.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=1, sync_with_dataloader=False
         ),
@@ -59,7 +54,7 @@ def build_engine(config: Config) -> Accelerator:
 
 
 def from_rank_0(engine: Accelerator, value: Any) -> Any:
-    """Rank 0's `value` on every rank."""
+    """Rank 0's `value`, on every rank."""
     values = [value]
     if engine.num_processes > 1:
         broadcast_object_list(values)
@@ -67,7 +62,7 @@ def from_rank_0(engine: Accelerator, value: Any) -> Any:
 
 
 def from_all_ranks(engine: Accelerator, values: Sequence[Any]) -> list[Any]:
-    """The values of all ranks, rank by rank."""
+    """The values of all ranks, in the order of the ranks."""
     return list(gather_object(list(values))) if engine.num_processes > 1 else list(values)
 
 

@@ -1,14 +1,14 @@
-"""The full state of a run: saved whole or not at all, found again, and refused where it does not fit.
+"""The saved states of a run: saved whole or not at all, found again, and checked to fit.
 
-Owns the layout of `<output_dir>/checkpoints`. Knows nothing of data or losses: what identifies a
-run comes as plain values. Every rank calls every function; only files that one rank must write
-alone are written by rank 0.
+Owns the layout of `<output_dir>/checkpoints`. The values that identify a run come as plain values,
+so nothing here knows data or losses. Every rank calls every function; only files that one rank must
+write alone are written by rank 0.
 
     checkpoints/
       step-00000008/        renamed into place when everything in it is on disk
-        state.json          step, and what identifies the run
+        state.json          step, and the values that identify the run
         model.safetensors, optimizer.bin, random_states_0.pkl, ...   accelerate's
-      .unfinished-00000012/ a save that was cut off; the next save removes it
+      .unfinished-00000012/ a save that was interrupted; the next save removes it
       before-resume-step-00000012/ a state later than the one that the run was resumed from
 """
 
@@ -34,52 +34,55 @@ _UNFINISHED = ".unfinished-"
 _STATE = "state.json"
 
 
-class State(NamedTuple):
+class SavedState(NamedTuple):
     """A complete saved state."""
 
     folder: Path
     step: int
     """Optimizer steps that are done."""
     identity: dict[str, Any]
-    """What a resumed run must have the same, by the name of the setting."""
+    """Values that a resumed run must share, by the name of the setting."""
 
 
-def find_state(output_dir: Path, wanted: str) -> State | None:
-    """The state to resume from: `latest` is the newest complete one of the run, anything else the path of one; None: the run has none yet.
+def find_state(output_dir: Path, wanted: str) -> SavedState | None:
+    """The state to resume from, or None when the run has not saved any yet.
 
+    `wanted` is `latest` for the newest complete state in `output_dir`, or the path of a state.
     Raises `ResumeError` when the folder holds no run, or the path no complete state.
     """
     if wanted != "latest":
         return _read_state(Path(wanted))
     if not (output_dir / "config.toml").exists():
         raise ResumeError(
-            f"{output_dir}: found no run there, expected config.toml and {_FOLDER}. Start it without --resume."
+            f"{output_dir}: found no run there, expected config.toml and {_FOLDER}. "
+            "Start the run without --resume."
         )
     folders = _complete(output_dir)
     return _read_state(folders[-1]) if folders else None
 
 
-def _read_state(folder: Path) -> State:
+def _read_state(folder: Path) -> SavedState:
     try:
-        found = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-        state = State(folder, found["step"], found["identity"])
-        if type(state.step) is not int or not isinstance(state.identity, dict):
-            raise ValueError(f"found the step {state.step!r}")  # noqa: TRY301 -- one of the ways to be no state
+        values = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        saved = SavedState(folder, values["step"], values["identity"])
+        if type(saved.step) is not int or not isinstance(saved.identity, dict):
+            raise ValueError(f"found the step {saved.step!r}")  # noqa: TRY301 -- told as the others
     except (OSError, ValueError, KeyError, TypeError) as error:
-        expected = f"expected a folder such as {_FOLDER}/step-00001000 with {_STATE} in it"
         raise ResumeError(
-            f"{folder}: no complete state ({error}), {expected}. Name another one, or use --resume latest."
+            f"{folder}: no complete state ({error}), expected a folder such as "
+            f"{_FOLDER}/step-00001000 with {_STATE} in it. Name another one, or use "
+            "--resume latest."
         ) from None
-    return state
+    return saved
 
 
-def is_of(state: State, output_dir: Path) -> bool:
-    """Whether a state is one of the run in that folder."""
-    return state.folder.resolve().parent == (output_dir / _FOLDER).resolve()
+def is_of(saved: SavedState, output_dir: Path) -> bool:
+    """True if a state belongs to the run in that folder."""
+    return saved.folder.resolve().parent == (output_dir / _FOLDER).resolve()
 
 
 def _complete(output_dir: Path) -> list[Path]:
-    """The complete states, oldest first."""
+    """The folders of all complete states, oldest first."""
     folder = output_dir / _FOLDER
     if not folder.is_dir():
         return []
@@ -91,25 +94,28 @@ def _complete(output_dir: Path) -> list[Path]:
 
 def _step_of(folder: Path) -> int:
     match = _NAME.fullmatch(folder.name)
-    assert match is not None  # only such folders are listed
+    assert match is not None, "only folders with such names are listed"
     return int(match[1])
 
 
-def check_identity(state: State, identity: Mapping[str, Any], *, allow_change: bool) -> list[str]:
-    """What differs between a saved run and this one, as lines to show.
+def check_identity(
+    saved: SavedState, identity: Mapping[str, Any], *, allow_change: bool
+) -> list[str]:
+    """The differences between a saved run and this one, as lines to show.
 
     Raises `ResumeError` naming every difference, unless `allow_change`.
     """
-    names = list(dict.fromkeys((*state.identity, *identity)))
+    names = list(dict.fromkeys((*saved.identity, *identity)))
     changed = [
-        f"{name}: saved {_shown(state.identity.get(name))}, now {_shown(identity.get(name))}"
+        f"{name}: saved {_shown(saved.identity.get(name))}, now {_shown(identity.get(name))}"
         for name in names
-        if state.identity.get(name) != identity.get(name)
+        if saved.identity.get(name) != identity.get(name)
     ]
     if changed and not allow_change:
         raise ResumeError(
-            f"{state.folder}: the run would not go on as it began: {'; '.join(changed)}. "
-            "Set them back, or resume with --allow-change: then the samples from here on are others than an unbroken run's."
+            f"{saved.folder}: the run would not continue as it began: {'; '.join(changed)}. "
+            "Set them back, or resume with --allow-change: from here on, the samples will then "
+            "differ from those of an uninterrupted run."
         )
     return changed
 
@@ -119,7 +125,10 @@ def _shown(value: Any) -> str:
 
 
 def set_aside_later(output_dir: Path, step: int) -> list[Path]:
-    """Rename the states past `step`: a run that goes on from there makes them again. Returns their new names."""
+    """Rename the states later than `step`, and return their new paths.
+
+    A run that continues from `step` saves these states again.
+    """
     aside = []
     for folder in _complete(output_dir):
         if _step_of(folder) > step:
@@ -129,13 +138,13 @@ def set_aside_later(output_dir: Path, step: int) -> list[Path]:
     return aside
 
 
-def load_state(engine: Accelerator, state: State) -> None:
-    """Put the saved weights, optimizer state and chance of every rank in place.
+def load_state(engine: Accelerator, saved: SavedState) -> None:
+    """Load the saved weights, optimizer state and random states of every rank.
 
     Raises `ResumeError` when they are damaged, or do not fit the model or optimizer of this run.
     """
     try:
-        engine.load_state(str(state.folder))
+        engine.load_state(str(saved.folder))
     except (
         OSError,
         EOFError,
@@ -147,8 +156,9 @@ def load_state(engine: Accelerator, state: State) -> None:
     ) as error:
         problem = " ".join(str(error).split())[:400]
         raise ResumeError(
-            f"{state.folder}: the saved state is damaged, or does not fit this run's model or optimizer ({problem}). "
-            "Set [model] and [optimizer] as they were, or name another state."
+            f"{saved.folder}: the saved state is damaged, or does not fit this run's model or "
+            f"optimizer ({problem}). Set [model] and [optimizer] as they were, or name another "
+            "state."
         ) from error
 
 
@@ -160,17 +170,21 @@ def save_state(
     *,
     keep: int | None,
 ) -> tuple[Path | None, str]:
-    """Save the full state after `step` steps; the newest `keep` states stay, or all that are there when None.
+    """Save the full state after `step` steps, and remove all but the newest `keep` states.
 
-    Returns the state's folder and "", or None and the reason when a disk was full or unwritable on
-    any rank: then nothing is left of it, the older states stand, and the run can go on.
+    None for `keep` removes none. Returns the state's folder and "", or None and the reason when a
+    disk was full or unwritable on any rank: then nothing is left of this state, the older ones are
+    kept, and the run can continue.
     """
+    # Remove the remains of an interrupted save before any rank writes.
     parent = output_dir / _FOLDER
     final, unfinished = parent / f"step-{step:08d}", parent / f"{_UNFINISHED}{step:08d}"
     if engine.is_main_process:
-        for left in [*parent.glob(f"{_UNFINISHED}*")]:
-            shutil.rmtree(left, ignore_errors=True)
+        for remains in [*parent.glob(f"{_UNFINISHED}*")]:
+            shutil.rmtree(remains, ignore_errors=True)
     engine.wait_for_everyone()
+
+    # Every rank writes its part, and brings it to its own disk.
     problem = ""
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -180,28 +194,30 @@ def save_state(
                 json.dumps({"step": step, "identity": dict(identity)}, indent=2) + "\n",
                 encoding="utf-8",
             )
-        sync_files(unfinished)  # every rank its own disk's; publishing them is rank 0's
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # torch and safetensors have their own errors for a full disk
+        sync_files(unfinished)
+    # torch and safetensors have errors of their own for a full disk.
+    except (OSError, RuntimeError, SafetensorError) as error:
         if not _is_disk_error(error):
             raise
         problem = str(error)
-    failed = sum_over_ranks(engine, torch.tensor(int(bool(problem)), device=engine.device))
-    if not int(failed) and engine.is_main_process:
+
+    # Publish the state if all ranks have written theirs, and give it up on all ranks otherwise.
+    if not _any_rank(engine, bool(problem)) and engine.is_main_process:
         problem = _publish(unfinished, final, keep)
-    failed = sum_over_ranks(engine, torch.tensor(int(bool(problem)), device=engine.device))
-    if int(failed):
+    if _any_rank(engine, bool(problem)):
         if engine.is_main_process:
             shutil.rmtree(unfinished, ignore_errors=True)
         return None, problem or "another rank could not write"
     return final, ""
 
 
+def _any_rank(engine: Accelerator, flag: bool) -> bool:  # noqa: FBT001 -- a value, not an option
+    """True if `flag` is true on any rank."""
+    return bool(sum_over_ranks(engine, torch.tensor(int(flag), device=engine.device)))
+
+
 def _publish(unfinished: Path, final: Path, keep: int | None) -> str:
-    """Rename a finished save and remove states that are not kept; the reason when that failed."""
+    """Rename a finished save and remove the states that are not kept; the reason if that fails."""
     try:
         publish_folder(unfinished, final)
     except OSError as error:
@@ -212,7 +228,7 @@ def _publish(unfinished: Path, final: Path, keep: int | None) -> str:
 
 
 def _is_disk_error(error: Exception) -> bool:
-    """Whether writing failed, not the program."""
+    """True if an error says that writing failed; any other error is a bug."""
     text = str(error).lower()
     return isinstance(error, OSError) or any(
         sign in text

@@ -1,4 +1,4 @@
-"""What a run would do, without doing it: the resolved config, the derived numbers, and the first samples as they will train."""
+"""The dry run: the resolved config, the derived numbers and the first samples of a run, printed."""
 
 import os
 import tempfile
@@ -23,11 +23,11 @@ FIRST_SAMPLES = 8
 
 
 def show(config: Config) -> None:
-    """Print what `config` would train; needs no GPU, and writes nothing but missing indexes.
+    """Print what `config` would train, without a GPU and writing nothing but missing indexes.
 
-    The number of ranks is what a launcher sets (WORLD_SIZE), else 1. Raises what the run itself
-    would raise before its first step, but for what depends on its machine: the optimizer's own
-    trial, and whether the output folder is free.
+    The number of ranks is the one that a launcher sets (WORLD_SIZE), else 1. Raises the errors that
+    the run itself would raise before its first step, except those that depend on its machine: the
+    optimizer's trial step, and an output folder that is not free.
     """
     datasets = open_datasets(config)
     config = with_seed(config)
@@ -46,16 +46,27 @@ def show(config: Config) -> None:
 
 
 def _numbers(config: Config, size: RunSize, model: Model, ranks: int) -> Iterator[str]:
+    """Lines with the numbers that follow from the config and the data."""
     micro, accumulation = config.train.batch_size, config.train.accumulation
-    yield f"records: {size.records:,}; samples an epoch: {size.samples_per_epoch:,}; buckets: {size.buckets:,}"
-    yield f"global batch: {size.global_batch_size:,} = {micro:,} x {accumulation:,} (accumulation) x {ranks:,} (ranks)"
-    yield f"steps: {size.max_steps:,}; an epoch: {size.steps_per_epoch:,}; epochs: {size.max_steps / size.steps_per_epoch:.3g}"
+    epochs = size.max_steps / size.steps_per_epoch
+    yield (
+        f"records: {size.records:,}; samples per epoch: {size.samples_per_epoch:,}; "
+        f"buckets: {size.buckets:,}"
+    )
+    yield (
+        f"global batch: {size.global_batch_size:,} = {micro:,} x {accumulation:,} (accumulation)"
+        f" x {ranks:,} (ranks)"
+    )
+    yield (
+        f"steps: {size.max_steps:,}; steps per epoch: {size.steps_per_epoch:,}; "
+        f"epochs: {epochs:.3g}"
+    )
     for part, (trained, total) in trained_share(model).items():
         yield f"{part}: {trained:,} of {total:,} parameters trained ({trained / total:.1%})"
 
 
 def _samples(config: Config, datasets: Sequence[DataSet], size: RunSize) -> Iterator[Sample]:
-    """The samples of the first epoch in their order."""
+    """The samples of the first epoch, in the order in which they train."""
     maker = SampleMaker(config, datasets, size.max_steps)
     with tempfile.TemporaryDirectory() as folder:
         plan = EpochPlans(Path(folder), config, datasets, size)(0)
@@ -68,11 +79,13 @@ def _samples(config: Config, datasets: Sequence[DataSet], size: RunSize) -> Iter
 
 
 def _described(sample: Sample, chunker: Chunker) -> str:
+    """One line about a sample: where it comes from, and how its caption fills the chunks."""
     chunks = chunker.chunks_of(sample.cut)
     filled = " + ".join(str(tokens) for tokens in sample.cut.filled[:chunks])
     dropped = sample.cut.dropped_tokens(chunks)
     events = "".join(f", {event.replace('_', ' ')}" for event in sample.events)
     return (
-        f"{printable(sample.key)} (data.{sample.dataset}, repeat {sample.repeat}), style {sample.style or 'none'}, "
-        f"timestep {sample.timestep}, {sample.cut.tokens} tokens, chunks {filled}, {dropped} dropped{events}"
+        f"{printable(sample.key)} (data.{sample.dataset}, repeat {sample.repeat}), "
+        f"style {sample.style or 'none'}, timestep {sample.timestep}, {sample.cut.tokens} tokens, "
+        f"chunks {filled}, {dropped} dropped{events}"
     )

@@ -1,35 +1,33 @@
-"""The story of a training run.
+"""A training run, from opening its data to writing the trained model.
 
     data opened, nothing parsed -> engine -> saved state found -> model -> optimizer -> prepare ->
     resume -> one line with the derived numbers -> step after step, log and save when due -> the
     model as a diffusers folder
 
-Every rank walks through the same calls; only printing and writing of single files is left to rank
-0.
+Every rank makes the same calls; only printing and writing single files is left to rank 0.
 """
 
-import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 from accelerate import Accelerator
-from tqdm import tqdm
 
-from trainer.config.load import resolved_toml, with_seed
+from trainer.config.load import with_seed
 from trainer.config.settings import Config
+from trainer.data.batch import Batch
 from trainer.data.datasets import DataSet, open_datasets
 from trainer.data.epochs import EpochPlans, RunSize, identity, run_size
-from trainer.data.loader import Loader, Share, build_loader
+from trainer.data.loader import Share, build_loader
 from trainer.data.plan import drop_old_plans
 from trainer.data.samples import SampleMaker, build_chunker
 from trainer.errors import LatentsError, NonFiniteError
 from trainer.model.build import build_model
 from trainer.model.noise_schedule import Schedule
 from trainer.model.save import save_model
-from trainer.model.trainable import parameter_groups, trained_share
-from trainer.training.accelerator import build_engine, from_all_ranks, from_rank_0
+from trainer.model.trainable import parameter_groups
+from trainer.training.accelerator import build_engine, from_rank_0
 from trainer.training.checkpoint import (
     check_identity,
     find_state,
@@ -39,7 +37,6 @@ from trainer.training.checkpoint import (
     set_aside_later,
 )
 from trainer.training.loss_plot import save_loss_plot
-from trainer.training.metrics import MetricsFile, Recent, peak_memory_bytes, progress_fields
 from trainer.training.optim import build_optimizer, build_schedule, weights_for_use
 from trainer.training.run_folder import (
     METRICS_FILE,
@@ -51,333 +48,245 @@ from trainer.training.run_folder import (
     claimed,
     write_run_files,
 )
+from trainer.training.run_log import RunLog
 from trainer.training.signals import Interrupts
-from trainer.training.step import StepResult, Trained, train_step
+from trainer.training.step import Requests, StepResult, TrainState, train_step
 
 MOST_REPLACED = 0.01
-"""Share of an epoch's samples that may stand for others whose latents are missing or broken."""
+"""Largest share of an epoch that may be replacements for missing or broken latents."""
 MOST_SKIPPED = 20
-"""Steps in a row that may be skipped: latents are finite, so one batch may be broken, but not all of them."""
+"""Largest number of steps in a row that may be skipped.
+
+Latents are checked to be finite, so a single batch may break a gradient, but not every one.
+"""
 
 
 def train(config: Config, *, resume: str | None = None, allow_change: bool = False) -> int:
-    """Train as `config` says, from the start or from a saved state; the exit code: 0, or 128 + the signal that ended the run.
+    """Train as `config` says, and return the exit code: 0, or 128 + the signal that ended the run.
 
-    `resume` is `latest` or the path of a state. Raises the errors of `trainer.errors` and
-    `capmerge.errors`.
+    `resume` is `latest` or the path of a saved state; None starts a new run. Raises the errors of
+    `trainer.errors` and `capmerge.errors`.
     """
+    # Find the state to resume from, or make sure that no earlier run would be overwritten.
     output_dir = config.train.output_dir
-    state = find_state(output_dir, resume) if resume else None
-    if not resume or (state and not is_of(state, output_dir)):
+    saved = find_state(output_dir, resume) if resume else None
+    if not resume or (saved and not is_of(saved, output_dir)):
         check_new(output_dir)
-    datasets = open_datasets(
-        config
-    )  # before process groups start: a first launch may build an index for minutes
+
+    # Open the data before process groups start: a first launch may build an index for minutes.
+    datasets = open_datasets(config)
+
+    # Start the engine, agree on the seed, and check that a resumed run is still the same run.
     engine = build_engine(config)
-    begun = state.identity["train.seed"] if state else begun_seed(output_dir) if resume else None
+    begun = saved.identity["train.seed"] if saved else begun_seed(output_dir) if resume else None
     config = from_rank_0(engine, with_seed(config, begun))
-    derived = run_size(config, datasets, engine.num_processes)
-    fixed = identity(config, datasets, derived)
-    changed = check_identity(state, fixed, allow_change=allow_change) if state else []
+    size = run_size(config, datasets, engine.num_processes)
+    fixed = identity(config, datasets, size)
+    changed = check_identity(saved, fixed, allow_change=allow_change) if saved else []
+
     with (
         Interrupts() as interrupts,
         claimed(output_dir) if engine.is_main_process else nullcontext(),
     ):
-        trained = _build(config, engine, derived)
-        if state:
-            load_state(engine, state)
+        # Build and prepare everything that trains, then load the saved state into it.
+        state = _build(config, engine, size)
+        if saved:
+            load_state(engine, saved)
+        # Only now: a state that does not fit leaves the files of the run as they were.
         if engine.is_main_process:
-            write_run_files(
-                config, fixed
-            )  # a state that does not fit leaves those of the run as they were
-        run = _Run(trained, datasets, derived, fixed, step=state.step if state else 0)
-        run.say(f"changed since the state was saved: {line}" for line in changed)
-        run.say(note for dataset in datasets for note in dataset.notes)
-        run.say_start(resume)
+            write_run_files(config, fixed)
+
+        # Tell how the run starts, train, and save the last state and the model.
+        run = _Run(state, datasets, size, fixed, step=saved.step if saved else 0)
+        run.log.say(*(f"changed since the state was saved: {line}" for line in changed))
+        run.log.say(*(note for dataset in datasets for note in dataset.notes))
+        run.log.say_start(state.bare_model, run.step, resumed=resume is not None)
         try:
             run.train(interrupts)
             run.save()
             if interrupts.signal_number is None:
                 run.finish()
             else:
-                run.say_stop()
+                run.log.say_stop(run.step, is_saved=run.saved_step == run.step)
         finally:
-            run.close()
+            run.log.close()
     engine.end_training()
     return interrupts.exit_code
 
 
-def _build(config: Config, engine: Accelerator, derived: RunSize) -> Trained:
-    """Model, optimizer and rates, prepared by the engine."""
+def _build(config: Config, engine: Accelerator, size: RunSize) -> TrainState:
+    """The model, its optimizer and its learning rates, prepared by the engine."""
     model = build_model(config)
     bare = build_optimizer(parameter_groups(model, config), config.optimizer, engine.device)
-    rates = build_schedule(bare, config.optimizer, derived.max_steps)
+    rates = build_schedule(bare, config.optimizer, size.max_steps)
     prepared, optimizer = engine.prepare(model, bare)
-    return Trained(
-        engine,
-        config,
-        prepared,
-        model,
-        optimizer,
-        rates,
-        Schedule.of(config.noise).to(engine.device),
-    )
+    schedule = Schedule.of(config.noise).to(engine.device)
+    return TrainState(engine, config, prepared, model, optimizer, rates, schedule)
 
 
 class _Run:
-    """A run on its way."""
+    """The step at which a run is, what it has saved, and what it counts to decide when to stop."""
 
     def __init__(
         self,
-        trained: Trained,
+        state: TrainState,
         datasets: Sequence[DataSet],
-        derived: RunSize,
+        size: RunSize,
         fixed: dict[str, Any],
         *,
         step: int,
     ) -> None:
-        self.trained, self.datasets, self.derived, self.fixed = trained, datasets, derived, fixed
-        self.engine, self.config = trained.engine, trained.config
+        self.state, self.datasets, self.size, self.fixed = state, datasets, size, fixed
+        self.engine, self.config = state.engine, state.config
         self.folder = self.config.train.output_dir
         self.step = step  # optimizer steps that are done
         self.saved_step, self.saved_at = step, time.monotonic()
         self.replaced_in_epoch = 0
         self.skipped_in_row = 0
-        self.recent = Recent()
-        self.metrics: MetricsFile | None = None
-        if self.engine.is_main_process:
-            self.say(
-                f"a state later than step {step:,} is kept as {path}"
-                for path in set_aside_later(self.folder, step)
-            )
-            self.metrics = MetricsFile(self.folder / METRICS_FILE, after_step=step)
-        if self.config.log.trackers:
-            self.engine.init_trackers(
-                self.config.log.project, config={"config": resolved_toml(self.config)}
-            )
-
-    def close(self) -> None:
-        """Close what is open."""
-        if self.metrics:
-            self.metrics.close()
-
-    def say(self, lines: Iterable[str]) -> None:
-        """Print lines once, whatever the number of ranks; the progress bar stays whole."""
-        for line in lines:
-            if self.engine.is_main_process:
-                tqdm.write(line, file=sys.stderr)
-
-    def say_start(self, resume: str | None) -> None:
-        """One line with the derived numbers."""
-        derived, begun = self.derived, "starts"
-        if resume:
-            begun = (
-                f"resumes at step {self.step:,}"
-                if self.step
-                else "no state was saved yet: starts again at step 0"
-            )
-        trained = ", ".join(
-            f"{part} {count / total:.1%} of {total:,}"
-            for part, (count, total) in trained_share(self.trained.bare_model).items()
-        )
-        line = (
-            f"{begun}: seed {self.config.train.seed}; {derived.records:,} records, {derived.samples_per_epoch:,} samples an epoch "
-            f"in {derived.buckets:,} buckets; {derived.global_batch_size:,} samples a step, {derived.steps_per_epoch:,} steps an epoch, "
-            f"{derived.max_steps:,} in all; trained: {trained}"
-        )
-        self.say([line])
-
-    def say_stop(self) -> None:
-        """That the run ended early, and how it goes on."""
-        state = (
-            "its state is saved" if self.saved_step == self.step else "its state could not be saved"
-        )
-        self.say(
-            [
-                f"stopped after step {self.step:,} of {self.derived.max_steps:,}; {state}. Go on with --resume latest."
-            ]
-        )
+        set_aside = set_aside_later(self.folder, step) if self.engine.is_main_process else []
+        self.log = RunLog(self.engine, self.config, size, after_step=step)
+        self.log.say(*(f"a state later than step {step:,} is kept as {path}" for path in set_aside))
 
     def train(self, interrupts: Interrupts) -> None:
-        """Train from the step at hand to the last one, or until a signal."""
-        last, on_nonfinite = self.derived.max_steps, self.config.train.on_nonfinite
-        batches = iter(self._loader())
-        stop = save_due = False
-        with tqdm(
-            total=last, initial=self.step, unit="step", disable=not self.engine.is_main_process
-        ) as bar:
-            while self.step < last and not stop:
-                result = train_step(
-                    self.trained,
-                    batches,
-                    self.step,
-                    lambda: (interrupts.signal_number is not None, self._clock_asks()),
-                )
+        """Train from the current step to the last one, or until a signal arrives."""
+        last, on_nonfinite = self.size.max_steps, self.config.train.on_nonfinite
+        batches = self._iter_batches()
+        stop_requested = save_requested = False
+
+        def requests() -> Requests:
+            return Requests(interrupts.signal_number is not None, self._is_save_due_by_clock())
+
+        with self.log.progress_bar(self.step):
+            while self.step < last and not stop_requested:
+                # Train one optimizer step; on a broken gradient, stop if the settings say so.
+                result = train_step(self.state, batches, self.step, requests)
                 if not result.taken and on_nonfinite == "stop":
                     self._stop_nonfinite(result)
                 self.step += 1
-                self._log(result, bar)
-                self._count_skipped(result)
-                stop, by_clock = result.wishes
-                save_due = save_due or by_clock or self._step_asks()
-                if (
-                    save_due and result.taken
-                ):  # weights that give no finite gradient would push out the states before them
-                    self.save()
-                    save_due = False
-                self._count_replaced(result)
-                if (
-                    self.step % self.derived.steps_per_epoch == 0
-                    and self.engine.is_local_main_process
-                ):
-                    drop_old_plans(
-                        self.folder / PLANS_FOLDER, self.step // self.derived.steps_per_epoch
-                    )
+                self.log.log_step(self.step, result)
+                self._check_skipped(result)
 
-    def _loader(self) -> Loader:
-        config, engine = self.config, self.engine
-        return build_loader(
-            SampleMaker(config, self.datasets, self.derived.max_steps).make,
-            EpochPlans(self.folder / PLANS_FOLDER, config, self.datasets, self.derived),
+                # Save when due. Weights that give no finite gradient would replace good states, so
+                # the save waits for the next step that is taken.
+                stop_requested = result.stop_requested
+                save_requested |= result.save_requested or self._is_save_due_by_step()
+                if save_requested and result.taken:
+                    self.save()
+                    save_requested = False
+
+                # Watch the share of replaced samples, and drop the plans of finished epochs.
+                self._check_replaced(result)
+                epoch, steps_into_epoch = divmod(self.step, self.size.steps_per_epoch)
+                if not steps_into_epoch and self.engine.is_local_main_process:
+                    drop_old_plans(self.folder / PLANS_FOLDER, epoch)
+
+    def _iter_batches(self) -> Iterator[Batch]:
+        """This rank's micro-batches from the current step to the last one."""
+        train, engine = self.config.train, self.engine
+        loader = build_loader(
+            SampleMaker(self.config, self.datasets, self.size.max_steps).make,
+            EpochPlans(self.folder / PLANS_FOLDER, self.config, self.datasets, self.size),
             [dataset.rows for dataset in self.datasets],
-            build_chunker(config),
+            build_chunker(self.config),
             share=Share(
-                engine.process_index,
-                engine.num_processes,
-                config.train.batch_size,
-                config.train.accumulation,
+                engine.process_index, engine.num_processes, train.batch_size, train.accumulation
             ),
             on_missing=[dataset.settings.on_missing for dataset in self.datasets],
-            steps_per_epoch=self.derived.steps_per_epoch,
+            steps_per_epoch=self.size.steps_per_epoch,
             start_step=self.step,
-            max_steps=self.derived.max_steps,
-            workers=config.train.workers,
+            max_steps=self.size.max_steps,
+            workers=train.workers,
         )
+        return iter(loader)
 
-    def _clock_asks(self) -> bool:
-        """Whether it is time to save, by this rank's clock."""
+    def _is_save_due_by_clock(self) -> bool:
+        """True if `checkpoint.every_minutes` have passed by this rank's clock."""
         minutes = self.config.checkpoint.every_minutes
         return minutes is not None and time.monotonic() - self.saved_at >= minutes * 60
 
-    def _step_asks(self) -> bool:
-        """Whether to save after this step; the same on all ranks."""
-        wanted, epochs = self.config.checkpoint.every_steps, self.config.checkpoint.every_epochs
+    def _is_save_due_by_step(self) -> bool:
+        """True if a state is due after this step; all ranks give the same answer."""
+        every, epochs = self.config.checkpoint.every_steps, self.config.checkpoint.every_epochs
         return bool(
-            (wanted and self.step % wanted == 0)
-            or (epochs and self.step % (epochs * self.derived.steps_per_epoch) == 0)
+            (every and self.step % every == 0)
+            or (epochs and self.step % (epochs * self.size.steps_per_epoch) == 0)
         )
 
     def save(self) -> None:
-        """Save the full state, unless that of this step is there; a full disk is said loudly, and the run goes on."""
+        """Save the full state, unless it is saved already; only warn if the disk is full."""
         if self.step == self.saved_step and self.step:
             return
-        keep = (
-            None if self.skipped_in_row else self.config.checkpoint.keep
-        )  # weights that may be spoilt push no state out
+        # Weights that may be damaged replace no older state.
+        keep = None if self.skipped_in_row else self.config.checkpoint.keep
         saved, problem = save_state(self.engine, self.folder, self.step, self.fixed, keep=keep)
         self.saved_at = time.monotonic()
         if saved:
             self.saved_step = self.step
         else:
-            self.say(
-                [
-                    f"WARNING: step {self.step:,} could not be saved ({problem}). The older states stand; the run goes on. Free some room."
-                ]
+            self.log.say(
+                f"WARNING: the state after step {self.step:,} could not be saved ({problem}). "
+                "The older states are kept and the run continues. Free some disk space."
             )
 
-    def _log(self, result: StepResult, bar: Any) -> None:
-        """Show a step's numbers, and write them where they are wanted; a line tells of its own step, so a resumed run writes the same."""
-        log, epoch = self.config.log, (self.step - 1) // self.derived.steps_per_epoch
-        self.recent.add(result.counts, result.seconds, result.waited_seconds)
-        line: dict[str, Any] = {
-            "loss": result.loss,
-            "epoch": epoch,
-            "grad_norm": result.grad_norm,
-            **result.rates,
-            **self.recent.speed(self.engine.num_processes),
-        }
-        line |= {"memory_bytes": peak_memory_bytes(self.engine.device), **result.counts}
-        if not result.taken:
-            line["skipped"] = True
-        bar.set_postfix(progress_fields(line, self.recent.event_shares()), refresh=False)
-        bar.update()
-        if self.step % log.every_steps:
-            return
-        if log.trackers:
-            self.engine.log(line, step=self.step)
-        if log.samples:
-            line |= {
-                "keys": from_all_ranks(self.engine, result.keys),
-                "captions": from_all_ranks(self.engine, result.captions),
-            }
-        if self.metrics and (problem := self.metrics.write(self.step, **line)):
-            self.say(
-                [
-                    f"WARNING: the numbers of step {self.step:,} are lost: {problem}. The run goes on. Free some room."
-                ]
-            )
-
-    def _count_skipped(self, result: StepResult) -> None:
-        """Tell of a skipped step. Raises `NonFiniteError` when `MOST_SKIPPED` are skipped in a row."""
+    def _check_skipped(self, result: StepResult) -> None:
+        """Warn about a skipped step, and raise `NonFiniteError` after `MOST_SKIPPED` in a row."""
         self.skipped_in_row = 0 if result.taken else self.skipped_in_row + 1
         if self.skipped_in_row == 1:
-            self.say(
-                [
-                    f"WARNING: step {self.step:,} is skipped: the norm of its gradient is {result.grad_norm}."
-                ]
+            self.log.say(
+                f"WARNING: step {self.step:,} was skipped: its gradient norm is {result.grad_norm}."
             )
         if self.skipped_in_row == MOST_SKIPPED:
             raise NonFiniteError(
-                f"step {self.step:,}: found no finite gradient for {MOST_SKIPPED} steps, expected one at least: the weights are spoilt. "
-                f"The states in {self.folder} are older than that. Lower the learning rate, and --resume latest."
+                f"step {self.step:,}: found no finite gradient in {MOST_SKIPPED} steps in a row, "
+                "expected at least one: the weights are damaged. The states in "
+                f"{self.folder} are from before these steps. Lower the learning rate, then resume "
+                "with --resume latest."
             )
 
-    def _count_replaced(self, result: StepResult) -> None:
-        """Raise `LatentsError` when more samples of the epoch than `MOST_REPLACED` stand for others."""
-        if (self.step - 1) % self.derived.steps_per_epoch == 0:
+    def _check_replaced(self, result: StepResult) -> None:
+        """Raise `LatentsError` when more than `MOST_REPLACED` of the epoch are replacements."""
+        if (self.step - 1) % self.size.steps_per_epoch == 0:
             self.replaced_in_epoch = 0
         self.replaced_in_epoch += result.replaced
-        most = MOST_REPLACED * self.derived.samples_per_epoch
-        if self.replaced_in_epoch > most:
+        samples = self.size.samples_per_epoch
+        if self.replaced_in_epoch > MOST_REPLACED * samples:
             self.save()
             raise LatentsError(
-                f"step {self.step:,}: found {self.replaced_in_epoch:,} samples of this epoch without usable latents, expected at most "
-                f"{MOST_REPLACED:.0%} of {self.derived.samples_per_epoch:,}. Cache the files named above again, then --resume latest."
+                f"step {self.step:,}: found {self.replaced_in_epoch:,} samples of this epoch "
+                f"without usable latents, expected at most {MOST_REPLACED:.0%} of {samples:,}. "
+                "Cache the files named above again, then resume with --resume latest."
             )
 
     def _stop_nonfinite(self, result: StepResult) -> None:
+        """Save the state before the broken step, and raise `NonFiniteError`."""
         self.skipped_in_row += 1
         self.save()
         raise NonFiniteError(
-            f"step {self.step + 1:,}: the norm of the gradient is {result.grad_norm}, expected a finite number. The state after step "
-            f'{self.step:,} is saved. Lower the learning rate, or set train.on_nonfinite = "skip", and --resume latest.'
+            f"step {self.step + 1:,}: the gradient norm is {result.grad_norm}, expected a finite "
+            f"number. The state after step {self.step:,} is saved. Lower the learning rate, or set "
+            'train.on_nonfinite = "skip", then resume with --resume latest.'
         )
 
     def finish(self) -> None:
-        """Save the trained model as a diffusers folder, and draw the losses."""
-        with weights_for_use(self.trained.optimizer):
-            gathered = self.engine.get_state_dict(
-                self.trained.model, unwrap=False
-            )  # collective: every rank takes part
+        """Save the trained model as a diffusers folder, and plot the losses."""
+        with weights_for_use(self.state.optimizer):
+            # A collective: every rank takes part, rank 0 writes.
+            gathered = self.engine.get_state_dict(self.state.model, unwrap=False)
             if self.engine.is_main_process:
-                folder = self.folder / MODEL_FOLDER
-                state = {
-                    name.removeprefix("module."): tensor for name, tensor in gathered.items()
-                }  # DDP's wrapper
+                # DDP's wrapper puts "module." before each name.
+                tensors = {name.removeprefix("module."): value for name, value in gathered.items()}
                 if self.skipped_in_row and not all(
-                    bool(tensor.isfinite().all()) for tensor in state.values()
+                    bool(tensor.isfinite().all()) for tensor in tensors.values()
                 ):
                     raise NonFiniteError(
-                        f"step {self.step:,}: the weights are not finite any more, so no model is written. The states of {self.folder} "
-                        "from before the skipped steps are kept: lower the learning rate, and --resume with the path of one."
+                        f"step {self.step:,}: the weights are not finite any more, so no model is "
+                        f"written. The states in {self.folder} from before the skipped steps are "
+                        "kept. Lower the learning rate, then --resume with the path of one of them."
                     )
-                missing = save_model(self.trained.bare_model, state, folder, self.config)
-                self.say(
-                    [
-                        f"the trained model: {folder}"
-                        + "".join(f"; {part} is not in it" for part in missing)
-                    ]
-                )
-                problem = save_loss_plot(self.folder / METRICS_FILE, self.folder / PLOT_FILE)
-                self.say([problem or f"the losses: {self.folder / PLOT_FILE}"])
+                folder, plot = self.folder / MODEL_FOLDER, self.folder / PLOT_FILE
+                missing = save_model(self.state.bare_model, tensors, folder, self.config)
+                lacking = "".join(f"; it has no {part}" for part in missing)
+                self.log.say(f"trained model: {folder}{lacking}")
+                problem = save_loss_plot(self.folder / METRICS_FILE, plot)
+                self.log.say(problem or f"loss plot: {plot}")
         self.engine.wait_for_everyone()

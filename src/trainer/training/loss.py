@@ -1,4 +1,6 @@
-"""The loss of a micro-batch: the only place where the mathematics meets the model. Knows no optimizer, no ranks and no files.
+"""The loss of a micro-batch, the only place where the mathematics meets the model.
+
+Knows no optimizer, no ranks and no files.
 
 B batch, C latent channels, H W latent height and width.
 """
@@ -14,40 +16,41 @@ from trainer.config.settings import LossSettings, NoiseSettings
 from trainer.data.batch import Batch
 from trainer.model.noise_schedule import TIMESTEPS, Schedule
 
-Model = Callable[[Tensor, Tensor, tuple[Tensor, ...], Tensor | None, tuple[int, ...]], Tensor]
+Predict = Callable[[Tensor, Tensor, tuple[Tensor, ...], Tensor | None, tuple[int, ...]], Tensor]
 """(noisy_BCHW, timesteps_B, ids, size_B6, text_noise_seeds) -> prediction_BCHW."""
 
 _SNR_CAP = 1000.0
-"""Of debiased and v-like weights; min-SNR has its own. Source: sd-scripts-facts D3."""
+"""Largest SNR in debiased and v-like weights; min-SNR has its own. Source: sd-scripts-facts D3."""
 
 
 class Loss(NamedTuple):
     """The loss of a micro-batch."""
 
     value: Tensor
-    """Scalar float32 for the backward pass: this micro-batch's part of the mean over all real samples of the step.
+    """Scalar float32 for the backward pass: this micro-batch's share of the step's mean.
 
-    Added up over the ranks and micro-batches of a step it is that mean, so gradients add up too:
-    whoever averages them over ranks or micro-batches multiplies by their number.
+    The mean is over all real samples of the step. Over the ranks and micro-batches of a step the
+    shares add up to it, and so do their gradients: whoever averages gradients over ranks or
+    micro-batches has to multiply by their number.
     """
     losses_B: Tensor
-    """float32, detached: each sample's loss with its weights; 0 where a place was only filled."""
+    """float32, detached: each sample's weighted loss, 0 for padding samples."""
 
 
 def batch_loss(
-    model: Model, batch: Batch, schedule: Schedule, noise: NoiseSettings, loss: LossSettings
+    predict: Predict, batch: Batch, schedule: Schedule, noise: NoiseSettings, loss: LossSettings
 ) -> Loss:
-    """The loss of one micro-batch, on the device of `batch`, `schedule` and `model`.
+    """The loss of one micro-batch, on the device of `batch`, `schedule` and the model.
 
-    Elements in float32, mask, mean over C, H and W, SNR weights, places that are only filled at 0;
-    nothing here asks for the values of a tensor, so the device is never waited for. Source:
-    sd-scripts-facts D2, D3.
+    `predict` is the model. The distance of each element in float32 is masked, averaged over C, H
+    and W, and weighted by SNR; padding samples weigh 0. Nothing here asks for the values of a
+    tensor, so the device is never waited for. Source: sd-scripts-facts D2, D3.
     """
     input_noise_BCHW = (
         batch.noise_BCHW if batch.input_noise_BCHW is None else batch.input_noise_BCHW
     )
     noisy_BCHW = schedule.add_noise(batch.latents_BCHW, input_noise_BCHW, batch.timesteps_B)
-    prediction_BCHW = model(
+    prediction_BCHW = predict(
         noisy_BCHW, batch.timesteps_B, batch.ids, batch.size_B6, batch.text_noise_seeds
     )
     target_BCHW = batch.noise_BCHW
@@ -57,9 +60,8 @@ def batch_loss(
         prediction_BCHW.float(), target_BCHW, _threshold_B(schedule, batch.timesteps_B, loss), loss
     )
     if batch.mask_B1HW is not None:
-        elements_BCHW = (
-            elements_BCHW * batch.mask_B1HW
-        )  # the mean is not renormalised: what is masked out makes a sample count less
+        # The mean is not renormalised, so masking makes a sample count less.
+        elements_BCHW = elements_BCHW * batch.mask_B1HW
     losses_B = (
         elements_BCHW.mean(dim=(1, 2, 3))
         * snr_weights(schedule.snr_T[batch.timesteps_B], noise, loss)
@@ -71,7 +73,10 @@ def batch_loss(
 def distance(
     prediction_BCHW: Tensor, target_BCHW: Tensor, threshold_B: Tensor, settings: LossSettings
 ) -> Tensor:
-    """How far each element (B, C, H, W) is off, with each sample's threshold between square and absolute value for huber and smooth_l1."""
+    """The distance of each element (B, C, H, W) from its target, by `loss.kind`.
+
+    `threshold_B` is where huber and smooth_l1 change from square to absolute value.
+    """
     difference_BCHW = prediction_BCHW - target_BCHW
     if settings.kind == "l2":
         return difference_BCHW.square()
@@ -85,25 +90,23 @@ def distance(
 
 
 def _threshold_B(schedule: Schedule, timesteps_B: Tensor, settings: LossSettings) -> Tensor:
-    """Where huber and smooth_l1 turn from square to absolute value (B,), by timestep. Source: sd-scripts-facts D3."""
+    """The threshold of huber and smooth_l1 (B,) by timestep. Source: sd-scripts-facts D3."""
     if settings.huber_schedule == "snr":
         alphas_cumprod_B = schedule.alphas_cumprod_T[timesteps_B]
-        sigma_B = (
-            (1 - alphas_cumprod_B) / alphas_cumprod_B
-        ).sqrt()  # infinite at a zero-terminal schedule's end: the threshold is huber_c
+        # Infinite at the end of a zero-terminal schedule, where the threshold is huber_c.
+        sigma_B = ((1 - alphas_cumprod_B) / alphas_cumprod_B).sqrt()
         return (1 - settings.huber_c) / (1 + sigma_B).square() + settings.huber_c
     if settings.huber_schedule == "exponential":
-        return (
-            torch.exp(timesteps_B * (math.log(settings.huber_c) / TIMESTEPS)) * settings.huber_scale
-        )
-    return torch.full_like(
-        timesteps_B, settings.huber_c * settings.huber_scale, dtype=torch.float32
-    )
+        decay_B = torch.exp(timesteps_B * (math.log(settings.huber_c) / TIMESTEPS))
+        return decay_B * settings.huber_scale
+    threshold = settings.huber_c * settings.huber_scale
+    return torch.full_like(timesteps_B, threshold, dtype=torch.float32)
 
 
 def snr_weights(snr_B: Tensor, noise: NoiseSettings, loss: LossSettings) -> Tensor:
-    """What each sample's loss is multiplied by (B,), by its SNR: min-SNR, v-like-noise, v-pred-like, debiased, in this order.
+    """The weight of each sample's loss (B,) by its SNR.
 
+    The product of the min-SNR, v-like-noise, v-pred-like and debiased weights, in this order.
     `snr_B` is of the schedule before any zero-terminal rescale, so no weight divides by 0. Source:
     sd-scripts-facts D3.
     """

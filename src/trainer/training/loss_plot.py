@@ -1,4 +1,4 @@
-"""The picture of a run's losses, drawn from its metrics.jsonl."""
+"""The plot of a run's losses, drawn from its metrics.jsonl."""
 
 import io
 import math
@@ -16,15 +16,17 @@ from trainer.training.metrics import first_rate, iter_lines
 Curve = npt.NDArray[np.float64]
 _LOSS, _MEDIAN, _PALE, _GRID = "#9ecae1", "#08519c", "#666666", "#e4e4e4"
 _MOST_POINTS = 4000
-"""Points of a drawn line: about twice the picture's pixels."""
+"""Largest number of points in a drawn line, about twice the width of the picture in pixels."""
 _LOG_SPREAD = 20
+"""Ratio of the largest to the smallest loss above which their axis is logarithmic."""
 
 
 def save_loss_plot(metrics_path: Path, png_path: Path) -> str:
-    """Draw the losses of `metrics.jsonl` with their running median, and the learning rate below; "", or why there is no picture.
+    """Plot the losses of `metrics.jsonl`; returns "", or the reason why there is no plot.
 
-    The axis of losses is logarithmic when they span more than a factor of `_LOG_SPREAD`, as those
-    of single samples do, or after a spike.
+    The plot shows each loss, their running median, and the learning rate below. The axis of losses
+    is logarithmic when they span more than a factor of `_LOG_SPREAD`, as the losses of single
+    samples do, or losses with a spike.
     """
     try:
         import matplotlib as mpl
@@ -37,22 +39,25 @@ def save_loss_plot(metrics_path: Path, png_path: Path) -> str:
     drawn = np.isfinite(losses)
     if not drawn.any():
         return f"no loss plot: there is no loss in {printable(str(metrics_path))}."
+    name = printable(metrics_path.resolve().parent.name)
     with mpl.rc_context({"font.size": 10, "axes.unicode_minus": False, "text.parse_math": False}):
         figure = Figure(figsize=(9, 5.4), dpi=130, layout="constrained")
         FigureCanvasAgg(figure)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         skipped = np.count_nonzero(~drawn)
         skipped_note = f", {skipped:,} of them not finite" if skipped else ""
-        figure.suptitle(
-            f"{printable(metrics_path.resolve().parent.name)}: losses up to step {steps[-1]:,.0f}{skipped_note}",
-            fontsize=13,
-        )
+        title = f"{name}: losses up to step {steps[-1]:,.0f}{skipped_note}"
+        figure.suptitle(title, fontsize=13)
+
+        # The losses.
         spread = _draw_losses(upper, steps[drawn], losses[drawn])
         if spread > _LOG_SPREAD:
             upper.set_yscale("log")
             upper.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if spread < 1000 else (1,)))
             upper.yaxis.set_minor_formatter(lambda *_: "")
         upper.yaxis.set_major_formatter(lambda loss, _: f"{loss:g}")
+
+        # The learning rate below them.
         lower.plot(
             *_thinned(steps, rates),
             color=_MEDIAN,
@@ -66,6 +71,8 @@ def save_loss_plot(metrics_path: Path, png_path: Path) -> str:
         lower.set_xlabel("step")
         lower.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True))
         lower.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}" if step.is_integer() else "")
+
+        # Grid, colours and frame of both.
         for axes in (upper, lower):
             axes.grid(axis="y", color=_GRID, linewidth=0.8)
             axes.set_axisbelow(True)
@@ -82,7 +89,7 @@ def save_loss_plot(metrics_path: Path, png_path: Path) -> str:
 
 
 def _read_curves(path: Path) -> tuple[Curve, Curve, Curve]:
-    """Steps, losses and learning rates of the lines; NaN where a line has none."""
+    """The steps, losses and learning rates of all lines, with NaN where a line has none."""
     columns = array("d"), array("d"), array("d")
     for _, line in iter_lines(path):
         for column, value in zip(
@@ -94,7 +101,7 @@ def _read_curves(path: Path) -> tuple[Curve, Curve, Curve]:
 
 
 def _draw_losses(axes: Any, steps: Curve, losses: Curve) -> float:
-    """Every loss as a pale line, the running median over it; how many times the smallest loss the largest is."""
+    """Draw all losses and their running median; returns the largest over the smallest loss."""
     window = max(5, len(steps) // 20)
     few = len(steps) <= 60
     axes.plot(
@@ -102,7 +109,7 @@ def _draw_losses(axes: Any, steps: Curve, losses: Curve) -> float:
         color=_LOSS,
         linewidth=1.2 if few else 0.7,
         marker="o" if few else None,
-        label="loss of a step",
+        label="loss per step",
     )
     if len(steps) > 2 * window:
         middles = np.unique(np.linspace(0, len(steps) - 1, 400).astype(int))
@@ -118,22 +125,20 @@ def _draw_losses(axes: Any, steps: Curve, losses: Curve) -> float:
             label=f"median of {window:,} steps",
         )
     axes.set_ylabel("loss")
-    axes.legend(
-        loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.2
-    )  # above: it hides nothing
+    # Above the axes, where it hides nothing.
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.2)
     return float(losses.max() / losses.min()) if losses.min() > 0 else 0.0
 
 
 def _thinned(steps: Curve, values: Curve) -> tuple[Curve, Curve]:
-    """The same line in at most `_MOST_POINTS` points: of each stretch of steps its lowest and its highest value, so no spike is lost."""
+    """The same line with at most `_MOST_POINTS` points, without losing a spike.
+
+    Of each stretch of steps the lowest and the highest value remain.
+    """
     if len(steps) <= _MOST_POINTS:
         return steps, values
-    stretches = np.array_split(np.arange(len(steps)), _MOST_POINTS // 2)
-    kept = sorted(
-        {
-            place
-            for stretch in stretches
-            for place in (stretch[values[stretch].argmin()], stretch[values[stretch].argmax()])
-        }
-    )
-    return steps[kept], values[kept]
+    kept = set()
+    for stretch in np.array_split(np.arange(len(steps)), _MOST_POINTS // 2):
+        kept |= {stretch[values[stretch].argmin()], stretch[values[stretch].argmax()]}
+    indices = sorted(kept)
+    return steps[indices], values[indices]

@@ -1,4 +1,4 @@
-"""What is logged and shown of a run: metrics.jsonl, the line beside the progress bar, the loss plot. Knows no model, data or ranks."""
+"""The numbers of a run as metrics.jsonl holds them and as the progress bar shows them."""
 
 import json
 import math
@@ -17,14 +17,14 @@ from capmerge.errors import OutputError, printable
 from capmerge.files.atomic import AtomicFile
 
 _NO_EVENTS = {"samples", "tokens", "dropped_tokens", "wider_batches"}
-"""What of `Batch.counts` is not counted in samples that something happened to."""
+"""Keys of `Batch.counts` that are not per-sample events."""
 
 
 class MetricsFile:
-    """`metrics.jsonl`, appended to: a line of JSON for each step that is logged, on its way to disk when `write` returns.
+    """The file `metrics.jsonl`, open for appending one line of JSON per logged step.
 
-    What it holds past `after_step` is removed first: those steps are to come again. Raises
-    `OutputError` when that fails.
+    A line is passed to the operating system when `write` returns. Lines past `after_step` are
+    removed first, because those steps will come again. Raises `OutputError` when that fails.
     """
 
     def __init__(self, path: Path, *, after_step: int) -> None:
@@ -34,28 +34,28 @@ class MetricsFile:
             self._file = FileIO(path, "a")
         except OSError as error:
             raise OutputError(
-                f"{printable(str(path))}: cannot write, {error.strerror}. Check the folder and its permissions."
+                f"{printable(str(path))}: cannot write, {error.strerror}. "
+                "Check the folder and its permissions."
             ) from error
 
     def write(self, step: int, loss: float, **fields: Any) -> str:
-        """Append the line of `step` (how many are done then); "", or why it could not be written: then the file ends with the line before.
+        """Append the line of `step`, counted from 1; "", or the reason why it was not written.
 
-        A number that JSON does not have (NaN, infinite) becomes null.
+        In that case the file ends with the line before. Numbers that JSON does not have (NaN,
+        infinite) become null.
         """
         line = {
             name: _finite(value) for name, value in {"step": step, "loss": loss, **fields}.items()
         }
-        rest = memoryview(
-            json.dumps(line, allow_nan=False).encode() + b"\n"
-        )  # ASCII: captions may hold lone surrogates
+        # In ASCII, because captions may hold lone surrogates.
+        rest = memoryview(json.dumps(line, allow_nan=False).encode() + b"\n")
         end = self._file.seek(0, 2)
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
-            with suppress(
-                OSError
-            ):  # a half line that cannot even be cut off is passed over by whoever reads
+            # Readers skip a partial line, should even cutting it off fail.
+            with suppress(OSError):
                 self._file.truncate(end)
             return f"{self._file.name}: cannot write, {error.strerror}"
         return ""
@@ -72,20 +72,19 @@ def _finite(value: Any) -> Any:
 
 
 def cut_back(path: Path, after_step: int) -> None:
-    """Remove the lines of steps past `after_step`, and what is no whole line, as a killed run may leave it; all or nothing."""
-    rewritten = AtomicFile(path.resolve())
-    try:
+    """Remove the lines of steps past `after_step`, and anything that is not a whole line.
+
+    A killed run may leave a partial line. The file is replaced whole or not at all.
+    """
+    with AtomicFile(path.resolve()) as rewritten:
         for line, _ in iter_lines(path, after_step):
             rewritten.write(line)
         if rewritten.written_bytes != path.stat().st_size:
-            rewritten.sync()
             rewritten.publish()
-    finally:
-        rewritten.discard()
 
 
 def iter_lines(path: Path, after_step: float = math.inf) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """The whole lines of steps up to `after_step`, as bytes and as values."""
+    """The whole lines of steps up to `after_step`, as bytes and as values, in file order."""
     with path.open("rb") as lines:
         for line in lines:
             try:
@@ -101,35 +100,36 @@ def iter_lines(path: Path, after_step: float = math.inf) -> Iterator[tuple[bytes
 
 
 def _values_of(line: bytes) -> Any:
-    """The JSON of a line; orjson refuses the lone surrogates that captions may hold."""
+    """The JSON value of a line."""
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError:
+        # orjson refuses the lone surrogates that captions may hold.
         return json.loads(line)
 
 
 class Recent:
-    """The last steps, up to 100: their speed, and how often what happened."""
+    """The last 100 steps: their speed, and how often each event happened."""
 
     def __init__(self) -> None:
         self._steps: deque[tuple[Mapping[str, int], float, float]] = deque(maxlen=100)
 
     def add(self, counts: Mapping[str, int], seconds: float, waited_seconds: float) -> None:
-        """Take in a step: its `Batch.counts` on this rank, how long it took, and how long of that the loader was waited for."""
+        """Add a step: this rank's `Batch.counts`, its duration, and how much of it was waiting."""
         self._steps.append((counts, seconds, waited_seconds))
 
     def speed(self, ranks: int = 1) -> dict[str, float]:
-        """`samples_per_second` of all ranks, as if each had as many as this one, and `data_wait`, the share of the time that was waited."""
+        """The fields `samples_per_second`, over all ranks, and `data_wait`, the share of waiting.
+
+        Each rank is taken to have as many samples as this one.
+        """
         seconds = sum(seconds for _, seconds, _ in self._steps) or math.inf
-        return {
-            "samples_per_second": sum(counts["samples"] for counts, _, _ in self._steps)
-            * ranks
-            / seconds,
-            "data_wait": sum(waited for _, _, waited in self._steps) / seconds,
-        }
+        samples = sum(counts["samples"] for counts, _, _ in self._steps)
+        waited = sum(waited for _, _, waited in self._steps)
+        return {"samples_per_second": samples * ranks / seconds, "data_wait": waited / seconds}
 
     def event_shares(self) -> dict[str, float]:
-        """For each event that happened, by name: the share of this rank's samples that it happened to."""
+        """The share of this rank's samples to which each event happened, by the event's name."""
         total: Counter[str] = Counter()
         for counts, _, _ in self._steps:
             total.update(counts)
@@ -141,9 +141,9 @@ class Recent:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory that was taken at once since the start: tensors on a CUDA device, else the resident set of this process.
+    """The most memory in use at once so far: tensors on a CUDA device, else the resident set.
 
-    0 where the system does not tell (Windows).
+    0 where the system does not report it (Windows).
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -157,9 +157,10 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def progress_fields(line: Mapping[str, Any], event_shares: Mapping[str, float]) -> dict[str, str]:
-    """What stands behind the progress bar, from the fields of a line of metrics and `Recent.event_shares`.
+    """The texts after the progress bar, from a metrics line and `Recent.event_shares`.
 
-    >>> progress_fields({"loss": 0.12345, "lr_unet": 1e-5, "data_wait": 0.034, "memory_bytes": 2500000000}, {"flipped": 0.5})
+    >>> line = {"loss": 0.12345, "lr_unet": 1e-5, "data_wait": 0.034, "memory_bytes": 2500000000}
+    >>> progress_fields(line, {"flipped": 0.5})
     {'loss': '0.123', 'lr': '1e-05', 'wait': '3%', 'mem': '2.5 GB', 'flipped': '50%'}
     """
     line = {**line, "lr": first_rate(line), "memory_gb": line.get("memory_bytes", 0) / 1e9 or None}
@@ -175,7 +176,7 @@ def progress_fields(line: Mapping[str, Any], event_shares: Mapping[str, float]) 
 
 
 def first_rate(line: Mapping[str, Any]) -> float | None:
-    """The learning rate of the first group; the others move as it does."""
+    """The learning rate of the first group; the others change in proportion."""
     return next((value for name, value in line.items() if name.startswith("lr_")), None)
 
 
@@ -186,4 +187,4 @@ _SHOWN = {
     "data_wait": ("wait", "{:.0%}"),
     "memory_gb": ("mem", "{:.1f} GB"),
 }
-"""Label and form of the fields behind the progress bar."""
+"""Label and format of each field after the progress bar."""

@@ -1,22 +1,18 @@
-"""The folder of a run: what stands in it, that a new run never writes over an old one, and that no two write into it at once."""
+"""The folder of a run: the names of its files, and the guards against writing over another run."""
 
-import errno
 import importlib.metadata
 import json
 import platform
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from capmerge.files.atomic import write_whole
+from capmerge.files.lock import open_locked
 from trainer.config.load import resolved_toml
 from trainer.config.settings import Config
 from trainer.errors import ConfigError
-
-if sys.platform != "win32":
-    import fcntl
 
 CONFIG_FILE = "config.toml"
 METRICS_FILE = "metrics.jsonl"
@@ -39,61 +35,51 @@ _PACKAGES = (
 
 
 def check_new(output_dir: Path) -> None:
-    """Raise `ConfigError` when the folder holds a run already."""
+    """Raise `ConfigError` if the folder already holds a run."""
     if (output_dir / CONFIG_FILE).exists():
         raise ConfigError(
-            f"{output_dir}: found the {CONFIG_FILE} of an earlier run, expected a new or empty folder. "
-            "Go on with that run by --resume latest, or choose another train.output_dir."
+            f"{output_dir}: found the {CONFIG_FILE} of an earlier run, expected a new or empty "
+            "folder. Continue that run with --resume latest, or choose another train.output_dir."
         )
 
 
 @contextmanager
 def claimed(output_dir: Path) -> Iterator[None]:
-    """Inside, the folder is there, and no other process that asks for it has it.
+    """Inside the context, the folder exists and belongs to this run alone.
 
-    Raises `ConfigError` when another one has it, or it cannot be written. On Windows, and on file
-    systems without locks, nobody is told.
+    Raises `ConfigError` when another run has claimed it, or when it cannot be written. On file
+    systems without locks another run goes unnoticed.
     """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        file = (output_dir / _LOCK_FILE).open("ab")
+        file = open_locked(output_dir / _LOCK_FILE)
+    except BlockingIOError as error:
+        raise ConfigError(
+            f"train.output_dir: {output_dir} is in use by another run, expected a folder "
+            "without one. Wait for it to end, stop it with Ctrl-C or SIGTERM (it saves its "
+            "state), or set another train.output_dir."
+        ) from error
     except OSError as error:
         raise ConfigError(
-            f"train.output_dir: {output_dir} cannot be written ({error.strerror}), expected a folder for the run. "
-            "Check its permissions, or set another one."
+            f"train.output_dir: {output_dir} cannot be written ({error.strerror}), expected a "
+            "folder for the run. Check its permissions, or set another one."
         ) from error
     with file:
-        if not _locked(file):
-            raise ConfigError(
-                f"train.output_dir: {output_dir} is in use by a run that is still on its way, expected that it has ended. "
-                "Wait for it, stop it (Ctrl-C or SIGTERM: it saves its state), or set another train.output_dir."
-            )
         yield
 
 
-def _locked(file: BinaryIO) -> bool:
-    """Whether the file is this process's alone, until it is closed: workers, which may outlive a killed run, do not hold it."""
-    if sys.platform != "win32":
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            return error.errno not in (errno.EACCES, errno.EAGAIN)
-    return True
-
-
 def begun_seed(output_dir: Path) -> int | None:
-    """The seed of the run in the folder, which may have been drawn; None when there is none to read."""
+    """The seed with which the run in the folder began, given or drawn; None if none can be read."""
     try:
-        seed = json.loads((output_dir / _RUN_FILE).read_text(encoding="utf-8"))["identity"][
-            "train.seed"
-        ]
+        run = json.loads((output_dir / _RUN_FILE).read_text(encoding="utf-8"))
+        seed = run["identity"]["train.seed"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return seed if isinstance(seed, int) else None
 
 
 def write_run_files(config: Config, identity: Mapping[str, Any]) -> None:
-    """Write the resolved config, and versions and fingerprints beside it."""
+    """Write the resolved config, and beside it the versions and the identity of the run."""
     folder = config.train.output_dir
     versions = {
         "python": platform.python_version(),

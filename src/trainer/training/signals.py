@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop after the step at hand. Knows nothing of what is run."""
+"""Ctrl-C and SIGTERM as requests to stop after the current step."""
 
 import signal
 from types import FrameType, TracebackType
@@ -8,7 +8,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """While entered, the first signal is noted in `signal_number`; a second Ctrl-C interrupts at once, as it always would."""
+    """A context in which the first signal is only noted, in `signal_number`.
+
+    A second Ctrl-C interrupts at once, as it does outside of the context.
+    """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -16,7 +19,7 @@ class Interrupts:
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal, as a shell reports it; 0 when there was none."""
+        """128 + the signal, as a shell reports it, or 0 if there was none."""
         return 0 if self.signal_number is None else 128 + self.signal_number
 
     def __enter__(self) -> Self:

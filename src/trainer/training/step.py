@@ -1,11 +1,11 @@
-"""One optimizer step: micro-batches in, numbers out. Small enough to be tested without a run around it."""
+"""One optimizer step, from micro-batches to numbers; it can be tested without a run around it."""
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -20,17 +20,27 @@ from trainer.training.optim import RateSchedule, clip_gradients, guarded_step
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """What a step trains with; `model` and `optimizer` are prepared by the engine."""
+class TrainState:
+    """Everything that a step trains with; the engine has prepared `model` and `optimizer`."""
 
     engine: Accelerator
     config: Config
     model: torch.nn.Module
     bare_model: Model
-    """The model without the engine's wrapper. To ask accelerate for it would import DeepSpeed wherever that is installed (2 s)."""
+    """The model without the engine's wrapper.
+
+    It is kept because asking accelerate for it imports DeepSpeed where that is installed (2 s).
+    """
     optimizer: Any
     rates: RateSchedule
     schedule: Schedule
+
+
+class Requests(NamedTuple):
+    """A rank's requests for the time after the current step; one rank's request is enough."""
+
+    stop: bool = False
+    save: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,46 +50,51 @@ class StepResult:
     loss: float
     """Mean over the real samples of the global batch."""
     grad_norm: float
-    """Of the whole gradient, before clipping."""
+    """Norm of the whole gradient before clipping."""
     rates: dict[str, float]
     """The learning rates of this step, by the names of their groups."""
     taken: bool
-    """False: the gradient was not finite, and weights and optimizer state are as before."""
-    wishes: tuple[bool, ...]
-    """Which of the wishes any rank has."""
+    """False if the gradient was not finite: weights and optimizer state are as before the step."""
+    stop_requested: bool
+    """True if any rank asked to stop after this step."""
+    save_requested: bool
+    """True if any rank asked to save the state after this step."""
     replaced: int
-    """Samples of all ranks that stand for others whose latents are missing or broken."""
+    """Samples of all ranks that replace others whose latents are missing or broken."""
     counts: Counter[str]
-    """What happened in this rank's samples, as `Batch.counts` names it."""
+    """Events in this rank's samples, by the names of `Batch.counts`."""
     keys: tuple[str, ...]
-    """Of this rank's samples."""
+    """Keys of this rank's samples."""
     captions: tuple[str, ...]
-    """Of this rank's samples."""
+    """Captions of this rank's samples."""
     seconds: float
+    """Duration of the whole step."""
     waited_seconds: float
-    """Of those, how long the loader was waited for."""
+    """The part of `seconds` that was spent waiting for the loader."""
 
 
 def train_step(
-    trained: Trained,
+    state: TrainState,
     loader: Iterator[Batch],
     step: int,
-    wishes: Callable[[], Sequence[bool]] = tuple,
+    requests: Callable[[], Requests] = Requests,
 ) -> StepResult:
-    """Train the micro-batches of `step` (from 0), which `loader` gives next.
+    """Train the micro-batches of `step` (from 0), the next of `loader`, and return its numbers.
 
     The loss of a micro-batch is its samples' share of the step's mean, so how the global batch is
-    dealt over ranks and micro-batches changes nothing but rounding, unless they differ in their
-    chunks of padding (`text.max_tokens`). Loss, gradient norm and what the ranks must agree on -
-    their `wishes`, asked for when the gradient is there - cross in one collective and are read back
-    together: one wait for the device a step.
+    divided into ranks and micro-batches changes nothing but rounding, unless they differ in their
+    chunks of padding (`text.max_tokens`). The loss, the gradient norm and what the ranks must agree
+    on - their `requests`, asked for when the gradient is ready - cross in one collective and are
+    read back together: each step waits for the device once.
     """
-    engine, config = trained.engine, trained.config
+    engine, config = state.engine, state.config
     start, waited = time.perf_counter(), 0.0
     counts: Counter[str] = Counter()
     keys: list[str] = []
     captions: list[str] = []
-    total = torch.zeros((), device=engine.device)
+    loss_sum = torch.zeros((), device=engine.device)
+
+    # Accumulate the gradients of all micro-batches.
     for micro in range(config.train.accumulation):
         asked = time.perf_counter()
         batch = next(loader)
@@ -91,28 +106,34 @@ def train_step(
         # counts micro-batches over the whole run and saves its count, so a run that is resumed with
         # another accumulation would step in the middle of a batch, or never.
         last = micro == config.train.accumulation - 1
-        with nullcontext() if last else engine.no_sync(trained.model):
+        with nullcontext() if last else engine.no_sync(state.model):
             loss = batch_loss(
-                trained.model, batch.to(engine.device), trained.schedule, config.noise, config.loss
+                state.model, batch.to(engine.device), state.schedule, config.noise, config.loss
             )
-            engine.backward(
-                loss.value * engine.num_processes
-            )  # the engine averages over ranks; shares of a mean are added up
-        total += loss.value.detach()
-    rates = trained.rates.set_rates(step)
-    norm = clip_gradients(
-        [p for p in trained.model.parameters() if p.requires_grad], config.optimizer.clip_grad_norm
-    )
-    own = torch.tensor([counts["replaced"], *wishes()], dtype=torch.float32, device=engine.device)
-    shared = sum_over_ranks(engine, torch.cat((total[None], own)))
-    stepped = guarded_step(trained.optimizer, norm, *shared)
-    mean_loss, replaced, *wished = stepped.logged
+            # The engine averages gradients over ranks, but shares of a mean have to be added up.
+            engine.backward(loss.value * engine.num_processes)
+        loss_sum += loss.value.detach()
+
+    # Set the learning rates, and clip the gradient, which is the same on all ranks by now.
+    rates = state.rates.set_rates(step)
+    trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
+    norm = clip_gradients(trained, config.optimizer.clip_grad_norm)
+
+    # Sum over the ranks what they must agree on: the only collective besides the gradients'.
+    of_this_rank = [counts["replaced"], *requests()]
+    local_sums = torch.tensor(of_this_rank, dtype=torch.float32, device=engine.device)
+    global_sums = sum_over_ranks(engine, torch.cat((loss_sum[None], local_sums)))
+
+    # Step, unless the gradient is broken; the numbers are read back in the same transfer.
+    stepped = guarded_step(state.optimizer, norm, *global_sums)
+    mean_loss, replaced, stops, saves = stepped.scalars
     return StepResult(
         loss=mean_loss,
         grad_norm=stepped.grad_norm,
         rates=rates,
         taken=stepped.taken,
-        wishes=tuple(bool(wish) for wish in wished),
+        stop_requested=stops > 0,
+        save_requested=saves > 0,
         replaced=int(replaced),
         counts=counts,
         keys=tuple(keys),

@@ -132,6 +132,27 @@ def test_any_number_of_workers_gives_the_same_document(tmp_path, layout):
 
 
 @pytest.mark.usefixtures("small_blocks")
+def test_blocks_done_in_vain_count_nothing(tmp_path):
+    """An error in a block that began inside a record leaves nothing to the worker's next block."""
+    some = make_records(200, exotic=False)
+    # These look like records inside of one. In each block many could be merged, then one could not.
+    parts = {f"part {i}": {"caption": "c" * 60 if i % 150 < 149 else ["x"]} for i in range(1500)}
+    records = {
+        **some,
+        "wide": {"caption": "c", "parts": parts},
+        **{f"{key}b": record for key, record in some.items()},
+    }
+    path = tmp_path / "m.json"
+    path.write_bytes(as_compact(records))
+    found = []
+    for jobs in (1, 2, 3):
+        lines = tmp_path / f"{jobs}.jsonl"
+        found.append((statistics(path, jobs=jobs, per_record=lines), lines.read_bytes()))
+    assert [line["key"] for line in read_jsonl(lines)] == list(records)
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("stream", [False, True])
 def test_workers_that_are_full_hand_their_counts_over(tmp_path, monkeypatch, stream):
     """When the tags are too many to keep, a worker gives its counts to the parent as it goes, and no figure changes."""

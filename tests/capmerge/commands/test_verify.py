@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from capmerge.captions.templates import MergeOptions
-from capmerge.commands.merge_blocks import Rewriter
+from capmerge.commands.merge_blocks import BlockMerger
 from capmerge.commands.verify import verify
 from capmerge.errors import DataError
 from capmerge.files.source import open_source
@@ -55,8 +55,8 @@ def rewritten(folder, source, merge=CONCAT, *, kind="json", on_error="stop"):
     path.write_bytes(source)
     with open_source(str(path)) as opened:
         layout = read_layout(opened)
-        rewriter = Rewriter(str(path), layout, merge, on_error, Format(kind))
-        parts = [rewriter.rewrite(piece) for piece in iter_source(opened, layout)]
+        merger = BlockMerger(str(path), layout, merge, on_error, Format(kind))
+        parts = [merger.rewrite(piece) for piece in iter_source(opened, layout)]
     bodies = [bytes(body) for body, _ in parts if body]
     text = (
         b"{\n" + b",\n".join(bodies) + b"\n}"

@@ -20,6 +20,10 @@ from builders.metadata import (
     run,
 )
 
+from capmerge.files.source import open_source
+from capmerge.metadata.blocks import read_layout
+from capmerge.metadata.parallel import run_blocks
+
 BLOCK_BYTES = 1 << 20
 
 # Run by its own interpreter: spawn imports the main module again, and only a file with a guard can
@@ -106,6 +110,53 @@ every_source = pytest.mark.parametrize("source", SOURCES, indirect=True)
 some_sources = pytest.mark.parametrize(
     "source", ["indent=2", "wrong cuts, compact", "jsonl"], indirect=True
 )
+
+
+class CopyAndMark:
+    """Work that copies every block, and emits a byte in another stream for each."""
+
+    counts = None
+
+    def run(self, _block, data):
+        """The bytes of the block, and a mark."""
+        yield "records", data
+        yield "rows", b"1"
+
+    def flush(self):
+        """Nothing is held."""
+        return iter(())
+
+
+class Taken:
+    """A sink that counts the bytes it is given."""
+
+    def __init__(self):
+        self.size = 0
+
+    def write(self, data, *, new_block):  # noqa: ARG002  # a sink
+        """Count `data`."""
+        self.size += len(data)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_stream_without_a_sink_is_an_error(tmp_path, jobs):
+    """Output that nobody takes is not lost in silence, whatever the number of processes."""
+    path = tmp_path / "m.json"
+    path.write_bytes(as_indent_2(PLAIN))
+    with open_source(str(path)) as source, pytest.raises(KeyError, match="rows"):
+        run_blocks(source, read_layout(source), CopyAndMark, {"records": Taken()}, jobs=jobs)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_tells_where_its_last_block_ends(tmp_path, jobs):
+    """A run returns the end of its last block; work without counts needs no collector."""
+    path, taken = tmp_path / "m.json", Taken()
+    path.write_bytes(as_indent_2(PLAIN))
+    with open_source(str(path)) as source:
+        layout = read_layout(source)
+        sinks = {"records": taken, "rows": Taken()}
+        assert run_blocks(source, layout, CopyAndMark, sinks, jobs=jobs) == path.stat().st_size
+    assert 0 < path.stat().st_size - taken.size < 100  # all but the opening and the separators
 
 
 @every_source

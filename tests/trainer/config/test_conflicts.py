@@ -5,8 +5,8 @@ from builders.config import load
 from diffusers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from capmerge.toml import to_toml
-from trainer.config.conflicts import ALWAYS, RULES
 from trainer.config.load import resolved_toml
+from trainer.config.rules import ALWAYS, RULES
 from trainer.config.settings import CaptionSettings, Config, ScheduleArguments
 from trainer.errors import ConfigError
 
@@ -47,7 +47,7 @@ ASKED = {
     "optimizer.schedule_arguments.step_rules": "1:5,0.1",
     "log.project": "trainer",
 }
-"""Every setting that a rule is about, asking for something; where a default is what it asks for, even that."""
+"""A value of each setting in a rule that asks for something, even if it is the default."""
 
 ELSEWHERE = {
     "model.family": {"text.clip_skip": "sd1", "optimizer.text2_learning_rate": "sdxl"},
@@ -69,7 +69,7 @@ ELSEWHERE = {
     "optimizer.schedule": "cosine",
     "log.trackers": ["tensorboard"],
 }
-"""A value of each cause that leaves a setting its effect, where the rule itself does not name one."""
+"""A value of each cause with which a setting has its effect, if the rule itself names none."""
 
 CASES = [
     pytest.param(rule, setting, id=f"{setting}-{'-'.join([*rule.when, *rule.unless])}")
@@ -94,7 +94,7 @@ def causes(rule, setting):
 
 
 def lines_of(folder, settings, *overrides):
-    """What is said about a config: nothing when it loads."""
+    """The lines of the error about a config; none when it loads."""
     try:
         load(folder, settings, *overrides)
     except ConfigError as refused:
@@ -111,7 +111,7 @@ def said_by(rule, setting, lines):
 
 @pytest.mark.parametrize(("rule", "setting"), CASES)
 def test_a_setting_without_effect_is_refused(tmp_path, rule, setting):
-    """Each rule fires for each of its settings, naming both keys, and says nothing when the setting is not given."""
+    """Each rule refuses each of its settings by name, and only if the setting is given."""
     assert said_by(rule, setting, lines_of(tmp_path, causes(rule, setting))) == []
     (line,) = said_by(
         rule, setting, lines_of(tmp_path, causes(rule, setting) | {setting: ASKED[setting]})
@@ -130,7 +130,7 @@ def test_a_setting_on_the_command_line_is_refused_there(tmp_path, rule, setting)
 
 @pytest.mark.parametrize(("rule", "setting"), CASES)
 def test_a_setting_with_effect_is_taken(tmp_path, rule, setting):
-    """As soon as one of the causes is another, the rule has nothing against the setting."""
+    """With another value of any one cause, the rule accepts the setting."""
     for cause in (*rule.when, *rule.unless):
         other = rule.unless[cause][0] if cause in rule.unless else ELSEWHERE[cause]
         mended = causes(rule, setting) | {
@@ -140,7 +140,7 @@ def test_a_setting_with_effect_is_taken(tmp_path, rule, setting):
 
 
 def settings_of(section, prefix):
-    """All settings in a section, those of tables in it by themselves."""
+    """All settings in a section, including those of the tables in it."""
     for name, info in section.model_fields.items():
         if info.annotation is CaptionSettings:
             continue  # [data.caption] holds the settings of [caption]
@@ -160,7 +160,7 @@ def all_settings():
 
 
 def test_every_setting_is_thought_about():
-    """Each setting has an effect always, or a rule says when it has none: never both, never neither."""
+    """Each setting is either always read or in a rule, never both and never neither."""
     ruled = {setting for rule in RULES for setting in rule.settings}
     assert ruled & ALWAYS == set()
     assert sorted(ruled | ALWAYS) == sorted(all_settings())
@@ -171,7 +171,7 @@ RULES_OF = {setting: rule for rule in RULES for setting in rule.settings}
 
 
 def test_schedule_arguments_are_those_of_diffusers():
-    """Each schedule has just the arguments that its function takes, and warm-up where that knows it."""
+    """Each schedule has exactly the arguments, and warm-up, that its function takes."""
     for kind, function in TYPE_TO_SCHEDULER_FUNCTION.items():
         takes = set(inspect.signature(function).parameters) - {
             "optimizer",
@@ -207,7 +207,7 @@ def test_turning_off_what_is_off_is_no_mistake(tmp_path, off):
 
 
 def test_a_data_set_alone_gives_a_caption_setting_its_effect(tmp_path):
-    """`[caption]` is in order when one data set that takes from it uses it, and refused when none does."""
+    """A setting of `[caption]` is accepted if one data set that inherits it uses it."""
     load(tmp_path, {"caption.keep_tokens": 1, "data.caption": {"shuffle": True}})
     more = ("data.1.metadata=b.json", "data.1.latents=b")
     load(tmp_path, {"caption.keep_tokens": 1}, *more, "data.1.caption.shuffle=true")
@@ -219,7 +219,10 @@ def test_a_data_set_alone_gives_a_caption_setting_its_effect(tmp_path):
 
 
 def test_a_data_set_is_told_of_its_own_settings(tmp_path):
-    """A setting of `[data.caption]` without effect in its set is refused by its own name, though another set would use it."""
+    """A setting of `[data.caption]` without effect in its own set is refused by its own name.
+
+    That another data set would use it does not matter.
+    """
     more = (
         "data.1.metadata=b.json",
         "data.1.latents=b",
@@ -229,13 +232,14 @@ def test_a_data_set_is_told_of_its_own_settings(tmp_path):
     with pytest.raises(ConfigError) as refused:
         load(tmp_path, {"caption.shuffle": True}, *more)
     assert str(refused.value) == (
-        "--set data.1.caption.keep_tokens=2: `data.1.caption.keep_tokens` has no effect with `data.1.caption.shuffle = false`, "
-        "`caption.tag_dropout_rate = 0.0` and `caption.token_warmup_steps = 0.0`. Remove it, or set one of these three."
+        "--set data.1.caption.keep_tokens=2: `data.1.caption.keep_tokens` has no effect with "
+        "`data.1.caption.shuffle = false`, `caption.tag_dropout_rate = 0.0` and "
+        "`caption.token_warmup_steps = 0.0`. Remove it, or set one of these three."
     )
 
 
 def test_a_text_setting_needs_one_data_set_that_uses_it(tmp_path):
-    """Replacing captions is refused when every data set drops all of them, not when one keeps some."""
+    """Replacing captions is refused only if every data set drops all of its captions."""
     dropped = {"data.caption": {"dropout_rate": 1}, "text.word_repeat_rate": 0.1}
     with pytest.raises(
         ConfigError,
@@ -254,11 +258,14 @@ def test_a_text_setting_needs_one_data_set_that_uses_it(tmp_path):
         ),
         (
             {"noise.zero_terminal_snr": True},
-            '`noise.zero_terminal_snr = true` does not go with `noise.prediction = "epsilon"`',
+            '`noise.zero_terminal_snr = true` does not work with `noise.prediction = "epsilon"`',
         ),
         (
             {"optimizer.learning_rate": 0},
-            "`optimizer.learning_rate` and `optimizer.text_learning_rate` are 0, so nothing would be trained",
+            (
+                "`optimizer.learning_rate` and `optimizer.text_learning_rate` are 0, "
+                "so nothing would be trained"
+            ),
         ),
         (
             {"optimizer.schedule": "piecewise_constant"},
@@ -266,7 +273,10 @@ def test_a_text_setting_needs_one_data_set_that_uses_it(tmp_path):
         ),
         (
             {"caption.secondary_separator": ","},
-            '`caption.secondary_separator` has no effect with `caption.separator = ","`: it is the same',
+            (
+                '`caption.secondary_separator` has no effect with `caption.separator = ","`: '
+                "they are the same"
+            ),
         ),
     ],
 )

@@ -13,7 +13,10 @@ from trainer.config.load import load_config, resolved_toml, with_seed
 from trainer.config.settings import Config, DataSettings
 from trainer.errors import ConfigError
 
-TRAIN_KEYS = "Keys there are output_dir, max_steps, max_epochs, seed, batch_size, accumulation, workers, precision and on_nonfinite."
+TRAIN_KEYS = (
+    "The keys there are output_dir, max_steps, max_epochs, seed, batch_size, accumulation, "
+    "workers, precision and on_nonfinite."
+)
 SECTIONS = (
     "Sections are model, data, caption, text, noise, loss, optimizer, train, checkpoint and log."
 )
@@ -21,7 +24,7 @@ TWO_SETS = ("data.1.metadata=second.json", "data.1.latents=second")
 
 
 def refusal(folder, text, *overrides):
-    """What is said about a file with this text, the folder left out."""
+    """The error about a file with this text, without the name of the folder."""
     path = folder / "config.toml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as refused:
@@ -31,7 +34,7 @@ def refusal(folder, text, *overrides):
 
 
 def refusal_of(folder, *overrides, **sections):
-    """The same for `LEAST` with these sections beside or instead of its own; None leaves one out."""
+    """The error about `LEAST` with these sections added or replaced; None removes one."""
     document = {name: values for name, values in (LEAST | sections).items() if values is not None}
     return refusal(
         folder, write(folder / "config.toml", document).read_text(encoding="utf-8"), *overrides
@@ -39,7 +42,7 @@ def refusal_of(folder, *overrides, **sections):
 
 
 def test_as_little_as_a_run_needs(tmp_path):
-    """Five settings make a config; the rest has defaults, paths stay relative to the current directory."""
+    """Five settings make a config, and relative paths count from the current directory."""
     config = load(tmp_path)
     assert config.data[0].metadata == Path("meta.json")
     assert (config.text.max_tokens, config.optimizer.name, config.train.seed) == (
@@ -84,7 +87,7 @@ max_timestep = 500
 trackers = ["tensorbord", 1]
 samples = 1
 """
-ALL_SAID = """
+ALL_SAID = """\
 config.toml: `model.family` is "sd15", expected "sd1", "sd2" or "sdxl". Did you mean "sd1"?
 config.toml: `data.latents` is 3, expected a path in quotes.
 config.toml: unknown key `shufle` in [data.caption]. Did you mean `shuffle`?
@@ -93,11 +96,13 @@ config.toml: `caption.tag_dropout_rate` is 2, expected a number from 0 to 1.
 config.toml: `caption.token_warmup_steps` is true, expected a number, 0 or more.
 config.toml: `text.max_tokens` is 80, expected a multiple of 75 or "unlimited".
 config.toml: `optimizer.arguments` is 5, expected a table.
-config.toml: `optimizer.schedule_arguments.step_rules` is "abc", expected text such as "1:10,0.1:20,0.01".
+config.toml: `optimizer.schedule_arguments.step_rules` is "abc", expected text such as \
+"1:10,0.1:20,0.01".
 config.toml: unknown key `powr` in [optimizer.schedule_arguments]. Did you mean `power`?
 config.toml: `optimizer.clip_grad_norm` is -1, expected a number, 0 or more.
 config.toml: unknown key `learing_rate` in [optimizer]. Did you mean `learning_rate`?
-config.toml: found no `output_dir` in [train], expected a path in quotes. Add output_dir = ... there.
+config.toml: found no `output_dir` in [train], expected a path in quotes. \
+Add output_dir = ... there.
 config.toml: `train.max_steps` is 10000.0, expected a whole number, 1 or more.
 config.toml: `train.batch_size` is 0, expected a whole number, 1 or more.
 config.toml: unknown key `learning_rate` in [train]. Did you mean `optimizer.learning_rate`?
@@ -105,18 +110,20 @@ config.toml: `log.samples` is 1, expected true or false.
 config.toml: `log.trackers` is ["tensorbord", 1], expected a list of "tensorboard" or "wandb".
 config.toml: unknown key `seed` outside of any section. Did you mean `train.seed`?
 config.toml: unknown section [optimiser]. Did you mean [optimizer]?
-config.toml: `noise.min_timestep = 900` is not below `noise.max_timestep = 500`. Leave room between them.
-config.toml: `loss.huber_c` has no effect with `loss.kind = "l2"`. Remove it, or set loss.kind to huber or smooth_l1.
+config.toml: `noise.min_timestep = 900` is not below `noise.max_timestep = 500`. \
+Lower the first or raise the second.
+config.toml: `loss.huber_c` has no effect with `loss.kind = "l2"`. \
+Remove it, or set loss.kind to huber or smooth_l1.
 """
 
 
 def test_everything_wrong_is_told_at_once(tmp_path):
-    """Unknown keys and sections, types, ranges, what is missing and what does not go together stand in one error, a line each."""
-    assert refusal(tmp_path, ALL_WRONG).splitlines() == ALL_SAID.strip().splitlines()
+    """All mistakes and conflicts of a file are told in one error, one line each."""
+    assert refusal(tmp_path, ALL_WRONG).splitlines() == ALL_SAID.splitlines()
 
 
 def test_a_conflict_that_may_come_from_a_mistake_is_not_told(tmp_path):
-    """With `kind` misspelt, `huber_c` is not said to be without effect: the next look will tell."""
+    """With `kind` misspelt, `huber_c` is not called without effect, because it may have one."""
     said = refusal_of(tmp_path, loss={"knd": "huber", "huber_c": 0.2})
     assert said == "config.toml: unknown key `knd` in [loss]. Did you mean `kind`?"
     assert "has no effect" not in refusal_of(tmp_path, los={"kind": "huber"}, loss={"huber_c": 0.2})
@@ -152,14 +159,17 @@ def test_a_conflict_that_may_come_from_a_mistake_is_not_told(tmp_path):
         ("train.max_steps.x=1", "found `max_steps` set to 10, expected a table to put it into."),
         (
             "text.chunking=kohja",
-            '`text.chunking` is "kohja", expected "kohya", "a1111" or "crop". Did you mean "kohya"?',
+            (
+                '`text.chunking` is "kohja", expected "kohya", "a1111" or "crop". '
+                'Did you mean "kohya"?'
+            ),
         ),
         ("train.foo=1", f"unknown key `foo` in [train]. {TRAIN_KEYS}"),
         ("train.seed", "expected section.key=value, such as train.max_steps=20."),
         ("seed=1", "expected section.key=value, such as train.max_steps=20."),
         ("train..seed=1", "expected section.key=value, such as train.max_steps=20."),
         ("train.output_dir=\udcff", "expected section.key=value, such as train.max_steps=20."),
-        ("data.1=x", "expected a key behind the number of the data set, such as data.1.repeats=2."),
+        ("data.1=x", "expected a key after the number of the data set, such as data.1.repeats=2."),
         (
             "data.2.repeats=2",
             "found 1 [[data]], counted from 0, expected one of them, or data.1 for a new one.",
@@ -167,13 +177,13 @@ def test_a_conflict_that_may_come_from_a_mistake_is_not_told(tmp_path):
     ],
 )
 def test_a_wrong_override_is_named(tmp_path, override, said):
-    """What `--set` gives wrongly is told as the override that gave it, with the same hints as in a file."""
+    """A mistake in an override names the override and gives the same hints as one in a file."""
     shown = override.replace("\udcff", "\\udcff")
     assert refusal_of(tmp_path, override) == f"--set {shown}: {said}"
 
 
 def test_mistakes_in_file_and_overrides_are_told_together(tmp_path):
-    """A line for each, whichever of the two it comes from."""
+    """Each mistake has a line, wherever it comes from."""
     lines = refusal_of(
         tmp_path, "train.workers=-1", "oops", train={**LEAST["train"], "batch_size": 0}
     ).splitlines()
@@ -195,7 +205,7 @@ def test_mistakes_in_file_and_overrides_are_told_together(tmp_path):
         ),
         (
             {"data": {"metadata": "a", "latents": "b"}},
-            "found [data], expected [[data]] in double brackets: it may stand several times.",
+            "found [data], expected [[data]] in double brackets, because there may be several.",
         ),
         (
             {"data": [{"metadata": "a", "latents": "b", "repeats": 0}]},
@@ -215,7 +225,10 @@ def test_mistakes_in_file_and_overrides_are_told_together(tmp_path):
         ),
         (
             {"optimizer": {"schedule_arguments": 1}},
-            "`optimizer.schedule_arguments` is 1, expected a section [optimizer.schedule_arguments].",
+            (
+                "`optimizer.schedule_arguments` is 1, "
+                "expected a section [optimizer.schedule_arguments]."
+            ),
         ),
         (
             {"optimizer": {"learning_rate": float("inf")}},
@@ -237,12 +250,15 @@ def test_mistakes_in_file_and_overrides_are_told_together(tmp_path):
         ),
         (
             {"train": {"output_dir": "x"}},
-            "found neither `train.max_steps` nor `train.max_epochs`, expected one of them. Add max_steps = 1000 to [train].",
+            (
+                "found neither `train.max_steps` nor `train.max_epochs`, expected one of them. "
+                "Add max_steps = 1000 to [train]."
+            ),
         ),
     ],
 )
 def test_one_mistake_is_one_line(tmp_path, sections, said):
-    """What is missing or of another kind is told in one line, with what was found and what was expected."""
+    """A missing or wrong section or setting is told in one line with what was expected."""
     assert refusal_of(tmp_path, **sections) == f"config.toml: {said}"
 
 
@@ -259,7 +275,7 @@ def test_one_mistake_is_one_line(tmp_path, sections, said):
     ],
 )
 def test_sections_of_another_kind(tmp_path, text):
-    """Whatever stands where a section should, there is a message."""
+    """Any value in the place of a section leads to a message."""
     for line in refusal(tmp_path, text).splitlines():
         assert line.startswith("config.toml: ")
         assert "expected" in line or "Add it" in line or "Did you mean" in line
@@ -284,7 +300,7 @@ VALUES = [
 
 @pytest.mark.parametrize("name", Config.model_fields)
 def test_no_value_is_a_bug(tmp_path, name):
-    """Whatever stands in any place, the config loads or its mistakes are told."""
+    """With any value in any place, the config loads or its mistakes are told."""
     section = Config.model_fields[name].annotation
     fields = DataSettings.model_fields if name == "data" else section.model_fields
     for value in VALUES:
@@ -311,7 +327,7 @@ def test_no_value_is_a_bug(tmp_path, name):
 
 
 def test_several_data_sets_are_told_apart(tmp_path):
-    """With several sets, a message says which one it means, by the name that `--set` takes."""
+    """With several data sets, a message names the one it means as `--set` does."""
     sets = [
         {"metadata": "a", "latents": "b"},
         {"metadata": "c", "latents": "d", "repeets": 2, "repeats": 0},
@@ -325,21 +341,19 @@ def test_several_data_sets_are_told_apart(tmp_path):
 def test_long_values_are_cut_short_and_made_printable(tmp_path):
     """A message shows the beginning of a long value, and no control character as it is."""
     said = refusal_of(tmp_path, train={"output_dir": "x", "max_steps": "\x1b[31m" + "y" * 500})
-    assert (
-        said
-        == f'config.toml: `train.max_steps` is "\\u001b[31m{"y" * 68}…, expected a whole number, 1 or more.'
-    )
+    shown = f'"\\u001b[31m{"y" * 68}…'
+    assert said == f"config.toml: `train.max_steps` is {shown}, expected a whole number, 1 or more."
 
 
 def test_toml_that_cannot_be_read(tmp_path):
-    """A slip in the syntax is told with its line and column."""
+    """A mistake in the syntax is told with its line and column."""
     said = refusal(tmp_path, "[model]\nfamily = sd1\n")
     assert said.startswith("config.toml: not valid TOML: ")
     assert "line 2, column 10" in said
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    """A missing file, a folder, and bytes that are no text are told without a traceback."""
+    """A missing file, a folder, and bytes that are not text are told without a traceback."""
     (tmp_path / "latin.toml").write_bytes(b'[model]\nfamily = "\xe9"\n')
     for name, said in [
         ("none.toml", "no such file"),
@@ -406,14 +420,14 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path):
     ],
 )
 def test_overrides(tmp_path, override, read, value):
-    """`--set` values are TOML, and bare words and paths are texts; `data.x` means the first data set."""
+    """`--set` reads TOML values and bare words; `data.x` means the first data set."""
     second = TWO_SETS if override.startswith("data.1") else ()
     found = read(load(tmp_path, None, *second, override))
     assert (found, type(found)) == (value, type(value))
 
 
 def test_overrides_replace_and_the_last_one_counts(tmp_path):
-    """An override replaces the file's value, a later one an earlier one; the rest of the table stays."""
+    """An override replaces the value in the file or in an earlier one, and nothing else."""
     settings = {"optimizer.arguments.weight_decay": 0.1, "optimizer.arguments.eps": 1e-6}
     config = load(
         tmp_path,
@@ -427,7 +441,7 @@ def test_overrides_replace_and_the_last_one_counts(tmp_path):
 
 
 def test_a_data_set_replaces_single_caption_settings(tmp_path):
-    """`[data.caption]` changes what it names for its set, also back to the default, and `[caption]` holds for the rest."""
+    """`[data.caption]` changes the settings it names, and the rest comes from `[caption]`."""
     overrides = (*TWO_SETS, "data.1.caption.shuffle=false", "data.1.caption.dropout_rate=0.2")
     config = load(tmp_path, {"caption.shuffle": True, "caption.tag_dropout_rate": 0.1}, *overrides)
     assert config.caption_of(0) == config.caption
@@ -436,7 +450,7 @@ def test_a_data_set_replaces_single_caption_settings(tmp_path):
 
 
 def test_a_seed_is_drawn_when_none_is_given(tmp_path):
-    """A drawn seed differs each time and fits in 63 bits; one that is given, or saved with the run, stays."""
+    """A drawn seed differs each time and fits in 63 bits; a given or saved one is kept."""
     config = load(tmp_path)
     seeds = {with_seed(config).train.seed for _ in range(20)}
     assert len(seeds) == 20
@@ -459,7 +473,7 @@ def assert_comes_back(config, folder):
 
 
 def test_resolved_config_names_every_setting(tmp_path):
-    """Every setting of every section stands in the resolved config, as a value or in a comment that says why not."""
+    """The resolved config holds every setting, as a value or in a comment with the reason."""
     config = load(tmp_path)
     sections = resolved_toml(config).split("\n\n")
     assert len(sections) == len(type(config).model_fields)
@@ -512,7 +526,7 @@ def test_resolved_config_names_every_setting(tmp_path):
     ],
 )
 def test_resolved_config_comes_back(tmp_path, settings, overrides):
-    """The resolved config loads to an equal config, whatever is set, and resolves to the same text."""
+    """The resolved config loads to an equal config, and resolves to the same text."""
     assert_comes_back(load(tmp_path, settings, *overrides), tmp_path)
 
 
@@ -531,7 +545,7 @@ def test_any_text_comes_back(tmp_path, text):
     "path", sorted((ROOT / "examples").glob("tiny_*.toml")), ids=lambda path: path.stem
 )
 def test_examples_load(path, tmp_path):
-    """Each example is in order, 20 steps of random weights, runs where its head says, and comes back from its resolved form."""
+    """Each example loads, trains 20 steps of random weights, and comes back when resolved."""
     config = load_config(path)
     assert_comes_back(config, tmp_path)
     assert (config.model.path, config.model.size, config.train.max_steps) == ("random", "tiny", 20)

@@ -5,9 +5,8 @@ from types import NoneType
 from typing import get_args, get_origin
 
 import pytest
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 import trainer
 from trainer.config import settings
@@ -24,48 +23,30 @@ FIELDS = [
     if section is not Config
     for field, info in section.model_fields.items()
 ]
-OFF = {
-    False: {"off", "no"},
-    (): {"all", "none"},
-    "": {""},
-    None: {"never", "no limit", "the last", "one is drawn, printed and stored"},
-}
 
 
 @pytest.mark.parametrize("info", FIELDS)
-def test_every_field_tells_its_default(info: FieldInfo):
-    """Each setting has a docstring, and the default that it names is the one it has."""
+def test_every_field_is_described(info: FieldInfo):
+    """Each setting has a docstring, which says what happens if it is not set and has no value."""
     assert info.description
-    told = re.search(
-        r"(?:No default|[Dd]efault:? (.*?))(?:[.:;](?: |$)|$)", info.description.replace("\n", " ")
-    )
-    assert told, info.description
-    if info.is_required():
-        assert told[0].startswith("No default")
-    elif isinstance(info.default, BaseModel) or info.default is PydanticUndefined:
-        assert told[1] in ("nothing", "its own")
-    elif isinstance(info.default, bool) or info.default in ((), None):
-        assert told[1] in OFF[info.default]
-    elif isinstance(info.default, str):
-        assert told[1].strip('"') == info.default
-    else:
-        assert float(told[1]) == info.default
+    if not info.is_required() and info.default is None:
+        assert "Not set: " in info.description
 
 
 def test_every_schedule_argument_tells_its_default():
-    """Each argument says which schedule reads it, and its default."""
+    """Each argument says which schedule reads it, and its default or that it is required."""
     described = TypeAdapter(ScheduleArguments).json_schema()["properties"]
     assert set(described) == set(ScheduleArguments.__annotations__)
     for name, schema in described.items():
-        assert re.match(r"[a-z_]+: .*[dD]efault", schema["description"]), name
+        assert re.match(r"[a-z_]+: .*(default|required)", schema["description"]), name
 
 
 # Whether each setting is read: the types of names and attributes are followed through the sources,
 # from annotations and assignments.
 
 PACKAGE = Path(trainer.__file__).parent
-OWN = {"settings", "config", "conflicts", "mistakes", "overrides", "toml"}
-"""Modules that know settings as such; being checked or printed there is no use."""
+OWN = "config"
+"""The folder that knows settings as such; being checked or printed there is no use."""
 
 
 def section_of(annotation: ast.expr | None) -> str | None:
@@ -95,7 +76,7 @@ class Reader(ast.NodeVisitor):
         self.names: list[dict[str, str]] = [{}]
 
     def types(self, node: ast.expr) -> set[str]:
-        """What an expression may be."""
+        """The sections that an expression may hold."""
         match node:
             case ast.Name(id=name):
                 kind = next((scope[name] for scope in reversed(self.names) if name in scope), None)
@@ -115,9 +96,8 @@ class Reader(ast.NodeVisitor):
                 self.reads |= {("DataSettings", "caption"), ("Config", "caption")}
                 return {"CaptionSettings"}
             case ast.Call(func=ast.Name(id="getattr"), args=[holder, key, *_]):
-                names = (
-                    {key.value} if isinstance(key, ast.Constant) else self.strings
-                )  # out of a table in the same module
+                # A name that is no constant comes out of a table in the same module.
+                names = {key.value} if isinstance(key, ast.Constant) else self.strings
                 sections = self.types(holder) & SECTIONS.keys()
                 self.reads |= {
                     (one, name)
@@ -270,7 +250,7 @@ def read_settings(sources: list[str]) -> set[tuple[str, str]]:
     ],
 )
 def test_the_reader_follows_sections(source, reads):
-    """What counts as read: a field of a name or attribute that is known to hold its section."""
+    """A field counts as read if its name or attribute is known to hold its section."""
     assert read_settings([source]) == reads
 
 
@@ -279,8 +259,8 @@ def test_every_setting_is_read():
     reads = read_settings(
         [
             path.read_text(encoding="utf-8")
-            for path in sorted(PACKAGE.glob("*.py"))
-            if path.stem not in OWN
+            for path in sorted(PACKAGE.rglob("*.py"))
+            if path.parent.name != OWN
         ]
     )
     expected = {

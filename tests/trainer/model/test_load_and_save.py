@@ -1,4 +1,4 @@
-"""Diffusers folders: what is saved comes back, pipelines of diffusers read it, and a folder that does not fit is named."""
+"""Tests of diffusers folders: saving, loading, use by diffusers, and refusals."""
 
 import errno
 import json
@@ -66,7 +66,7 @@ def edit_json(path: Path, **changes: Any) -> None:
 def edit_tensors(
     path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 ) -> None:
-    """Write a safetensors file anew."""
+    """Rewrite the tensors of a safetensors file."""
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     save_file(change(tensors), path)
 
@@ -87,7 +87,7 @@ def test_a_saved_model_comes_back(saved, family):
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad
 def test_a_pipeline_of_diffusers_reads_the_folder(saved, family):
-    """A pipeline that is given a VAE takes all other parts from the folder, and its text states are the ones that were trained."""
+    """A pipeline with a VAE takes all else from the folder, and encodes text as it was trained."""
     model, folder = saved[family]
     vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
     kind = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
@@ -120,7 +120,7 @@ def test_a_pipeline_of_diffusers_reads_the_folder(saved, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_tokenizers_give_the_ids_of_the_training(saved, family):
-    """CLIPTokenizer of transformers reads the saved tokenizer; ids and padding are those that the captions were cut with."""
+    """CLIPTokenizer of transformers gives the ids and padding that the captions trained with."""
     for number, name in enumerate(FAMILIES[family].tokenizers):
         folder = saved[family][1] / ("tokenizer_2" if number else "tokenizer")
         found = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
@@ -199,7 +199,7 @@ def test_zero_terminal_snr_and_v_prediction_are_written(saved, tmp_path):
 def test_the_scheduler_of_the_source_is_kept_where_it_can_be(
     copied, tmp_path, scheduler, zero_terminal, expected
 ):
-    """Its class and its own settings stay, unless it knows no zero-terminal SNR and the run has it."""
+    """A scheduler keeps its class and settings unless it lacks the run's zero-terminal SNR."""
     source = copied("sd1")
     (source / "scheduler/scheduler_config.json").write_text(
         json.dumps(scheduler | {"prediction_type": "v_prediction"})
@@ -218,7 +218,10 @@ def test_the_scheduler_of_the_source_is_kept_where_it_can_be(
 
 
 def test_parts_that_are_not_trained_come_from_the_source(copied, tmp_path):
-    """The VAE and whatever else the pipeline names is taken over: large files as links, small ones as copies; other folders are not."""
+    """All parts that the pipeline names are taken over, large files as links, others as copies.
+
+    Other folders are not.
+    """
     source = copied("sd1")
     for name in ("vae", "safety_checker", "flax"):
         (source / name).mkdir()
@@ -256,7 +259,7 @@ def test_parts_that_are_not_trained_come_from_the_source(copied, tmp_path):
 
 
 def test_a_source_that_vanished_loses_no_training(copied, tmp_path):
-    """What was trained is saved whole when the folder it came from is gone; only the VAE is missing, and is named."""
+    """The model is saved without the folder it came from; only the VAE is missing, and named."""
     source = copied("sdxl")
     (source / "vae").mkdir()
     config = make_config("sdxl", source)
@@ -284,7 +287,7 @@ def test_a_full_disk_leaves_the_older_model(saved, tmp_path, monkeypatch):
 
 
 def test_saving_again_replaces_the_folder(saved, tmp_path):
-    """What an older save or a killed one left is gone afterwards."""
+    """Remains of an older or a killed save are gone afterwards."""
     model, _ = saved["sd1"]
     target = tmp_path / "model"
     for left in (target, tmp_path / ".model.unfinished", tmp_path / ".model.replaced"):
@@ -296,7 +299,7 @@ def test_saving_again_replaces_the_folder(saved, tmp_path):
 
 
 def in_two_files(folder: Path) -> None:
-    """As diffusers stores a U-Net past 10 GB."""
+    """Split the U-Net in two files, as diffusers stores one past 10 GB."""
     whole = folder / "unet" / WEIGHTS["unet"]
     tensors = sorted(load_file(whole).items())
     shards = {"a.safetensors": dict(tensors[::2]), "b.safetensors": dict(tensors[1::2])}
@@ -308,7 +311,7 @@ def in_two_files(folder: Path) -> None:
 
 
 def with_names_of_old(folder: Path) -> None:
-    """As transformers 4 stored text encoders years ago, and without the word that newer names begin with."""
+    """Name the tensors as early transformers 4 did, or without the prefix of newer names."""
     edit_tensors(
         folder / "text_encoder/model.safetensors",
         lambda old: old | {"text_model.embeddings.position_ids": torch.arange(77)[None]},
@@ -331,7 +334,7 @@ def test_other_layouts_are_read(saved, copied, change):
 
 
 def test_half_precision_files_become_float32(saved, copied):
-    """A folder that has nothing but fp16 files is read, and trained in float32; a saved config does not call it half."""
+    """A folder with fp16 files alone is read as float32, and the saved config says float32."""
     folder = copied("sd1")
     for name in ("unet", "text_encoder"):
         path = folder / name / WEIGHTS[name]
@@ -404,20 +407,23 @@ def with_a_way_out(folder: Path) -> None:
         (
             "sd1",
             remove(f"unet/{WEIGHTS['unet']}"),
-            r"unet: no weights, expected diffusion_pytorch_model\.safetensors",
+            r"unet: found no weights, expected diffusion_pytorch_model\.safetensors",
         ),
         ("sd1", as_pickle, r"unet: found diffusion_pytorch_model\.bin, which may run programs"),
         ("sd1", cut_short, r"diffusion_pytorch_model\.safetensors: cannot be read"),
         (
             "sd1",
             without_a_tensor,
-            r"conv_out\.bias: missing; conv_in\.bias: shape \(5,\), expected \(16,\); lora: unknown",
+            (
+                r"conv_out\.bias: missing; conv_in\.bias: shape \(5,\), expected \(16,\); "
+                "lora: unknown"
+            ),
         ),
         ("sd1", with_a_way_out, r"names files outside its folder"),
         (
             "sd1",
             set_values("scheduler/scheduler_config.json", prediction_type="v_prediction"),
-            r'"v_prediction", noise\.prediction is "epsilon"',
+            r'"v_prediction", but noise\.prediction is "epsilon"',
         ),
         (
             "sd1",
@@ -442,7 +448,7 @@ def with_a_way_out(folder: Path) -> None:
         (
             "sd1",
             set_values("unet/config.json", cross_attention_dim=32),
-            r"cross_attention_dim 32, expected the text encoders' 16",
+            r"cross_attention_dim 32, expected 16, the width of the text encoders",
         ),
         (
             "sd1",
@@ -452,7 +458,7 @@ def with_a_way_out(folder: Path) -> None:
         (
             "sd1",
             set_values("unet/config.json", block_out_channels=[16]),
-            r"config\.json: makes no U-Net",
+            r"config\.json: no U-Net can be built from it",
         ),
         (
             "sdxl",
@@ -467,7 +473,7 @@ def with_a_way_out(folder: Path) -> None:
         (
             "sd2",
             set_values("text_encoder/config.json", vocab_size=49409),
-            r"49409 tokens and 77 places, expected 49408 and 77",
+            r"49409 tokens and 77 positions, expected 49408 and 77",
         ),
         (
             "sd2",
@@ -492,7 +498,7 @@ def with_a_way_out(folder: Path) -> None:
     ],
 )
 def test_a_folder_that_does_not_fit_is_named(copied, family, change, message):
-    """Each damage and each mix-up is one message that says where, what was found, and what was expected."""
+    """Each damage and each mix-up is one message: where, what was found, what was expected."""
     folder = copied(family)
     change(folder)
     with pytest.raises(ModelError, match=message) as caught:
@@ -510,13 +516,13 @@ def test_paths_that_are_no_folder_are_named(tmp_path):
     ):
         build_model(make_config("sd1", file))
     with pytest.raises(
-        ModelError, match=r"stabilityai/sdxl: no such folder.*nothing is downloaded"
+        ModelError, match=r"stabilityai/sdxl: no such folder.*Nothing is downloaded"
     ):
         build_model(make_config("sdxl", "stabilityai/sdxl"))
 
 
 def test_a_cut_text_encoder_leaves_the_layers_past_its_config(saved, copied):
-    """The way out for a 24-layer encoder: fewer layers in the config, and the tensors of the others are not read."""
+    """With fewer layers in its config, a 24-layer encoder is read without the others."""
     folder = copied("sd2")
     edit_json(folder / "text_encoder/config.json", num_hidden_layers=2)
     model = build_model(make_config("sd2", folder, optimizer={"text_learning_rate": 1e-5}))

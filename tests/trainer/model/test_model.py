@@ -46,7 +46,7 @@ def test_a_full_model_has_the_numbers_of_the_original_file(family):
 
 
 def test_random_weights_are_a_function_of_the_seed():
-    """The same seed gives the same model whatever was drawn before, another one another, and torch's own chance stays untouched."""
+    """The seed alone decides the weights, and torch's own random state stays untouched."""
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
     one = make_model("sd1").state_dict()
@@ -80,14 +80,13 @@ def test_every_trained_parameter_gets_a_gradient(family, chunking, recompute):
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
     frozen = {part for part, (trained, total) in trained_share(model).items() if trained < total}
-    assert frozen == (
-        {"text_encoder"} if family == "sdxl" else set()
-    )  # the second encoder's end is read by the pooled vector
+    # The pooled vector reads the end of the second encoder, so none of that is frozen.
+    assert frozen == ({"text_encoder"} if family == "sdxl" else set())
 
 
 @pytest.mark.parametrize("clip_skip", [1, 2, 3])
 def test_layers_above_clip_skip_are_frozen(clip_skip):
-    """With clip_skip k the last k - 1 layers are frozen, the final norm is not, and the rest gets gradients."""
+    """With clip_skip k, the last k - 1 layers are frozen, and all else is trained."""
     model = make_model("sd1", text={"clip_skip": clip_skip}, optimizer=ALL_TRAINED)
     predict(model).square().mean().backward()
     frozen = {
@@ -110,7 +109,7 @@ def test_a_clip_skip_past_the_layers_is_named():
 
 
 def test_recomputed_activations_change_no_gradient():
-    """Gradient checkpointing gives the same gradients, computing layers of U-Net and trained encoders a second time."""
+    """Gradient checkpointing recomputes layers of U-Net and encoders, to the same gradients."""
     gradients = []
     calls = []
     for recompute in (False, True):
@@ -142,7 +141,7 @@ def test_recomputed_activations_change_no_gradient():
 
 
 def test_frozen_parts_stay_in_eval_mode_and_out_of_the_graph():
-    """`train()` leaves frozen parts in eval mode, and a frozen encoder keeps nothing for a backward pass."""
+    """`train()` leaves frozen parts in eval mode, and a frozen encoder keeps no activations."""
     model = make_model("sdxl", optimizer={"text_learning_rate": 1e-5})
     model.eval()
     model.train()
@@ -172,7 +171,7 @@ def test_a_frozen_unet_passes_gradients_to_the_encoder():
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 @torch.no_grad
 def test_a_sample_is_predicted_alike_alone_and_in_a_batch(family):
-    """Nothing leaks between samples, with noise on the text states too; and that noise does something."""
+    """Nothing leaks between samples, even with noise on the text states, which has an effect."""
     model = make_model(family, text={"embedding_noise": 0.5})
     both = predict(model, text_noise_seeds=(3, 4))
     second = predict(model, batch=slice(1, 2), text_noise_seeds=(4,))
@@ -185,7 +184,7 @@ def test_a_sample_is_predicted_alike_alone_and_in_a_batch(family):
 
 @torch.no_grad
 def test_size_conditioning_equals_the_golden_file():
-    """What SDXL's U-Net makes of original size, crop and target size are sd-scripts' 1536 numbers, behind the pooled vector."""
+    """SDXL's U-Net embeds the sizes as the 1536 numbers of sd-scripts, after the pooled vector."""
     golden = json.loads((DATA / "noise_and_loss.json").read_text())["size_embedding"]
     pairs = zip(golden["original_hw"], golden["crop_top_left"], golden["target_hw"], strict=True)
     assert [[*original, *crop, *target] for original, crop, target in pairs] == SIZES
@@ -207,7 +206,7 @@ def test_size_conditioning_equals_the_golden_file():
 
 @torch.no_grad
 def test_text_and_size_reach_the_prediction():
-    """Another caption for either encoder, another size, another timestep: each changes what is predicted."""
+    """Another caption for either encoder, size or timestep changes the prediction."""
     model = make_model("sdxl")
     noisy_BCHW = torch.ones(1, 4, 16, 8)
     cat, dog = make_ids("sdxl", ["cat"], 1), make_ids("sdxl", ["dog"], 1)
@@ -224,7 +223,7 @@ def test_text_and_size_reach_the_prediction():
 
 
 def test_full_bf16_casts_weights_and_gives_float32():
-    """Weights, gradients and computation are bf16; the prediction leaves as float32, whatever comes in."""
+    """Weights, gradients and computation are bf16; the prediction is float32 for any input."""
     model = make_model("sdxl", train={"precision": "full_bf16"}, optimizer=ALL_TRAINED)
     prediction = predict(model)
     prediction.square().mean().backward()
@@ -247,7 +246,7 @@ def test_mixed_precision_keeps_the_weights():
 
 
 def test_groups_have_the_rates_of_their_parts():
-    """One group a part with trained parameters, in the order of the parts, at its own rate, holding each trained parameter once."""
+    """Each part with trained parameters has one group with all of them, at its own rate."""
     model = make_model("sdxl", optimizer=ALL_TRAINED)
     groups = parameter_groups(model, make_config("sdxl", optimizer=ALL_TRAINED))
     assert [(group["name"], group["lr"]) for group in groups] == [
@@ -265,7 +264,7 @@ def test_groups_have_the_rates_of_their_parts():
 
 
 def test_patterns_choose_parameters_of_the_unet():
-    """`train_only` keeps what matches one of its patterns, `freeze` takes away from that; the share counts numbers, not tensors."""
+    """`train_only` keeps matching parameters, `freeze` removes some; the share counts numbers."""
     model = make_model(
         "sd1", model={"train_only": ["*attn2*", "conv_in.*"], "freeze": ["*.to_v.*"]}
     )
@@ -299,7 +298,7 @@ def test_patterns_choose_parameters_of_the_unet():
     ],
 )
 def test_patterns_without_effect_are_named(patterns, message):
-    """A pattern that matches nothing it could change is an error that names it and shows real names."""
+    """A pattern that matches no parameter is refused by name, with an example of a real name."""
     with pytest.raises(ConfigError, match=message):
         make_model("sd1", model=patterns)
 

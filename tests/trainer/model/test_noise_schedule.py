@@ -60,7 +60,7 @@ def test_noisy_latents_and_velocity_are_golden():
 
 
 def test_the_last_zero_terminal_timestep_is_pure_noise():
-    """Nothing of the latents is left in the input, and the velocity is their negative."""
+    """The input holds nothing of the latents, and the velocity is their negative."""
     schedule = Schedule.of(NoiseSettings(prediction="v", zero_terminal_snr=True))
     last_B = torch.full((8,), 999)
     assert torch.equal(

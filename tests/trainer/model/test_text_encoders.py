@@ -1,4 +1,4 @@
-"""Text states: held against a plain reference written from the facts, position by position."""
+"""Tests of the text states against a plain reference written from the facts."""
 
 import json
 from itertools import product
@@ -23,7 +23,7 @@ CAPTIONS = [
 
 @pytest.fixture(scope="module")
 def encoders():
-    """The text encoders of tiny models by family, with norms that do something and embeddings that matter."""
+    """The text encoders of tiny models by family, with norms and embeddings that have an effect."""
     found = {}
     for family in ("sd1", "sd2", "sdxl"):
         model = make_model(family)
@@ -36,7 +36,7 @@ def encoders():
 
 
 def layer_outputs(encoder: nn.Module, chunk: list[int]) -> list[torch.Tensor]:
-    """What each layer of an encoder makes of one chunk, first layer first: (77, D) each."""
+    """The output of each layer of an encoder for one chunk, first layer first: (77, D) each."""
     outputs = []
 
     def remember(_module, _arguments, output):
@@ -66,7 +66,10 @@ def reference_states(encoder, chunks, *, layer: int, normed: bool, keep_whole_ch
 
 
 def reference_pooled(encoder, chunk):
-    """The product x @ P, where P is stored transposed: of the normed last state at the chunk's first EOS, or at BOS if there is none."""
+    """The projection of the normed last state at the first EOS, or at BOS in a chunk without one.
+
+    The product is x @ P, where P is stored transposed.
+    """
     place = next((position for position in range(77) if chunk[position] == 49407), 0)
     normed = encoder_body(encoder).final_layer_norm(layer_outputs(encoder, chunk)[-1][place])
     return normed @ encoder.text_projection.weight.T
@@ -106,7 +109,7 @@ def reference(family, encoders, ids, chunking, clip_skip):
 )
 @torch.no_grad
 def test_states_equal_a_plain_reference(encoders, family, chunking, n_chunks, clip_skip):
-    """All chunks at once give the states and the pooled vector that single chunks give, joined position by position."""
+    """All chunks at once give the states and the pooled vector of single chunks, in order."""
     ids = make_ids(family, CAPTIONS, n_chunks, chunking)
     rules = encoder_rules(family, clip_skip)
     found = [
@@ -140,7 +143,7 @@ def test_an_encoder_runs_once_for_all_chunks(encoders):
 
 @pytest.mark.parametrize("places", ["75", "150", "225"])
 def test_joined_places_equal_the_golden_file(places):
-    """What stands at each place of the joined states is the chunk and position that sd-scripts puts there."""
+    """Each joined state is the chunk and position that sd-scripts puts there."""
     golden = json.loads((DATA / "joined_states_chunk_position.json").read_text())[places]
     n_chunks = int(places) // 75
     marks_BNLD = torch.stack(
@@ -154,7 +157,7 @@ def test_joined_places_equal_the_golden_file(places):
 @pytest.mark.parametrize("eos_in_config", [2, 49407, 1])
 @torch.no_grad
 def test_the_pooled_place_does_not_depend_on_the_config_of_the_encoder(encoders, eos_in_config):
-    """Stored configs say that EOS is 2, which transformers reads in a way of its own: the place is CLIP's EOS all the same."""
+    """The pooled state is at CLIP's EOS, even if the stored config says that EOS is 2."""
     encoder = encoders["sdxl"][1]
     ids_BNL = make_ids("sdxl", CAPTIONS, 2)[1]
     body = encoder_body(encoder)
@@ -168,7 +171,10 @@ def test_the_pooled_place_does_not_depend_on_the_config_of_the_encoder(encoders,
 
 @torch.no_grad
 def test_a_first_chunk_without_eos_pools_at_bos(encoders):
-    """sd-scripts leaves a chunk without EOS when its 75th token is a real id 0 and the caption ends in the next one."""
+    """A chunk without EOS pools at BOS.
+
+    sd-scripts leaves such a chunk when its 75th token is a real id 0 and the caption goes on.
+    """
     ids_BNL = make_ids("sdxl", ["cat " * 74 + "!~ " + "dog " * 30], 2)[1]
     assert 49407 not in ids_BNL[0, 0].tolist()
     _, pooled = encode(encoders["sdxl"][1], ids_BNL, encoder_rules("sdxl")[1], "kohya")
@@ -181,7 +187,7 @@ def test_a_first_chunk_without_eos_pools_at_bos(encoders):
 
 
 def test_noise_depends_on_the_seed_of_the_sample_alone():
-    """A sample's noise is the same alone, in a batch, and at the head of longer states; its deviation is the one asked for."""
+    """A sample's noise is the same alone, in a batch and in longer states, of the given size."""
     states = torch.zeros(3, 152, 32)
     noise = add_noise(states, (5, 6, 1 << 62), 0.5)
     assert torch.equal(add_noise(states[1:2], (6,), 0.5)[0], noise[1])

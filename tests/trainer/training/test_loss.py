@@ -67,7 +67,7 @@ KINDS = [("l2", "snr", "loss_l2"), ("l1", "snr", "loss_l1")] + [
 
 @pytest.mark.parametrize(("kind", "schedule", "name"), KINDS)
 def test_every_kind_is_golden(kind, schedule, name):
-    """Each distance, with each schedule of its threshold, is sd-scripts' for every sample; the value is their mean."""
+    """Each distance with each threshold schedule equals that of sd-scripts for every sample."""
     found = loss_of(golden_batch(), LossSettings(kind=kind, huber_schedule=schedule))
     close(found.losses_B, golden(name))
     close(found.value, golden(name).mean())
@@ -75,7 +75,7 @@ def test_every_kind_is_golden(kind, schedule, name):
 
 @pytest.mark.parametrize("schedule", ["constant", "exponential"])
 def test_the_scale_multiplies_the_threshold(schedule):
-    """`huber_scale` moves the threshold of the two schedules that have it: 0.1 x 2 is 0.2, constant."""
+    """`huber_scale` scales the threshold of the two schedules that have it."""
     scaled, plain = (
         loss_of(
             golden_batch(), LossSettings(kind="huber", huber_schedule=schedule, huber_scale=s)
@@ -139,7 +139,7 @@ def test_weights_reach_the_loss():
 
 
 def test_a_zero_terminal_schedule_keeps_its_weights():
-    """At the last timestep, where the SNR of the rescaled schedule is 0, weights, thresholds and gradient are finite and not 0."""
+    """At SNR 0, weights, thresholds and gradient are finite and not 0."""
     noise = NoiseSettings(prediction="v", zero_terminal_snr=True)
     last = golden_batch(timesteps_B=torch.full((8,), 999))
     for loss in (
@@ -156,7 +156,7 @@ def test_a_zero_terminal_schedule_keeps_its_weights():
 
 
 def test_the_model_is_shown_the_noisy_latents():
-    """Noisy latents, timesteps, ids, sizes and seeds reach the model; the target of epsilon is the noise."""
+    """The model gets noisy latents, timesteps, ids, sizes and seeds; epsilon aims at the noise."""
     shown = []
     batch = golden_batch(size_B6=torch.ones(8, 6))
     found = loss_of(batch, PLAIN, model=lambda *given: shown.extend(given) or golden("target"))
@@ -198,7 +198,7 @@ def test_the_mask_is_multiplied_and_not_renormalised():
 
 
 def test_a_filled_place_counts_nothing():
-    """A place of weight 0 adds no loss and no gradient; the mean is over the real samples of the step."""
+    """A padding sample adds no loss and no gradient; the mean is over the real samples."""
     prediction = golden("pred").requires_grad_()
     batch = golden_batch(weights_B=torch.tensor([1.0, 1, 1, 1, 1, 0, 0, 0]), real_samples=5)
     found = loss_of(batch, PLAIN, model=lambda *_: prediction)
@@ -211,7 +211,7 @@ def test_a_filled_place_counts_nothing():
 
 
 def test_slices_of_a_step_add_up():
-    """Value and gradient of a step of 5 samples are the same in one micro-batch and in slices of 2, 2 and 1 with a filled place."""
+    """A step of 5 samples is the same in one micro-batch as in slices of 2, 2 and 1 padded."""
     torch.manual_seed(0)
     whole, sliced = torch.nn.Conv2d(2, 2, 1), torch.nn.Conv2d(2, 2, 1)
     sliced.load_state_dict(whole.state_dict())

@@ -27,13 +27,13 @@ def plot(tmp_path, losses, rate=1e-5):
 
 
 def blue_in(picture):
-    """How many pixels of each row are blue, as the lines are and nothing else: (all of them, the dark ones)."""
+    """The number of blue pixels in each row, which only lines have, and of the dark ones."""
     red, _, blue = (channel.astype(int) for channel in np.moveaxis(np.asarray(picture), 2, 0))
     return (blue - red > 40).sum(axis=1), ((blue - red > 100) & (red < 60)).sum(axis=1)
 
 
 def test_the_plot_shows_losses_median_and_rate(tmp_path):
-    """The losses are drawn pale, over them their median dark, and dark in the axis below the rate from one side to the other."""
+    """The losses are pale, their median is dark, and the rate below is dark from side to side."""
     pytest.importorskip("matplotlib")
     picture = plot(tmp_path, [0.2 - 0.0005 * step + 0.05 * (step % 7) for step in range(200)])
     lines, dark = blue_in(picture)
@@ -44,7 +44,7 @@ def test_the_plot_shows_losses_median_and_rate(tmp_path):
 
 
 def test_a_spike_does_not_flatten_the_rest(tmp_path):
-    """With one loss a thousand times the others the axis is logarithmic: the others still fill a part of it."""
+    """With one loss 1000 times the others, a logarithmic axis still gives those some height."""
     pytest.importorskip("matplotlib")
     picture = plot(
         tmp_path, [300.0 if step == 50 else 0.1 + 0.05 * (step % 7) for step in range(200)]
@@ -55,13 +55,13 @@ def test_a_spike_does_not_flatten_the_rest(tmp_path):
 
 @pytest.mark.parametrize("losses", [[0.5], [0.5, None, 0.25], [0.0] * 30, [0.1] * 10_000])
 def test_odd_runs_are_drawn_too(tmp_path, losses):
-    """One step, a step without a loss, no loss at all to see, more steps than points: a picture without a warning."""
+    """A single step, missing losses and many steps give a plot without a warning."""
     pytest.importorskip("matplotlib")
     plot(tmp_path, losses)
 
 
 def test_no_step_is_lost_from_the_picture(tmp_path):
-    """Of 20,000 steps a single high one is still drawn."""
+    """A single high loss among 20,000 steps is still drawn."""
     pytest.importorskip("matplotlib")
     losses = [0.1] * 20_000
     flat, _ = blue_in(plot(tmp_path, losses))

@@ -31,7 +31,7 @@ def steps_of(path):
 
 
 def test_a_line_is_there_when_write_returns(tmp_path):
-    """Each line can be read before the file is closed, fields in the order given, whatever characters a caption holds."""
+    """Each line can be read before the file is closed, whatever characters a caption holds."""
     path = tmp_path / "metrics.jsonl"
     file = MetricsFile(path, after_step=0)
     file.write(step=1, loss=0.5, keys=["\ud83d/ü.png"], captions=["line\u2028one\n{猫}"])
@@ -54,7 +54,7 @@ def test_what_json_lacks_is_null(tmp_path, value):
 
 
 def test_lone_surrogates_survive_a_resume(tmp_path):
-    """A line with half a character in a caption is a whole line: it is kept when the file is cut back, and drawn."""
+    """A line with a lone surrogate is kept when the file is cut back, and drawn."""
     path = tmp_path / "metrics.jsonl"
     file = MetricsFile(path, after_step=0)
     for step in (1, 2):
@@ -66,7 +66,7 @@ def test_lone_surrogates_survive_a_resume(tmp_path):
 
 
 def test_a_resumed_run_goes_on_behind_its_step(tmp_path):
-    """Lines past the resumed step are gone before new ones are appended; the others keep their bytes."""
+    """Lines past the resumed step are removed before new ones follow; others keep their bytes."""
     path = tmp_path / "metrics.jsonl"
     write_steps(path, range(1, 9))
     kept = b"".join(path.read_bytes().splitlines(keepends=True)[:5])
@@ -89,7 +89,7 @@ def test_a_resumed_run_goes_on_behind_its_step(tmp_path):
     ],
 )
 def test_a_broken_line_is_removed(tmp_path, tail):
-    """What a killed run left half-written, or what is no line of a step, goes; whole lines stay."""
+    """Partial lines and lines that are not of a step are removed; whole lines stay."""
     path = tmp_path / "metrics.jsonl"
     write_steps(path, [1, 2, 3])
     whole = path.read_bytes()
@@ -99,7 +99,7 @@ def test_a_broken_line_is_removed(tmp_path, tail):
 
 
 def test_nothing_to_remove_leaves_the_file_alone(tmp_path):
-    """A file that ends at the resumed step is not written anew, and nothing is left beside it."""
+    """A file that ends at the resumed step is not rewritten, and nothing is left beside it."""
     path = tmp_path / "metrics.jsonl"
     write_steps(path, [1, 2, 3])
     before = path.stat()
@@ -130,7 +130,7 @@ print(file.write(step=3, loss=1.0))
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
 def test_a_full_disk_costs_a_line(tmp_path):
-    """A line that does not fit is given up whole, with the reason; the next one stands in a line of its own."""
+    """A line that does not fit is given up whole, with the reason, and the next one is intact."""
     path = tmp_path / "metrics.jsonl"
     found = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True
@@ -142,7 +142,7 @@ def test_a_full_disk_costs_a_line(tmp_path):
 
 
 def test_recent_steps():
-    """Speed over all ranks, the share of waiting, and how often what happened; only the last 100 steps count."""
+    """Speed over all ranks, share of waiting and shares of events cover the last 100 steps."""
     recent = Recent()
     assert recent.speed() == {"samples_per_second": 0, "data_wait": 0}
     assert recent.event_shares() == {}
@@ -164,7 +164,7 @@ def test_recent_steps():
 
 
 def test_fields_of_the_progress_bar():
-    """Loss, rate, speed, waiting, memory and events in few characters; what is not known is left out."""
+    """The progress bar shows known numbers in few characters, and leaves unknown ones out."""
     line = {"step": 3, "loss": 0.12345, "lr_unet": 1e-5, "lr_text_encoder": 1e-6, "grad_norm": 1.0}
     speed = {"samples_per_second": 12.345, "data_wait": 0.034, "memory_bytes": 2_500_000_000}
     assert progress_fields(line | speed, {"caption_dropped": 0.1, "random_caption": 0.012}) == {
@@ -181,7 +181,7 @@ def test_fields_of_the_progress_bar():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell")
 def test_peak_memory_is_in_bytes():
-    """The peak of this process lies between what torch alone takes and what a machine has, and rises with what is taken."""
+    """The peak is plausible for a process with torch, and rises with the memory taken."""
     before = peak_memory_bytes(torch.device("cpu"))
     assert 50e6 < before < 1e12
     taken = bytearray(before // 2)

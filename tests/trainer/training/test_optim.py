@@ -55,7 +55,7 @@ def weights(optimizer):
 
 
 def same(left, right):
-    """Whether two lists of tensors are equal bit for bit."""
+    """True if two lists of tensors are equal bit for bit."""
     return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
@@ -73,7 +73,7 @@ def test_groups_keep_their_rates_and_get_the_arguments():
 
 
 def test_the_trial_leaves_weights_and_state_alone():
-    """What is built has taken no step."""
+    """The optimizer that is returned has taken no step."""
     optimizer = build("AdamW")
     assert same(
         weights(optimizer), [parameter for group in groups() for parameter in group["params"]]
@@ -89,18 +89,17 @@ def test_a_step_that_was_swallowed_is_no_step():
         [parameter for group in optimizer.param_groups for parameter in group["params"]], 1.0
     )
     assert guarded_step(prepared, norm).taken
-    prepared.gradient_state._set_sync_gradients(
-        False
-    )  # what `Accelerator.accumulate` does between its own steps
+    # `Accelerator.accumulate` does this between its own steps.
+    prepared.gradient_state._set_sync_gradients(False)
     try:
-        with pytest.raises(RuntimeError, match="did not hand an optimizer step on"):
+        with pytest.raises(RuntimeError, match="did not pass a step on"):
             guarded_step(prepared, norm)
     finally:
         prepared.gradient_state._set_sync_gradients(True)
 
 
 def test_adafactor_trains_with_our_rate():
-    """Adafactor is transformers' and moves a weight by about the configured rate in its first step, not by one that it made itself."""
+    """Adafactor of transformers moves a weight by about the configured rate in its first step."""
     optimizer = build("Adafactor")
     assert type(optimizer).__module__ == "transformers.optimization"
     before = weights(optimizer)
@@ -125,7 +124,7 @@ def test_adafactor_trains_with_our_rate():
     ],
 )
 def test_a_name_that_cannot_be(name, message):
-    """Unknown names get a hint; optimizers that need another loop or other weights are refused before the run, by their own words."""
+    """Unknown names get a hint; optimizers that cannot train here are refused before the run."""
     with pytest.raises(ConfigError, match=message):
         build(name)
 
@@ -136,7 +135,10 @@ def test_a_name_that_cannot_be(name, message):
         (
             "AdamW",
             {"weight_decy": 1},
-            "optimizer.arguments: unknown argument `weight_decy` for optimizer.name = AdamW, expected .*weight_decay",
+            (
+                "optimizer.arguments: unknown argument `weight_decy` for optimizer.name = AdamW, "
+                "expected .*weight_decay"
+            ),
         ),
         ("AdamW", {"lr": 1}, "unknown argument `lr`"),
         ("Adafactor", {"relative_step": True}, "unknown argument `relative_step`"),
@@ -145,16 +147,18 @@ def test_a_name_that_cannot_be(name, message):
     ],
 )
 def test_arguments_that_cannot_be(name, argument, message):
-    """Unknown arguments are refused with those that there are; values that the class refuses, with its words."""
+    """Unknown arguments are told with the known ones, refused values with the class's message."""
     with pytest.raises(ConfigError, match=message):
         build(name, **argument)
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    """Without bitsandbytes or pytorch-optimizer, the message has the command that installs it, and other names need neither."""
+    """The message about a missing package has the command that installs it."""
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
-    with pytest.raises(ConfigError, match=r"AdamW8bit is bitsandbytes'.*pip install bitsandbytes"):
+    with pytest.raises(
+        ConfigError, match=r"AdamW8bit belongs to bitsandbytes.*pip install bitsandbytes"
+    ):
         build("AdamW8bit")
     with pytest.raises(
         ConfigError, match=r"unknown optimizer `Prodigy`.*pip install pytorch-optimizer"
@@ -175,7 +179,7 @@ def test_optimizers_of_pytorch_optimizer(name):
 
 
 def test_pytorch_optimizer_s_own_refusals():
-    """Unknown arguments that its classes would swallow are refused, and so is what needs a base optimizer."""
+    """Unknown arguments and classes that need a base optimizer are refused."""
     pytest.importorskip("pytorch_optimizer")
     with pytest.raises(ConfigError, match="unknown argument `cautios`"):
         build("Lion", cautios=True)
@@ -198,7 +202,7 @@ SCHEDULES = [
 
 @pytest.mark.parametrize(("name", "warmup", "arguments"), SCHEDULES)
 def test_every_schedule_is_diffusers_s(name, warmup, arguments):
-    """Asked for in any order, each step's rates are those of diffusers' scheduler that is stepped once a step."""
+    """The rates of each step, in any order, equal those of diffusers' scheduler."""
     optimizer, reference = build("SGD"), build("SGD")
     settings = OptimizerSettings(schedule=name, warmup_steps=warmup, schedule_arguments=arguments)
     schedule = build_schedule(optimizer, settings, 20)
@@ -225,7 +229,7 @@ def test_every_schedule_is_diffusers_s(name, warmup, arguments):
 
 
 def test_rates_need_no_state():
-    """A loaded optimizer state brings rates of its own step; the schedule's are those of the step asked for."""
+    """A loaded optimizer state, which has rates of its own step, does not change the schedule."""
     optimizer, saved = build("SGD"), build("SGD")
     settings = OptimizerSettings(schedule="linear")
     build_schedule(saved, settings, 10).set_rates(9)
@@ -240,7 +244,10 @@ def test_rates_need_no_state():
         (
             {"schedule": "polynomial"},
             1e-8,
-            r"polynomial cannot move a rate of 1e-08 over 20 steps .*must be smaller than initial lr",
+            (
+                "polynomial cannot move a rate of 1e-08 over 20 steps .*"
+                "must be smaller than initial lr"
+            ),
         ),
         (
             {"schedule": "piecewise_constant", "schedule_arguments": {"step_rules": "1.1.1:5,0.1"}},
@@ -250,7 +257,7 @@ def test_rates_need_no_state():
     ],
 )
 def test_what_a_schedule_refuses(changes, rate, message):
-    """Rates and arguments that mean nothing to the schedule are refused when the run starts, with its words."""
+    """A rate or argument that the schedule refuses is told with its message at the start."""
     optimizer = build()
     optimizer.param_groups[0]["lr"] = rate
     with pytest.raises(ConfigError, match=message):
@@ -258,7 +265,7 @@ def test_what_a_schedule_refuses(changes, rate, message):
 
 
 def test_clipping_scales_all_gradients_together():
-    """The norm is of all gradients before clipping; afterwards they have the largest norm allowed, directions kept."""
+    """The norm is that of all gradients before clipping, which scales them without turning them."""
     clipped, plain = parameters(), parameters()
     norm = clip_gradients(clipped, 1.0)
     flat = torch.cat([parameter.grad.flatten() for parameter in plain])
@@ -269,7 +276,7 @@ def test_clipping_scales_all_gradients_together():
 
 
 def test_zero_only_measures():
-    """With max_norm 0, or a norm below the largest, gradients stay bit for bit; weights without a gradient count nothing."""
+    """With max_norm 0, or one above the norm, gradients stay the same bit for bit."""
     plain = [parameter.grad for parameter in parameters()]
     for max_norm in (0.0, 1e6):
         clipped = [*parameters(), Parameter(torch.ones(3))]
@@ -278,14 +285,14 @@ def test_zero_only_measures():
 
 
 def test_a_finite_norm_is_a_step():
-    """The step is the optimizer's own; norm and logged scalars come back, the gradients are gone."""
+    """The optimizer takes its own step, norm and scalars come back, and gradients are cleared."""
     optimizer, reference = build(), build()
     weights_of_both = [
         parameter for group in optimizer.param_groups for parameter in group["params"]
     ]
     stepped = guarded_step(optimizer, clip_gradients(weights_of_both, 0), torch.tensor(0.25))
     reference.step()
-    assert (stepped.taken, stepped.logged) == (True, (0.25,))
+    assert (stepped.taken, stepped.scalars) == (True, (0.25,))
     assert stepped.grad_norm == pytest.approx(
         math.sqrt(sum(p.grad.square().sum() for g in groups() for p in g["params"]))
     )
@@ -296,7 +303,7 @@ def test_a_finite_norm_is_a_step():
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("max_norm", [0.0, 1.0])
 def test_a_broken_gradient_is_no_step(broken, max_norm):
-    """One element that is no number leaves all weights and the optimizer's state as they were, and the next step is unharmed."""
+    """A single NaN or infinity leaves weights and optimizer state as they were."""
     optimizer, reference = build(), build()
     for each in (optimizer, reference):
         each.step()
@@ -326,7 +333,7 @@ def weights_in(optimizer):
 
 
 def test_a_step_is_read_back_once(monkeypatch):
-    """Clipping and stepping ask a tensor for its values one time, whatever is logged."""
+    """Clipping and stepping read values back from the device once, whatever the scalars."""
     reads = []
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__"):
         original = getattr(torch.Tensor, name)
@@ -342,7 +349,7 @@ def test_a_step_is_read_back_once(monkeypatch):
 
 
 def test_weights_for_use_are_the_averages():
-    """A schedule-free optimizer's averaged weights are there inside, and afterwards its training weights bit for bit."""
+    """A schedule-free optimizer has its averages inside the context, and its weights afterwards."""
     pytest.importorskip("pytorch_optimizer")
     optimizer = Accelerator(cpu=True).prepare(build("ScheduleFreeAdamW"))
     for _ in range(5):
@@ -370,7 +377,7 @@ class Averaging(torch.optim.SGD):
 
 @pytest.mark.parametrize("optimizer_class", [Averaging, torch.optim.SGD])
 def test_weights_for_use_come_back_exactly(optimizer_class):
-    """Trained weights are back bit for bit, also after an error inside; an optimizer without averages is left alone."""
+    """Trained weights come back bit for bit, also after an error inside."""
     optimizer = optimizer_class(groups())
     before = weights(optimizer)
     with pytest.raises(AssertionError, match="inside"), weights_for_use(optimizer):

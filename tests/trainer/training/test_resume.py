@@ -39,7 +39,7 @@ def unbroken(metadata, tmp_path_factory):
 
 
 def test_four_and_four_steps_are_eight(metadata, unbroken, tmp_path):
-    """4 + resume + 4 steps give the weights, optimizer state, captions and metrics of 8, bit for bit."""
+    """4 + resume + 4 steps give the weights, states, captions and metrics of 8, bit for bit."""
     out = tmp_path / "run"
     config = write_config(tmp_path / "c.toml", settings_of(metadata, out))
     assert run(config, "--set", "train.max_steps=4").returncode == 0
@@ -53,7 +53,7 @@ def test_four_and_four_steps_are_eight(metadata, unbroken, tmp_path):
 
 @pytest.fixture(scope="module")
 def unbroken_batches_of_4(metadata, tmp_path_factory):
-    """The folder of a run of 8 steps of one micro-batch of 4 samples each, with the state after step 3 kept."""
+    """The folder of 8 steps of one micro-batch of 4 samples, with the state after step 3."""
     folder = tmp_path_factory.mktemp("unbroken_4")
     changes = {
         "train": {"batch_size": 4, "accumulation": 1},
@@ -72,10 +72,10 @@ def unbroken_batches_of_4(metadata, tmp_path_factory):
 def test_a_resume_with_another_accumulation_trains_on(
     metadata, unbroken_batches_of_4, tmp_path, batch_size, accumulation
 ):
-    """3 steps of 4 x 1 and 5 of another split of the same global batch end at the weights of 8 unbroken steps, but for rounding.
+    """Resuming with another split of the global batch ends at the same weights, up to rounding.
 
-    3 is a multiple of neither 2 nor 4, so a count of micro-batches that went on over the resume
-    would be found out.
+    The state is from step 3, a multiple of neither 2 nor 4, so a count of micro-batches that
+    continued over the resume would be found out.
     """
     changes = {"train": {"batch_size": batch_size, "accumulation": accumulation}}
     config = write_config(tmp_path / "c.toml", settings_of(metadata, tmp_path / "run", **changes))
@@ -98,7 +98,7 @@ def test_a_resume_with_another_accumulation_trains_on(
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(metadata, tmp_path):
-    """SIGKILL in the middle, then resume: the same weights, optimizer state, captions and metrics as without."""
+    """A killed and resumed run gives the same weights, states and metrics as a whole one."""
     sections = settings_of(
         metadata,
         tmp_path / "killed",
@@ -127,9 +127,8 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(metadata, tmp_path):
     assert metrics_of(tmp_path / "killed") == metrics_of(tmp_path / "whole")
 
 
-@pytest.mark.filterwarnings(
-    "ignore:This DataLoader will create 3 worker processes"
-)  # on a machine with two cores
+# The warning comes on a machine with two cores.
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_any_number_of_workers_gives_the_same_samples(metadata, unbroken, tmp_path, workers):
     """0, 1 and 3 workers train the same samples to the same losses."""
@@ -142,7 +141,7 @@ def test_any_number_of_workers_gives_the_same_samples(metadata, unbroken, tmp_pa
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_exits(metadata, tmp_path, number, code):
-    """SIGTERM and Ctrl-C end the run after the step at hand, with its state saved and its own exit code."""
+    """SIGTERM and Ctrl-C end the run after the current step, saved and with an exit code each."""
     out = tmp_path / "run"
     config = write_config(
         tmp_path / "c.toml", settings_of(metadata, out, train={"max_steps": 100000})
@@ -158,9 +157,9 @@ def test_a_signal_saves_and_exits(metadata, tmp_path, number, code):
     assert "Traceback" not in errors
     last = metrics_of(out)[-1]["step"]
     assert (
-        f"stopped after step {last:,} of 100,000; its state is saved. Go on with --resume latest."
-        in errors
-    )
+        f"stopped after step {last:,} of 100,000; its state is saved. "
+        "Continue with --resume latest."
+    ) in errors
     assert (out / "checkpoints" / f"step-{last:08d}" / "state.json").exists()
 
 
@@ -173,7 +172,7 @@ def test_a_signal_saves_and_exits(metadata, tmp_path, number, code):
     ],
 )
 def test_another_run_is_refused_by_name(metadata, unbroken, changes, named):
-    """A state is not resumed with another seed, global batch or data, unless asked; nothing is written."""
+    """A state is not resumed with another seed, global batch or data unless allowed."""
     before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")}
     config = write_config(
         unbroken.parent / "changed.toml", settings_of(metadata, unbroken, **changes)
@@ -185,7 +184,7 @@ def test_another_run_is_refused_by_name(metadata, unbroken, changes, named):
 
 
 def test_changed_metadata_is_refused_and_can_be_allowed(metadata, tmp_path, capsys):
-    """Other bytes in the metadata are seen by their fingerprint; --allow-change goes on and says what changed."""
+    """Changed metadata is refused by its fingerprint; --allow-change names it and trains."""
     copy = tmp_path / "meta.json"
     copy.write_bytes(metadata.read_bytes())
     config = write_config(tmp_path / "c.toml", settings_of(copy, tmp_path / "run"))
@@ -202,7 +201,7 @@ def test_changed_metadata_is_refused_and_can_be_allowed(metadata, tmp_path, caps
 
 
 def test_latest_needs_a_run_but_no_state(metadata, tmp_path, capsys):
-    """--resume latest starts a run again that was killed before its first save, and refuses a folder without a run."""
+    """--resume latest restarts a run without a saved state, and refuses a folder without a run."""
     config = write_config(
         tmp_path / "c.toml", settings_of(metadata, tmp_path / "run", train={"seed": None})
     )
@@ -218,7 +217,7 @@ def test_latest_needs_a_run_but_no_state(metadata, tmp_path, capsys):
 
 
 def test_going_on_from_an_older_state_keeps_the_later_ones(metadata, tmp_path):
-    """Resumed from an older state, a run trains the same steps again, and the state that it had is kept under another name."""
+    """Resuming from an older state trains the same steps again and keeps the later states."""
     out = tmp_path / "run"
     config = write_config(
         tmp_path / "c.toml",
@@ -237,7 +236,7 @@ def test_going_on_from_an_older_state_keeps_the_later_ones(metadata, tmp_path):
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "state.json"])
 @pytest.mark.parametrize("kept_bytes", [0, 100])
 def test_a_damaged_state_is_told(metadata, unbroken, tmp_path, name, kept_bytes):
-    """A state with a file that was cut off is refused in one message, and the run's own files stay as they are."""
+    """A truncated state is refused in one message, and the files of the run stay as they are."""
     out = shutil.copytree(unbroken, tmp_path / "run")
     broken = out / "checkpoints" / "step-00000008"
     (broken / name).write_bytes((broken / name).read_bytes()[:kept_bytes])
@@ -249,7 +248,7 @@ def test_a_damaged_state_is_told(metadata, unbroken, tmp_path, name, kept_bytes)
 
 
 def test_a_state_that_tells_nothing_is_none(metadata, unbroken, tmp_path):
-    """A state.json with other values than a state has is no state."""
+    """A state.json with values of the wrong types is refused."""
     state = shutil.copytree(unbroken / "checkpoints" / "step-00000008", tmp_path / "state")
     (state / "state.json").write_text('{"step": "8", "identity": []}')
     config = write_config(tmp_path / "c.toml", settings_of(metadata, tmp_path / "run"))
@@ -258,7 +257,7 @@ def test_a_state_that_tells_nothing_is_none(metadata, unbroken, tmp_path):
 
 
 def test_the_state_of_another_run_goes_into_a_new_folder(metadata, unbroken, tmp_path):
-    """A run can begin with another one's state, but not in the folder of a third."""
+    """A run can begin from another run's state, but not in the folder of a third run."""
     state = str(unbroken / "checkpoints" / "step-00000008")
     config = write_config(
         tmp_path / "c.toml", settings_of(metadata, tmp_path / "run", train={"max_steps": 9})

@@ -1,0 +1,124 @@
+"""Everything that a run prints and logs: messages, progress bar, metrics.jsonl and trackers.
+
+Every rank calls every method; only rank 0 prints and writes.
+"""
+
+import sys
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from trainer.config.load import resolved_toml
+from trainer.config.settings import Config
+from trainer.data.epochs import RunSize
+from trainer.model.model import Model
+from trainer.model.trainable import trained_share
+from trainer.training.accelerator import from_all_ranks
+from trainer.training.metrics import MetricsFile, Recent, peak_memory_bytes, progress_fields
+from trainer.training.run_folder import METRICS_FILE
+from trainer.training.step import StepResult
+
+
+class RunLog:
+    """The log of a run that continues after `after_step` steps; later lines of it are removed."""
+
+    def __init__(
+        self, engine: Accelerator, config: Config, size: RunSize, *, after_step: int
+    ) -> None:
+        self._engine, self._settings, self._size = engine, config.log, size
+        self._seed = config.train.seed
+        self._recent = Recent()
+        self._bar: Any = None
+        self._metrics: MetricsFile | None = None
+        if engine.is_main_process:
+            path = config.train.output_dir / METRICS_FILE
+            self._metrics = MetricsFile(path, after_step=after_step)
+        if self._settings.trackers:
+            engine.init_trackers(self._settings.project, config={"config": resolved_toml(config)})
+
+    def close(self) -> None:
+        """Close the metrics file."""
+        if self._metrics:
+            self._metrics.close()
+
+    def say(self, *lines: str) -> None:
+        """Print lines once, whatever the number of ranks, without breaking the progress bar."""
+        for line in lines:
+            if self._engine.is_main_process:
+                tqdm.write(line, file=sys.stderr)
+
+    def say_start(self, model: Model, step: int, *, resumed: bool) -> None:
+        """Print how the run starts, in one line with the derived numbers."""
+        size, begun = self._size, "starts"
+        if resumed:
+            begun = (
+                f"resumes at step {step:,}"
+                if step
+                else "no state was saved yet: starts again at step 0"
+            )
+        trained = ", ".join(
+            f"{part} {count / total:.1%} of {total:,} parameters"
+            for part, (count, total) in trained_share(model).items()
+        )
+        self.say(
+            f"{begun}: seed {self._seed}; {size.records:,} records, "
+            f"{size.samples_per_epoch:,} samples per epoch in {size.buckets:,} buckets; "
+            f"{size.global_batch_size:,} samples per step, {size.steps_per_epoch:,} steps "
+            f"per epoch, {size.max_steps:,} steps in total; trained: {trained}"
+        )
+
+    def say_stop(self, step: int, *, is_saved: bool) -> None:
+        """Print that a signal ended the run early, and how to continue it."""
+        state = "its state is saved" if is_saved else "its state could not be saved"
+        self.say(
+            f"stopped after step {step:,} of {self._size.max_steps:,}; {state}. "
+            "Continue with --resume latest."
+        )
+
+    def progress_bar(self, step: int) -> Any:
+        """The progress bar from `step` on, to be entered before the first `log_step`."""
+        self._bar = tqdm(
+            total=self._size.max_steps,
+            initial=step,
+            unit="step",
+            disable=not self._engine.is_main_process,
+        )
+        return self._bar
+
+    def log_step(self, step: int, result: StepResult) -> None:
+        """Show the numbers of the step that made it `step` steps, and write them where wanted.
+
+        A line depends on its own step alone, so a resumed run writes the same lines.
+        """
+        # The numbers of this rank, shown beside the progress bar.
+        self._recent.add(result.counts, result.seconds, result.waited_seconds)
+        line: dict[str, Any] = {
+            "loss": result.loss,
+            "epoch": (step - 1) // self._size.steps_per_epoch,
+            "grad_norm": result.grad_norm,
+            **result.rates,
+            **self._recent.speed(self._engine.num_processes),
+            "memory_bytes": peak_memory_bytes(self._engine.device),
+            **result.counts,
+        }
+        if not result.taken:
+            line["skipped"] = True
+        self._bar.set_postfix(progress_fields(line, self._recent.event_shares()), refresh=False)
+        self._bar.update()
+
+        # Trackers and metrics.jsonl, every `log.every_steps`.
+        if step % self._settings.every_steps:
+            return
+        if self._settings.trackers:
+            self._engine.log(line, step=step)
+        if self._settings.samples:
+            line |= {
+                "keys": from_all_ranks(self._engine, result.keys),
+                "captions": from_all_ranks(self._engine, result.captions),
+            }
+        if self._metrics and (problem := self._metrics.write(step, **line)):
+            self.say(
+                f"WARNING: the metrics of step {step:,} are lost: {problem}. "
+                "The run continues. Free some disk space."
+            )

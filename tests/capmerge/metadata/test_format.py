@@ -1,0 +1,79 @@
+import gzip
+import json
+
+import pytest
+from builders.blocks import RECORDS
+
+from capmerge.files.atomic import AtomicFile
+from capmerge.files.source import BytesSource
+from capmerge.metadata.blocks import read_layout
+from capmerge.metadata.codec import Records, encode
+from capmerge.metadata.format import WRITTEN, Format, RecordWriter
+from capmerge.metadata.offsets import spans_written
+
+
+def write(path, out, blocks):
+    """Write blocks of records as a rewrite does; returns where each one's output began, and its bytes."""
+    file, begun = AtomicFile(path), []
+    writer = RecordWriter(file, out)
+    for pairs in blocks:
+        body = bytes(encode(Records(pairs, exact=False), out.kind))
+        for number, part in enumerate(out.parts(body)):
+            writer.write(part, new_block=number == 0)
+        begun.append((writer.block_start, body))
+    writer.finish()
+    file.publish()
+    return begun
+
+
+def in_blocks(pairs, size):
+    """The pairs, `size` at a time."""
+    return [pairs[start : start + size] for start in range(0, len(pairs), size)]
+
+
+@pytest.mark.parametrize("gz", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 2, len(RECORDS)])
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_framing_and_encoding_make_one_json_file(tmp_path, gz, count, size):
+    """Framed blocks of any size give the very bytes of json.dump(indent=2), without records too."""
+    pairs = list(RECORDS.items())[:count]
+    write(tmp_path / "out", Format("json", gz), in_blocks(pairs, size))
+    data = (tmp_path / "out").read_bytes()
+    expected = json.dumps(dict(pairs), indent=2, ensure_ascii=False).encode()
+    assert (gzip.decompress(data) if gz else data) == expected
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, len(RECORDS)])
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_framing_and_encoding_make_json_lines(tmp_path, count, size):
+    """Framed blocks of any size give one line per record, each with its line break."""
+    pairs = list(RECORDS.items())[:count]
+    write(tmp_path / "out", Format("jsonl"), in_blocks(pairs, size))
+    lines = (tmp_path / "out").read_bytes().split(b"\n")
+    assert lines.pop() == b""
+    assert list(map(json.loads, lines)) == [{"image_path": key, **record} for key, record in pairs]
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_what_is_written_is_read_with_the_same_separator(tmp_path, kind):
+    """The layout stated for the output is the one that a reader of the output finds."""
+    write(tmp_path / "out", Format(kind), [list(RECORDS.items())])
+    data = (tmp_path / "out").read_bytes()
+    found = read_layout(BytesSource("out", data, 0))
+    assert (found.kind, found.separator) == (kind, WRITTEN[kind].separator)
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_offsets_of_written_records_are_those_in_the_file(tmp_path, kind):
+    """A record lies in the file at its offset in the block plus the offset of the block."""
+    pairs = list(RECORDS.items())
+    blocks = in_blocks(pairs, 7)
+    begun = write(tmp_path / "out", Format(kind), blocks)
+    data, read = (tmp_path / "out").read_bytes(), []
+    for block, (block_start, body) in zip(blocks, begun, strict=True):
+        for start, end in spans_written(body, kind, len(block)):
+            text = data[block_start + start : block_start + end]
+            read.append(json.loads(text if kind == "jsonl" else b"{" + text + b"}"))
+    assert read == [
+        {"image_path": key, **record} if kind == "jsonl" else {key: record} for key, record in pairs
+    ]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from capmerge.captions.merge import Merger, Record, RewrittenError, UnmergeableError, copy_of
+from capmerge.captions.size import size_of
 from capmerge.captions.tally import Tally
 from capmerge.captions.templates import MergeOptions
 from capmerge.commands.dataset_config import dataset_config
@@ -249,9 +250,11 @@ def _sample(source: Source, layout: FileLayout, options: RewriteOptions) -> _Sam
         read_bytes += len(piece.data)
         written_bytes += sum(map(len, options.format.parts(body)))
         for _, record in piece.records.pairs:
-            match record:
-                case {"train_resolution": [int(width), int(height)]}:
-                    resolutions.add((width, height))
+            # Only the size of the latents: an image's own size has sides that are no bucket's, and
+            # sd-scripts refuses the steps that it would give.
+            size = size_of(record) if isinstance(record, dict) else None
+            if size and size[2] == "train_resolution":
+                resolutions.add(size[:2])
         if records >= _SAMPLE_RECORDS or read_bytes >= _SAMPLE_BYTES:
             break
     return _Sample(written_bytes / max(1, read_bytes), resolutions)

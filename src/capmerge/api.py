@@ -109,7 +109,9 @@ def count_tokens(texts: Iterable[str], family: TokenizerFamily = "sd1") -> list[
     Raises `TypeError` for a single string, whose letters would be counted one by one.
     """
     if isinstance(texts, str):
-        raise TypeError("expected a list of texts, found a single string. Write count_tokens([text])[0].")
+        raise TypeError(
+            "expected a list of texts, found a single string. Write count_tokens([text])[0]."
+        )
     return list(_counter(family).count_tokens(list(texts)))
 
 
@@ -129,13 +131,13 @@ def draw_line(
     weights: Sequence[int] | None = None,
     pick: Pick = "random",
 ) -> Drawn:
-    """Return the alternative of a rewritten `caption` that the trainer draws; `.text` is the line.
+    r"""Return the alternative of a rewritten caption that the trainer draws; `.text` is the line.
 
     It is a function of the arguments alone: `key` is the record's key, `epoch` counts from 0,
     `dataset` is the number of the `[[data]]` section, and `weights` is the record's
     `capmerge_weights`, if it has that field.
 
-    >>> draw_line("1girl\\na {red|blue} hat", "a.png", seed=7, epoch=0, pick="cycle").text
+    >>> draw_line("1girl\na {red|blue} hat", "a.png", seed=7, epoch=0, pick="cycle").text
     'a blue hat'
 
     Raises `ValueError` when `weights` are not one whole number per line, or all 0.

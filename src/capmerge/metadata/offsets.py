@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from capmerge.files.source import BytesSource
 from capmerge.metadata.blocks import PIECE_BYTES, Block, FileLayout, Kind, walk
-from capmerge.metadata.codec import MiscutError, NotJsonError, Pair, decode, decode_members
+from capmerge.metadata.codec import NotJsonError, Pair, decode, decode_members
 from capmerge.metadata.format import FRAMINGS, WRITTEN
+from capmerge.metadata.pieces import MiscutError
 
 
 class Placed(NamedTuple):

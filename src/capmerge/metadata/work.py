@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from capmerge.errors import CapmergeError
 from capmerge.files.atomic import Buffer
 from capmerge.metadata.blocks import Block
-from capmerge.metadata.codec import MiscutError
+from capmerge.metadata.pieces import MiscutError
 
 Stream = Literal["records", "rejects", "rows", "hashes", "per_record", "places"]
 """The name of a stream of output.

@@ -20,7 +20,7 @@ from typing import Any
 from capmerge.errors import CapmergeError
 from capmerge.files.source import FileSource
 from capmerge.metadata.blocks import Block
-from capmerge.metadata.codec import MiscutError
+from capmerge.metadata.pieces import MiscutError
 from capmerge.metadata.work import Stream, Work, iter_output
 
 _SLOT_BYTES = 2 << 20  # the output of a block; pages not used take no memory

@@ -13,7 +13,7 @@ from capmerge.errors import DataError
 from capmerge.files.source import StreamSource
 from capmerge.metadata import blocks
 from capmerge.metadata.blocks import Block, iter_pieces, next_block, read_layout, walk, walked_block
-from capmerge.metadata.codec import iter_pairs, iter_source
+from capmerge.metadata.pieces import iter_pairs, iter_source
 
 
 class Trickle(io.RawIOBase):

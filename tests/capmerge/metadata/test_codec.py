@@ -10,17 +10,8 @@ from capmerge.captions.templates import MergeOptions
 from capmerge.files.source import BytesSource
 from capmerge.metadata import blocks
 from capmerge.metadata.blocks import read_layout
-from capmerge.metadata.codec import (
-    NotJsonError,
-    Records,
-    Stray,
-    decode,
-    encode,
-    iter_pairs,
-    iter_source,
-    place_of,
-    to_json,
-)
+from capmerge.metadata.codec import NotJsonError, Records, Stray, decode, encode, to_json
+from capmerge.metadata.pieces import iter_pairs, iter_source, place_of
 
 TEXT = st.text(
     st.sampled_from('ab"\\/{},: \n\r\t\x00\x1f\x7f\u2028😀\ud800\udfff') | st.characters(),

@@ -6,8 +6,9 @@ from builders.blocks import INDENTED, LAYOUTS, RECORDS, Watched, small
 from capmerge.errors import DataError
 from capmerge.metadata import offsets as spans
 from capmerge.metadata.blocks import next_block, read_layout, walk, walked_block
-from capmerge.metadata.codec import MiscutError, Records, encode
+from capmerge.metadata.codec import Records, encode
 from capmerge.metadata.offsets import iter_placed, spans_written
+from capmerge.metadata.pieces import MiscutError
 
 
 def placed_in(data):

@@ -1,9 +1,7 @@
-"""Blocks of a source through N worker processes and back into order: one stream of bytes, the same for any N.
+"""Runs work on every block of a source, in this process or in N workers.
 
-The parent only looks for cuts and writes. Workers read their blocks themselves (those of a pipe or
-gzip source are handed over), work on them, and answer through slots of shared memory; the pipes
-between carry a few hundred bytes a block. A worker has a few slots and at most two blocks waiting,
-so memory is bounded whatever the output grows to.
+The streams of output are in the source's order, and their bytes are the same for any N. `pool` does
+the work in several processes.
 """
 
 import sys
@@ -30,13 +28,15 @@ def run_blocks(
     collect: Callable[[Any], None] | None = None,
     start_method: str | None = None,
 ) -> int:
-    """Work on every block and write the streams to their sinks in the source's order.
+    """Work on every block, and write the streams to their sinks in the source's order.
 
-    Returns the offset where the last block ends. `make_work` is called once in each process; it
-    must be picklable. `collect` is given the counts of the processes: each has one result or more,
-    and they come in any order; work that counts needs it. `progress` is told the offset that is
-    done. `start_method` is "fork" or "spawn"; the default is fork on Linux, where it is cheap and
-    safe (no thread runs yet).
+    Returns the offset where the last block ends.
+
+    `make_work` is called once in each process; it must be picklable. `collect` is given the counts
+    of the processes: each process has one result or more, and they come in any order. Only work
+    that counts needs it. `progress` is given the offset up to which the work is done.
+    `start_method` is "fork" or "spawn"; the default is fork on Linux, where it is cheap and safe
+    (no thread runs yet), and spawn elsewhere.
     """
     receiver = Receiver(sinks, collect, progress)
     if jobs == 1:
@@ -53,20 +53,21 @@ def run_blocks(
 
 
 def useful_jobs(source: Source, jobs: int) -> int:
-    """No more processes than there are blocks."""
+    """The number of processes that are of use: `jobs`, but no more than there are blocks."""
     if source.path is None or source.total_bytes is None:
         return jobs
     return max(1, min(jobs, source.total_bytes // BLOCK_BYTES))
 
 
 def _run_here(source: Source, layout: FileLayout, work: Work, receiver: Receiver) -> int:
-    """The whole story in one process; the offset where the last block ends."""
+    """The whole run in this process; returns the offset where the last block ends."""
     block = next_block(source, layout, layout.first)
     while True:
         output = receiver.begin_block()
         miscut = None
         try:
-            # The bytes have no name here: they would be held while the next block is read.
+            # The bytes have no name here, because a name would keep them in memory while the next
+            # block is read.
             for stream, chunk in iter_output(
                 work, block, source.window(block.start, block.end - block.start)
             ):

@@ -1,4 +1,8 @@
-"""A source decoded piece by piece."""
+"""Decodes a source piece by piece, and finds the byte offset of each record on demand.
+
+This module proves the cuts that `blocks` guesses: a piece whose bytes `codec` decodes was cut
+right.
+"""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -18,7 +22,10 @@ from capmerge.metadata.format import FRAMINGS
 
 
 class MiscutError(Exception):
-    """A block's bytes from `offset` on are not whole records: its end was guessed wrong, or the source is broken."""
+    """The bytes of a block from `offset` on are not whole records.
+
+    Either the end of the block was guessed wrong, or the source is broken.
+    """
 
     def __init__(self, offset: int) -> None:
         super().__init__(offset)
@@ -26,22 +33,22 @@ class MiscutError(Exception):
 
 
 class Piece(NamedTuple):
-    """A part of a source, decoded."""
+    """A decoded part of a source."""
 
     start: int
-    """Offset of `data` in the source."""
+    """The offset of `data` in the source."""
     data: memoryview
     last: bool
-    """Whether `data` reaches the end of the source."""
+    """True when `data` reaches the end of the source."""
     records: Records
 
 
 def iter_block(
     data: bytes, layout: FileLayout, block: Block, *, whole: bool = False
 ) -> Iterator[Piece]:
-    """The decoded pieces of one block, or the `whole` as one.
+    """The decoded pieces of one block; with `whole`, the block as one piece.
 
-    Raises `MiscutError` where the bytes are not whole records; the pieces before it stand.
+    Raises `MiscutError` where the bytes are not whole records; the pieces before it are valid.
     """
     for start, piece, last in iter_pieces(data, layout, block, whole=whole):
         try:
@@ -52,9 +59,11 @@ def iter_block(
 
 
 def iter_source(source: Source, layout: FileLayout, *, keep: bool = False) -> Iterator[Piece]:
-    """The whole source, decoded piece by piece in one process; `keep` leaves a pipe's bytes to be read again.
+    """The whole source, decoded piece by piece in one process.
 
-    Raises `DataError` with the place where the source is not valid.
+    With `keep`, the bytes of a pipe are kept so that they can be read again.
+
+    Raises `DataError` with the offset where the source is not valid.
     """
     block = next_block(source, layout, layout.first)
     while True:
@@ -73,37 +82,36 @@ def iter_source(source: Source, layout: FileLayout, *, keep: bool = False) -> It
 
 
 def iter_pairs(source: Source, layout: FileLayout) -> Iterator[tuple[Piece, int, Pair]]:
-    """Every pair of the source, a repeated key each time it stands there; with its piece, and its number in it."""
-    # A parsed object keeps only the last of two equal keys. A piece that is encoded back to its own
-    # bytes held no such pair; any other (of another layout, too) is walked, member by member, and
-    # each member decoded as an object of its own.
-    indent = len(FRAMINGS["json"].indent)  # a piece begins behind it, at a key's quote
-    for found in iter_source(source, layout):
-        piece = found
+    """Every pair of the source, with its piece and its number in that piece.
+
+    A repeated key is given as often as it occurs in the source.
+    """
+    # A parsed object keeps only the last of two equal keys. If a piece is encoded back to its own
+    # bytes, it held no equal keys. Any other piece, which may just have another layout, is walked,
+    # and each of its members is decoded as an object of its own.
+    indent = len(FRAMINGS["json"].indent)  # a piece begins after it, at a key's quote
+    for decoded in iter_source(source, layout):
+        piece = decoded
         if layout.kind == "json" and not bytes(piece.data).startswith(
             bytes(encode(piece.records, "json"))[indent:]
         ):
             pairs: list[Pair] = []
             for walked in _walk_piece(source.name, layout, piece):
-                pairs += decode(
-                    piece.data[walked.start - piece.start : walked.value_end - piece.start],
-                    "json",
-                    last=False,
-                ).pairs
+                member = piece.data[walked.start - piece.start : walked.value_end - piece.start]
+                pairs += decode(member, "json", last=False).pairs
             piece = piece._replace(records=Records(pairs, piece.records.exact))
         for number, pair in enumerate(piece.records.pairs):
             yield piece, number, pair
 
 
 def place_of(name: str, layout: FileLayout, piece: Piece, number: int) -> int:
-    """The offset in the source of a piece's record `number`, which only a walk can tell."""
+    """The offset in the source of record `number` of a piece, found by a walk over the piece."""
     walked = _walk_piece(name, layout, piece)
     key = list(piece.records.pairs)[number][0]
     if layout.kind == "jsonl" or len(walked) == len(piece.records.pairs):
         return walked[number].start
-    return next(
-        record.start for record in reversed(walked) if record.key == key
-    )  # of equal keys, the last one counts
+    # The value of a repeated key is that of its last occurrence.
+    return next(record.start for record in reversed(walked) if record.key == key)
 
 
 def _walk_piece(name: str, layout: FileLayout, piece: Piece) -> list[WalkedRecord]:

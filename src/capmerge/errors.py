@@ -6,7 +6,7 @@
     │   └── RecordError    one record cannot be merged; `--on-error skip` can leave it out
     ├── OutputError        the output could not be written whole
     │   └── BusyError      another run is writing it
-    ├── StaleError         an index or a listing is missing, broken or outdated, so make it anew
+    ├── StaleError         an index or a listing is missing, broken or of other data: make it anew
     └── WorkerError        a worker process ended before its work did
 
 Every message reads: where, what was found, what was expected, the next step. Only `cli` prints and

@@ -112,7 +112,7 @@ def encode(records: Records, kind: Kind) -> bytes | memoryview:
 
 
 def to_json(value: Any) -> str:
-    """The JSON text of `value` on one line, which the standard library reads back to an equal value.
+    """The JSON text of `value` on one line, from which the standard library reads an equal value.
 
     It may hold NaN and integers of any size; lone surrogates are written as escapes.
     """

@@ -87,7 +87,7 @@ def _iter_members(name: str, layout: FileLayout, block: Block, data: bytes) -> I
 def _likely_spans(
     layout: FileLayout, whole: bytes, start: int
 ) -> tuple[list[tuple[int, int]], int]:
-    """The likely [start, end) of each record in the next `PIECE_BYTES`, and the start after them."""
+    """The likely [start, end) of each record in the next `PIECE_BYTES`, and the following start."""
     spans, target = [], start + PIECE_BYTES
     while start < target:
         end, following = layout.find_cut(whole, start) or (len(whole), len(whole))

@@ -62,7 +62,7 @@ def clean(text: str) -> str:
 
 
 def is_local(text: str) -> bool:
-    """True when ftfy would only uncurl quotes in `text`, alone or between spaces in a local text.
+    """True when ftfy would only uncurl quotes in `text`, alone and between other local pieces.
 
     So the clean-up of a caption is that of its pieces if every piece of `caption.split(" ")` is
     local. The reasons: ftfy 6 changes the encoding only where `is_bad` finds a suspicious sequence,

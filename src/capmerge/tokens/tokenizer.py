@@ -147,7 +147,7 @@ class ClipTokenizer:
         ]
 
     def encode_with_text(self, text: str) -> list[tuple[int, str]]:
-        """The ids of `text`, each with its part of the cleaned text and the spaces before that part.
+        """The ids of `text`, each with its part of the cleaned text and the spaces before the part.
 
         The joined parts give the text as CLIP reads it. If a character takes several tokens, the
         last of them has it and the others have "".

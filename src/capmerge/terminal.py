@@ -1,47 +1,60 @@
-"""What every command of the command line shares: options, errors as exit codes, the progress bar."""
+"""Exit codes, safe standard streams and progress bars of both programs."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import typer
+from typing import TYPE_CHECKING, Never
 
 from capmerge.errors import CapmergeError, printable
 from capmerge.files.source import Source
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 
 @contextmanager
-def errors_as_exit_codes() -> Iterator[None]:
-    """A user's mistake ends with one message and its exit code; a bug goes on with its traceback."""
+def errors_as_exit_codes(program: str | None = "capmerge") -> Iterator[None]:
+    """End on a user's mistake with one message and its exit code; a bug goes on with its traceback.
+
+    Exit codes: those of `capmerge.errors`, 130 for Ctrl-C, 141 for a closed pipe. `program` stands
+    before each message. The trainer, with None, prints no name, and its `OSError`s keep their
+    traceback: the libraries under it raise them for mistakes of any kind.
+    """
+    prefix = f"{program}: " if program else ""
     try:
         yield
         if sys.stdout is not None:
             sys.stdout.flush()  # else a closed pipe would be noticed behind this function only
     except CapmergeError as error:
-        print(f"capmerge: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
+        print(f"{prefix}{error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        print("capmerge: interrupted; no file was written.", file=sys.stderr)
-        raise typer.Exit(130) from None
+        print(
+            f"{prefix}interrupted; no file was written." if program else "interrupted.",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
     except BrokenPipeError:
         # The reader has seen enough. Python would complain again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(141) from None
-    except (
-        OSError
-    ) as error:  # what no library function foresaw: the terminal's device is full, a disk is gone
-        print(
-            f"capmerge: {error.filename or 'standard output'}: {error.strerror}. Check the disk or the device.",
-            file=sys.stderr,
-        )
-        raise typer.Exit(1) from None
+        raise SystemExit(141) from None
+    except OSError as error:
+        if program is None:
+            raise
+        # No library function foresaw it: the terminal's device is full, a disk is gone.
+        place = error.filename or "standard output"
+        print(f"{prefix}{place}: {error.strerror}. Check the disk or the device.", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
-def cores() -> int:
-    """The processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+def make_streams_safe() -> None:
+    """Let the standard streams write characters that their encoding lacks as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def warn(message: str) -> None:
@@ -50,42 +63,54 @@ def warn(message: str) -> None:
 
 
 @contextmanager
-def count_bar(folder: Path, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A count of the files seen in `folder`, on a terminal only; yields what to call with their number."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda _files: None
-        return
-    from tqdm import tqdm
+def progress_bar(source: Source, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """A bar over the bytes of the source; yields a function that takes the offset that is done."""
+    name = Path(source.name).name
+    with _bar(name, "B", source.total_bytes, quiet=quiet) as progress:
+        yield lambda offset: progress(source.read_bytes(offset))
 
-    with tqdm(
-        unit=" files", unit_scale=True, desc=printable(folder.name), leave=False, mininterval=0.2
-    ) as bar:
 
-        def progress(files: int) -> None:
-            bar.update(files - bar.n)
-
+@contextmanager
+def count_bar(folder: Path, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """A count of the files seen in `folder`; yields a function that takes their number so far."""
+    with _bar(folder.name, " files", None, quiet=quiet) as progress:
         yield progress
 
 
 @contextmanager
-def progress_bar(source: Source, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A bar over the bytes of the source, on a terminal only; yields what to call with the offset that is done."""
+def _bar(
+    name: str, unit: str, total: int | None, *, quiet: bool
+) -> Iterator[Callable[[int], None]]:
+    """A bar that appears at the first progress, on a terminal only.
+
+    Yields a function that takes how much is done in all.
+    """
     if quiet or not sys.stderr.isatty():
-        yield lambda _offset: None
+        yield lambda _done: None
         return
+    bar: tqdm[Never] | None = None
+
+    def progress(done: int) -> None:
+        nonlocal bar
+        bar = bar or _new_bar(name, unit, total)
+        bar.update(done - bar.n)
+
+    try:
+        yield progress
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _new_bar(name: str, unit: str, total: int | None) -> "tqdm[Never]":
     from tqdm import tqdm  # 50 ms that only a bar needs
 
     tqdm.monitor_interval = 0  # its thread must not run when workers are forked
-    with tqdm(
-        total=source.total_bytes,
-        unit="B",
+    return tqdm(
+        total=total,
+        unit=unit,
         unit_scale=True,
-        desc=printable(Path(source.name).name),
+        desc=printable(name),
         leave=False,
         mininterval=0.2,
-    ) as bar:
-
-        def progress(offset: int) -> None:
-            bar.update(source.read_bytes(offset) - bar.n)
-
-        yield progress
+    )

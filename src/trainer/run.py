@@ -4,16 +4,12 @@ Exit codes: 0, 1 data, 2 usage or settings, 130 Ctrl-C, 141 closed pipe, 143 ter
 heavy is imported when it is needed.
 """
 
-import io
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
-from capmerge.errors import CapmergeError, UsageError
+from capmerge.errors import UsageError
+from capmerge.terminal import errors_as_exit_codes, make_streams_safe
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -60,7 +56,7 @@ def _run(
     CONFIG is a TOML file; examples/tiny_sd1.toml is one to start from. Relative paths in it count
     from the current directory.
     """
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes(program=None):
         if dry_run and (resume is not None or allow_change):
             raise UsageError(
                 "--dry-run starts no training, so --resume and --allow-change have no effect with it. Leave them out."
@@ -83,31 +79,9 @@ def _run(
                 raise typer.Exit(code)
 
 
-@contextmanager
-def _errors_as_exit_codes() -> Iterator[None]:
-    """A user's mistake ends with its message and exit code; a bug goes on with its traceback."""
-    try:
-        yield
-        sys.stdout.flush()  # else a closed pipe would be noticed behind this function only
-    except CapmergeError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        print("interrupted.", file=sys.stderr)
-        raise typer.Exit(130) from None
-    except BrokenPipeError:
-        # The reader has seen enough. Python would complain again when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(141) from None
-
-
 def main() -> None:
     """The command line."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # no terminal lacks a character so badly that a run must end
+    make_streams_safe()
     app(prog_name="python -m trainer.run")
 
 

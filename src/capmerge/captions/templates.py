@@ -10,12 +10,12 @@ from typing import Literal, NamedTuple, get_args
 from capmerge.errors import UsageError
 from capmerge.tokens.families import TokenizerFamily
 
-Layout = Literal["lines", "concat", "concat-caption-first", "inline"]
+CaptionLayout = Literal["lines", "concat", "concat-caption-first", "inline"]
 Weights = Literal["repeat", "field"]
 CaptionLines = Literal["each", "join", "first"]
 Underscores = Literal["keep", "space"]
 FitBy = Literal["drop", "trim"]
-LAYOUTS: dict[Layout, tuple[str, ...]] = {
+LAYOUTS: dict[CaptionLayout, tuple[str, ...]] = {
     "lines": ("{tags}", "{caption}"),
     "concat": ("{tags}, {caption}",),
     "concat-caption-first": ("{caption}, {tags}",),
@@ -130,7 +130,7 @@ class MergeOptions:
     Raises `UsageError` for combinations that cannot be carried out.
     """
 
-    layout: Layout | None = None
+    layout: CaptionLayout | None = None
     lines: tuple[str, ...] = ()
     weights: Weights = "repeat"
     caption_lines: CaptionLines = "each"

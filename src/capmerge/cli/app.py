@@ -1,8 +1,6 @@
 """The command line: options to a story of the floor below, errors to exit codes. Nothing is decided here."""
 
-import io
 import signal
-import sys
 from types import FrameType
 from typing import Annotated
 
@@ -14,6 +12,7 @@ from capmerge.cli.preview import preview_command
 from capmerge.cli.rewrite import rewrite_command
 from capmerge.cli.stats import stats_command
 from capmerge.cli.verify import verify_command
+from capmerge.terminal import make_streams_safe
 
 app = typer.Typer(
     add_completion=False,
@@ -43,11 +42,7 @@ app.command("index")(index_command)
 def main() -> None:
     """The console script. Exit codes: 0, 1 data, 2 usage, 130 Ctrl-C, 141 closed pipe, 143 terminated."""
     signal.signal(signal.SIGTERM, _terminated)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # no terminal lacks a character so badly that a run must end
+    make_streams_safe()
     app(prog_name="capmerge")
 
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from capmerge.cli.options import JobsOption, MaxRecordOption, QuietOption
+from capmerge.cores import usable_cores
 from capmerge.errors import UsageError, printable
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
-from capmerge.terminal import cores, count_bar, errors_as_exit_codes, progress_bar
+from capmerge.terminal import count_bar, errors_as_exit_codes, progress_bar
 
 if TYPE_CHECKING:
     from capmerge.index.latent_listing import Listing
@@ -83,7 +84,7 @@ def index_command(
             if force:
                 found = build_index(
                     file,
-                    jobs=jobs or cores(),
+                    jobs=jobs or usable_cores(),
                     progress=progress,
                     tokens=not no_tokens,
                     max_record_bytes=max_record,
@@ -92,7 +93,7 @@ def index_command(
                 tokens = None if no_tokens else True
                 found = ensure_index(
                     file,
-                    jobs=jobs or cores(),
+                    jobs=jobs or usable_cores(),
                     progress=progress,
                     tokens=tokens,
                     max_record_bytes=max_record,

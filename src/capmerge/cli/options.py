@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from capmerge.captions.templates import CaptionLines, Layout, Underscores, Weights
+from capmerge.captions.templates import CaptionLayout, CaptionLines, Underscores, Weights
 from capmerge.commands.merge_blocks import OnError
 from capmerge.errors import UsageError
 from capmerge.tokens.families import TokenizerFamily
@@ -19,7 +19,7 @@ SourceArgument = Annotated[
     ),
 ]
 LayoutOption = Annotated[
-    Layout | None,
+    CaptionLayout | None,
     typer.Option(
         "--layout",
         help="lines (default): one of tags and caption is drawn. concat, concat-caption-first: both. inline: {tags|caption}.",
@@ -143,7 +143,7 @@ ReportOption = Annotated[
 
 
 def _asked(  # the merge options, in the order of MergeOptions
-    layout: Layout | None,
+    layout: CaptionLayout | None,
     line: list[str] | None,
     weights: Weights | None,
     caption_lines: CaptionLines | None,

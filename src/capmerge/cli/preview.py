@@ -176,6 +176,6 @@ def preview_command(
 
 
 def _write_beside_bar(line: str) -> None:
-    from tqdm import tqdm  # imported already: a bar stands there
+    from tqdm import tqdm  # the bar needs it anyway
 
     tqdm.write(line)

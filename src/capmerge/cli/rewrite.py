@@ -36,14 +36,15 @@ from capmerge.cli.options import (
 from capmerge.cli.stats import _print_statistics
 from capmerge.commands.rewrite import RewriteOptions, first_records, rewrite
 from capmerge.commands.rewrite_summary import Summary
+from capmerge.commands.stats_outputs import StatsFiles, default_document
+from capmerge.cores import usable_cores
 from capmerge.errors import UsageError, printable
 from capmerge.files.atomic import side_path, write_whole
 from capmerge.files.source import Source, open_source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
 from capmerge.metadata.format import DATASET, SIDE_FILES, Format, FormatName
 from capmerge.stats.collector import Tokenizers
-from capmerge.stats.outputs import StatsFiles, default_document
-from capmerge.terminal import cores, errors_as_exit_codes, progress_bar, warn
+from capmerge.terminal import errors_as_exit_codes, progress_bar, warn
 
 
 def rewrite_command(  # one parameter an option
@@ -142,7 +143,7 @@ def rewrite_command(  # one parameter an option
             Format.choose(format_name, target),
             MergeOptions(**asked),
             on_error or "stop",
-            jobs or cores(),
+            jobs or usable_cores(),
             force=force,
             stats=Tokenizers(family or "sd1", tokenizer) if stats else None,
             index=index,

@@ -29,14 +29,15 @@ from capmerge.cli.options import (
     _asked_fit,
 )
 from capmerge.commands.stats import MeasureOptions, measure
+from capmerge.commands.stats_outputs import StatsFiles, default_document
+from capmerge.cores import usable_cores
 from capmerge.errors import printable
 from capmerge.files.source import open_source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
 from capmerge.stats.collector import Tokenizers
 from capmerge.stats.document import Document
-from capmerge.stats.outputs import StatsFiles, default_document
 from capmerge.stats.tables import text_table
-from capmerge.terminal import cores, errors_as_exit_codes, progress_bar, warn
+from capmerge.terminal import errors_as_exit_codes, progress_bar, warn
 
 
 def stats_command(
@@ -109,7 +110,12 @@ def stats_command(
             document = out or (None if src == "-" else default_document(Path(src)))
             files = StatsFiles(document, plot, report, per_record).checked(source, force=force)
             options = MeasureOptions(
-                merge, tokenizers, files.per_record, on_error or "stop", jobs or cores(), max_record
+                merge,
+                tokenizers,
+                files.per_record,
+                on_error or "stop",
+                jobs or usable_cores(),
+                max_record,
             )
             with progress_bar(source, quiet=quiet) as progress:
                 statistics = measure(source, options, progress=progress)

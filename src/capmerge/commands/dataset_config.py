@@ -1,23 +1,23 @@
 """The dataset config for sd-scripts that lies beside a rewritten file."""
 
-import json
 from collections.abc import Iterable
 from math import gcd, isqrt
 from pathlib import Path
 
 from capmerge.errors import printable
 from capmerge.metadata.format import DATASET
+from capmerge.toml import to_toml
 
 
 def dataset_config(target: Path, image_folder: Path, resolutions: Iterable[tuple[int, int]]) -> str:
     """The text of `OUT.dataset.toml`: a dataset config that sd-scripts reads (`--dataset_config`).
 
-    `resolutions` are the [width, height] in px of some records. Without `bucket_no_upscale`,
-    sd-scripts since v0.10 maps sizes onto buckets of its own, and the cached latents no longer fit
-    them (observed: 22 of 213 records). Keys: sd-scripts' library/config_util.py, subsets with
-    `metadata_file`.
+    `resolutions` are the [width, height] in px of some records, all sides above 0. Without
+    `bucket_no_upscale`, sd-scripts since v0.10 maps sizes onto buckets of its own, and the cached
+    latents no longer fit them (observed: 22 of 213 records). Keys: sd-scripts'
+    library/config_util.py, subsets with `metadata_file`.
     """
-    sizes = [size for size in resolutions if min(size) > 0] or [(1024, 1024)]
+    sizes = list(resolutions) or [(1024, 1024)]
     steps = gcd(64, *(side for size in sizes for side in size))
     largest_side = isqrt(max(width * height for width, height in sizes) - 1) + 1
     readable = target.with_suffix("") if target.suffix == ".gz" else target
@@ -41,14 +41,12 @@ bucket_reso_steps = {steps}
 batch_size = 1
 
   [[datasets.subsets]]{unzip}
-  metadata_file = {_toml(readable.as_posix())}
+  metadata_file = {_toml_path(readable)}
   # The folder that relative image keys start from.
-  image_dir = {_toml(image_folder.as_posix())}
+  image_dir = {_toml_path(image_folder)}
 """
 
 
-def _toml(text: str) -> str:
-    """`text` as a TOML string; bytes of a file name that are no UTF-8, which TOML cannot hold, become question marks."""
-    return json.dumps(text.encode("utf-8", "replace").decode(), ensure_ascii=False).replace(
-        "\x7f", "\\u007f"
-    )
+def _toml_path(path: Path) -> str:
+    """A path as TOML text, with question marks for bytes that are no UTF-8: TOML cannot hold them."""
+    return to_toml(path.as_posix().encode("utf-8", "replace").decode())

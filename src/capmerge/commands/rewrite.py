@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from capmerge.captions.merge import Merger, Record, RewrittenError, UnmergeableError, copy_of
+from capmerge.captions.size import size_of
 from capmerge.captions.tally import Tally
 from capmerge.captions.templates import MergeOptions
 from capmerge.commands.dataset_config import dataset_config
 from capmerge.commands.merge_blocks import BlockMerger, Counted, OnError
 from capmerge.commands.receipt import receipt
+from capmerge.commands.targets import check_target
 from capmerge.errors import OutputError, UsageError, printable
-from capmerge.files.atomic import AtomicFile, Buffer, OutputFiles, check_target
+from capmerge.files.atomic import AtomicFile, Buffer, OutputFiles
 from capmerge.files.source import Source, fingerprint
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, FileLayout, read_layout
 from capmerge.metadata.codec import Stray
@@ -114,8 +116,7 @@ def rewrite(
 
     with ExitStack() as stack:
         # Open the outputs. Statistics and an index bring the sinks of what workers note for them.
-        files = OutputFiles(target, SIDE_FILES)
-        stack.callback(files.discard)  # nothing is left to discard once all is published
+        files = stack.enter_context(OutputFiles(target, SIDE_FILES))
         output = files.open()
         records = RecordWriter(output, options.format)
         rejects = _RejectsFile(partial(files.side, REJECTS)) if target else _RejectsOnStderr()
@@ -250,9 +251,11 @@ def _sample(source: Source, layout: FileLayout, options: RewriteOptions) -> _Sam
         read_bytes += len(piece.data)
         written_bytes += sum(map(len, options.format.parts(body)))
         for _, record in piece.records.pairs:
-            match record:
-                case {"train_resolution": [int(width), int(height)]}:
-                    resolutions.add((width, height))
+            # Only the size of the latents: an image's own size has sides that are no bucket's, and
+            # sd-scripts refuses the steps that it would give.
+            size = size_of(record) if isinstance(record, dict) else None
+            if size and size[2] == "train_resolution":
+                resolutions.add(size[:2])
         if records >= _SAMPLE_RECORDS or read_bytes >= _SAMPLE_BYTES:
             break
     return _Sample(written_bytes / max(1, read_bytes), resolutions)

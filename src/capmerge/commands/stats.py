@@ -5,6 +5,7 @@ of an original file are those of what the same options would write.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -43,8 +44,7 @@ def measure(
     either.
     """
     layout = read_layout(source, options.max_record_bytes)
-    lines = AtomicFile(options.per_record) if options.per_record else None
-    try:
+    with AtomicFile(options.per_record) if options.per_record else nullcontext() as lines:
         gathered = Gathered(options.tokenizers, lines)
         merge = replace(options.merge, allow_rewritten=True)
         work = partial(
@@ -69,9 +69,5 @@ def measure(
         source.check_unchanged()
         document = gathered.document(source.name, source, layout, options.merge)
         if lines:
-            lines.sync()
             lines.publish()
-    finally:
-        if lines:
-            lines.discard()
     return document

@@ -1,4 +1,7 @@
-"""Output that appears whole or not at all: a hidden temporary file beside the target, fsync, rename, fsync of the folder."""
+"""Output that appears whole or not at all.
+
+A hidden temporary file beside the target, fsync, rename, fsync of the folder.
+"""
 
 import errno
 import os
@@ -10,13 +13,17 @@ from tempfile import TemporaryFile
 from typing import Self
 
 from capmerge.errors import BusyError, OutputError, UsageError, printable
-from capmerge.files.source import FileSource, Source
+from capmerge.files.lock import open_locked
+from capmerge.files.source import FileSource
 
 Buffer = bytes | memoryview
 
 
 class AtomicFile:
     """A file that takes its name only when it is complete and on disk.
+
+    A context manager: leaving the block removes what `publish` did not name, so the target is
+    written whole or left as it was.
 
     It is written as `.NAME.capmerge-tmp` in the folder of its target. A run that was killed leaves
     at most that; the next run to the same target takes it over. A lock on it keeps two runs to one
@@ -30,7 +37,8 @@ class AtomicFile:
         self._temporary = _temporary_of(target)
         self._published = False
         try:
-            self._file = _open_locked(self._temporary)
+            self._file = open_locked(self._temporary)
+            self._file.truncate(0)
         except BlockingIOError as error:
             raise BusyError(
                 f"{printable(str(target))}: another run is writing this file. Wait for it, or choose another output."
@@ -49,9 +57,10 @@ class AtomicFile:
     def read_back(self) -> FileSource:
         """All that was written, as a source to be closed before anything more is written.
 
-        It shares the writer's handle: Windows lets no other one read what is locked.
+        It reads through the writer's descriptor: on POSIX closing another one would give up the
+        lock, and Windows lets no other one read what is locked.
         """
-        return FileSource(self._temporary, os.dup(self._file.fileno()))
+        return FileSource(self._temporary, self._file.fileno())
 
     def sync(self) -> None:
         """Put all bytes on disk, under the hidden name."""
@@ -61,7 +70,8 @@ class AtomicFile:
             raise _cannot_write(self.target, error) from error
 
     def publish(self) -> None:
-        """Give the synced file its name, replacing an older one, and make that durable."""
+        """Put all bytes on disk and give the file its name, durably, replacing an older one."""
+        self.sync()
         if (
             sys.platform == "win32"
         ):  # it cannot rename an open file; elsewhere the lock is held until the name is taken
@@ -81,6 +91,12 @@ class AtomicFile:
                 self._file.close()
             self._temporary.unlink(missing_ok=True)
             self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
 
 
 class ScratchFile:
@@ -148,7 +164,8 @@ class StandardOutput:
 class OutputFiles:
     """The output and its side files, which appear together: side files first, the output last.
 
-    `target` is None for standard output, which has no side files.
+    A context manager: leaving the block removes what `publish` did not name. `target` is None for
+    standard output, which has no side files.
     """
 
     def __init__(self, target: Path | None, side_suffixes: tuple[str, ...]) -> None:
@@ -176,14 +193,16 @@ class OutputFiles:
     def publish(self) -> None:
         """Sync every file, then name them; side files of an earlier run that this one did not write are removed."""
         for file in self._files:
-            file.sync()
+            file.sync()  # all of them first: a full disk is found before anything has its name
         for path in self._absent.values():
             _remove(path)
         for file in reversed(self._files):
             file.publish()
 
-    def discard(self) -> None:
-        """Remove whatever is not published."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for file in self._files:
             file.discard()
 
@@ -194,62 +213,14 @@ class OutputFiles:
 
 def write_whole(path: Path, text: str | bytes) -> None:
     """Write a small file, replacing an older one: whole or not at all."""
-    file = AtomicFile(path.resolve())
-    try:
+    with AtomicFile(path.resolve()) as file:
         file.write(text.encode() if isinstance(text, str) else text)
-        file.sync()
         file.publish()
-    finally:
-        file.discard()
 
 
 def side_path(target: Path, suffix: str) -> Path:
     """The side file of `target`: its whole name and `suffix`."""
     return target.with_name(target.name + suffix)
-
-
-def check_target(
-    target: Path, source: Source, *, force: bool, side_suffixes: tuple[str, ...] = ()
-) -> Path:
-    """The real path to write to, links followed.
-
-    Raises `UsageError` when it is the source, no regular file, in no folder, or there already
-    without `force`; and when a side file would be the source.
-    """
-    shown = printable(str(target))
-    try:
-        target = target.resolve()
-        if source.is_file(target):
-            raise UsageError(
-                f"{shown}: the output is the source itself. Choose another -o; the source is never written to."
-            )
-        for suffix in side_suffixes:
-            if source.is_file(side_path(target, suffix)):
-                raise UsageError(
-                    f"{shown}: its side file *{suffix} would be the source itself. Choose another -o."
-                )
-        return _checked(target, shown, force=force)
-    except (OSError, RuntimeError) as error:  # a name that is too long; a loop of links
-        raise UsageError(
-            f"{shown}: this cannot be a file name here ({error}). Choose another -o."
-        ) from error
-
-
-def _checked(target: Path, shown: str, *, force: bool) -> Path:
-    if target.exists() and not target.is_file():
-        kind = "a folder" if target.is_dir() else "no regular file"
-        raise UsageError(
-            f"{shown}: found {kind}, expected a file name. For a pipe or device use -o - and redirect it."
-        )
-    if target.exists() and not force:
-        raise UsageError(
-            f"{shown}: the file exists. Use --force to replace it, or choose another -o."
-        )
-    if not target.parent.is_dir():
-        raise UsageError(
-            f"{shown}: there is no folder {printable(str(target.parent))}. Create it first."
-        )
-    return target
 
 
 def _temporary_of(target: Path) -> Path:
@@ -299,46 +270,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _open_locked(path: Path) -> FileIO:
-    """`path` emptied and open for writing, locked against another run; raises `BlockingIOError` when one holds it."""
-    while True:
-        descriptor = os.open(
-            path,
-            os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0),
-            0o666,
-        )
-        file = FileIO(descriptor, "wb")
-        try:
-            _lock(descriptor)
-            # The holder of the lock may have published the file between our open and our lock: then
-            # it is not ours.
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-                os.ftruncate(descriptor, 0)
-                return file
-        except BaseException:
-            file.close()
-            raise
-        file.close()
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(descriptor: int) -> None:
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except PermissionError as error:
-            raise BlockingIOError(*error.args) from error
-else:
-    import fcntl
-
-    def _lock(descriptor: int) -> None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError as error:  # some network file systems have no locks; the run goes on without
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise

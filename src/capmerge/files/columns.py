@@ -143,11 +143,9 @@ def opened_or_made(
         except BusyError:
             time.sleep(_WAIT_SECONDS)
             continue
-        try:
+        with file:
             found = look()  # another process may have made it between the look and the lock
             return make(file) if found is None else found
-        finally:
-            file.discard()
 
 
 def _aligned(place: int) -> int:

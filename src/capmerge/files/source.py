@@ -33,14 +33,16 @@ class Window(Protocol):
 
 
 class FileSource:
-    """A plain file, read at any offset; through `descriptor`, if it is given."""
+    """A plain file, read at any offset; through `descriptor`, if it is given, which stays open."""
 
     def __init__(self, path: Path, descriptor: int | None = None) -> None:
         self.name = str(path)
         self.path: Path | None = path
         """Where other processes can read it; None for what can be read only once."""
         self._file = (
-            path.open("rb", buffering=0) if descriptor is None else FileIO(descriptor, "rb")
+            path.open("rb", buffering=0)
+            if descriptor is None
+            else FileIO(descriptor, "rb", closefd=False)
         )
         self.total_bytes: int | None = os.fstat(self._file.fileno()).st_size
         self._opened_as = _identity(self._file.fileno())

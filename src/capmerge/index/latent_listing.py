@@ -233,7 +233,6 @@ def _make(
         len(index),
         {name: Column(column.dtype, parts_of(column)) for name, column in columns.items()},
     )
-    file.sync()
     file.publish()
 
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,7 @@ ROW = np.dtype(
 )
 """The columns, in the order of the file. 45 bytes a record."""
 TOKEN_COLUMNS = ("tokens_sd1", "tokens_sd2", "chunks_sd1", "chunks_sd2")
-"""Left out where no tokens were counted."""
+"""What `Index.longest_alternative` reads; left out where no tokens were counted."""
 
 
 class Index:
@@ -97,25 +97,21 @@ class Index:
         """Whether tokens were counted when the index was made."""
         return TOKEN_COLUMNS[0] in self._columns
 
-    @property
-    def tokens_sd1(self) -> NDArray[np.uint32]:
-        """Tokens of each record's longest alternative, in-line wildcards at their longest, by the tokenizer of SD 1 and SDXL."""
-        return self._token_column("tokens_sd1")
+    def longest_alternative(
+        self, unit: Literal["tokens", "chunks"], tokenizer: Literal["sd1", "sd2"]
+    ) -> NDArray[np.uint32]:
+        """The column with the size of each record's longest alternative, in tokens or in chunks.
 
-    @property
-    def tokens_sd2(self) -> NDArray[np.uint32]:
-        """As `tokens_sd1`, by the tokenizer of SD 2."""
-        return self._token_column("tokens_sd2")
-
-    @property
-    def chunks_sd1(self) -> NDArray[np.uint32]:
-        """The most chunks that AUTOMATIC1111 cuts one of a record's alternatives into, by the tokenizer of SD 1 and SDXL."""
-        return self._token_column("chunks_sd1")
-
-    @property
-    def chunks_sd2(self) -> NDArray[np.uint32]:
-        """As `chunks_sd1`, by the tokenizer of SD 2."""
-        return self._token_column("chunks_sd2")
+        Tokens are without BOS and EOS, with in-line wildcards at their longest; chunks are those
+        that AUTOMATIC1111 cuts. SD 1 and SDXL share the tokenizer `sd1`. Raises `UsageError` when
+        the index was made without token lengths.
+        """
+        if not self.has_tokens:
+            raise UsageError(
+                f"{printable(str(self.path))}: it was made without token lengths. "
+                f"Count them: capmerge index {printable(str(self.metadata))}"
+            )
+        return self._columns[f"{unit}_{tokenizer}"]
 
     def read(self, number: int) -> tuple[str, dict[str, Any]]:
         """Key and record `number`, from 0: what `json.load` would read, lone surrogates, NaN and big integers included.
@@ -138,14 +134,6 @@ class Index:
             f"{printable(str(self.metadata))}, byte {int(self.offset[number]):,}: this is not record {number} of its index, "
             f"so the file has changed since. {_remedy(self.metadata)}"
         )
-
-    def _token_column(self, name: str) -> NDArray[np.uint32]:
-        if not self.has_tokens:
-            raise UsageError(
-                f"{printable(str(self.path))}: it was made without token lengths. "
-                f"Count them: capmerge index {printable(str(self.metadata))}"
-            )
-        return self._columns[name]
 
 
 def index_path(metadata: Path) -> Path:

@@ -3,21 +3,20 @@
 Knows neither epochs nor samples. What is missing is counted here, before anything trains.
 """
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from capmerge.cores import usable_cores
 from capmerge.errors import printable, quoted
 from capmerge.index.build import ensure_index
 from capmerge.index.latent_listing import Listing, ensure_listing
 from capmerge.index.latent_names import LEGACY, SIZED
-from capmerge.index.reader import Index
+from capmerge.index.reader import Index, open_indexable
+from capmerge.terminal import count_bar, progress_bar
 from capmerge.tokens.chunks import CHUNK_TOKENS
 from trainer.config.settings import CaptionSettings, Config, DataSettings, TextSettings
 from trainer.data.buckets import WINDOW, SetRows
@@ -66,12 +65,12 @@ def open_datasets(
     """All data sets of a run; what has no index or listing yet gets one, under a file lock and with a bar on a terminal.
 
     To be called before process groups start: a first launch may take minutes, while the other ranks
-    wait. `jobs` processes (default: all cores) build an index; `relist` lists the folders of
+    wait. `jobs` processes (default: all usable cores) build an index; `relist` lists the folders of
     latents anew. Raises `LatentsError` when records have no latents or no size and
     `data.on_missing` does not allow for it, and what `ensure_index` and `ensure_listing` raise.
     """
     return tuple(
-        _open(config, number, jobs or os.cpu_count() or 1, relist=relist)
+        _open(config, number, jobs or usable_cores(), relist=relist)
         for number in range(len(config.data))
     )
 
@@ -79,11 +78,11 @@ def open_datasets(
 def _open(config: Config, number: int, jobs: int, *, relist: bool) -> DataSet:
     settings, family = config.data[number], FAMILIES[config.model.family]
     dynamic = config.text.dynamic_chunks
-    with _bar(settings.metadata, "B", settings.metadata) as progress:
+    with open_indexable(settings.metadata) as source, progress_bar(source) as progress:
         index = ensure_index(
             settings.metadata, jobs=jobs, progress=progress, tokens=True if dynamic else None
         )
-    with _bar(settings.latents, " files") as progress:
+    with count_bar(settings.latents) as progress:
         listing = ensure_listing(
             index,
             settings.latents,
@@ -212,12 +211,11 @@ def _chunks(index: Index, family: Family, text: TextSettings) -> NDArray[np.uint
     most = _MOST_CHUNKS if text.max_tokens == "unlimited" else text.max_tokens // CHUNK_TOKENS
     if text.chunking == "crop":
         return np.ones(len(index), np.uint16)
-    column = getattr(
-        index, f"{'chunks' if text.chunking == 'a1111' else 'tokens'}_{family.index_tokens}"
-    )
+    unit: Literal["tokens", "chunks"] = "chunks" if text.chunking == "a1111" else "tokens"
+    column = index.longest_alternative(unit, family.index_tokens)
     chunks = np.empty(len(index), np.uint16)
     for start in range(0, len(index), WINDOW):
-        needed = column[start : start + WINDOW]
+        needed: NDArray[np.integer[Any]] = column[start : start + WINDOW]
         if text.chunking == "kohya":
             needed = -(-needed.astype(np.int64) // CHUNK_TOKENS)
         chunks[start : start + WINDOW] = np.clip(needed, 1, most)
@@ -245,28 +243,3 @@ def _some_files(dataset: DataSet) -> list[Path]:
 
 def _shown(path: Path) -> str:
     return printable(str(path))
-
-
-@contextmanager
-def _bar(path: Path, unit: str, sized: Path | None = None) -> Iterator[Callable[[int], None]]:
-    """What to call with how much is done: a bar from the first call on, on a terminal only; the size of `sized` is its end."""
-    bars: list[Any] = []
-
-    def progress(done: int) -> None:
-        if not bars:
-            from tqdm import tqdm
-
-            tqdm.monitor_interval = 0  # its thread must not run when workers are forked
-            total = sized.stat().st_size if sized else None
-            bars.append(
-                tqdm(
-                    total=total, unit=unit, unit_scale=True, desc=printable(path.name), disable=None
-                )
-            )
-        bars[0].update(done - bars[0].n)
-
-    try:
-        yield progress
-    finally:
-        for bar in bars:
-            bar.close()

@@ -16,7 +16,6 @@ A file takes 4 bytes a sample and 4 a batch (8 and 8 from 2**32 samples on), and
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -33,12 +32,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capmerge.errors import OutputError, printable
+from capmerge.files.lock import open_locked
 from capmerge.rng import Chance, SampleId
 from trainer.data.buckets import WINDOW, SetRows, bucket_sizes, iter_usable, triple_of
 from trainer.data.shuffle import Groups, Numbers, fill_in_order
-
-if sys.platform != "win32":
-    import fcntl
 
 _MAGIC = b"trplan01"
 _HEADER = struct.Struct(
@@ -154,7 +151,7 @@ def open_plan(
         if plan := _opened(path, identity):
             return plan
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / "plan.lock"):
+        with open_locked(folder / "plan.lock", wait=True):
             if plan := _opened(path, identity):
                 return plan
             _build(path, identity, seed, epoch, global_batch_size, sets)
@@ -300,23 +297,3 @@ def _reserve(descriptor: int, size_bytes: int) -> None:
         os.posix_fallocate(descriptor, 0, size_bytes)
     else:
         os.truncate(descriptor, size_bytes)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of `path`; without one, on Windows and some network file systems, two processes may build the same file twice."""
-    with path.open("wb") as file:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                    raise
-        try:
-            yield
-        finally:
-            if (
-                sys.platform != "win32"
-            ):  # closing is not enough: a process forked meanwhile holds the lock too
-                with contextlib.suppress(OSError):  # there was none
-                    fcntl.flock(file, fcntl.LOCK_UN)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Self
 
-from capmerge.captions.alternatives import BrokenRecordError
+from capmerge.captions.written import BrokenRecordError
 from capmerge.errors import DataError, quoted
 from capmerge.rng import Chance, SampleId
 from capmerge.tokens.chunks import CHUNK_TOKENS, Chunker

@@ -76,15 +76,11 @@ def cut_back(path: Path, after_step: int) -> None:
 
     A killed run may leave a partial line. The file is replaced whole or not at all.
     """
-    rewritten = AtomicFile(path.resolve())
-    try:
+    with AtomicFile(path.resolve()) as rewritten:
         for line, _ in iter_lines(path, after_step):
             rewritten.write(line)
         if rewritten.written_bytes != path.stat().st_size:
-            rewritten.sync()
             rewritten.publish()
-    finally:
-        rewritten.discard()
 
 
 def iter_lines(path: Path, after_step: float = math.inf) -> Iterator[tuple[bytes, dict[str, Any]]]:

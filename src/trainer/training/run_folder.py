@@ -1,22 +1,18 @@
 """The folder of a run: the names of its files, and the guards against writing over another run."""
 
-import errno
 import importlib.metadata
 import json
 import platform
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from capmerge.files.atomic import write_whole
+from capmerge.files.lock import open_locked
 from trainer.config.load import resolved_toml
 from trainer.config.settings import Config
 from trainer.errors import ConfigError
-
-if sys.platform != "win32":
-    import fcntl
 
 CONFIG_FILE = "config.toml"
 METRICS_FILE = "metrics.jsonl"
@@ -51,38 +47,25 @@ def check_new(output_dir: Path) -> None:
 def claimed(output_dir: Path) -> Iterator[None]:
     """Inside the context, the folder exists and belongs to this run alone.
 
-    Raises `ConfigError` when another run has claimed it, or when it cannot be written. On Windows,
-    and on file systems without locks, another run goes unnoticed.
+    Raises `ConfigError` when another run has claimed it, or when it cannot be written. On file
+    systems without locks another run goes unnoticed.
     """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        file = (output_dir / _LOCK_FILE).open("ab")
+        file = open_locked(output_dir / _LOCK_FILE)
+    except BlockingIOError as error:
+        raise ConfigError(
+            f"train.output_dir: {output_dir} is in use by another run, expected a folder "
+            "without one. Wait for it to end, stop it with Ctrl-C or SIGTERM (it saves its "
+            "state), or set another train.output_dir."
+        ) from error
     except OSError as error:
         raise ConfigError(
             f"train.output_dir: {output_dir} cannot be written ({error.strerror}), expected a "
             "folder for the run. Check its permissions, or set another one."
         ) from error
     with file:
-        if not _locked(file):
-            raise ConfigError(
-                f"train.output_dir: {output_dir} is in use by another run, expected a folder "
-                "without one. Wait for it to end, stop it with Ctrl-C or SIGTERM (it saves its "
-                "state), or set another train.output_dir."
-            )
         yield
-
-
-def _locked(file: BinaryIO) -> bool:
-    """Lock the file until it is closed; False if another process has locked it.
-
-    A lock of this kind is not inherited, so workers that outlive a killed run do not hold it.
-    """
-    if sys.platform != "win32":
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            return error.errno not in (errno.EACCES, errno.EAGAIN)
-    return True
 
 
 def begun_seed(output_dir: Path) -> int | None:

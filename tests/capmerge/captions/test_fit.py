@@ -372,3 +372,16 @@ def test_shares_sum_to_one_after_a_drop():
     found = merger.alternatives({"tags": SHORT_TAGS, "caption": f"{LONG}\nOne.\nTwo two."})
     assert sum(alternative.share for alternative in found) == 1
     assert found[0].share == Fraction(5, 10)
+
+
+@pytest.mark.parametrize(
+    ("fit_by", "shares", "left_out", "cut"),
+    [("drop", [1], [80], []), ("trim", [Fraction(1, 2)] * 2, [], [(80, 74)])],
+)
+def test_the_example_of_the_module_head(fit_by, shares, left_out, cut):
+    """Tags of 80 tokens beside a caption of 3, at a limit of 75: left out, or cut at a comma."""
+    record = {"tags": "1girl, solo, " + ", ".join(["hat"] * 38), "caption": "A girl."}
+    fit = Merger(MergeOptions(fit_tokens=75, fit_by=fit_by)).fit(record)
+    assert [draw.share for draw in fit.draws] == shares
+    assert [count(draw.tags) for draw in fit.left_out] == left_out
+    assert [(count(was.tags), count(now.tags)) for was, now in fit.cut] == cut

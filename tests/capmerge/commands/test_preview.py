@@ -220,7 +220,7 @@ def test_a_rewritten_file_shows_what_is_there(source, tmp_path):
     out.write_text(json.dumps(records))
     broken = run("preview", out).stdout
     assert (
-        'cannot be read: found 3 lines and 1 letters in "capmerge", expected one letter a line.'
+        'cannot be read: found 3 lines and 1 letters in "capmerge", expected one letter per line.'
         in broken
     )
     assert broken.count("cannot be read") == 4

@@ -25,7 +25,6 @@ def write(path, out, blocks):
             writer.write(part, new_block=number == 0)
         begun.append((writer.block_start, body))
     writer.finish()
-    file.sync()
     file.publish()
     return begun
 

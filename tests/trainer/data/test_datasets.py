@@ -174,13 +174,13 @@ def test_links_that_lead_out(metadata, tmp_path):
     assert allowed.latents_file(0, dataset.index.read(0)[0]).is_symlink()
 
 
-@pytest.mark.parametrize(("chunking", "column"), [("kohya", "tokens_sd1"), ("a1111", "chunks_sd1")])
-def test_chunks_for_the_plan(metadata, tmp_path, chunking, column):
+@pytest.mark.parametrize(("chunking", "unit"), [("kohya", "tokens"), ("a1111", "chunks")])
+def test_chunks_for_the_plan(metadata, tmp_path, chunking, unit):
     """With dynamic chunks a record stands in the bucket of its longest alternative, capped by `max_tokens`."""
     dataset = open_one(
         metadata, tmp_path, text={"dynamic_chunks": True, "chunking": chunking, "max_tokens": 150}
     )
-    values = np.asarray(getattr(dataset.index, column)).astype(int)
+    values = dataset.index.longest_alternative(unit, "sd1").astype(int)
     expected = np.clip(values if chunking == "a1111" else np.ceil(values / 75), 1, 2)
     assert dataset.rows.chunks.tolist() == expected.tolist()
     assert set(dataset.rows.chunks.tolist()) == {1, 2}

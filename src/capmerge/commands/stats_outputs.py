@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from capmerge.commands.targets import check_target
 from capmerge.errors import UsageError, printable
-from capmerge.files.atomic import check_target, write_whole
+from capmerge.files.atomic import write_whole
 from capmerge.files.source import Source
 from capmerge.stats.document import Document
 

@@ -202,7 +202,7 @@ class Pool:
     def _drop(self, answer: Answer, worker: _Worker) -> None:
         """Free the slot of an answer for an abandoned block; what the block counted is not kept."""
         finished = answer.number if answer.finished else None
-        worker.send(Free(answer.slot, finished, stands=False))
+        worker.send(Free(answer.slot, finished, keep_counts=False))
 
     def _abandon(self, pending: dict[int, _PendingBlock]) -> set[int]:
         """Drop the output of all pending blocks, and return the numbers of the unfinished ones."""

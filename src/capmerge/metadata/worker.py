@@ -62,7 +62,7 @@ class Free:
     slot: int
     finished: int | None = None
     """The number of the block whose last answer was in the slot, if there was one."""
-    stands: bool = True
+    keep_counts: bool = True
     """False when the counts of that block are to be dropped, because it began at a wrong cut."""
 
 
@@ -169,7 +169,7 @@ class _WorkerLoop:
             self._free.append(message.slot)
             if message.finished is not None and work.counts:
                 counted = self._counted.pop(message.finished)
-                if message.stands:
+                if message.keep_counts:
                     work.counts.keep(counted)
         else:
             self._tasks.append(message)

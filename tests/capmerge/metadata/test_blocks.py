@@ -443,7 +443,7 @@ def test_jsonl_is_told_by_its_first_line(data, kind):
 @pytest.mark.parametrize("kind", ["json", "jsonl"])
 @pytest.mark.parametrize("block_bytes", [64, 1 << 20])
 def test_too_long_records_are_refused(kind, block_bytes, monkeypatch):
-    """A record longer than allowed is refused with its offset and key; at that length it is read."""
+    """A record longer than allowed is refused with its offset and key; one at the limit is read."""
     small(monkeypatch, block_bytes)
     members = [f'"k{i}": {{"caption": "{"x" * i}"}}' for i in (30, 900, 40)]
     lines = [f'{{"image_path": "k{i}", "caption": "{"x" * i}"}}' for i in (30, 900, 40)]

@@ -181,7 +181,7 @@ def test_keys_are_read_as_json_load_reads_them(source):
 @pytest.mark.parametrize("between", [0, 1, 5, 50])
 @pytest.mark.parametrize("odd", ["1", "NaN", "123456789012345678901234567890"])
 def test_a_repeated_key_reads_back_as_in_the_source(between, odd):
-    """Of equal keys, near or far apart, the last value counts, at the position of the first."""
+    """The last value of equal keys, near or far apart, counts, at the position of the first key."""
     members = [f'"k{i}": {{"tags": "tag number {i}"}}' for i in range(between)]
     source = "{" + ", ".join(['"k": {"a": 1}', *members, '"x": {}', f'"k": {{"b": {odd}}}']) + "}"
     assert read(written(source.encode())) == read(source)
@@ -222,7 +222,7 @@ def test_values_nested_past_any_parser(kind):
 @given(st.dictionaries(TEXT, TAMED, max_size=5))
 @settings(max_examples=200, deadline=None)
 def test_json_is_laid_out_as_json_dump_does(records):
-    r"""JSON is laid out as by json.dump(indent=2, ensure_ascii=False), except for lone surrogates."""
+    r"""JSON is laid out as by json.dump(indent=2, ensure_ascii=False), but for lone surrogates."""
     source = json.dumps(records).encode()
     text = json.dumps(json.loads(source), indent=2, ensure_ascii=False)
     expected = re.sub("[\ud800-\udfff]", lambda char: f"\\u{ord(char[0]):04x}", text)

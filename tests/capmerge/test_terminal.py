@@ -114,7 +114,6 @@ def test_bars_are_drawn_on_a_terminal(monkeypatch, source, tmp_path):
 
 def test_no_bar_when_quiet_or_redirected(monkeypatch, source, tmp_path):
     """No bar is shown with --quiet, or on a stream that is not a terminal."""
-
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     for bar in (progress_bar(source, quiet=True), count_bar(tmp_path, quiet=True)):
         with bar as progress:

@@ -16,6 +16,7 @@ from capmerge.errors import UsageError, printable, quoted
 from capmerge.files.source import Source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, read_layout
 from capmerge.metadata.codec import Stray
+from capmerge.metadata.format import Format, reserved_fields
 from capmerge.metadata.pieces import iter_source
 from capmerge.rng import SampleId
 from capmerge.tokens.chunk_text import ChunkedText, chunk_text, crop_text
@@ -66,6 +67,8 @@ class PreviewOptions:
     tokenizer: str | None = None
     """Path of another CLIP tokenizer, or of a T5 for a family that reads one."""
     sampling: Sampling | None = None
+    out: Format | None = None
+    """The format that is written; its reserved fields cannot stand in a record. None: any."""
     max_record_bytes: int = MAX_RECORD_BYTES
 
     def __post_init__(self) -> None:
@@ -166,7 +169,7 @@ class Previewer:
 
     def __init__(self, options: PreviewOptions) -> None:
         self._options = options
-        self._merger = Merger(options.merge)
+        self._merger = Merger(options.merge, reserved_fields(options.out) if options.out else ())
         self.readers = Readers.load(options)
         self._counter = TokenCounter(self.readers.clip.tokenizers[0])
 
@@ -241,7 +244,10 @@ class Previewer:
 
 
 def iter_previews(
-    source: Source, options: PreviewOptions, previewer: Previewer, progress: Callable[[int], None]
+    source: Source,
+    options: PreviewOptions,
+    previewer: Previewer,
+    progress: Callable[[int], None] | None = None,
 ) -> Iterator[Preview]:
     """The records that are asked for, in the order of the source, one in memory at a time.
 
@@ -253,7 +259,7 @@ def iter_previews(
 
 
 def _iter_asked(
-    source: Source, options: PreviewOptions, progress: Callable[[int], None]
+    source: Source, options: PreviewOptions, progress: Callable[[int], None] | None
 ) -> Iterator[tuple[str, Any]]:
     layout = read_layout(source, options.max_record_bytes)
     if not options.keys:
@@ -277,7 +283,8 @@ def _iter_asked(
             if (stem := _stem(key)) in stems:
                 alike.setdefault(stems[stem], key)
         records += len(piece.records.pairs)
-        progress(piece.start + len(piece.data))
+        if progress:
+            progress(piece.start + len(piece.data))
     names = ", ".join(map(quoted, missing))
     hints = [f"Did you mean {quoted(alike[key])}?" for key in missing if key in alike]
     hint = " ".join(hints) or "Keys are compared whole, folder and ending included."

@@ -64,7 +64,7 @@ def verify(
     *,
     skips: bool,
     max_record_bytes: int,
-    progress: Callable[[int], None],
+    progress: Callable[[int], None] | None = None,
 ) -> Verified:
     """Prove that `written` is `source` rewritten with `merge`; `skips` says that records may be in OUT.rejects.jsonl.
 
@@ -122,7 +122,8 @@ def verify(
                     _RUN_AGAIN,
                 )
             verified.records += 1
-        progress(piece.start + len(piece.data))
+        if progress:
+            progress(piece.start + len(piece.data))
     out_piece, out_number, (out_key, _) = next(found, (None, 0, ("", None)))
     if out_piece is not None:
         place = place_of(written.name, out_layout, out_piece, out_number)

@@ -20,8 +20,9 @@ from capmerge.commands.verify import Verified, verify
 from capmerge.errors import DataError
 from capmerge.files.source import open_source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, read_layout
-from capmerge.metadata.codec import Stray, iter_pairs, place_of
+from capmerge.metadata.codec import Stray
 from capmerge.metadata.format import Format
+from capmerge.metadata.pieces import iter_pairs, place_of
 from capmerge.rng import SampleId
 from capmerge.tokens.counter import TokenCounter
 from capmerge.tokens.families import TokenizerFamily

@@ -94,7 +94,7 @@ def iter_records(path: FileName) -> Iterator[tuple[str, Any]]:
         for piece, number, (key, record) in iter_pairs(source, layout):
             if isinstance(record, Stray):
                 place = place_of(source.name, layout, piece, number)
-                raise DataError(source.name, place, None, record.problem, "Mend the line.")
+                raise DataError(source.name, place, None, record.problem, "Fix the line.")
             yield key, record
 
 

@@ -24,7 +24,7 @@ from capmerge.tokens.load import load_tokenizer
 from trainer.data.batch import Sample
 from trainer.data.buckets import SetRows
 from trainer.data.loader import Share, _Loaded, build_loader
-from trainer.data.plan import open_plan
+from trainer.data.plan_files import open_plan
 from trainer.errors import LatentsError
 
 pytestmark = pytest.mark.filterwarnings(

@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
-"""Writes `examples/latents`: made-up cached latents for the records of `examples/meta_lat.json`. Same numpy, same bytes.
+"""Write `examples/latents`: made-up cached latents for the records of `examples/meta_lat.json`.
 
 .venv/bin/python scripts/example_latents.py [FOLDER]
 
-What stands in them is laid out as sd-scripts caches it, unscaled: smooth noise whose standard
-deviation times SD 1's factor is 1, so the tiny configs of all families train on it. Most files are
-`<stem>.npz`; every tenth has the original size in its name, as sd-scripts writes them since v0.10,
-and every seventeenth has keys with the latent size behind them. All have `latents_flipped`; every
-fourth picture of `photos` has an `alpha_mask`. sd-scripts stores whole floats; here they keep three
-bits behind the first, which deflate packs to a third.
+Equal versions of numpy give equal bytes. The files are laid out as sd-scripts caches latents, which
+it does not scale. They hold smooth noise whose standard deviation is 1 when it is multiplied by the
+scale factor of SD 1, so the tiny configs of all families train on them. sd-scripts stores floats
+with all their bits; here they keep three bits of the mantissa, which compresses to a third.
+
+The names and contents vary as they do in real caches:
+
+- Most files are `<stem>.npz`. Every tenth has the original size in its name, as sd-scripts writes
+  it since v0.10, and in every seventeenth the latent size follows the name of each array.
+- All have `latents_flipped`, and every fourth picture of `photos` has an `alpha_mask`.
 """
 
 import hashlib
@@ -23,11 +27,11 @@ ROOT = Path(__file__).resolve().parent.parent
 SCALE = 0.18215
 KEPT_BITS = 3
 SMOOTHING = (0.6, 0.8, 0.9)
-"""Share of each coarser level: 2, 4 and 8 times."""
+"""Share of each coarser level of noise, by factors of 2, 4 and 8."""
 
 
 def latents_of(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:
-    """(4, height, width) unscaled latents with few bits each."""
+    """Unscaled latents of shape (4, height, width), with few bits each."""
     values = 0.5 * rng.standard_normal((4, height, width))
     for level, share in enumerate(SMOOTHING, 1):
         side = 2**level
@@ -43,27 +47,25 @@ def latents_of(rng: np.random.Generator, height: int, width: int) -> NDArray[np.
 def _between(
     values: NDArray[np.float64], places: NDArray[np.float64], axis: int
 ) -> NDArray[np.float64]:
-    """`values` at fractional places of one axis, linearly."""
+    """`values`, interpolated linearly at fractional positions along one axis."""
     first = places.astype(int)
     share = np.expand_dims(places - first, tuple(other for other in range(3) if other != axis))
     return np.take(values, first, axis) * (1 - share) + np.take(values, first + 1, axis) * share
 
 
 def alpha_mask_of(height: int, width: int) -> NDArray[np.float32]:
-    """(height, width) in px: an ellipse that counts whole, around it a quarter."""
+    """A mask of (height, width) px: 1 inside an ellipse, and a quarter around it."""
     y, x = np.mgrid[0:height, 0:width]
     inside = ((y + 0.5) / height * 2 - 1) ** 2 + ((x + 0.5) / width * 2 - 1) ** 2 <= 1
     return np.where(inside, 1, 0.25).astype(np.float32)
 
 
 def write(folder: Path, number: int, key: str, width: int, height: int) -> None:
-    """The file of record `number`, its bucket in px."""
+    """Write the file of record `number`, whose bucket is `width` x `height` px."""
     rng = np.random.default_rng(list(hashlib.blake2b(key.encode(), digest_size=16).digest()))
     latents = latents_of(rng, height // 8, width // 8)
-    original_width, original_height = (
-        int(width * rng.uniform(3, 5)),
-        int(height * rng.uniform(3, 5)),
-    )
+    original_width = int(width * rng.uniform(3, 5))
+    original_height = int(height * rng.uniform(3, 5))
     # The picture was scaled to cover the bucket, and its middle cut out. Source: sd-scripts,
     # BucketManager.get_crop_ltrb.
     ratio = original_width / original_height

@@ -1,6 +1,8 @@
-"""Timing and memory of whole commands, for the benchmarks: medians of interleaved runs, so that a noisy machine is noisy for all."""
+"""Timing and memory of whole commands, for the benchmarks.
 
-import os
+Runs of the compared commands are interleaved, so that noise of the machine reaches all of them.
+"""
+
 import resource
 import statistics
 import subprocess
@@ -21,22 +23,23 @@ class Run:
 
     seconds: float
     cpu_seconds: float
-    """Of the command and all its processes."""
+    """CPU time of the command and all processes that it started."""
 
 
-def run(command: Sequence[str], stdin: Path | None = None) -> Run:
-    """Run a command, its output thrown away."""
+def run(command: Sequence[str]) -> Run:
+    """Run a command, throw its output away, and return what it took."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
-    with stdin.open("rb") if stdin else open(os.devnull, "rb") as source:  # noqa: PTH123  # devnull is no path on Windows
-        subprocess.run(command, check=True, stdin=source, stdout=subprocess.DEVNULL, cwd=ROOT)
+    subprocess.run(
+        command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=ROOT
+    )
     seconds = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return Run(seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
 def medians(commands: dict[str, Sequence[str]], repeats: int) -> dict[str, Run]:
-    """The median of each command over `repeats` rounds, one run of each a round."""
+    """The median of each command over `repeats` rounds, in which each command runs once."""
     runs: dict[str, list[Run]] = {name: [] for name in commands}
     for _ in range(repeats):
         for name, command in commands.items():
@@ -51,7 +54,10 @@ def medians(commands: dict[str, Sequence[str]], repeats: int) -> dict[str, Run]:
 
 
 def peak_pss_mb(command: Sequence[str]) -> tuple[float, float]:
-    """Peak of the proportional set size in MB (10^6 bytes), summed over a command's processes, and its CPU seconds. Linux only."""
+    """The peak memory of a command in MB (10^6 bytes), and its CPU seconds. Linux only.
+
+    Memory is the proportional set size, summed over the command's processes.
+    """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
     peak = 0
@@ -73,10 +79,10 @@ def peak_pss_mb(command: Sequence[str]) -> tuple[float, float]:
 
 
 def _family(pid: int) -> list[int]:
-    """A process and all below it."""
+    """The ids of a process and of all processes below it."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:  # ended between two looks
+    except OSError:  # it ended in the meantime
         return []
     return [pid, *(below for child in children for below in _family(int(child)))]
 
@@ -84,7 +90,7 @@ def _family(pid: int) -> list[int]:
 def _pss_kb(pid: int) -> int:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:  # ended between two looks
+    except OSError:  # it ended in the meantime
         return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 

@@ -14,7 +14,7 @@ SRC = Path(__file__).resolve().parents[1] / "src"
 LAYERS = {
     "capmerge": (
         "errors rng toml cores < files tokens < metadata captions terminal"
-        " < index stats < commands < cli"
+        " < index stats < commands < cli api"
     ),
     "trainer": "errors families < config < data model < training < run",
 }

@@ -63,15 +63,18 @@ def warn(message: str) -> None:
 
 
 @contextmanager
-def progress_bar(source: Source, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """A bar over the bytes of the source; yields a function that takes the offset that is done."""
+def progress_bar(source: Source, *, quiet: bool = False) -> Iterator[Callable[[int], None] | None]:
+    """A bar over the bytes of the source; yields a function that takes the offset that is done.
+
+    Yields None when `quiet` or without a terminal, as `count_bar` does.
+    """
     name = Path(source.name).name
     with _bar(name, "B", source.total_bytes, quiet=quiet) as progress:
-        yield lambda offset: progress(source.read_bytes(offset))
+        yield progress and (lambda offset: progress(source.read_bytes(offset)))
 
 
 @contextmanager
-def count_bar(folder: Path, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+def count_bar(folder: Path, *, quiet: bool = False) -> Iterator[Callable[[int], None] | None]:
     """A count of the files seen in `folder`; yields a function that takes their number so far."""
     with _bar(folder.name, " files", None, quiet=quiet) as progress:
         yield progress
@@ -80,13 +83,13 @@ def count_bar(folder: Path, *, quiet: bool = False) -> Iterator[Callable[[int], 
 @contextmanager
 def _bar(
     name: str, unit: str, total: int | None, *, quiet: bool
-) -> Iterator[Callable[[int], None]]:
+) -> Iterator[Callable[[int], None] | None]:
     """A bar that appears at the first progress, on a terminal only.
 
-    Yields a function that takes how much is done in all.
+    Yields a function that takes how much is done in all, or None where there is no bar.
     """
     if quiet or not sys.stderr.isatty():
-        yield lambda _done: None
+        yield None
         return
     bar: tqdm[Never] | None = None
 

@@ -1,31 +1,25 @@
-"""Reading a rewritten record back: its alternatives with style and probability. The reverse of `caption`."""
+"""The alternatives of a rewritten record, with style and probability, as `written` reads them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from capmerge.captions.draw import Drawn
-from capmerge.captions.fields import MARK, STYLES, TAG_SPANS, WEIGHTS
 from capmerge.captions.wildcard import (
     TooManyOutcomesError,
-    escape,
     has_brace,
     line_outcomes,
     parse_line,
 )
+from capmerge.captions.written import Span, WrittenRecord, read_written
 
 Share = tuple[int, int]
 """A probability in lowest terms: numerator, denominator."""
 
 
-class BrokenRecordError(ValueError):
-    """A record whose fields are not what a rewrite writes; the message says what was found and what was expected."""
-
-
 @dataclass(frozen=True, slots=True)
-class Written:
-    """One alternative of a rewritten record."""
+class WrittenAlternative:
+    """One distinct line of a rewritten record."""
 
     line: str
     """As written: braces doubled."""
@@ -35,68 +29,15 @@ class Written:
     """Where it stands among the letters of the mark: more than one place when it is repeated."""
     share: Fraction
     """Of the probability; the shares of a record sum to 1."""
+    tag_span: Span | None
+    """[start, end) of the tags in `line`, for style `b`."""
 
 
-def written_alternatives(record: dict[str, Any]) -> list[Written]:
-    """The distinct alternatives of a rewritten `record`, in their order; empty for an empty caption.
-
-    Raises `BrokenRecordError` when caption, mark and weights do not belong together.
-    """
-    caption, letters, weights = record.get("caption"), record.get(MARK), record.get(WEIGHTS)
-    if not isinstance(caption, str) or not isinstance(letters, str):
-        raise BrokenRecordError(
-            f'expected strings "caption" and "{MARK}", as a rewrite writes them.'
-        )
-    if not caption and not letters:
-        return []
-    lines = caption.split("\n")
-    if len(lines) == 1 < len(letters):
-        parsed = parse_line(caption)
-        if len(parsed.groups) == 1 and not any(parsed.literals):
-            lines = [escape(parsed.option(0, number)) for number in range(len(parsed.groups[0]))]
-    if len(lines) != len(letters):
-        raise BrokenRecordError(
-            f'found {len(lines)} lines and {len(letters)} letters in "{MARK}", expected one letter a line.'
-        )
-    if unknown := set(letters) - STYLES.keys():
-        raise BrokenRecordError(
-            f'found the letter {min(unknown)!r} in "{MARK}", expected t, c or b.'
-        )
-    if weights is None:
-        weights = [1] * len(lines)
-    elif (
-        not isinstance(weights, list)
-        or len(weights) != len(lines)
-        or not all(type(w) is int and w >= 0 for w in weights)
-        or not any(weights)
-    ):
-        raise BrokenRecordError(f'expected "{WEIGHTS}" to be one whole number a line, not all 0.')
-    places: dict[str, list[int]] = {}
-    for place, line in enumerate(lines):
-        places.setdefault(line, []).append(place)
-    total = sum(weights)
-    return [
-        Written(
-            line,
-            letters[found[0]],
-            tuple(found),
-            Fraction(sum(weights[place] for place in found), total),
-        )
-        for line, found in places.items()
-    ]
-
-
-def place_drawn(letters: str, drawn: Drawn) -> int:
-    """Where what was drawn stands among the `letters` of the mark: its line, or its option of an in-line wildcard of several letters."""
-    in_line = len(letters) > 1 and drawn.lines == 1
-    return drawn.options[0] if in_line else drawn.line
-
-
-class Trained(NamedTuple):
-    """One distinct alternative of a record."""
+class TrainedAlternative(NamedTuple):
+    """The texts that are trained for one `WrittenAlternative`."""
 
     texts: dict[str, Fraction]
-    """What is trained, nothing doubled, with its probability: one text, or all that in-line wildcards give."""
+    """With their probabilities, nothing doubled: one text, or all that in-line wildcards give."""
     style: str
     """`t`, `c` or `b`."""
     share: Share
@@ -104,38 +45,54 @@ class Trained(NamedTuple):
     tags: str
     """The part that is tags; "" for style `c`."""
     captions: tuple[str, ...]
-    """All that is no tags, without the commas and spaces towards them: a text, or all of its in-line wildcards; none for style `t`."""
+    """The caption part, stripped of the separators next to the tags; none for style `t`.
+
+    One text, or every text that its in-line wildcards give."""
     listed: bool = True
-    """Whether `texts` are all outcomes: where those are too many to list they are the longest and the shortest."""
+    """Whether `texts` are all outcomes; where those are too many, the longest and the shortest."""
 
 
-def trained_alternatives(record: dict[str, Any]) -> list[Trained]:
-    """The distinct alternatives of a rewritten record, in the order of its lines.
+def written_alternatives(record: dict[str, Any]) -> list[WrittenAlternative]:
+    """The distinct lines of a rewritten `record`, in their order; empty for an empty caption.
 
-    Raises `BrokenRecordError` when its fields do not belong together.
+    Raises `BrokenRecordError` as `read_written` does.
     """
-    found = written_alternatives(record)
-    if not any(alternative.style == "b" for alternative in found):
-        return [_trained(alternative, None) for alternative in found if alternative.share]
-    letters, spans = record[MARK], record.get(TAG_SPANS)
-    expected = letters.count("b")
-    if not isinstance(spans, list) or len(spans) != expected or not all(map(_is_span, spans)):
-        raise BrokenRecordError(
-            f'expected "{TAG_SPANS}" to be {expected} pairs [start, end), one for each b of "{MARK}".'
-        )
+    written = read_written(record)
+    places: dict[str, list[int]] = {}
+    for place, line in enumerate(written.lines):
+        places.setdefault(line, []).append(place)
+    weights = _weights_of_lines(written)
+    total = sum(weights)
     return [
-        _trained(
-            alternative,
-            spans[letters[: alternative.places[0]].count("b")]
-            if alternative.style == "b"
-            else None,
+        WrittenAlternative(
+            line,
+            written.letters[found[0]],
+            tuple(found),
+            Fraction(sum(weights[place] for place in found), total),
+            written.span_at(found[0]),
         )
-        for alternative in found
-        if alternative.share
+        for line, found in places.items()
     ]
 
 
-def fields_of(alternatives: Sequence[Trained]) -> tuple[str, list[tuple[str, ...]]]:
+def trained_alternatives(record: dict[str, Any]) -> list[TrainedAlternative]:
+    """The distinct alternatives of a rewritten record that are trained, in the order of its lines.
+
+    Raises `BrokenRecordError` as `read_written` does.
+    """
+    return [
+        _trained(alternative) for alternative in written_alternatives(record) if alternative.share
+    ]
+
+
+def _weights_of_lines(written: WrittenRecord) -> list[int]:
+    """One weight for each of the lines; the options of an in-line wildcard all count once."""
+    if written.weights is None or written.is_inline:
+        return [1] * len(written.lines)
+    return written.weights
+
+
+def fields_of(alternatives: Sequence[TrainedAlternative]) -> tuple[str, list[tuple[str, ...]]]:
     """A record's tags and the texts of each of its caption lines, as its lines hold them; "" and none when it has none.
 
     Each from the lines of its own style, `t` or `c`, and from those of both only where there are
@@ -156,31 +113,18 @@ def fields_of(alternatives: Sequence[Trained]) -> tuple[str, list[tuple[str, ...
     return tags[0] if tags else "", [texts for texts in captions if any(texts)]
 
 
-def _trained(written: Written, span: list[int] | None) -> Trained:
+def _trained(written: WrittenAlternative) -> TrainedAlternative:
     line, share = written.line, (written.share.numerator, written.share.denominator)
     texts, listed = _outcomes(line)
-    if span is None:
+    if written.tag_span is None:
         is_tags = written.style == "t"
-        return Trained(
-            texts,
-            written.style,
-            share,
-            next(iter(texts)) if is_tags else "",
-            () if is_tags else tuple(texts),
-            listed,
-        )
-    start, end = span
+        tags, captions = (next(iter(texts)), ()) if is_tags else ("", tuple(texts))
+        return TrainedAlternative(texts, written.style, share, tags, captions, listed)
+    start, end = written.tag_span
     around = ", ".join(filter(None, (line[:start].strip(", "), line[end:].strip(", "))))
-    tags, captions = (tuple(_outcomes(part)[0]) for part in (line[start:end], around))
-    return Trained(texts, written.style, share, tags[0], captions, listed)
-
-
-def _is_span(span: Any) -> bool:
-    return (
-        isinstance(span, list)
-        and len(span) == 2
-        and all(type(end) is int and end >= 0 for end in span)
-    )
+    tags = next(iter(_outcomes(line[start:end])[0]))
+    captions = tuple(_outcomes(around)[0])
+    return TrainedAlternative(texts, written.style, share, tags, captions, listed)
 
 
 def _outcomes(line: str) -> tuple[dict[str, Fraction], bool]:

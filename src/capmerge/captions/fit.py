@@ -1,7 +1,14 @@
-"""`--fit`: alternatives of at most N tokens, the longer ones left out or cut. Pure; knows the words to draw, not who merges them.
+"""`--fit`: alternatives of at most N tokens, the longer ones left out or cut to the limit.
 
 Tokens are counted on the text as it is trained: braces unescaped, an in-line wildcard at its
-longest.
+longest. Two draws of one record, "1girl, solo, ..." of 80 tokens with share 1/2 and "A girl."
+of 3 tokens with share 1/2, become at a limit of 75
+
+    drop    the draw "A girl." with share 1; the tags are in `left_out`
+    trim    "1girl, solo, ...", cut at the last comma within 75 tokens, and "A girl.", 1/2 each
+
+A `Fitter` takes the draws that the templates give for many records and returns a `FitResult` for
+each: the draws that are written, and what became of the others. `Merger.fit` is its caller.
 """
 
 import re
@@ -30,8 +37,8 @@ _Search: TypeAlias = Generator[Draw, bool, tuple[Draw, bool]]
 """A search yields what it wants measured, is sent whether that fits, and returns what it found, and whether that fits."""
 
 
-class Fitted(NamedTuple):
-    """What became of a record's draws."""
+class FitResult(NamedTuple):
+    """The draws of one record that are written, and what was done to make them fit."""
 
     draws: list[Draw]
     """Those that are written; shares sum to 1."""
@@ -76,9 +83,9 @@ class Fitter:
         counts = iter(self._counter.count_tokens(list(chain.from_iterable(distinct))))
         return [list(islice(counts, len(lines))) for lines in distinct]
 
-    def fit_all(
+    def fit(
         self, records: Sequence[list[Draw]], lengths: Sequence[list[int] | None]
-    ) -> list[Fitted]:
+    ) -> list[FitResult]:
         """The draws of each record, with none longer than the limit as far as that leaves something.
 
         `drop` leaves out what is too long; when everything is, the shortest stays. Its share goes
@@ -101,18 +108,18 @@ class Fitter:
         ]
         return self._trim(measured) if self._cuts else [self._drop(draws) for draws in measured]
 
-    def _drop(self, measured: list[tuple[Draw, int]]) -> Fitted:
+    def _drop(self, measured: list[tuple[Draw, int]]) -> FitResult:
         draws = [draw for draw, _ in measured]
         if all(length <= self.limit for _, length in measured):
-            return Fitted(draws, [], [], 0)
+            return FitResult(draws, [], [], 0)
         longest = max(self.limit, min(length for _, length in measured))
         kept = [draw for draw, length in measured if length <= longest]
         left_out = [draw for draw, length in measured if length > longest]
-        return Fitted(
+        return FitResult(
             _dealt_again(draws, kept), left_out, [], len(kept) if longest > self.limit else 0
         )
 
-    def _trim(self, records: list[list[tuple[Draw, int]]]) -> list[Fitted]:
+    def _trim(self, records: list[list[tuple[Draw, int]]]) -> list[FitResult]:
         too_long = [
             (draw, length)
             for measured in records
@@ -120,7 +127,7 @@ class Fitter:
             if length > self.limit
         ]
         found = iter(self._cut_all(too_long))
-        fitted = []
+        results = []
         for measured in records:
             after = [
                 next(found) if length > self.limit else (draw, True) for draw, length in measured
@@ -130,10 +137,12 @@ class Fitter:
                 for (was, _), (now, _) in zip(measured, after, strict=True)
                 if was is not now and was != now
             ]
-            fitted.append(
-                Fitted([draw for draw, _ in after], [], changed, sum(not fits for _, fits in after))
+            results.append(
+                FitResult(
+                    [draw for draw, _ in after], [], changed, sum(not fits for _, fits in after)
+                )
             )
-        return fitted
+        return results
 
     def _cut_all(self, measured: list[tuple[Draw, int]]) -> list[tuple[Draw, bool]]:
         """Each draw cut, and whether it fits. All searches go on together, so that what they ask in a round is counted at once."""

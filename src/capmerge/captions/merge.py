@@ -13,10 +13,10 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
-from capmerge.captions.fit import Fitted, Fitter
+from capmerge.captions.fit import FitResult, Fitter
 from capmerge.captions.merge_plain import PlainMerge
 from capmerge.captions.tags import one_line, spaced
-from capmerge.captions.tally import Tally
+from capmerge.captions.tally import Tally, kind_of
 from capmerge.captions.templates import (
     Draw,
     MergeOptions,
@@ -117,11 +117,10 @@ class Merger:
             return []
         failures: list[tuple[int, UnmergeableError | RewrittenError]] = []
         others = [listed[number] for number in numbers]
-        for number, record, fitted in zip(
-            numbers, others, self.fit_all(others, lengths) or [None] * len(others), strict=True
-        ):
+        fits = self.fit_all(others, lengths) or [None] * len(others)
+        for number, record, fit in zip(numbers, others, fits, strict=True):
             try:
-                self.merge(record, fitted)
+                self.merge(record, fit)
             except (UnmergeableError, RewrittenError) as error:
                 failures.append((number, error))
         return failures
@@ -153,24 +152,25 @@ class Merger:
         others = [number for number in range(len(records)) if number not in fitting]
         return others, [lengths.get(number) for number in others]
 
-    def fit_all(self, records: Sequence[Any], lengths: _Lengths = None) -> list[Fitted | None]:
-        """What `--fit` makes of each of many records, to be handed to `merge`: quicker than one by one. Empty without `--fit`.
+    def fit_all(self, records: Sequence[Any], lengths: _Lengths = None) -> list[FitResult | None]:
+        """What `fit` gives for each of many records, faster than one by one; empty without `--fit`.
 
-        `lengths`: the tokens of each record's lines, or None where they are not known.
+        None for a record that `merge` refuses or passes. `lengths`: the tokens of each record's
+        lines, or None where they are not known.
         """
         if self._fitter is None:
             return []
-        asked: dict[int, list[Draw]] = {}
+        draws: dict[int, list[Draw]] = {}
         for number, record in enumerate(records):
             if isinstance(record, dict) and MARK not in record:
                 with suppress(UnmergeableError):  # `merge` raises it in its place
-                    asked[number] = self._asked(record)
-        known = [lengths[number] if lengths else None for number in asked]
-        fitted = dict(zip(asked, self._fitter.fit_all(list(asked.values()), known), strict=True))
-        return [fitted.get(number) for number in range(len(records))]
+                    draws[number] = self._draws_before_fit(record)
+        known = [lengths[number] if lengths else None for number in draws]
+        fits = dict(zip(draws, self._fitter.fit(list(draws.values()), known), strict=True))
+        return [fits.get(number) for number in range(len(records))]
 
-    def merge(self, record: Any, fitted: Fitted | None = None) -> None:
-        """Turn one record into its rewritten form, in place; `fitted` is what `fit_all` gave for it.
+    def merge(self, record: Any, fit: FitResult | None = None) -> None:
+        """Turn one record into its rewritten form, in place; `fit` is what `fit_all` gave for it.
 
         Raises, before anything is changed, `UnmergeableError` when it is no object, its `caption`
         or `tags` is neither a string nor null, or it has a field of ours; `RewrittenError` when it
@@ -190,9 +190,9 @@ class Merger:
             tally.passed += 1
             return
         self._check_names(record, (TAG_SPANS, WEIGHTS, *self._format_fields))
-        fitted = fitted or self.fitted(record)
-        found = self._distinct(fitted.draws)
-        self._count(record, fitted)
+        fit = fit or self.fit(record)
+        found = self._distinct(fit.draws)
+        self._count(record, fit)
         shares = tuple(alternative.share for alternative in found)
         weights, counts = _weights_and_counts(shares)
         by_field = self.options.weights == "field"
@@ -243,18 +243,16 @@ class Merger:
         return list(distinct.values())
 
     def draws(self, record: Record) -> list[Draw]:
-        """What is drawn from, in the order it is written; shares sum to 1."""
-        return self.fitted(record).draws
+        """The draws of a source `record`, in the order they are written; shares sum to 1."""
+        return self.fit(record).draws
 
-    def fitted(self, record: Record) -> Fitted:
-        """`draws`, and what `--fit` did to get there."""
-        draws = self._asked(record)
-        return (
-            self._fitter.fit_all([draws], [None])[0] if self._fitter else Fitted(draws, [], [], 0)
-        )
+    def fit(self, record: Record) -> FitResult:
+        """`draws`, and what `--fit` did to get there; without `--fit` nothing."""
+        draws = self._draws_before_fit(record)
+        return self._fitter.fit([draws], [None])[0] if self._fitter else FitResult(draws, [], [], 0)
 
-    def _asked(self, record: Record) -> list[Draw]:
-        """What the templates ask for with the fields that `record` has, in the order it is written; shares sum to 1."""
+    def _draws_before_fit(self, record: Record) -> list[Draw]:
+        """The draws that the templates give with the fields of `record`; shares sum to 1."""
         tags, captions = self._tags(record), self._captions(record)
         templates, shares = self._templates, self._shares
         if not tags or not captions:
@@ -291,21 +289,14 @@ class Merger:
                     f'found a field "{name}", which the output needs for itself.'
                 )
 
-    def _count(self, record: Record, fitted: Fitted) -> None:
+    def _count(self, record: Record, fit: FitResult) -> None:
         """Count what kind of source record this is, and what became of its draws."""
         tally = self.tally
-        tally.fit_left_out += len(fitted.left_out)
-        tally.fit_cut += len(fitted.cut)
-        tally.fit_too_long += fitted.too_long
+        tally.fit_left_out += len(fit.left_out)
+        tally.fit_cut += len(fit.cut)
+        tally.fit_too_long += fit.too_long
         tags, captions = self._tags(record), self._captions(record)
-        if tags and captions:
-            tally.both += 1
-        elif tags:
-            tally.tags_only += 1
-        elif captions:
-            tally.caption_only += 1
-        else:
-            tally.empty += 1
+        tally.kinds[kind_of(tags, captions)] += 1
         if any(
             _SPECIAL_TOKEN.search(text)
             for text in (record.get("tags"), record.get("caption"))

@@ -126,7 +126,7 @@ class PlainMerge:
                 record[TAG_SPANS] = spans
             record[MARK] = letters
         count = number + 1 - len(others)
-        self._tally.both += count
+        self._tally.kinds["both"] += count
         self._tally.lines += count * len(letters)
         self._tally.capped += count * self._rounded
         self._tally.image_size_added += sized

@@ -1,6 +1,40 @@
-"""What a run counted: whole numbers that add up, so any number of workers gives the same totals."""
+"""The counts of a run, and the one way to add counts: any number of workers gives the same."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias, TypeVar, get_args
+
+Kind = Literal["both", "tags_only", "caption_only", "empty"]
+"""The texts that a record has: tags and a caption, one of them, or neither."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Kinds: TypeAlias = Counter[Kind]
+"""Numbers of records by kind."""
+_Counts = TypeVar("_Counts")
+
+
+def kind_of(tags: object, caption: object) -> Kind:
+    """The kind of a record, of which each of `tags` and `caption` is empty when it has none.
+
+    >>> kind_of("1girl", [])
+    'tags_only'
+    """
+    if tags:
+        return "both" if caption else "tags_only"
+    return "caption_only" if caption else "empty"
+
+
+def add_counts(total: _Counts, more: _Counts) -> None:
+    """Add every field of the dataclass `more` to the same field of `total`."""
+    for name, count in vars(more).items():
+        setattr(total, name, getattr(total, name) + count)
+
+
+def by_name(counts: object) -> dict[str, int]:
+    """A dataclass of counts by name, with each of `KINDS` in the place of its `kinds`."""
+    named: dict[str, int] = {}
+    for name, count in vars(counts).items():
+        named |= {kind: count[kind] for kind in KINDS} if name == "kinds" else {name: count}
+    return named
 
 
 @dataclass
@@ -13,12 +47,8 @@ class Tally:
     """Rewritten by an earlier run and passed through unchanged (`--allow-rewritten`)."""
     rejected: int = 0
     """Left out of the output and listed in `OUT.rejects.jsonl` (`--on-error skip`)."""
-    both: int = 0
-    """Rewritten records that have tags and a caption."""
-    tags_only: int = 0
-    caption_only: int = 0
-    empty: int = 0
-    """Neither tags nor caption: their `caption` is `""`."""
+    kinds: Kinds = field(default_factory=Counter)
+    """Rewritten records by the texts that they had; the `caption` of an empty one is `""`."""
     lines: int = 0
     """Lines written, repeats and in-line options included."""
     capped: int = 0
@@ -40,25 +70,19 @@ class Tally:
     @property
     def rewritten(self) -> int:
         """Records written with a new `caption`."""
-        return self.both + self.tags_only + self.caption_only + self.empty
+        return self.kinds.total()
 
     @property
     def captions(self) -> int:
         """Rewritten records that have a caption."""
-        return self.both + self.caption_only
-
-    def add(self, other: "Tally") -> None:
-        """Add the counts of `other` to this one."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        return self.kinds["both"] + self.kinds["caption_only"]
 
     def take(self) -> "Tally":
         """A copy of the counts; all of them are 0 afterwards."""
         taken = replace(self)
-        for field in fields(self):
-            setattr(self, field.name, 0)
+        vars(self).update(vars(Tally()))  # in place: whoever counts holds this very object
         return taken
 
     def as_dict(self) -> dict[str, int]:
         """The counts by name."""
-        return {"rewritten": self.rewritten, **asdict(self)}
+        return {"rewritten": self.rewritten, **by_name(self)}

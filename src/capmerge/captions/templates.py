@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd, lcm
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 from capmerge.errors import UsageError
 from capmerge.tokens.families import TokenizerFamily
 
-Layout = Literal["lines", "concat", "concat-caption-first", "inline"]
+CaptionLayout = Literal["lines", "concat", "concat-caption-first", "inline"]
 Weights = Literal["repeat", "field"]
 CaptionLines = Literal["each", "join", "first"]
 Underscores = Literal["keep", "space"]
 FitBy = Literal["drop", "trim"]
-LAYOUTS: dict[Layout, tuple[str, ...]] = {
+LAYOUTS: dict[CaptionLayout, tuple[str, ...]] = {
     "lines": ("{tags}", "{caption}"),
     "concat": ("{tags}, {caption}",),
     "concat-caption-first": ("{caption}, {tags}",),
@@ -130,7 +130,7 @@ class MergeOptions:
     Raises `UsageError` for combinations that cannot be carried out.
     """
 
-    layout: Layout | None = None
+    layout: CaptionLayout | None = None
     lines: tuple[str, ...] = ()
     weights: Weights = "repeat"
     caption_lines: CaptionLines = "each"
@@ -147,14 +147,6 @@ class MergeOptions:
     """Whose tokens are counted for that."""
 
     def __post_init__(self) -> None:
-        if self.fit_by not in get_args(FitBy):
-            raise UsageError(
-                f"--fit {self.fit_tokens} {self.fit_by}: expected drop or trim behind the number."
-            )
-        if self.fit_family not in get_args(TokenizerFamily):
-            raise UsageError(
-                f"--family {self.fit_family}: expected {', '.join(get_args(TokenizerFamily))}."
-            )
         if self.fit_tokens is not None and self.fit_tokens < 1:
             raise UsageError(
                 f"--fit {self.fit_tokens}: expected 1 token or more, such as 75, 150 or 225."
@@ -163,7 +155,8 @@ class MergeOptions:
             raise UsageError("--line and --layout both say which lines to write. Give one of them.")
         if self.inline and self.weights == "field":
             raise UsageError(
-                "--weights field stores a weight a line, but --layout inline writes one line. Use --weights repeat."
+                "--weights field stores one weight per line, but --layout inline writes one "
+                "line. Use --weights repeat."
             )
         for name, text in (
             ("--prefix", self.prefix),

@@ -90,7 +90,7 @@ def line_outcomes(line: str) -> dict[str, Fraction]:
     return found
 
 
-class Line(NamedTuple):
+class ParsedLine(NamedTuple):
     """A line as the grammar reads it: literal, group, literal, group, ..., literal."""
 
     literals: list[str]
@@ -128,16 +128,16 @@ class Line(NamedTuple):
         return text.replace(self.hidden[0], "{").replace(self.hidden[1], "}")
 
 
-def parse_line(line: str) -> Line:
+def parse_line(line: str) -> ParsedLine:
     """The literals and groups of one `line`."""
     if not has_brace(line):
-        return Line([line], [], ("{", "}"))
+        return ParsedLine([line], [], ("{", "}"))
     hidden_open, hidden_close = _OPEN, _CLOSE
     while hidden_open in line or hidden_close in line:
         hidden_open, hidden_close = hidden_open + _OPEN, hidden_close + _CLOSE
     # split() with one group alternates: literal, options, literal, options, ..., literal.
     parts = _GROUP.split(line.replace("{{", hidden_open).replace("}}", hidden_close))
-    return Line(
+    return ParsedLine(
         parts[::2], [options.split("|") for options in parts[1::2]], (hidden_open, hidden_close)
     )
 

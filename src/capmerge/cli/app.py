@@ -1,4 +1,4 @@
-"""The command line: options to a story of the floor below, errors to exit codes. Nothing is decided here."""
+"""The program `capmerge`: its commands, and what holds for all of them."""
 
 import signal
 from types import FrameType
@@ -19,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Rewrite sd-scripts metadata of any size into wildcard-ready captions.",
+    help="Rewrite sd-scripts metadata of any size into captions that are ready for wildcards.",
 )
 
 
@@ -40,7 +40,11 @@ app.command("index")(index_command)
 
 
 def main() -> None:
-    """The console script. Exit codes: 0, 1 data, 2 usage, 130 Ctrl-C, 141 closed pipe, 143 terminated."""
+    """Run the console script.
+
+    Exit codes: 0 success, 1 wrong data or disk, 2 wrong usage, 130 Ctrl-C, 141 closed pipe, 143
+    terminated.
+    """
     signal.signal(signal.SIGTERM, _terminated)
     make_streams_safe()
     app(prog_name="capmerge")

@@ -1,4 +1,4 @@
-"""The command `capmerge index`: options to the index and its listings, and what they tell to a few lines."""
+"""The command `capmerge index`: from options to the index and its listings, and what they hold."""
 
 import time
 from pathlib import Path
@@ -18,63 +18,66 @@ if TYPE_CHECKING:
 
 
 def index_command(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE", help="What `rewrite` wrote: a .json or .jsonl file.", show_default=False
-        ),
-    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False)],
+    *,
     latents: Annotated[
         list[Path] | None,
         typer.Option(
             "--latents",
             metavar="DIR",
-            help="List this folder of cached latents too. Repeatable.",
+            help="List this folder of cached latents too. Repeat the option for more folders.",
             show_default=False,
         ),
     ] = None,
     relist: Annotated[
         bool,
         typer.Option(
-            "--relist", help="List the folders of --latents anew, though a listing is there."
+            "--relist", help="List the folders of --latents again, even if a listing exists."
         ),
     ] = False,
     allow_outside: Annotated[
         bool,
         typer.Option(
             "--allow-outside",
-            help="List the folders that keys lead out to as well, as allow_outside = true trains them.",
+            help="Also list the folders outside of DIR that keys lead to. Training needs it for "
+            "allow_outside = true.",
         ),
     ] = False,
     no_tokens: Annotated[
         bool,
         typer.Option(
             "--no-tokens",
-            help="Count no tokens: twice as fast, but no text.dynamic_chunks in training.",
+            help="Do not count tokens. This is twice as fast, but text.dynamic_chunks cannot be "
+            "used in training.",
         ),
     ] = False,
     jobs: JobsOption = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Build the index anew, though one that fits is there.")
+        bool, typer.Option("--force", help="Build the index again, even if one that fits exists.")
     ] = False,
     quiet: QuietOption = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
 ) -> None:
-    """Write the index by which a trainer reads the records of FILE one by one: FILE.index.
+    """Write FILE.index, by which the trainer reads single records of FILE without parsing it.
 
-    An index that fits FILE is left as it is. A listing says which latents each record has, and lies
-    beside it too.
+    FILE is a .json or .jsonl file that `rewrite` wrote. An index that fits FILE is kept as it is.
+    With --latents, a listing beside the index says which latents each record has.
     """
     with errors_as_exit_codes():
+        # Checks
         folders = latents or []
         if not folders and (relist or allow_outside):
             raise UsageError(
-                "--relist and --allow-outside say how folders of latents are listed. Give --latents DIR with them."
+                "--relist and --allow-outside say how folders of latents are listed. "
+                "Give --latents DIR with them."
             )
         if missing := [folder for folder in folders if not folder.is_dir()]:
             raise UsageError(
-                f"--latents {printable(str(missing[0]))}: there is no such folder. Name the folder of the cached latents."
+                f"--latents {printable(str(missing[0]))}: there is no such folder. "
+                "Name the folder of the cached latents."
             )
+
+        # Index
         from capmerge.index.build import build_index, ensure_index
         from capmerge.index.latent_listing import ensure_listing
         from capmerge.index.reader import open_indexable
@@ -100,6 +103,8 @@ def index_command(
                 )
         if not quiet:
             _print_index(found, time.perf_counter() - started)
+
+        # Listings
         for folder in folders:
             with count_bar(folder, quiet=quiet) as seen:
                 listing = ensure_listing(
@@ -122,20 +127,24 @@ def _print_index(index: "Index", seconds: float) -> None:
     print("\n".join(f"{name:<18} {value:>16}" for name, value in rows))
     if index.repeated:
         print(
-            "note: of a repeated key only the last record is trained, as json.load keeps it; the ones before it are left out."
+            "note: only the last record of a repeated key is trained, because json.load keeps "
+            "that one."
         )
     if index.without_size:
         print(
-            "note: records without a usable train_resolution or image_size have 0 x 0 in the index and cannot be trained."
+            "note: records without a usable train_resolution or image_size have the size 0 x 0 "
+            "in the index and cannot be trained."
         )
     print(f"index: {printable(str(index.path))}")
 
 
 def _print_listing(listing: "Listing") -> None:
     print(
-        f"latents: {listing.found:,} of {len(listing):,} records have a file in {printable(str(listing.folder))}"
+        f"latents: {listing.found:,} of {len(listing):,} records have a file in "
+        f"{printable(str(listing.folder))}"
     )
     if listing.unlisted:
         print(
-            f"note: {listing.unlisted:,} records without one have keys that lead out of that folder; --allow-outside lists where they lead."
+            f"note: the keys of {listing.unlisted:,} records without a file lead out of that "
+            "folder. --allow-outside lists the folders that they lead to."
         )

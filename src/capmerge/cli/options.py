@@ -1,134 +1,232 @@
-"""The options that several commands share."""
+"""The options that several commands share, each stated once."""
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from capmerge.captions.templates import CaptionLines, Layout, Underscores, Weights
+from capmerge.captions.templates import (
+    CaptionLayout,
+    CaptionLines,
+    FitBy,
+    MergeOptions,
+    Underscores,
+    Weights,
+)
 from capmerge.commands.merge_blocks import OnError
 from capmerge.errors import UsageError
+from capmerge.metadata.blocks import MAX_RECORD_BYTES
 from capmerge.tokens.families import TokenizerFamily
 
-SourceArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="SRC",
-        help="A .json or .jsonl metadata file, .gz of either, or - for standard input.",
-        show_default=False,
-    ),
-]
-LayoutOption = Annotated[
-    Layout | None,
-    typer.Option(
-        "--layout",
-        help="lines (default): one of tags and caption is drawn. concat, concat-caption-first: both. inline: {tags|caption}.",
-        show_default=False,
-    ),
-]
-LineOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--line",
-        metavar="TEMPLATE[=WEIGHT]",
-        help="A line over {tags}, {caption} and literal text, drawn with this whole-number weight. Repeatable.",
-        show_default=False,
-    ),
-]
-WeightsOption = Annotated[
-    Weights | None,
-    typer.Option(
-        "--weights",
-        help="repeat (default): by repeated lines. field: a list capmerge_weights in the record.",
-        show_default=False,
-    ),
-]
-CaptionLinesOption = Annotated[
-    CaptionLines | None,
-    typer.Option(
-        "--caption-lines",
-        help="A multi-line caption is several alternatives (each, default), one joined line, or its first line.",
-        show_default=False,
-    ),
-]
-UnderscoresOption = Annotated[
-    Underscores | None,
-    typer.Option(
-        "--underscores",
-        help="Tags keep underscores (default) or get spaces; emoticons stay.",
-        show_default=False,
-    ),
-]
-CaptionWildcardsOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--caption-wildcards",
-        help="Captions hold intended {a|b}: their braces stay.",
-        show_default=False,
-    ),
-]
-PrefixOption = Annotated[
-    str | None,
-    typer.Option("--prefix", metavar="S", help="Text before every line.", show_default=False),
-]
-SuffixOption = Annotated[
-    str | None,
-    typer.Option("--suffix", metavar="S", help="Text after every line.", show_default=False),
-]
-ImageSizeOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--image-size/--no-image-size",
-        help="Add image_size = train_resolution where absent (default on). Right only beside legacy <stem>.npz latents.",
-        show_default=False,
-    ),
-]
-OnErrorOption = Annotated[
-    OnError | None,
-    typer.Option(
-        "--on-error",
-        help="A record that cannot be merged stops the run (default), or is left out and listed whole.",
-        show_default=False,
-    ),
-]
-AllowRewrittenOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--allow-rewritten",
-        help="Pass records that are rewritten already through unchanged.",
-        show_default=False,
-    ),
-]
-FitOption = Annotated[
-    tuple[int, str] | None,
-    typer.Option(
-        "--fit",
-        metavar="N drop|trim",
-        help="An alternative longer than N tokens is left out where a shorter one exists, or cut at a whole tag or sentence.",
-        show_default=False,
-    ),
-]
-FamilyOption = Annotated[
-    TokenizerFamily | None,
-    typer.Option(
-        "--family",
-        help="Whose CLIP tokenizer counts (default sd1, the same as sdxl).",
-        show_default=False,
-    ),
-]
+
+def _fit_with_known_word(fit: tuple[int, str] | None) -> tuple[int, str] | None:
+    """The two values of --fit, with the word checked: typer takes no Literal in a tuple."""
+    words = get_args(FitBy)
+    if fit and fit[1] not in words:
+        raise typer.BadParameter(f"{fit[1]!r} is not one of {', '.join(map(repr, words))}.")
+    return fit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeChoice:
+    """The merge options as the command line gives them; None where an option is not given.
+
+    A field bears the name that it has in `captions.templates.MergeOptions`, and in a command's
+    signature after `with_merge_options`. A new merge option is a field there and one here.
+    """
+
+    layout: Annotated[
+        CaptionLayout | None,
+        typer.Option(
+            "--layout",
+            help="The lines to write. lines: the tags on one line and the caption on another, and "
+            "one of them is drawn. concat: tags, then caption on one line. concat-caption-first: "
+            "caption, then tags. inline: one line {tags|caption}. Default: lines.",
+            show_default=False,
+        ),
+    ] = None
+    lines: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--line",
+            metavar="TEMPLATE[=WEIGHT]",
+            help="Write a line made of {tags}, {caption} and literal text. It is drawn in "
+            "proportion to WEIGHT, a whole number; default: 1. Repeat the option for more lines.",
+            show_default=False,
+        ),
+    ] = None
+    weights: Annotated[
+        Weights | None,
+        typer.Option(
+            "--weights",
+            help="Where weights are kept. repeat: a line is written several times. field: the "
+            "record gets a list capmerge_weights. Default: repeat.",
+            show_default=False,
+        ),
+    ] = None
+    caption_lines: Annotated[
+        CaptionLines | None,
+        typer.Option(
+            "--caption-lines",
+            help="How to read a caption of several lines. each: every line is an alternative. "
+            "join: the lines are joined into one. first: only the first line is used. "
+            "Default: each.",
+            show_default=False,
+        ),
+    ] = None
+    underscores: Annotated[
+        Underscores | None,
+        typer.Option(
+            "--underscores",
+            help="Keep the underscores in tags, or replace them with spaces except in emoticons. "
+            "Default: keep.",
+            show_default=False,
+        ),
+    ] = None
+    caption_wildcards: Annotated[
+        bool | None,
+        typer.Option(
+            "--caption-wildcards",
+            help="Treat {a|b} in a caption as an intended wildcard: its braces are not doubled.",
+            show_default=False,
+        ),
+    ] = None
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            "--prefix", metavar="TEXT", help="Put TEXT before every line.", show_default=False
+        ),
+    ] = None
+    suffix: Annotated[
+        str | None,
+        typer.Option(
+            "--suffix", metavar="TEXT", help="Put TEXT after every line.", show_default=False
+        ),
+    ] = None
+    image_size: Annotated[
+        bool | None,
+        typer.Option(
+            "--image-size/--no-image-size",
+            help="Add image_size = train_resolution to records without image_size. This is right "
+            "only for legacy <stem>.npz latents. Default: --image-size.",
+            show_default=False,
+        ),
+    ] = None
+    on_error: Annotated[
+        OnError | None,
+        typer.Option(
+            "--on-error",
+            help="What to do with a record that cannot be merged. stop: end the run. skip: leave "
+            "the record out and list it whole. Default: stop.",
+            show_default=False,
+        ),
+    ] = None
+    allow_rewritten: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-rewritten",
+            help="Pass records that are already rewritten through unchanged.",
+            show_default=False,
+        ),
+    ] = None
+    fit: Annotated[
+        tuple[int, str] | None,
+        typer.Option(
+            "--fit",
+            metavar="N drop|trim",
+            callback=_fit_with_known_word,
+            help="Keep alternatives within N tokens. drop: leave a longer one out where a shorter "
+            "one exists. trim: cut it after a whole tag or sentence.",
+            show_default=False,
+        ),
+    ] = None
+    family: Annotated[
+        TokenizerFamily | None,
+        typer.Option(
+            "--family",
+            help="The model family whose CLIP tokenizer counts tokens; sd1 and sdxl count alike. "
+            "Default: sd1.",
+            show_default=False,
+        ),
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """The options given that decide what a record becomes, by their names in `MergeOptions`."""
+        values = {option.name: getattr(self, option.name) for option in fields(self)}
+        del values["on_error"]  # it decides what happens to a record that cannot be merged
+        fit, family = values.pop("fit"), values.pop("family")
+        values["lines"] = tuple(self.lines or ()) or None
+        if fit:
+            values |= {"fit_tokens": fit[0], "fit_by": fit[1], "fit_family": family}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def options(self, *, counts_tokens: bool) -> MergeOptions:
+        """The options of the merge, with the defaults for those that are not given.
+
+        `counts_tokens` says that the command counts tokens without --fit too. Raises `UsageError`
+        for --family where no tokens are counted, and as `MergeOptions`.
+        """
+        if self.family and not self.fit and not counts_tokens:
+            raise UsageError(
+                f"--family {self.family} says whose tokens --fit counts. "
+                "Give --fit N drop or --fit N trim, or leave it out."
+            )
+        return MergeOptions(**self.given())
+
+
+def with_merge_options(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that gives a command the options of `MergeChoice`, but for the fields `left_out`.
+
+    The command takes them as one keyword parameter `merge: MergeChoice`. In the signature that
+    typer reads, the options stand in its place.
+    """
+    offered = [option.name for option in fields(MergeChoice) if option.name not in left_out]
+    hints = get_type_hints(MergeChoice, include_extras=True)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**arguments: Any) -> None:
+            chosen = {name: arguments.pop(name) for name in offered}
+            command(**arguments, merge=MergeChoice(**chosen))
+
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(command).parameters.values():
+            if parameter.annotation is MergeChoice:
+                parameters += [
+                    parameter.replace(name=name, annotation=hints[name], default=None)
+                    for name in offered
+                ]
+            else:
+                parameters.append(parameter)
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+SourceArgument = Annotated[str, typer.Argument(metavar="SRC", show_default=False)]
 TokenizerOption = Annotated[
     str | None,
     typer.Option(
         "--tokenizer",
         metavar="PATH",
-        help="A Hugging Face tokenizer: another CLIP, or the T5 of sd3 and flux.",
+        help="Count with this Hugging Face tokenizer: another CLIP tokenizer, or for sd3 and flux "
+        "the T5 tokenizer.",
         show_default=False,
     ),
 ]
 PlotOption = Annotated[
     Path | None,
     typer.Option(
-        "--plot", metavar="FILE", help="Draw the lengths as .png or .svg.", show_default=False
+        "--plot",
+        metavar="FILE",
+        help="Draw the token lengths as a .png or .svg figure.",
+        show_default=False,
     ),
 ]
 ReportOption = Annotated[
@@ -136,51 +234,10 @@ ReportOption = Annotated[
     typer.Option(
         "--report",
         metavar="FILE",
-        help="Write one HTML page that needs nothing else.",
+        help="Write the statistics as one self-contained HTML page.",
         show_default=False,
     ),
 ]
-
-
-def _asked(  # the merge options, in the order of MergeOptions
-    layout: Layout | None,
-    line: list[str] | None,
-    weights: Weights | None,
-    caption_lines: CaptionLines | None,
-    underscores: Underscores | None,
-    caption_wildcards: bool | None,
-    prefix: str | None,
-    suffix: str | None,
-    image_size: bool | None,
-    allow_rewritten: bool | None,
-) -> dict[str, Any]:
-    """The merge options that the command line gives, by their names in `MergeOptions`."""
-    given = {
-        "layout": layout,
-        "lines": tuple(line) if line else None,
-        "weights": weights,
-        "caption_lines": caption_lines,
-        "underscores": underscores,
-        "caption_wildcards": caption_wildcards,
-        "prefix": prefix,
-        "suffix": suffix,
-        "image_size": image_size,
-        "allow_rewritten": allow_rewritten,
-    }
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _asked_fit(fit: tuple[int, str] | None, family: TokenizerFamily | None) -> dict[str, Any]:
-    """The options of `--fit` that the command line gives, by their names in `MergeOptions`."""
-    if fit is None:
-        if family:
-            raise UsageError(
-                f"--family {family} says whose tokens --fit counts. Give --fit N drop or --fit N trim, or leave it out."
-            )
-        return {}
-    return {"fit_tokens": fit[0], "fit_by": fit[1], **({"fit_family": family} if family else {})}
-
-
 JobsOption = Annotated[
     int | None,
     typer.Option(
@@ -188,14 +245,18 @@ JobsOption = Annotated[
         "--jobs",
         metavar="N",
         min=1,
-        help="Worker processes. Default: all cores.",
+        help="The number of worker processes. Default: one per core.",
         show_default=False,
     ),
 ]
 MaxRecordOption = Annotated[
     int,
     typer.Option(
-        "--max-record", metavar="BYTES", min=1 << 21, help="The longest record that is read."
+        "--max-record",
+        metavar="BYTES",
+        min=1 << 21,
+        help=f"The length of the longest record that is read. Default: {MAX_RECORD_BYTES}.",
+        show_default=False,
     ),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print only errors.")]

@@ -1,45 +1,92 @@
-"""A preview as text for a terminal: chunks in colour, or between plain marks. Nothing a file holds reaches the terminal raw."""
+"""Previews as text for a terminal: chunks in colour, or between plain marks.
+
+Everything that comes from a file is escaped before it reaches the terminal.
+"""
 
 import json
-from collections.abc import Iterator
-from fractions import Fraction
-from typing import Any
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from capmerge.captions.fields import STYLES
-from capmerge.commands.preview import Preview, Shown
+from capmerge.commands.preview import Preview, Previewer, PreviewOptions, Shown, iter_previews
 from capmerge.errors import printable
+from capmerge.files.source import Source
 from capmerge.tokens.chunk_text import ChunkedText, Part
 
-_CHUNK_COLOURS = (
-    "36",
-    "33",
-    "35",
-    "34",
-)  # cyan, yellow, magenta, blue: two in a row are never alike
-_RED, _BOLD, _DIM = "31", "1", "2"
+_CHUNK_COLOURS = ("36", "33", "35", "34")
+"""Cyan, yellow, magenta and blue: two neighbours are never alike."""
+_RED, _BOLD = "31", "1"
+
+
+class Printed(NamedTuple):
+    """How many of the records that were printed are not simply merged."""
+
+    rewritten: int
+    """Already rewritten in the source."""
+    unmergeable: int
+
+
+def print_previews(
+    source: Source,
+    options: PreviewOptions,
+    *,
+    progress: Callable[[int], None] | None = None,
+    quiet: bool = False,
+) -> Printed:
+    """Print the records that `options` ask for and, unless `quiet`, the tokenizer that counted.
+
+    `progress` is told the offset that is done; when it is given, its bar is on the terminal
+    and the lines are written above it. Raises `UsageError` when a key is not there.
+    """
+    previewer = Previewer(options)
+    screen = Screen(
+        colour=sys.stdout.isatty()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM") != "dumb"
+    )
+    write = _write_beside_bar if progress else print
+    rewritten = unmergeable = 0
+    for preview in iter_previews(source, options, previewer, progress):
+        rewritten += preview.rewritten
+        unmergeable += preview.after is None
+        for text in screen.lines(preview):
+            write(text)
+    if not quiet:
+        write(previewer.readers.text())
+    return Printed(rewritten, unmergeable)
+
+
+def _write_beside_bar(line: str) -> None:
+    from tqdm import tqdm  # the bar needs it anyway
+
+    tqdm.write(line)
 
 
 class Screen:
-    """Turns previews into lines; `colour` says whether the terminal shows it."""
+    """Turns previews into lines; `colour` says whether they are coloured."""
 
     def __init__(self, *, colour: bool) -> None:
         self._colour = colour
 
     def lines(self, preview: Preview) -> Iterator[str]:
         """The lines of one preview."""
-        yield self._paint(json_text(preview.key), _BOLD)
-        yield "  rewritten already, as it is there:" if preview.rewritten else "  before:"
+        yield self._paint(_json_text(preview.key), _BOLD)
+        yield "  already rewritten, shown as it is:" if preview.rewritten else "  before:"
         yield from _fields(preview.before)
         if not preview.rewritten and preview.after is not None:
             yield "  after:"
             yield from _fields(preview.after)
         if preview.problem:
-            yield f"  cannot be {'read' if preview.rewritten else 'merged'}: {printable(preview.problem)}"
+            verb = "read" if preview.rewritten else "merged"
+            yield f"  cannot be {verb}: {printable(preview.problem)}"
             return
         if not preview.alternatives:
             yield "  no alternatives: the empty caption is trained."
         for number, shown in enumerate(preview.alternatives):
-            yield f"  {number + 1}. {_heading(shown)}{'  <- drawn' if number == preview.drawn_number else ''}"
+            drawn = "  <- drawn" if number == preview.drawn_number else ""
+            yield f"  {number + 1}. {_heading(shown)}{drawn}"
             yield f"     {self._cut(shown.cut)}"
             if shown.t5_cut:
                 yield f"     T5, {_length(shown.t5_cut)}: {self._cut(shown.t5_cut)}"
@@ -69,7 +116,8 @@ def _heading(shown: Shown) -> str:
     times = len(shown.written.places)
     repeated = f", on {times} lines" if times > 1 else ""
     longest = f", longest of {shown.texts:,} texts" if shown.texts > 1 else ""
-    return f"{STYLES[shown.written.style]}, {_percent(shown.written.share)}{repeated}: {_length(shown.cut)}{longest}"
+    style, share = STYLES[shown.written.style], f"{float(shown.written.share):.2%}"
+    return f"{style}, {share}{repeated}: {_length(shown.cut)}{longest}"
 
 
 def _length(cut: ChunkedText) -> str:
@@ -82,19 +130,15 @@ def _counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
-def _percent(share: Fraction) -> str:
-    return f"{float(share):.2%}"
-
-
-def json_text(value: Any) -> str:
+def _json_text(value: Any) -> str:
     """`value` as one line of JSON, safe for a terminal."""
     return printable(json.dumps(value, ensure_ascii=False))
 
 
 def _fields(record: Any) -> Iterator[str]:
-    """A record with one field a line."""
+    """The lines of a record, one field per line."""
     if not isinstance(record, dict):
-        yield f"    {json_text(record)}"
+        yield f"    {_json_text(record)}"
         return
     for name, value in record.items():
-        yield f"    {json_text(name)}: {json_text(value)}"
+        yield f"    {_json_text(name)}: {_json_text(value)}"

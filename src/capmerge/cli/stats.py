@@ -1,4 +1,4 @@
-"""The command `capmerge stats`: options to the statistics, and what is printed of them."""
+"""The command `capmerge stats`: from options to the statistics, and their table."""
 
 import sys
 from pathlib import Path
@@ -6,27 +6,15 @@ from typing import Annotated, TextIO
 
 import typer
 
-from capmerge.captions.templates import MergeOptions
 from capmerge.cli.options import (
-    CaptionLinesOption,
-    CaptionWildcardsOption,
-    FamilyOption,
-    FitOption,
     JobsOption,
-    LayoutOption,
-    LineOption,
     MaxRecordOption,
-    OnErrorOption,
+    MergeChoice,
     PlotOption,
-    PrefixOption,
     QuietOption,
     ReportOption,
-    SuffixOption,
     TokenizerOption,
-    UnderscoresOption,
-    WeightsOption,
-    _asked,
-    _asked_fit,
+    with_merge_options,
 )
 from capmerge.commands.stats import MeasureOptions, measure
 from capmerge.commands.stats_outputs import StatsFiles, default_document
@@ -40,24 +28,11 @@ from capmerge.stats.tables import text_table
 from capmerge.terminal import errors_as_exit_codes, progress_bar, warn
 
 
+@with_merge_options("image_size", "allow_rewritten")
 def stats_command(
-    src: Annotated[
-        str,
-        typer.Argument(
-            metavar="[SRC]", help="A metadata file, as for rewrite, or what rewrite made of one."
-        ),
-    ] = "meta_lat.json",
-    layout: LayoutOption = None,
-    line: LineOption = None,
-    weights: WeightsOption = None,
-    caption_lines: CaptionLinesOption = None,
-    underscores: UnderscoresOption = None,
-    caption_wildcards: CaptionWildcardsOption = None,
-    prefix: PrefixOption = None,
-    suffix: SuffixOption = None,
-    on_error: OnErrorOption = None,
-    fit: FitOption = None,
-    family: FamilyOption = None,
+    src: Annotated[str, typer.Argument(metavar="[SRC]", show_default=False)] = "meta_lat.json",
+    *,
+    merge: MergeChoice,
     tokenizer: TokenizerOption = None,
     out: Annotated[
         Path | None,
@@ -65,7 +40,7 @@ def stats_command(
             "-o",
             "--out",
             metavar="FILE",
-            help="The figures as JSON. Default: <stem>.stats.json beside SRC.",
+            help="Write the statistics as JSON to FILE. Default: <stem>.stats.json beside SRC.",
             show_default=False,
         ),
     ] = None,
@@ -76,7 +51,7 @@ def stats_command(
         typer.Option(
             "--per-record",
             metavar="FILE",
-            help="A line of JSON a record: the tokens of each alternative.",
+            help="Write one line of JSON per record with the token count of each alternative.",
             show_default=False,
         ),
     ] = None,
@@ -85,55 +60,46 @@ def stats_command(
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
 ) -> None:
-    """Count the tokens that CLIP will see: how long, how many are cut, and what else a file of captions holds.
+    """Count the tokens that CLIP will see, what a max length cuts, and what else captions hold.
 
-    SRC is a metadata file as for rewrite, or what rewrite made of one; default: meta_lat.json here.
-    A rewritten record is counted as it is, any other as rewrite would write it with the same
-    options.
+    SRC is a metadata file as for `rewrite`, or a file that `rewrite` wrote. Default: meta_lat.json
+    in this folder. Records that are already rewritten are counted as they are, all others as
+    `rewrite` would write them with the same options.
     """
     with errors_as_exit_codes():
-        asked = _asked(
-            layout,
-            line,
-            weights,
-            caption_lines,
-            underscores,
-            caption_wildcards,
-            prefix,
-            suffix,
-            None,
-            None,
-        )
-        asked |= _asked_fit(fit, family if fit else None)
-        merge, tokenizers = MergeOptions(**asked), Tokenizers(family or "sd1", tokenizer)
+        options = merge.options(counts_tokens=True)
         with open_source(src) as source:
+            # Checks
             document = out or (None if src == "-" else default_document(Path(src)))
             files = StatsFiles(document, plot, report, per_record).checked(source, force=force)
-            options = MeasureOptions(
-                merge,
-                tokenizers,
+
+            # Run
+            measuring = MeasureOptions(
+                options,
+                Tokenizers(merge.family or "sd1", tokenizer),
                 files.per_record,
-                on_error or "stop",
+                merge.on_error or "stop",
                 jobs or usable_cores(),
                 max_record,
             )
             with progress_bar(source, quiet=quiet) as progress:
-                statistics = measure(source, options, progress=progress)
-        if asked and statistics["records"]["rewritten_before"]:
+                statistics = measure(source, measuring, progress=progress)
+
+        # Report
+        if merge.given() and statistics["records"]["rewritten_before"]:
             warn(
-                "records that are rewritten already are counted as they are; the merge options change nothing in them."
+                "records that are already rewritten are counted as they are; "
+                "the merge options change nothing in them."
             )
         written = files.save(statistics)
+        if files.per_record:
+            written.append(files.per_record)
         if not quiet:
-            _print_statistics(
-                statistics,
-                [*written, *([files.per_record] if files.per_record else [])],
-                to=sys.stdout,
-            )
+            print_statistics(statistics, written, to=sys.stdout)
 
 
-def _print_statistics(statistics: Document, written: list[Path], *, to: TextIO) -> None:
-    """The table of statistics, and the files they went to."""
+def print_statistics(statistics: Document, written: list[Path], *, to: TextIO) -> None:
+    """Print the table of statistics and the files that were written."""
     print(f"\n{text_table(statistics)}\n", file=to)
     for path in written:
         print(f"written: {printable(str(path))}", file=to)

@@ -12,12 +12,12 @@ from capmerge.toml import to_toml
 def dataset_config(target: Path, image_folder: Path, resolutions: Iterable[tuple[int, int]]) -> str:
     """The text of `OUT.dataset.toml`: a dataset config that sd-scripts reads (`--dataset_config`).
 
-    `resolutions` are the [width, height] in px of some records. Without `bucket_no_upscale`,
-    sd-scripts since v0.10 maps sizes onto buckets of its own, and the cached latents no longer fit
-    them (observed: 22 of 213 records). Keys: sd-scripts' library/config_util.py, subsets with
-    `metadata_file`.
+    `resolutions` are the [width, height] in px of some records, all sides above 0. Without
+    `bucket_no_upscale`, sd-scripts since v0.10 maps sizes onto buckets of its own, and the cached
+    latents no longer fit them (observed: 22 of 213 records). Keys: sd-scripts'
+    library/config_util.py, subsets with `metadata_file`.
     """
-    sizes = [size for size in resolutions if min(size) > 0] or [(1024, 1024)]
+    sizes = list(resolutions) or [(1024, 1024)]
     steps = gcd(64, *(side for size in sizes for side in size))
     largest_side = isqrt(max(width * height for width, height in sizes) - 1) + 1
     readable = target.with_suffix("") if target.suffix == ".gz" else target

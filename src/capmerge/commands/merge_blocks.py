@@ -3,11 +3,11 @@
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from capmerge.captions.alternatives import BrokenRecordError
 from capmerge.captions.fields import MARK
 from capmerge.captions.merge import Merger, RewrittenError
-from capmerge.captions.tally import Tally
+from capmerge.captions.tally import Tally, add_counts
 from capmerge.captions.templates import MergeOptions
+from capmerge.captions.written import BrokenRecordError
 from capmerge.errors import DataError, RecordError
 from capmerge.files.atomic import Buffer
 from capmerge.metadata.blocks import Block, FileLayout
@@ -41,7 +41,7 @@ class Counted(NamedTuple):
 
     def add(self, other: "Counted") -> None:
         """Add the counts of `other`, which is not used again."""
-        self.tally.add(other.tally)
+        add_counts(self.tally, other.tally)
         self.stats.merge(other.stats)
 
 

@@ -5,22 +5,18 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
-from capmerge.captions.alternatives import (
-    BrokenRecordError,
-    Written,
-    place_drawn,
-    written_alternatives,
-)
+from capmerge.captions.alternatives import WrittenAlternative, written_alternatives
 from capmerge.captions.draw import Drawn, Pick, draw_line
-from capmerge.captions.fields import MARK, WEIGHTS
-from capmerge.captions.fit import Fitted, longest_texts
+from capmerge.captions.fit import FitResult, longest_texts
 from capmerge.captions.merge import Merger, UnmergeableError, copy_of
 from capmerge.captions.templates import MergeOptions
 from capmerge.captions.wildcard import parse_line
+from capmerge.captions.written import BrokenRecordError, is_rewritten, read_written
 from capmerge.errors import UsageError, printable, quoted
 from capmerge.files.source import Source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, read_layout
 from capmerge.metadata.codec import Stray, iter_source
+from capmerge.metadata.format import Format, reserved_fields
 from capmerge.rng import SampleId
 from capmerge.tokens.chunk_text import ChunkedText, chunk_text, crop_text
 from capmerge.tokens.chunks import CHUNK_TOKENS, Chunker, Splitting, count_chunks
@@ -70,6 +66,8 @@ class PreviewOptions:
     tokenizer: str | None = None
     """Path of another CLIP tokenizer, or of a T5 for a family that reads one."""
     sampling: Sampling | None = None
+    out: Format | None = None
+    """The format that is written; its reserved fields cannot stand in a record. None: any."""
     max_record_bytes: int = MAX_RECORD_BYTES
 
     def __post_init__(self) -> None:
@@ -126,7 +124,7 @@ class Readers(NamedTuple):
 class Shown:
     """One alternative as a model sees it."""
 
-    written: Written
+    written: WrittenAlternative
     texts: int
     """How many texts its in-line wildcards give; what is cut is the longest."""
     cut: ChunkedText
@@ -170,7 +168,7 @@ class Previewer:
 
     def __init__(self, options: PreviewOptions) -> None:
         self._options = options
-        self._merger = Merger(options.merge)
+        self._merger = Merger(options.merge, reserved_fields(options.out) if options.out else ())
         self.readers = Readers.load(options)
         self._counter = TokenCounter(self.readers.clip.tokenizers[0])
 
@@ -178,14 +176,14 @@ class Previewer:
         """What one record is, becomes and gives to a model; `record` is not changed."""
         if isinstance(record, Stray):
             return Preview(key, record.value, None, record.problem)
-        rewritten = isinstance(record, dict) and MARK in record
+        rewritten = is_rewritten(record)
         after: Any = record
         unfit: tuple[Unfit, ...] = ()
         try:
             if not rewritten:
                 after = copy_of(record)
                 self._merger.merge(after)
-                unfit = tuple(self._unfit(self._merger.fitted(record)))
+                unfit = tuple(self._unfit(self._merger.fit(record)))
             found = written_alternatives(after)
         except (UnmergeableError, BrokenRecordError) as error:
             return Preview(key, record, record if rewritten else None, str(error), rewritten)
@@ -197,14 +195,14 @@ class Previewer:
         drawn, number = self._draw(key, after, found)
         return Preview(key, record, after, "", rewritten, shown, unfit, drawn, number)
 
-    def _show(self, alternative: Written, text: str) -> Shown:
+    def _show(self, alternative: WrittenAlternative, text: str) -> Shown:
         t5 = self.readers.t5
         t5_cut = crop_text(text, t5, self.readers.t5_ids - t5.n_special) if t5 else None
         cut = chunk_text(text, self.readers.clip)
         return Shown(alternative, parse_line(alternative.line).ways, cut, t5_cut)
 
-    def _unfit(self, fitted: Fitted) -> Iterator[Unfit]:
-        changes = [(draw, None) for draw in fitted.left_out] + list(fitted.cut)
+    def _unfit(self, fit: FitResult) -> Iterator[Unfit]:
+        changes = [(draw, None) for draw in fit.left_out] + list(fit.cut)
         for before, after in changes:
             ((text, tokens),) = longest_texts([self._merger.line(before)], self._counter)
             if after is None:
@@ -224,27 +222,31 @@ class Previewer:
             )
 
     def _draw(
-        self, key: str, after: dict[str, Any], found: list[Written]
+        self, key: str, after: dict[str, Any], found: list[WrittenAlternative]
     ) -> tuple[Drawn | None, int | None]:
         asked = self._options.sampling
         if asked is None:
             return None, None
+        written = read_written(after)
         drawn = draw_line(
-            after["caption"],
+            written.caption,
             SampleId(asked.seed, asked.epoch, key, asked.dataset, asked.repeat),
-            weights=after.get(WEIGHTS),
+            weights=written.weights,
             pick=asked.pick,
         )
         if not found:
             return drawn, None
-        place = place_drawn(after[MARK], drawn)
+        place = written.place_of(drawn)
         return drawn, next(
             number for number, alternative in enumerate(found) if place in alternative.places
         )
 
 
 def iter_previews(
-    source: Source, options: PreviewOptions, previewer: Previewer, progress: Callable[[int], None]
+    source: Source,
+    options: PreviewOptions,
+    previewer: Previewer,
+    progress: Callable[[int], None] | None = None,
 ) -> Iterator[Preview]:
     """The records that are asked for, in the order of the source, one in memory at a time.
 
@@ -256,7 +258,7 @@ def iter_previews(
 
 
 def _iter_asked(
-    source: Source, options: PreviewOptions, progress: Callable[[int], None]
+    source: Source, options: PreviewOptions, progress: Callable[[int], None] | None
 ) -> Iterator[tuple[str, Any]]:
     layout = read_layout(source, options.max_record_bytes)
     if not options.keys:
@@ -280,7 +282,8 @@ def _iter_asked(
             if (stem := _stem(key)) in stems:
                 alike.setdefault(stems[stem], key)
         records += len(piece.records.pairs)
-        progress(piece.start + len(piece.data))
+        if progress:
+            progress(piece.start + len(piece.data))
     names = ", ".join(map(quoted, missing))
     hints = [f"Did you mean {quoted(alike[key])}?" for key in missing if key in alike]
     hint = " ".join(hints) or "Keys are compared whole, folder and ending included."

@@ -3,10 +3,9 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import capmerge
-from capmerge.captions.tally import Tally
 from capmerge.captions.templates import MergeOptions
 from capmerge.errors import DataError, UsageError, printable
 from capmerge.files.atomic import side_path
@@ -14,7 +13,11 @@ from capmerge.metadata.format import RECEIPT
 
 
 def receipt(
-    source: str, fingerprint: dict[str, Any], merge: MergeOptions, on_error: str, tally: Tally
+    source: str,
+    fingerprint: dict[str, Any],
+    merge: MergeOptions,
+    on_error: str,
+    counts: dict[str, int],
 ) -> str:
     """The text of `OUT.capmerge.json`: how OUT was made, for `verify` and for whoever finds it in a year."""
     content = {
@@ -22,7 +25,7 @@ def receipt(
         "source": {"name": source, **fingerprint},
         "options": {**asdict(merge), "on_error": on_error},
         "templates": [asdict(template) for template in merge.templates()],
-        "counts": tally.as_dict(),
+        "counts": counts,
     }
     return json.dumps(content, indent=2) + "\n"
 
@@ -36,6 +39,7 @@ def load_receipt(target: Path) -> tuple[MergeOptions, bool]:
     try:
         options = json.loads(path.read_text(encoding="utf-8"))["options"]
         skips = options.pop("on_error") == "skip"
+        _check_words(options)
         return MergeOptions(**{**options, "lines": tuple(options["lines"])}), skips
     except FileNotFoundError as error:
         raise UsageError(
@@ -49,3 +53,11 @@ def load_receipt(target: Path) -> tuple[MergeOptions, bool]:
             f"the file is no receipt of capmerge ({error}).",
             "Give the options of the rewrite instead.",
         ) from error
+
+
+def _check_words(options: dict[str, Any]) -> None:
+    """Raise `ValueError` for a word of `MergeOptions` that only another version knows."""
+    for name, hint in get_type_hints(MergeOptions).items():
+        words = get_args(hint) if get_origin(hint) is Literal else ()
+        if words and name in options and options[name] not in words:
+            raise ValueError(f"{name} is {options[name]!r}, expected one of {', '.join(words)}")

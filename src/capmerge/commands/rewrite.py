@@ -7,15 +7,14 @@ a worker does with a block.
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from capmerge.captions.merge import Merger, Record, RewrittenError, UnmergeableError, copy_of
+from capmerge.captions.size import size_of
 from capmerge.captions.tally import Tally
 from capmerge.captions.templates import MergeOptions
 from capmerge.commands.dataset_config import dataset_config
@@ -26,7 +25,7 @@ from capmerge.errors import OutputError, UsageError, printable
 from capmerge.files.atomic import AtomicFile, Buffer, OutputFiles
 from capmerge.files.source import Source, fingerprint
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, FileLayout, read_layout
-from capmerge.metadata.codec import Stray, iter_source
+from capmerge.metadata.codec import iter_source
 from capmerge.metadata.format import (
     DATASET,
     INDEX,
@@ -35,7 +34,6 @@ from capmerge.metadata.format import (
     SIDE_FILES,
     Format,
     RecordWriter,
-    reserved_fields,
 )
 from capmerge.metadata.parallel import run_blocks, useful_jobs
 from capmerge.stats.collector import Gathered, Tokenizers
@@ -87,8 +85,8 @@ def rewrite(
     source: Source,
     options: RewriteOptions,
     *,
-    warn: Callable[[str], None],
-    progress: Callable[[int], None],
+    warn: Callable[[str], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Rewrite `source` into `options.target` and its side files, which appear together when all is done.
 
@@ -105,7 +103,7 @@ def rewrite(
 
     # Rewrite a sample: it tells how large the output will be.
     sample = _sample(source, layout, options)
-    if sample.growth > 2 and options.merge.weights == "repeat":
+    if warn and sample.growth > 2 and options.merge.weights == "repeat":
         warn(
             f"The output will be about {sample.growth:.1f} times the input: weights repeat lines. --weights field stores numbers."
         )
@@ -160,8 +158,13 @@ def rewrite(
             with output.read_back() as written:
                 indexing.write(files.side(INDEX), written)
         if target:
+            counts = {
+                **total.tally.as_dict(),
+                "read_bytes": read_bytes,
+                "written_bytes": output.written_bytes,
+            }
             made = receipt(
-                source.name, fingerprint(source), options.merge, options.on_error, total.tally
+                source.name, fingerprint(source), options.merge, options.on_error, counts
             )
             folder = (source.path or target).resolve().parent
             files.side(RECEIPT).write(made.encode())
@@ -185,24 +188,6 @@ def _indexing(target: Path, out: Format, records: "RecordWriter") -> "Indexing":
     from capmerge.index.build import Indexing
 
     return Indexing(target, out.kind, lambda: records.block_start)
-
-
-def first_records(
-    source: Source, options: RewriteOptions, count: int
-) -> Iterator[tuple[str, Any, Record | str]]:
-    """The first `count` records: key, the record as it is, and as it would be written, or why it cannot be."""
-    layout = read_layout(source, options.max_record_bytes)
-    merger = Merger(options.merge, reserved_fields(options.format))
-    pairs = (pair for piece in iter_source(source, layout) for pair in piece.records.pairs)
-    for key, record in islice(pairs, count):
-        before = record.value if isinstance(record, Stray) else copy_of(record)
-        try:
-            merger.merge(record)
-            yield key, before, record
-        except UnmergeableError as error:
-            yield key, before, record.problem if isinstance(record, Stray) else str(error)
-        except RewrittenError:
-            yield key, before, "the record is rewritten already."
 
 
 class _RejectsFile:
@@ -249,9 +234,11 @@ def _sample(source: Source, layout: FileLayout, options: RewriteOptions) -> _Sam
         read_bytes += len(piece.data)
         written_bytes += sum(map(len, options.format.parts(body)))
         for _, record in piece.records.pairs:
-            match record:
-                case {"train_resolution": [int(width), int(height)]}:
-                    resolutions.add((width, height))
+            # Only the size of the latents: an image's own size has sides that are no bucket's, and
+            # sd-scripts refuses the steps that it would give.
+            size = size_of(record) if isinstance(record, dict) else None
+            if size and size[2] == "train_resolution":
+                resolutions.add(size[:2])
         if records >= _SAMPLE_RECORDS or read_bytes >= _SAMPLE_BYTES:
             break
     return _Sample(written_bytes / max(1, read_bytes), resolutions)

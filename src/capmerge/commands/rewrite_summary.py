@@ -1,56 +1,45 @@
-"""What a finished rewrite tells the user: a short table, what to mind, and the settings sd-scripts needs."""
+"""The text at the end of a rewrite: a table, notes, and the settings that sd-scripts needs."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from capmerge.captions.tally import Tally
+from capmerge.captions.templates import MOST_LINES
 from capmerge.errors import printable
 
 _PARAGRAPHS_WORTH_ADVICE = 0.01
 
 SD_SCRIPTS_NEEDS = (
-    "enable_wildcard = true (else only the first line is trained, with braces doubled)",
-    "no --cache_text_encoder_outputs (it would train all lines glued together)",
+    "enable_wildcard = true (without it only the first line is trained, with braces doubled)",
+    "no --cache_text_encoder_outputs (with it all lines are trained glued together)",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The end of a run: its counts, and how long it took."""
+    """The counts of a finished run, and how long it took."""
 
     tally: Tally
     read_bytes: int
     written_bytes: int
     seconds: float
     dataset_config: str | None = None
-    """Name of the dataset config that was written."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The numbers by name, for `--summary FILE`."""
-        return {
-            **self.tally.as_dict(),
-            "lines_per_record": round(self._lines_per_record, 3),
-            "read_bytes": self.read_bytes,
-            "written_bytes": self.written_bytes,
-            "seconds": round(self.seconds, 3),
-            "megabytes_per_second": round(self._megabytes_per_second, 1),
-        }
+    """The name of the dataset config that was written."""
 
     def text(self) -> str:
-        """The table and the advice for a terminal."""
+        """The table and the notes for a terminal."""
         tally = self.tally
         rows = [
             ("records", f"{tally.records:,}"),
             ("rewritten", f"{tally.rewritten:,}"),
-            ("  tags and caption", f"{tally.both:,}"),
-            ("  tags only", f"{tally.tags_only:,}"),
-            ("  caption only", f"{tally.caption_only:,}"),
-            ("  empty", f"{tally.empty:,}"),
+            ("  tags and caption", f"{tally.kinds['both']:,}"),
+            ("  tags only", f"{tally.kinds['tags_only']:,}"),
+            ("  caption only", f"{tally.kinds['caption_only']:,}"),
+            ("  empty", f"{tally.kinds['empty']:,}"),
             ("rejected", f"{tally.rejected:,}"),
             *([("passed through", f"{tally.passed:,}")] if tally.passed else []),
             *([("left out by --fit", f"{tally.fit_left_out:,}")] if tally.fit_left_out else []),
             *([("cut by --fit", f"{tally.fit_cut:,}")] if tally.fit_cut else []),
-            ("lines a record", f"{self._lines_per_record:.2f}"),
+            ("lines per record", f"{self._lines_per_record:.2f}"),
             ("bytes read", f"{self.read_bytes:,}"),
             ("bytes written", f"{self.written_bytes:,}"),
             ("seconds", f"{self.seconds:.2f}"),
@@ -60,45 +49,57 @@ class Summary:
         return "\n".join([table, *(f"note: {note}" for note in self._notes()), *self._settings()])
 
     def _settings(self) -> list[str]:
-        lines = ["", "sd-scripts needs for this file:", *(f"  {need}" for need in SD_SCRIPTS_NEEDS)]
+        lines = [
+            "",
+            "sd-scripts needs these settings for this file:",
+            *(f"  {need}" for need in SD_SCRIPTS_NEEDS),
+        ]
         return (
-            [*lines, f"  both are in {printable(self.dataset_config)}"]
+            [*lines, f"  both stand in {printable(self.dataset_config)}"]
             if self.dataset_config
             else lines
         )
 
     def _notes(self) -> list[str]:
+        """What the user may want to change, one sentence or two per note."""
         tally = self.tally
         notes = []
         if tally.image_size_added:
             notes.append(
-                f"image_size = train_resolution was added to {_records(tally.image_size_added)}. It is right only beside legacy <stem>.npz "
-                "latents. Beside <stem>_WxH_sdxl.npz use --no-image-size (and absolute keys, else image_size must be the picture's own)."
+                f"image_size = train_resolution was added to {_records(tally.image_size_added)}. "
+                "This is right only for legacy <stem>.npz latents. For <stem>_WxH_sdxl.npz use "
+                "--no-image-size, with absolute keys or each picture's own image_size."
             )
         if tally.captions and tally.paragraphs > _PARAGRAPHS_WORTH_ADVICE * tally.captions:
             notes.append(
-                f"blank lines stand between paragraphs in {_records(tally.paragraphs)}, and each paragraph became an alternative. "
-                "If they belong together: --caption-lines join."
+                f"the captions of {_records(tally.paragraphs)} have blank lines between "
+                "paragraphs, and each paragraph became an alternative. If the paragraphs belong "
+                "together, use --caption-lines join."
             )
         if tally.special_tokens:
             notes.append(
-                f"a literal <|endoftext|> or <|startoftext|> stands in {_records(tally.special_tokens)}: it trains as the real token."
+                f"the text of {_records(tally.special_tokens)} holds a literal <|endoftext|> or "
+                "<|startoftext|>, which is trained as the real token."
             )
         if tally.capped:
             notes.append(
-                f"the weights of {_records(tally.capped)} do not fit into 64 lines and were rounded. --weights field keeps them exact."
+                f"the weights of {_records(tally.capped)} do not fit into {MOST_LINES} lines and "
+                "were rounded. --weights field keeps them exact."
             )
         if tally.inline_as_lines:
             notes.append(
-                f"{_records(tally.inline_as_lines)} with text that an in-line wildcard cannot hold got lines instead."
+                f"{_records(tally.inline_as_lines)} got several lines instead of one, because an "
+                "in-line wildcard cannot hold the text."
             )
         if tally.fit_too_long:
             notes.append(
-                f"{tally.fit_too_long:,} alternatives are longer than --fit asks for and were kept: nothing shorter was there to train."
+                f"{_counted(tally.fit_too_long, 'alternative')} longer than --fit allows could not "
+                "be left out or cut, because nothing shorter was there to train."
             )
         if tally.rejected:
             notes.append(
-                f"{_records(tally.rejected)} could not be merged: left out, and listed whole with the reason."
+                f"{_records(tally.rejected)} could not be merged. They were left out of the "
+                "output and listed whole, with the reason."
             )
         return notes
 
@@ -112,5 +113,9 @@ class Summary:
 
 
 def _records(count: int) -> str:
-    """A number of records in words."""
-    return "1 record" if count == 1 else f"{count:,} records"
+    return _counted(count, "record")
+
+
+def _counted(count: int, noun: str) -> str:
+    """A number with its noun, such as `1 record` or `3 records`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

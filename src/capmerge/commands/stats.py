@@ -28,7 +28,7 @@ class MeasureOptions:
     merge: MergeOptions = field(default_factory=MergeOptions)
     tokenizers: Tokenizers = field(default_factory=Tokenizers)
     per_record: Path | None = None
-    """Where a line of JSON a record goes."""
+    """The file that gets one line of JSON per record."""
     on_error: OnError = "stop"
     jobs: int = 1
     max_record_bytes: int = MAX_RECORD_BYTES
@@ -36,7 +36,7 @@ class MeasureOptions:
 
 
 def measure(
-    source: Source, options: MeasureOptions, *, progress: Callable[[int], None]
+    source: Source, options: MeasureOptions, *, progress: Callable[[int], None] | None = None
 ) -> Document:
     """The statistics of `source`; `progress` is told the offset that is done.
 

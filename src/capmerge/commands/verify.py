@@ -14,10 +14,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
+from capmerge.captions.fields import MARK
 from capmerge.captions.merge import Merger, Record, RewrittenError, UnmergeableError, copy_of
 from capmerge.captions.templates import MOST_LINES, Draw, MergeOptions
 from capmerge.captions.wildcard import TooManyOutcomesError, line_outcomes, space_stand_ins
+from capmerge.captions.written import BrokenRecordError, read_written
 from capmerge.errors import DataError, quoted
 from capmerge.files.atomic import side_path
 from capmerge.files.source import Source
@@ -62,7 +63,7 @@ def verify(
     *,
     skips: bool,
     max_record_bytes: int,
-    progress: Callable[[int], None],
+    progress: Callable[[int], None] | None = None,
 ) -> Verified:
     """Prove that `written` is `source` rewritten with `merge`; `skips` says that records may be in OUT.rejects.jsonl.
 
@@ -77,12 +78,12 @@ def verify(
     rejects = _iter_rejects(written.name) if skips else iter(())
     verified = Verified()
     for piece in iter_source(source, layout):
-        fitted = merger.fit_all(piece.records.values())
+        fits = merger.fit_all(piece.records.values())
         for number, (key, record) in enumerate(piece.records.pairs):
-            fits = fitted[number] if fitted else None
+            fit = fits[number] if fits else None
             before = copy_of(record)
             try:
-                merger.merge(record, fits)
+                merger.merge(record, fit)
             except UnmergeableError:
                 _check_reject(next(rejects, None), key, before, written.name)
                 verified.rejected += 1
@@ -105,9 +106,10 @@ def verify(
                 verified.passed += 1
             elif not problem:
                 try:
-                    problem = _misread(
-                        merger, fits.draws if fits else merger.draws(before), out_record
-                    )
+                    draws = fit.draws if fit else merger.draws(before)
+                    problem = _misread(merger, draws, out_record)
+                except BrokenRecordError as error:
+                    problem = str(error)
                 except TooManyOutcomesError:
                     verified.too_many_outcomes += 1
             if problem:
@@ -119,7 +121,8 @@ def verify(
                     _RUN_AGAIN,
                 )
             verified.records += 1
-        progress(piece.start + len(piece.data))
+        if progress:
+            progress(piece.start + len(piece.data))
     out_piece, out_number, (out_key, _) = next(found, (None, 0, ("", None)))
     if out_piece is not None:
         place = place_of(written.name, out_layout, out_piece, out_number)
@@ -171,8 +174,9 @@ def _excerpt(value: object, other: object) -> str:
 
 def _misread(merger: Merger, draws: list[Draw], found: Any) -> str:
     """What sd-scripts' grammar reads in the caption found that the templates do not ask for; "" when they agree."""
-    lines = found["caption"].split("\n") if draws else []
-    weights = found.get(WEIGHTS, [1] * len(lines))
+    written = read_written(found)
+    lines = written.caption.split("\n") if draws else []
+    weights = written.weights or [1] * len(lines)
     read: dict[str, Fraction] = {}
     for line, weight in zip(lines, weights, strict=True):
         _add(read, line_outcomes(line), Fraction(weight, sum(weights)))
@@ -182,16 +186,16 @@ def _misread(merger: Merger, draws: list[Draw], found: Any) -> str:
     if read.keys() != meant.keys():
         wrong, missing = sorted(read.keys() - meant.keys()), sorted(meant.keys() - read.keys())
         return f"sd-scripts draws {quoted(str(wrong))}, expected {quoted(str(missing))}."
-    rounded = (
-        WEIGHTS not in found and len(found[MARK]) >= MOST_LINES
-    )  # a letter a line, or an option of a wildcard
+    rounded = written.weights is None and len(written.lines) >= MOST_LINES
     if read != meant and not rounded:
         return (
             "sd-scripts draws the right texts with other probabilities than the templates ask for."
         )
-    spans = iter(found.get(TAG_SPANS, ()))
-    for line in (line for line, letter in zip(lines, found[MARK], strict=False) if letter == "b"):
-        start, end = next(spans)
+    for place, line in enumerate(written.lines):
+        span = written.span_at(place)
+        if span is None:
+            continue
+        start, end = span
         (tags,) = line_outcomes(line[start:end])
         if _plain(tags) not in {
             _plain(draw.tags) for draw in draws

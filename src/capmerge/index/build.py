@@ -8,8 +8,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from capmerge.captions.alternatives import BrokenRecordError
 from capmerge.captions.fields import MARK
+from capmerge.captions.written import BrokenRecordError, is_rewritten
 from capmerge.errors import DataError, StaleError
 from capmerge.files.atomic import AtomicFile, ScratchFile
 from capmerge.files.columns import Column, opened_or_made, write_columns
@@ -24,7 +24,7 @@ from capmerge.index.reader import (
     open_index,
     open_indexable,
 )
-from capmerge.index.rows import RowMaker, RowSink, is_rewritten
+from capmerge.index.rows import RowMaker, RowSink
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, Block, FileLayout, Kind, read_layout
 from capmerge.metadata.codec import Stray, decode
 from capmerge.metadata.offsets import iter_placed

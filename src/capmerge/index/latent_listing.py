@@ -150,7 +150,7 @@ def ensure_listing(
         return None if allow_outside and listing.unlisted and not listing.outside else listing
 
     def make(file: AtomicFile) -> Listing:
-        _make(index, folder, file, progress or _no_progress, outside=allow_outside)
+        _make(index, folder, file, progress, outside=allow_outside)
         return _open(index.fingerprint, folder, path)
 
     return opened_or_made(path, look, make)
@@ -195,7 +195,12 @@ def _is_below(path: str, root: str) -> bool:
 
 
 def _make(
-    index: Index, folder: Path, file: AtomicFile, progress: Callable[[int], None], *, outside: bool
+    index: Index,
+    folder: Path,
+    file: AtomicFile,
+    progress: Callable[[int], None] | None,
+    *,
+    outside: bool,
 ) -> None:
     """List `folder` and write what was found into `file`."""
     found = Found(index)
@@ -206,7 +211,7 @@ def _make(
     )
     for below, name in iter_latents(_absolute(folder)):
         found.add([below, *(root + below for root in roots)], name)
-        if not found.seen % _FILES_A_REPORT:
+        if progress and not found.seen % _FILES_A_REPORT:
             progress(found.seen)
     found.match()
     leading_out = np.flatnonzero((index.leads != INSIDE) & (found.form == 0))
@@ -215,7 +220,8 @@ def _make(
             for name in latents_in(path):
                 found.add([prefix], name)
         found.match()
-    progress(found.seen)
+    if progress:
+        progress(found.seen)
     found.settle(folder)
     about = {
         "kind": KIND,
@@ -234,7 +240,3 @@ def _make(
         {name: Column(column.dtype, parts_of(column)) for name, column in columns.items()},
     )
     file.publish()
-
-
-def _no_progress(_files: int) -> None:
-    """Nobody is told."""

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from capmerge.captions.alternatives import trained_alternatives
 from capmerge.captions.fields import MARK, WEIGHTS
+from capmerge.captions.size import size_of
+from capmerge.captions.written import read_spans
 from capmerge.files.atomic import ScratchFile
 from capmerge.index.latent_names import hash_of, stem_of
 from capmerge.index.reader import ROW, TOKEN_COLUMNS
 from capmerge.tokens.caption_lengths import TextLengths
 
-_MOST_PX = (1 << 32) - 1
+_NO_SIZE = (0, 0)
 _ROWS_AT_ONCE = 1 << 16
 
 
@@ -37,12 +39,13 @@ class RowMaker:
 
         Raises `BrokenRecordError` when its fields do not belong together; then it is not noted.
         """
-        texts = _texts_of(record)
+        texts = texts_of(record)
         stem, leads = stem_of(key)
         self._places.append((start, end))
         self._hashes.append(hash_of(stem))
         self._leads.append(leads)
-        self._sizes.append(size_of(record))
+        size = size_of(record)
+        self._sizes.append(size[:2] if size else _NO_SIZE)
         if self._lengths:
             self._first_texts.append(len(self._texts))
             self._texts += texts
@@ -73,9 +76,14 @@ class RowMaker:
         return rows.tobytes()
 
 
-def _texts_of(record: dict[str, Any]) -> Collection[str]:
-    """Every text that can be trained for a rewritten record, in-line wildcards expanded; "" for an empty caption."""
-    caption, letters = record.get("caption"), record[MARK]
+def texts_of(record: dict[str, Any]) -> Collection[str]:
+    """Every text that a rewritten record can train, in-line wildcards expanded; "" for none.
+
+    Lines without weights and braces, which nearly all records have, are their own texts: they take
+    the fast way. Every other record is read by the general rule. A test holds the two together.
+    Raises `BrokenRecordError` as `read_written` does.
+    """
+    caption, letters = record.get("caption"), record.get(MARK)
     if (
         caption.__class__ is str
         and letters.__class__ is str
@@ -85,32 +93,18 @@ def _texts_of(record: dict[str, Any]) -> Collection[str]:
     ):
         lines = caption.split("\n")
         if len(lines) == len(letters) and not letters.strip("tcb"):
+            if "b" in letters:
+                read_spans(record, letters.count("b"))
             return lines if len(lines) < 3 else set(lines)
+    return texts_by_rule(record)
+
+
+def texts_by_rule(record: dict[str, Any]) -> Collection[str]:
+    """`texts_of` for a record of any kind."""
     texts: dict[str, Any] = {}
     for alternative in trained_alternatives(record):
         texts |= alternative.texts
     return texts or ("",)
-
-
-def is_rewritten(record: Any) -> bool:
-    """Whether a rewrite wrote this record."""
-    return record.__class__ is dict and MARK in record
-
-
-def size_of(record: dict[str, Any]) -> tuple[int, int]:
-    """Width and height in px of `train_resolution`, else of `image_size`; (0, 0) where neither is two whole numbers above 0."""
-    for name in ("train_resolution", "image_size"):
-        size = record.get(name)
-        if size.__class__ is list and len(size) == 2:
-            width, height = size
-            if (
-                width.__class__ is int
-                and height.__class__ is int
-                and 0 < width <= _MOST_PX
-                and 0 < height <= _MOST_PX
-            ):
-                return width, height
-    return 0, 0
 
 
 class RowSink:

@@ -15,7 +15,7 @@ from capmerge.metadata.codec import decode
 from capmerge.metadata.work import Sink, Stream
 from capmerge.stats.counts import CaptionStats
 from capmerge.stats.document import Document, build_document
-from capmerge.stats.duplicates import Place, RecordHashes, RecordPlaces, as_json
+from capmerge.stats.duplicates import RecordHashes, RecordPlace, RecordPlaces, as_json
 from capmerge.stats.observer import Observer, whole_caption
 from capmerge.tokens.counter import TokenCounter
 from capmerge.tokens.families import TokenizerFamily
@@ -93,7 +93,7 @@ class Gathered:
         )
 
     def _read(
-        self, source: Source, layout: FileLayout, merge: MergeOptions, place: Place
+        self, source: Source, layout: FileLayout, merge: MergeOptions, place: RecordPlace
     ) -> tuple[str, str]:
         """Key and the start of the whole caption of the record at `place`."""
         records = decode(

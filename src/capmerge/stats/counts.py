@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from capmerge.captions.fields import STYLES
+from capmerge.captions.tally import Kinds, add_counts
 from capmerge.stats.lengths import LengthStats
 
 MOST_TAGS = 1 << 20
@@ -104,14 +105,6 @@ class Wildcards:
     not_listed: int = 0
     """Of `alternatives`, those with too many outcomes to list: their longest and shortest are by characters, their mean is between."""
 
-    def add(self, other: "Wildcards") -> None:
-        """Add the counts of `other`."""
-        self.alternatives += other.alternatives
-        self.longest_sum += other.longest_sum
-        self.shortest_sum += other.shortest_sum
-        self.mean_sum += other.mean_sum
-        self.not_listed += other.not_listed
-
 
 @dataclass
 class RecordCounts:
@@ -119,22 +112,14 @@ class RecordCounts:
 
     rewritten_before: int = 0
     """They were rewritten by an earlier run: counted as they stand there, whatever the options."""
-    both: int = 0
-    tags_only: int = 0
-    caption_only: int = 0
-    empty: int = 0
+    kinds: Kinds = field(default_factory=Counter)
     rejected: int = 0
-    """They could not be merged, and are in no other figure."""
-
-    def add(self, other: "RecordCounts") -> None:
-        """Add the counts of `other`."""
-        for name, count in vars(other).items():
-            setattr(self, name, getattr(self, name) + count)
+    """They could not be merged or read, and are in no other figure."""
 
     @property
     def counted(self) -> int:
         """All that are in the figures."""
-        return self.both + self.tags_only + self.caption_only + self.empty
+        return self.kinds.total()
 
 
 def _by_style() -> dict[str, LengthStats]:
@@ -170,13 +155,13 @@ class CaptionStats:
 
     def merge(self, other: "CaptionStats") -> None:
         """Add what `other` has counted; `other` is not used again."""
-        self.records.add(other.records)
+        add_counts(self.records, other.records)
         self.tags.merge(other.tags)
         self.captions.merge(other.captions)
         for letter, lines in self.lines.items():
             lines.merge(other.lines[letter])
         self.t5_lines.merge(other.t5_lines)
-        self.wildcards.add(other.wildcards)
+        add_counts(self.wildcards, other.wildcards)
         self.uncounted_tags += other.uncounted_tags
         self._uncounted_letters += sum(map(len, other.uncounted_tags))
         if (

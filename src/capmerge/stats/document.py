@@ -13,9 +13,10 @@ from typing import Any
 import capmerge
 from capmerge.captions.fields import STYLES
 from capmerge.captions.tags import spaced
+from capmerge.captions.tally import by_name
 from capmerge.captions.templates import MergeOptions
 from capmerge.stats.counts import CaptionStats
-from capmerge.stats.lengths import Cut, Distribution, LengthStats
+from capmerge.stats.lengths import Distribution, LengthStats, LimitEffect
 from capmerge.tokens.chunks import CHUNK_TOKENS
 from capmerge.tokens.counter import TokenCounter
 from capmerge.tokens.families import ONE_CHUNK, T5_IDS, TokenizerFamily
@@ -46,7 +47,8 @@ def build_document(
     lines = stats.all_lines()
     distribution = lines.distribution()
     limits = [
-        distribution.cut(limit) for limit in (_LIMITS[:1] if family in ONE_CHUNK else _LIMITS)
+        distribution.limit_effect(limit)
+        for limit in (_LIMITS[:1] if family in ONE_CHUNK else _LIMITS)
     ]
     tags, resolutions = stats.tag_counts.counts, stats.resolutions.counts
     return {
@@ -57,7 +59,7 @@ def build_document(
         "options": {**asdict(merge), "lines": list(merge.lines)},
         "family": family,
         "tokenizer": counter.tokenizer.name,
-        "records": {"counted": stats.records.counted, **asdict(stats.records)},
+        "records": {"counted": stats.records.counted, **by_name(stats.records)},
         "lengths": {
             "tags": stats.tags.as_json(),
             "captions": stats.captions.as_json(),
@@ -68,7 +70,7 @@ def build_document(
             {"chunks": chunks, "texts": texts, "share": share}
             for chunks, (texts, share) in distribution.grouped(CHUNK_TOKENS).items()
         ],
-        "limits": [cut._asdict() for cut in limits],
+        "limits": [effect._asdict() for effect in limits],
         "advice": _advice(distribution, limits),
         "t5": _t5(stats.t5_lines, _T5_LIMITS, t5),
         "wildcards": _wildcards(stats),
@@ -94,7 +96,7 @@ def _styles(stats: CaptionStats, every: Distribution) -> dict[str, Any]:
     return styles
 
 
-def _advice(distribution: Distribution, limits: list[Cut]) -> dict[str, Any]:
+def _advice(distribution: Distribution, limits: list[LimitEffect]) -> dict[str, Any]:
     """The smallest max length that drops less than `LOSS` of the tokens, in a sentence."""
     if not distribution.lengths:
         return {
@@ -102,18 +104,21 @@ def _advice(distribution: Distribution, limits: list[Cut]) -> dict[str, Any]:
             "dropped_share": 0.0,
             "text": "There is no text, so any max length will do.",
         }
-    for cut in limits:
-        if cut.dropped_share < LOSS:
+    for effect in limits:
+        if effect.dropped_share < LOSS:
             return {
-                "max_tokens": cut.limit,
-                "dropped_share": cut.dropped_share,
-                "text": f"A max length of {cut.limit} is the smallest that loses under 1 %: it drops {percent(cut.dropped_share)} of the "
-                f"tokens and cuts {percent(cut.share)} of the alternatives.",
+                "max_tokens": effect.limit,
+                "dropped_share": effect.dropped_share,
+                "text": f"A max length of {effect.limit} is the smallest that loses under 1 %: "
+                f"it drops {percent(effect.dropped_share)} of the tokens "
+                f"and cuts {percent(effect.share)} of the alternatives.",
             }
     largest = limits[-1]
     chunks = range(-(-distribution.lengths[-1] // CHUNK_TOKENS) + 1)
     enough = CHUNK_TOKENS * bisect_left(
-        chunks, True, key=lambda count: distribution.cut(CHUNK_TOKENS * count).dropped_share < LOSS
+        chunks,
+        True,
+        key=lambda count: distribution.limit_effect(CHUNK_TOKENS * count).dropped_share < LOSS,
     )
     return {
         "max_tokens": None,
@@ -133,7 +138,7 @@ def _t5(lines: LengthStats, limits: list[int], t5: TokenCounter | None) -> dict[
         "lengths": lines.as_json(),
         "limits": [
             {
-                **distribution.cut(limit - special)._asdict(),
+                **distribution.limit_effect(limit - special)._asdict(),
                 "limit": limit,
                 "room_tokens": limit - special,
             }
@@ -155,7 +160,7 @@ def _wildcards(stats: CaptionStats) -> dict[str, Any]:
 
 
 def _most_frequent(stats: CaptionStats, tags: Counter[str]) -> dict[str, Any]:
-    records = max(1, stats.records.both + stats.records.tags_only)
+    records = max(1, stats.records.kinds["both"] + stats.records.kinds["tags_only"])
     return {
         "occurrences": tags.total(),
         "distinct": len(tags),

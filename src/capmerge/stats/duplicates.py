@@ -14,7 +14,7 @@ _PARTS = 16
 _PIECE = struct.Struct("<QQQ")
 
 
-class Place(NamedTuple):
+class RecordPlace(NamedTuple):
     """Where a counted record lies: the bytes [start, end) of a piece, whether those end the source, its number there."""
 
     start: int
@@ -92,7 +92,7 @@ class RecordPlaces:
         """Append entries."""
         self._bytes += data
 
-    def places(self, numbers: list[int]) -> list[Place]:
+    def places(self, numbers: list[int]) -> list[RecordPlace]:
         """Where the records with these numbers lie."""
         pieces = list(_PIECE.iter_unpack(self._bytes))
         firsts, before = [], 0
@@ -103,7 +103,7 @@ class RecordPlaces:
         for number in numbers:
             i = bisect_right(firsts, number) - 1
             start, size, packed = pieces[i]
-            found.append(Place(start, start + size, bool(packed & 1), number - firsts[i]))
+            found.append(RecordPlace(start, start + size, bool(packed & 1), number - firsts[i]))
         return found
 
 

@@ -89,7 +89,7 @@ def _draw_dropped(axes: Any, shown: Histogram, document: Document) -> None:
     distribution = LengthStats.from_json(document["lengths"]["lines"]).distribution()
     axes.plot(
         shown.edges,
-        [100 * distribution.cut(length).dropped_share for length in shown.edges],
+        [100 * distribution.limit_effect(length).dropped_share for length in shown.edges],
         color=INK,
         linewidth=1.4,
     )

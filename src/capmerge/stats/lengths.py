@@ -26,7 +26,7 @@ _QUANTILES = {
 }
 
 
-class Cut(NamedTuple):
+class LimitEffect(NamedTuple):
     """What a limit does to texts that are all encoded at that length. Shares are of the probability."""
 
     limit: int
@@ -159,11 +159,11 @@ class Distribution:
             bisect_left(list(accumulate(self.weights)), max(1, ceil(part * self.weight)))
         ]
 
-    def cut(self, limit: int) -> Cut:
+    def limit_effect(self, limit: int) -> LimitEffect:
         """What a limit of this many tokens does to the texts."""
         over = [max(0, length - limit) for length in self.lengths]
         tokens, dropped = self._sum(self.weights), _dot(over, self.weights)
-        return Cut(
+        return LimitEffect(
             limit,
             texts=sum(texts for texts, more in zip(self.texts, over, strict=True) if more),
             share=_quotient(

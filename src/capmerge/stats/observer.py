@@ -1,22 +1,21 @@
 """Counting what rewritten records hold: the loop that statistics spend their time in, outside the tokenizer.
 
 Nearly all records hold one line of tags and one of a caption, without braces: those are read in a
-flat loop, every other by `trained`.
+flat loop, every other by `alternatives`.
 """
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Collection
 from fractions import Fraction
 from typing import NamedTuple
 
-from capmerge.captions.alternatives import (
-    BrokenRecordError,
-    Trained,
-    fields_of,
-    trained_alternatives,
-)
+from capmerge.captions.alternatives import TrainedAlternative, fields_of, trained_alternatives
 from capmerge.captions.fields import MARK, WEIGHTS
+from capmerge.captions.size import Size, size_of
+from capmerge.captions.tally import kind_of
+from capmerge.captions.written import BrokenRecordError
 from capmerge.metadata.codec import Pair, to_json
 from capmerge.stats.counts import CaptionStats
 from capmerge.tokens.counter import TokenCounter
@@ -71,20 +70,12 @@ class Observer:
         figure.
         """
         noted = self._noted
-        plain, keys, others, resolutions = (
-            noted.plain,
-            noted.plain_keys,
-            noted.others,
-            noted.resolutions,
-        )
+        plain, keys, others, sizes = (noted.plain, noted.plain_keys, noted.others, noted.sizes)
         hashes = [bytes(8)] * len(pairs)
         failures: list[tuple[int, BrokenRecordError]] = []
         for number, (key, record) in enumerate(pairs):
             if left_out and number in left_out:
                 continue
-            resolution = record.get("train_resolution") or record.get("image_size")
-            if resolution.__class__ is list and len(resolution) == 2:
-                resolutions.append(f"{resolution[0]}x{resolution[1]}")
             caption = record.get("caption")
             if record[MARK] == "tc" and caption.__class__ is str and WEIGHTS not in record:
                 lines = caption.split("\n")
@@ -98,6 +89,7 @@ class Observer:
                 ):
                     plain += lines
                     keys.append(key)
+                    sizes.append(size_of(record))
                     hashes[number] = caption_hash(lines[1])
                     continue
             try:
@@ -106,6 +98,7 @@ class Observer:
                 failures.append((number, error))
                 continue
             others.append(_Other(len(keys), key, alternatives))
+            sizes.append(size_of(record))
             hashes[number] = caption_hash(whole_caption(alternatives))
         noted.hashes += hashes
         noted.places.append(place)
@@ -115,7 +108,12 @@ class Observer:
     def count(self) -> Observed:
         """Count all that is noted."""
         noted, self._noted = self._noted, _Noted()
-        self.stats.resolutions.update(noted.resolutions)
+        resolutions: Counter[str] = Counter()
+        for size, records in Counter(noted.sizes).items():
+            if size:
+                width, height, _ = size
+                resolutions[f"{width}x{height}"] += records  # of either field
+        self.stats.resolutions.update(resolutions)
         tokens = self._count_plain(noted.plain, noted.plain_keys)
         other_tokens = self._count_others(noted.others)
         lines = ""
@@ -133,7 +131,7 @@ class Observer:
         stats = self.stats
         counts = self._counter.count_tokens(texts)
         tags, captions = counts[::2], counts[1::2]
-        stats.records.both += len(keys)
+        stats.records.kinds["both"] += len(keys)
         for lengths, field, style in ((tags, stats.tags, "t"), (captions, stats.captions, "c")):
             field.add(lengths, keys)
             stats.lines[style].add(lengths, keys, _HALF)
@@ -162,12 +160,7 @@ class Observer:
     ) -> list[int]:
         stats, key = self.stats, [other.key]
         tags, captions = fields_of(other.alternatives)
-        kind = (
-            ("both" if captions else "tags_only")
-            if tags
-            else ("caption_only" if captions else "empty")
-        )
-        setattr(stats.records, kind, getattr(stats.records, kind) + 1)
+        stats.records.kinds[kind_of(tags, captions)] += 1
         if tags:
             stats.tags.add([counted[tags]], key)
             stats.uncounted_tags.append(tags)
@@ -201,7 +194,7 @@ class Observer:
                 )
 
 
-def whole_caption(alternatives: list[Trained]) -> str:
+def whole_caption(alternatives: list[TrainedAlternative]) -> str:
     """A record's caption, all its lines and what their in-line wildcards give; "" when it has none."""
     return "\n".join(text for texts in fields_of(alternatives)[1] for text in texts)
 
@@ -219,7 +212,7 @@ class _Other(NamedTuple):
     place: int
     """How many plain records are noted before it."""
     key: str
-    alternatives: list[Trained]
+    alternatives: list[TrainedAlternative]
 
 
 class _Noted:
@@ -230,5 +223,5 @@ class _Noted:
         self.plain_keys: list[str] = []
         self.others: list[_Other] = []
         self.hashes: list[bytes] = []
-        self.resolutions: list[str] = []
+        self.sizes: list[Size | None] = []
         self.places: list[bytes] = []

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from capmerge.captions.alternatives import BrokenRecordError, place_drawn
 from capmerge.captions.draw import Drawn, draw_line
-from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
-from capmerge.captions.wildcard import escape, parse_line
+from capmerge.captions.fields import TAG_SPANS
+from capmerge.captions.wildcard import parse_line
+from capmerge.captions.written import BrokenRecordError, read_written
 from capmerge.rng import Chance, SampleId
 from capmerge.tokens.vocabulary import read_clip_vocabulary
 from trainer.config.settings import CaptionSettings, TextSettings
@@ -25,7 +25,6 @@ RANDOM_WORDS = 4
 Source: somepago/DCR, datasets.py, `randrepl` (the code of arXiv 2305.20086).
 """
 
-_WEIGHTS_EXPECTED = "expected one whole number of 0 or more per line, not all 0."
 # The resolution of a float just below 1.
 _FINE = 1 << 53
 
@@ -90,68 +89,18 @@ class _Line(NamedTuple):
 
 
 def _draw(record: dict[str, Any], settings: CaptionSettings, sample: SampleId) -> _Line:
-    # Check the fields before drawing.
-    caption, letters, weights = record.get("caption"), record.get(MARK), record.get(WEIGHTS)
-    if not isinstance(caption, str) or not isinstance(letters, str):
-        raise BrokenRecordError(
-            f'expected strings "caption" and "{MARK}", as a rewrite writes them.'
-        )
-    if not caption and not letters:
+    written = read_written(record)
+    if not written.lines:
         return _Line("", "", (0, 0))
-    if weights is not None and not (
-        isinstance(weights, list) and all(type(weight) is int for weight in weights)
-    ):
-        raise BrokenRecordError(f'"{WEIGHTS}" is {weights!r}, {_WEIGHTS_EXPECTED}')
-    # Draw, and find the letter of the mark that belongs to the drawn alternative.
-    try:
-        drawn = draw_line(caption, sample, weights=weights, pick=settings.pick)
-    except ValueError as error:
-        raise BrokenRecordError(f'"{WEIGHTS}" is {weights!r}, {_WEIGHTS_EXPECTED}') from error
-    in_line = drawn.lines == 1 < len(letters)
-    if len(letters) != (_options(caption) if in_line else drawn.lines):
-        raise BrokenRecordError(
-            f'found {drawn.lines} lines and {len(letters)} letters in "{MARK}", '
-            "expected one letter per line."
-        )
-    place = place_drawn(letters, drawn)
-    # Locate its tags.
-    match letters[place]:
-        case "t":
-            tags = (0, len(drawn.text))
-        case "c":
-            tags = (0, 0)
-        case "b":
-            line = escape(drawn.text) if in_line else caption.split("\n")[place]
-            tags = _tags_of_both(
-                line, drawn, () if in_line else drawn.options, _span(record, letters, place)
-            )
-        case other:
-            raise BrokenRecordError(f'found the letter {other!r} in "{MARK}", expected t, c or b.')
-    return _Line(drawn.text, letters[place], tags)
-
-
-def _options(caption: str) -> int:
-    """The number of options of a caption that is one in-line wildcard; 0 for any other caption."""
-    parsed = parse_line(caption)
-    return len(parsed.groups[0]) if len(parsed.groups) == 1 and not any(parsed.literals) else 0
-
-
-def _span(record: dict[str, Any], letters: str, place: int) -> tuple[int, int]:
-    """The tag span that the record gives for the letter `b` at `place` of its mark."""
-    spans = record.get(TAG_SPANS)
-    if isinstance(spans, list) and len(spans) == letters.count("b"):
-        span = spans[letters[:place].count("b")]
-        if (
-            isinstance(span, list)
-            and len(span) == 2
-            and all(type(end) is int for end in span)
-            and 0 <= span[0] <= span[1]
-        ):
-            return span[0], span[1]
-    raise BrokenRecordError(
-        f'expected "{TAG_SPANS}" to be {letters.count("b")} pairs [start, end), '
-        f'one for each b of "{MARK}".'
-    )
+    # Draw a line, and locate its tags: all of style `t`, the marked span of style `b`.
+    drawn = draw_line(written.caption, sample, weights=written.weights, pick=settings.pick)
+    place = written.place_of(drawn)
+    style, span = written.letters[place], written.span_at(place)
+    tags = (0, len(drawn.text)) if style == "t" else (0, 0)
+    if span:
+        options = () if written.is_inline else drawn.options
+        tags = _tags_of_both(written.lines[place], drawn, options, span)
+    return _Line(drawn.text, style, tags)
 
 
 def _tags_of_both(

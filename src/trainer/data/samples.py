@@ -6,7 +6,7 @@ A sample depends on neither its batch, its bucket nor its rank.
 from collections.abc import Sequence
 from typing import Any, Self
 
-from capmerge.captions.alternatives import BrokenRecordError
+from capmerge.captions.written import BrokenRecordError
 from capmerge.errors import DataError, quoted
 from capmerge.rng import Chance, SampleId
 from capmerge.tokens.chunks import CHUNK_TOKENS, Chunker

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capmerge.captions.alternatives import BrokenRecordError, fields_of, trained_alternatives
+from capmerge.captions.alternatives import fields_of, trained_alternatives
 from capmerge.captions.merge import Merger
 from capmerge.captions.templates import MergeOptions
+from capmerge.captions.written import BrokenRecordError
 from capmerge.stats.observer import Observer
 from capmerge.tokens.counter import TokenCounter
 from capmerge.tokens.load import load_tokenizer
@@ -206,7 +207,7 @@ def test_an_empty_line_is_no_tags_and_no_caption(caption):
     observer.count()
     counted = observer.take()
     assert (
-        counted.records.both,
+        counted.records.kinds["both"],
         counted.records.counted,
         counted.all_lines().as_json()["texts"],
     ) == (0, 1, 2)

@@ -8,11 +8,12 @@ from builders.paths import DATA
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capmerge.captions.alternatives import place_drawn, written_alternatives
+from capmerge.captions.alternatives import written_alternatives
 from capmerge.captions.draw import draw_line, nth_of_turn
 from capmerge.captions.merge import Merger
 from capmerge.captions.templates import MergeOptions
 from capmerge.captions.wildcard import outcomes, parse_line
+from capmerge.captions.written import read_written
 from capmerge.rng import Chance, SampleId
 
 KEYS = [f"danbooru/{number}.png" for number in range(30_000)]
@@ -215,7 +216,8 @@ def test_style_of_what_was_drawn_is_found_again():
         texts = {draw.text: draw.style for draw in Merger(options).alternatives(record)}
         for epoch, pick in product(range(40), ("random", "cycle")):
             drawn = draw_line(merged["caption"], SampleId(1, epoch, "k"), pick=pick)
-            assert merged["capmerge"][place_drawn(merged["capmerge"], drawn)] == texts[drawn.text]
+            written = read_written(merged)
+            assert written.letters[written.place_of(drawn)] == texts[drawn.text]
         assert sum(alternative.share for alternative in written_alternatives(merged)) == 1
 
 

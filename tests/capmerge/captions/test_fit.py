@@ -322,10 +322,9 @@ def test_rewrite_and_verify_from_the_command_line(tmp_path, by, more):
         for n in range(60)
     }
     source.write_text(json.dumps(records, indent=2))
-    summary = tmp_path / "summary.json"
-    done = run("rewrite", source, "-o", out, "--fit", 10, by, "-j", 2, "--summary", summary, *more)
+    done = run("rewrite", source, "-o", out, "--fit", 10, by, "-j", 2, *more)
     assert done.returncode == 0, done.stderr
-    counts = json.loads(summary.read_text())
+    counts = json.loads((tmp_path / "out.json.capmerge.json").read_text())["counts"]
     assert counts["fit_left_out" if by == "drop" else "fit_cut"] > 20
     assert f"{'left out' if by == 'drop' else 'cut'} by --fit" in done.stdout
     checked = run("verify", source, out)
@@ -345,7 +344,7 @@ def test_rewrite_and_verify_from_the_command_line(tmp_path, by, more):
     ("arguments", "message"),
     [
         (("--fit", "0", "drop"), "expected 1 token or more"),
-        (("--fit", "75", "cut"), "expected drop or trim behind the number"),
+        (("--fit", "75", "cut"), "Invalid value for '--fit': 'cut' is not one of 'drop', 'trim'."),
         (("--family", "sd2"), "says whose tokens --fit counts"),
         (("--fit", "75"), "requires 2 arguments"),
         (("--fit", "2", "trim", "--prefix", "photo of "), "has 2 tokens by itself"),
@@ -372,3 +371,16 @@ def test_shares_sum_to_one_after_a_drop():
     found = merger.alternatives({"tags": SHORT_TAGS, "caption": f"{LONG}\nOne.\nTwo two."})
     assert sum(alternative.share for alternative in found) == 1
     assert found[0].share == Fraction(5, 10)
+
+
+@pytest.mark.parametrize(
+    ("fit_by", "shares", "left_out", "cut"),
+    [("drop", [1], [80], []), ("trim", [Fraction(1, 2)] * 2, [], [(80, 74)])],
+)
+def test_the_example_of_the_module_head(fit_by, shares, left_out, cut):
+    """Tags of 80 tokens beside a caption of 3, at a limit of 75: left out, or cut at a comma."""
+    record = {"tags": "1girl, solo, " + ", ".join(["hat"] * 38), "caption": "A girl."}
+    fit = Merger(MergeOptions(fit_tokens=75, fit_by=fit_by)).fit(record)
+    assert [draw.share for draw in fit.draws] == shares
+    assert [count(draw.tags) for draw in fit.left_out] == left_out
+    assert [(count(was.tags), count(now.tags)) for was, now in fit.cut] == cut

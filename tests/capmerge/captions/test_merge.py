@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
 from capmerge.captions.merge import Merger, RewrittenError, UnmergeableError
 from capmerge.captions.tags import spaced
+from capmerge.captions.tally import add_counts
 from capmerge.captions.templates import MergeOptions
 from capmerge.captions.wildcard import line_outcomes, outcomes, space_stand_ins
 
@@ -471,7 +472,7 @@ def test_a_record_without_text_has_an_empty_caption(record, options):
     record = dict(record)
     merger.merge(record)
     assert record == {"caption": "", MARK: ""}
-    assert (merger.tally.empty, merger.tally.lines) == (1, 0)
+    assert (merger.tally.kinds["empty"], merger.tally.lines) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -734,6 +735,6 @@ def test_counts_add_up():
     whole.merge_all(copy.deepcopy(records))
     first.merge_all(copy.deepcopy(records[:2]))
     second.merge_all(copy.deepcopy(records[2:]))
-    first.tally.add(second.tally)
+    add_counts(first.tally, second.tally)
     assert first.tally == whole.tally
     assert json.loads(json.dumps(first.tally.as_dict()))["records"] == 4

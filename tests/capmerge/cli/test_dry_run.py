@@ -27,7 +27,37 @@ def test_a_dry_run_shows_what_cannot_be_merged(unmergeable):
     text = run("rewrite", unmergeable, "--dry-run", "9").out.decode()
     assert '"caption" is a list, expected a string.' in text
     assert "the record is a number, expected an object." in text
-    assert text.count("after:") == 4
+    assert text.count("after:") == 2
+    assert text.count("cannot be merged:") == 2
+
+
+def test_a_dry_run_says_what_would_stop_the_run(source, unmergeable):
+    """Records that stop a rewrite are counted at the end, unless an option lets them through."""
+    out = source.with_name("out.json")
+    run("rewrite", source, "-o", out)
+    done = run("rewrite", out, "--dry-run", "9")
+    assert done.out.decode().count("already rewritten, shown as it is:") == 3
+    assert "a rewrite stops at a record that is already rewritten (3 above)" in done.err
+    assert run("rewrite", out, "--dry-run", "9", "--allow-rewritten").err == ""
+    stopped = run("rewrite", unmergeable, "--dry-run", "9").err
+    assert "a rewrite stops at a record that cannot be merged (2 above)" in stopped
+    assert run("rewrite", unmergeable, "--dry-run", "9", "--on-error", "skip").err == ""
+
+
+def test_a_dry_run_knows_the_format_that_is_written(source):
+    """A field that JSON lines reserve cannot be merged into them, and can into JSON."""
+    source.write_bytes(as_indent_2({"k": {"caption": "c", "image_path": "elsewhere.png"}}))
+    lines = run("rewrite", source, "--dry-run", "1", "--format", "jsonl").out.decode()
+    assert 'cannot be merged: found a field "image_path"' in lines
+    assert "after:" in run("rewrite", source, "--dry-run", "1").out.decode()
+
+
+def test_a_dry_run_shows_what_clip_sees(source):
+    """Each alternative has its style, probability and tokens beside it, as in `preview`."""
+    shown = run("rewrite", source, "--dry-run", "1", "--fit", "5", "drop").out.decode()
+    assert shown == run("preview", source, "-n", "1", "--fit", "5", "drop").out.decode()
+    assert "1. tags, 100.00%: 4 tokens in 1 chunk" in shown
+    assert "left out by --fit: caption" in shown
 
 
 def test_a_dry_run_under_a_narrow_encoding(source):

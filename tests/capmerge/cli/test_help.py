@@ -29,7 +29,6 @@ REWRITE_OPTIONS = [
         "--allow-rewritten",
         "--jobs",
         "--dry-run",
-        "--summary",
         "--quiet",
     ),
     *("--force", "--max-record"),

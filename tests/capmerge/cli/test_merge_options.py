@@ -1,9 +1,21 @@
+import dataclasses
+import itertools
 import json
+import re
 import subprocess
 
 import pytest
 from builders.metadata import COMMAND, as_indent_2, run
 
+from capmerge.captions.templates import MergeOptions
+
+FLAGS = {
+    "lines": "--line",
+    "fit_tokens": "--fit",
+    "fit_by": "--fit",
+    "fit_family": "--family",
+}
+"""The options whose names are not those of their fields in `MergeOptions`."""
 BOTH = {"k": {"tags": "long_hair, ^_^", "caption": "One {a|b}\n\nTwo"}}
 
 
@@ -63,6 +75,72 @@ def test_each_option_reaches_the_captions_and_verify(tmp_path, options, caption,
     if options:
         (tmp_path / "o.json.capmerge.json").unlink()
         run("verify", path, out, *options)
+
+
+def help_of(command: str) -> dict[str, str]:
+    """The text that `--help` shows for each option of a command, by the option's first name."""
+    shown = run(command, "--help").out.decode().partition("Options:\n")[2]
+    options = re.split(r"^  (?=-)", shown, flags=re.MULTILINE)[1:]
+    return {re.split(r"[ ,]", option)[0]: " ".join(option.split()) for option in options}
+
+
+@pytest.mark.parametrize(
+    ("command", "left_out"),
+    [
+        ("verify", set()),
+        ("stats", {"--image-size", "--allow-rewritten"}),
+        ("preview", {"--on-error", "--allow-rewritten"}),
+    ],
+)
+def test_each_command_offers_the_merge_options_of_one_list(command, left_out):
+    """A command has the merge options of `rewrite` with the same help, but for those left out."""
+    ruled = {field.name for field in dataclasses.fields(MergeOptions)}
+    merging = {
+        *(f"--{name.replace('_', '-')}" for name in ruled - FLAGS.keys()),
+        *FLAGS.values(),
+        "--on-error",
+    }
+    offered, stated = help_of(command), help_of("rewrite")
+    assert merging <= stated.keys()
+    assert merging & offered.keys() == merging - left_out
+    for name in merging - left_out:
+        assert offered[name] == stated[name]
+
+
+def test_every_merge_option_reaches_the_receipt(tmp_path):
+    """All merge options given at once stand in the receipt; --layout cannot go with --line."""
+    source, out = tmp_path / "m.json", tmp_path / "o.json"
+    source.write_bytes(as_indent_2(BOTH))
+    options = {
+        "lines": ["--line", "{tags}=2", "--line", "{caption}"],
+        "weights": ["--weights", "field"],
+        "caption_lines": ["--caption-lines", "join"],
+        "underscores": ["--underscores", "space"],
+        "caption_wildcards": ["--caption-wildcards"],
+        "prefix": ["--prefix", "p "],
+        "suffix": ["--suffix", " s"],
+        "image_size": ["--no-image-size"],
+        "allow_rewritten": ["--allow-rewritten"],
+        "fit": ["--fit", "20", "trim", "--family", "sd2"],
+        "on_error": ["--on-error", "skip"],
+    }
+    run("rewrite", source, "-o", out, *itertools.chain.from_iterable(options.values()))
+    assert json.loads((tmp_path / "o.json.capmerge.json").read_bytes())["options"] == {
+        "layout": None,
+        "lines": ["{tags}=2", "{caption}"],
+        "weights": "field",
+        "caption_lines": "join",
+        "underscores": "space",
+        "caption_wildcards": True,
+        "prefix": "p ",
+        "suffix": " s",
+        "image_size": False,
+        "allow_rewritten": True,
+        "fit_tokens": 20,
+        "fit_by": "trim",
+        "fit_family": "sd2",
+        "on_error": "skip",
+    }
 
 
 def test_inline_is_one_line(tmp_path):

@@ -123,21 +123,6 @@ def test_the_output_is_never_the_file_on_standard_input(source):
     assert source.read_bytes() == before
 
 
-@pytest.mark.parametrize("which", ["source", "output"])
-def test_the_summary_never_replaces_source_or_output(source, which):
-    """`--summary SRC` and `--summary OUT` are refused with exit 2 before anything is written."""
-    before = source.read_bytes()
-    out = source.with_name("out.json")
-    done = subprocess.run(
-        [*COMMAND, "rewrite", source, "-o", out, "--summary", source if which == "source" else out],
-        capture_output=True,
-        check=False,
-    )
-    assert source.read_bytes() == before
-    assert done.returncode == 2
-    assert not out.exists()
-
-
 @pytest.mark.parametrize("ending", [".rejects.jsonl", ".capmerge.json", ".dataset.toml"])
 def test_a_side_file_never_replaces_the_source(tmp_path, ending):
     """A source that bears the name of one of OUT's side files is kept, and the run refused with exit 2."""

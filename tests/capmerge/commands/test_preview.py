@@ -207,11 +207,11 @@ def test_a_rewritten_file_shows_what_is_there(source, tmp_path):
         == 0
     )
     done = run("preview", out, "--key", "set/1.png", "--layout", "concat")
-    assert "rewritten already, as it is there:" in done.stdout
+    assert "already rewritten, shown as it is:" in done.stdout
     assert "after:" not in done.stdout
     assert "  1. tags, 90.00%: 4 tokens" in done.stdout
     assert "  2. both, 5.00%: 8 tokens" in done.stdout
-    assert "records that are rewritten already are shown as they are (1 here)" in done.stderr
+    assert "records that are already rewritten are shown as they are (1 here)" in done.stderr
     records = json.loads(out.read_text())
     records["set/1.png"]["capmerge"] = "t"
     records["set/2.png"]["capmerge_weights"] = [1]
@@ -220,7 +220,7 @@ def test_a_rewritten_file_shows_what_is_there(source, tmp_path):
     out.write_text(json.dumps(records))
     broken = run("preview", out).stdout
     assert (
-        'cannot be read: found 3 lines and 1 letters in "capmerge", expected one letter a line.'
+        'cannot be read: found 3 lines and 1 letters in "capmerge", expected one letter per line.'
         in broken
     )
     assert broken.count("cannot be read") == 4
@@ -438,7 +438,7 @@ def test_t5_crops_too(source, t5):
         (("--key", "a", "-n", "3"), "--key and -n both say"),
         (("--family", "sd3", "--chunking", "a1111"), "captions are not cut into chunks"),
         (("--family", "flux", "--max-tokens", "150"), "reads 75 tokens of a caption"),
-        (("--fit", "75", "maybe"), "expected drop or trim"),
+        (("--fit", "75", "maybe"), "'maybe' is not one of 'drop', 'trim'"),
         (("--tokenizer", "/nowhere"), "/nowhere"),
     ],
 )

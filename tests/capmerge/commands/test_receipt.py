@@ -16,6 +16,9 @@ def test_an_unreadable_receipt_is_an_error(source):
         b"{}",
         b'{"options": 3}',
         b'{"options": {"lines": 5, "on_error": "stop"}}',
+        b'{"options": {"lines": [], "on_error": "stop", "fit_family": "sd9"}}',
+        b'{"options": {"lines": [], "on_error": "stop", "fit_by": "cut"}}',
+        b'{"options": {"lines": [], "on_error": "stop", "layout": "diagonal"}}',
         b"\xff",
     ):
         receipt.write_bytes(text)

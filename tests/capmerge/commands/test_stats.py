@@ -37,7 +37,7 @@ EXAMPLE = EXAMPLE_METADATA
 def statistics(path, **options):
     """The document of a file."""
     with open_source(str(path)) as source:
-        return measure(source, MeasureOptions(**options), progress=lambda _offset: None)
+        return measure(source, MeasureOptions(**options))
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def rewritten(folder, source, merge=CONCAT, *, kind="json", on_error="stop"):
     return path, target
 
 
-def verified(path, target, merge=CONCAT, *, skips=False, progress=lambda _: None):
+def verified(path, target, merge=CONCAT, *, skips=False, progress=None):
     """What verify says of the two files."""
     with open_source(str(path)) as source, open_source(str(target)) as written:
         return verify(

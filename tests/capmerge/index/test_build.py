@@ -155,24 +155,6 @@ def test_columns_are_read_only_and_small(few):
         assert len(column) == len(index) == len(FEW)
 
 
-@pytest.mark.parametrize(
-    ("fields", "size"),
-    [
-        ({"train_resolution": [64, 128], "image_size": [9, 9]}, (64, 128)),
-        ({"image_size": [640, 480]}, (640, 480)),
-        ({"train_resolution": [0, 64], "image_size": [70000, 3]}, (70000, 3)),
-        ({"train_resolution": [64.0, 64]}, (0, 0)),
-        ({"train_resolution": [True, 64]}, (0, 0)),
-        ({"train_resolution": "64x64", "image_size": [1, 2, 3]}, (0, 0)),
-        ({"train_resolution": [1 << 40, 64]}, (0, 0)),
-        ({}, (0, 0)),
-    ],
-)
-def test_a_record_without_a_usable_size_is_kept(fields, size):
-    """`train_resolution`, else `image_size`, where they are two whole numbers above 0; else 0 x 0 for the trainer to report."""
-    assert index_rows.size_of({"caption": "a", **fields}) == size
-
-
 def test_rows_may_come_in_any_parts(tmp_path):
     """Rows that are cut where a worker's memory ends come together again, each block's offsets moved to where it begins."""
     rows = np.zeros(3, ROW)
@@ -467,7 +449,7 @@ def test_an_original_file_is_sent_to_rewrite(tmp_path):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"caption": "a\nb", "capmerge": "t"}, "one letter a line"),
+        ({"caption": "a\nb", "capmerge": "t"}, "one letter per line"),
         ({"caption": "a", "capmerge": "x"}, "expected t, c or b"),
         ({"caption": ["a"], "capmerge": "t"}, "expected strings"),
         (["no object"], "without"),

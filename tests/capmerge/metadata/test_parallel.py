@@ -40,7 +40,7 @@ def main():
     path, out, jobs, method = sys.argv[1:]
     options = RewriteOptions(Path(out), jobs=int(jobs), start_method=method)
     with open_source(path) as source:
-        outcome = rewrite(source, options, warn=print, progress=lambda offset: None)
+        outcome = rewrite(source, options)
     print(outcome.tally.records)
 
 

@@ -61,9 +61,7 @@ def document_of(path, records, **options):
     """The document of some records, as it is read back from its file."""
     path.write_bytes(as_indent_2(records))
     with open_source(str(path)) as source:
-        return json.loads(
-            json.dumps(measure(source, MeasureOptions(**options), progress=lambda _offset: None))
-        )
+        return json.loads(json.dumps(measure(source, MeasureOptions(**options))))
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def test_quantiles_are_the_smallest_length_that_holds_enough(texts, part):
 @given(TEXTS.filter(bool), st.integers(1, 300))
 def test_a_cut_counts_what_is_over(texts, limit):
     """Cut texts, dropped tokens and padding are those of encoding every text at the limit."""
-    cut = stats_of(texts).distribution().cut(limit)
+    cut = stats_of(texts).distribution().limit_effect(limit)
     weight = sum(Fraction(*share) for _, _, share in texts)
     tokens = sum(length * Fraction(*share) for length, _, share in texts)
     kept = sum(min(length, limit) * Fraction(*share) for length, _, share in texts)
@@ -82,7 +82,7 @@ def test_nothing_has_no_figures():
         written["max"],
         written["max_key"],
     ) == (0, None, None, None, None)
-    assert stats_of([]).distribution().cut(75).share == 0
+    assert stats_of([]).distribution().limit_effect(75).share == 0
 
 
 def test_the_longest_are_kept_by_length_then_key():

@@ -22,7 +22,7 @@ def document_of(path: Path, records, **options):
     """The document of some records, as it is read back from its file."""
     path.write_bytes(as_indent_2(records))
     with open_source(str(path)) as source:
-        document = measure(source, MeasureOptions(**options), progress=lambda _offset: None)
+        document = measure(source, MeasureOptions(**options))
     return json.loads(json.dumps(document))
 
 

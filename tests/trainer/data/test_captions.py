@@ -1,13 +1,15 @@
 import math
+import re
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capmerge.captions.alternatives import BrokenRecordError, trained_alternatives
+from capmerge.captions.alternatives import trained_alternatives
 from capmerge.captions.merge import Merger
 from capmerge.captions.templates import MergeOptions
+from capmerge.captions.written import BrokenRecordError
 from capmerge.rng import SampleId
 from trainer.config.settings import CaptionSettings, TextSettings
 from trainer.data.captions import RANDOM_WORDS, _draw, train_caption
@@ -413,3 +415,33 @@ def test_broken_records(record, message):
     """A record that no rewrite leaves says what was found and expected."""
     with pytest.raises(BrokenRecordError, match=message):
         train(record, shuffle=True)
+
+
+LINES = st.lists(st.sampled_from(["", "a", "b, c", "{x|y}", "{{a}}"]), min_size=1, max_size=3)
+SPANS = st.lists(st.sampled_from([[0, 1], [0, 0], [1, 0], [0], [True, 1], "a", [0, 9]]), max_size=2)
+
+
+@given(
+    record=st.fixed_dictionaries(
+        {"caption": LINES.map("\n".join) | st.none(), "capmerge": st.text("tcbx", max_size=3)},
+        optional={
+            "capmerge_weights": st.lists(st.sampled_from([0, 1, 2, -1, 1.0]), max_size=3),
+            "capmerge_tags": SPANS | st.none(),
+        },
+    ),
+    epoch=st.integers(0, 3),
+)
+def test_the_trainer_reads_a_record_as_statistics_do(record, epoch):
+    """It refuses a record in the same words, or trains one of the texts that are counted."""
+    try:
+        texts = {text for found in trained_alternatives(record) for text in found.texts} or {""}
+    except BrokenRecordError as error:
+        with pytest.raises(BrokenRecordError, match=f"^{re.escape(str(error))}$"):
+            train(record, epoch=epoch)
+        return
+    try:
+        trained = train(record, epoch=epoch).text
+    except BrokenRecordError as error:
+        trained = str(error)
+    # Only a draw looks for spans that end inside a wildcard.
+    assert trained in texts or "inside a wildcard" in trained

@@ -7,7 +7,7 @@ from trainer.data.plan_files import open_plan
 
 
 def rows_of(records, *, chunks=True, repeats=1, usable=True):
-    """Rows from (width, height, chunk count, usable) of each record."""
+    """The columns of records given as (width, height, chunk count, usable)."""
     width, height, n_chunks, mask = (
         (np.array(column) for column in zip(*records, strict=True))
         if records
@@ -31,7 +31,7 @@ FIXED = [
 
 
 def opened(folder, sets=FIXED, *, seed=1, epoch=0, global_batch_size=4, fingerprint="f"):
-    """The plan in `folder`."""
+    """The plan of `sets` from its file in `folder`, built if it is missing."""
     return open_plan(
         folder,
         seed=seed,
@@ -43,6 +43,6 @@ def opened(folder, sets=FIXED, *, seed=1, epoch=0, global_batch_size=4, fingerpr
 
 
 def samples_of(plan):
-    """Each batch as a list of (data set, record, repeat)."""
+    """The batches of a plan, each as a list of (data set, record, repeat)."""
     batches = [plan.batch(place) for place in range(plan.steps)]
     return [list(zip(*(column.tolist() for column in batch[:3]), strict=True)) for batch in batches]

@@ -21,7 +21,7 @@ RECORD = st.tuples(
 
 @st.composite
 def some_sets(draw):
-    """One to three data sets of any small size, with at least one usable record."""
+    """One to three small data sets with at least one usable record."""
     chunks = draw(st.booleans())
     sets = [
         rows_of(
@@ -43,7 +43,10 @@ def some_sets(draw):
     epoch=st.integers(0, 1000),
 )
 def test_an_epoch_has_each_sample_once_in_pure_batches(sets, global_batch_size, seed, epoch):
-    """Every usable record of every set and repeat once; a batch of one bucket; only the last of a bucket short."""
+    """Every usable record of every set and repeat is trained once, in batches of one bucket.
+
+    Only the last batch of a bucket is short.
+    """
     with tempfile.TemporaryDirectory() as folder:
         plan = opened(
             Path(folder), sets, global_batch_size=global_batch_size, seed=seed, epoch=epoch
@@ -82,7 +85,7 @@ def test_an_epoch_has_each_sample_once_in_pure_batches(sets, global_batch_size, 
     epoch=st.integers(0, 1000),
 )
 def test_the_plan_is_what_its_definition_says(sets, global_batch_size, seed, epoch):
-    """Another program that follows the words of the module finds the same batches."""
+    """Code that follows the words of the module's definition finds the same batches."""
     numbered = [
         (dataset, record, repeat)
         for dataset, rows in enumerate(sets)
@@ -123,7 +126,7 @@ def test_the_plan_is_what_its_definition_says(sets, global_batch_size, seed, epo
 
 
 def test_a_plan_never_changes(tmp_path):
-    """A run that is resumed by a later release trains the same batches."""
+    """A run that a later release resumes trains the same batches."""
     rows = rows_of([(512, 512, 1, True)] * 5 + [(768, 512, 1, True)] * 4)
     plan = opened(tmp_path, [rows], seed=2**63 - 1, epoch=3, global_batch_size=2)
     assert [[record for _, record, _ in batch] for batch in samples_of(plan)] == [
@@ -136,7 +139,7 @@ def test_a_plan_never_changes(tmp_path):
 
 
 def test_a_plan_pickles_as_its_path(tmp_path):
-    """A copy in another process maps the same file."""
+    """A pickled plan holds only its path and reads the same batches."""
     plan = opened(tmp_path)
     sent = pickle.dumps(plan)
     assert len(sent) < 500
@@ -145,7 +148,7 @@ def test_a_plan_pickles_as_its_path(tmp_path):
 
 @pytest.mark.parametrize("place", [-1, 10**6])
 def test_a_step_outside_the_epoch_is_refused(tmp_path, place):
-    """The error says which steps there are."""
+    """The error for a step outside of the epoch says which steps there are."""
     with pytest.raises(IndexError, match=f"found step {place} of the epoch, expected 0 to "):
         opened(tmp_path).batch(place)
 
@@ -157,7 +160,10 @@ def test_a_step_outside_the_epoch_is_refused(tmp_path, place):
     data=st.data(),
 )
 def test_dealing_is_even_and_whole(ranks, accumulation, batch_size, data):
-    """Each sample once with weight 1; every slice at least one slot; slices differ by one at most, and fit a micro-batch."""
+    """Each sample is dealt once with weight 1, in slices that differ by at most one.
+
+    Every slice has at least one sample and fits in a micro-batch.
+    """
     n_samples = data.draw(st.integers(1, ranks * accumulation * batch_size))
     dealt = deal(n_samples, ranks=ranks, accumulation=accumulation, batch_size=batch_size)
     slices = [slots for of_ranks in dealt for slots in of_ranks]
@@ -176,7 +182,7 @@ def test_dealing_is_even_and_whole(ranks, accumulation, batch_size, data):
 
 
 def test_too_many_samples_are_not_dealt():
-    """A batch of another global batch size is a bug of the caller."""
+    """A batch that does not fit in the slices raises `ValueError`."""
     for n_samples in (0, 5):
         with pytest.raises(
             ValueError,

@@ -14,27 +14,27 @@ from trainer.errors import LatentsError
 
 
 def bytes_of(folder):
-    """The one plan file in `folder`."""
+    """The bytes of the only plan file in `folder`."""
     (path,) = folder.glob("*.plan")
     return path.read_bytes()
 
 
 def test_the_same_question_gives_the_same_bytes(tmp_path):
-    """Two machines that share nothing build the same file."""
+    """Two machines that share nothing build identical files."""
     opened(tmp_path / "a"), opened(tmp_path / "b")
     assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
 
 
 @pytest.mark.parametrize("other", [{"seed": 2}, {"epoch": 1}, {"global_batch_size": 5}], ids=str)
 def test_another_seed_epoch_or_size_is_another_order(tmp_path, other):
-    """Both files stand side by side, with different batches."""
+    """Plans of another seed, epoch or batch size have their own files and batches."""
     assert samples_of(opened(tmp_path)) != samples_of(opened(tmp_path, **other))
     assert len(list(tmp_path.glob("*.plan"))) == 2
 
 
 @pytest.mark.parametrize("what", ["fingerprint", "repeats", "usable", "chunks"])
 def test_other_data_is_another_file(tmp_path, what):
-    """A plan is never taken for that of other columns."""
+    """A plan is never used for other columns than its own."""
     opened(tmp_path)
     (rows,) = FIXED
     others = {
@@ -50,7 +50,7 @@ def test_other_data_is_another_file(tmp_path, what):
     "damage", ["empty", "half a header", "cut off", "a byte more", "a flipped bit", "another plan"]
 )
 def test_a_damaged_plan_is_built_again(tmp_path, damage):
-    """Whatever stands under its name, what is opened is the plan."""
+    """A damaged file under the name of a plan is replaced by the plan."""
     expected = samples_of(opened(tmp_path))
     (path,) = tmp_path.glob("*.plan")
     whole = path.read_bytes()
@@ -71,7 +71,7 @@ def test_a_damaged_plan_is_built_again(tmp_path, damage):
 
 
 def test_a_sound_plan_is_not_built_again(tmp_path, monkeypatch):
-    """Opening a second time only maps the file, and does not look at the columns' sizes."""
+    """Opening a plan a second time only maps the file and does not count the columns."""
     opened(tmp_path)
     monkeypatch.setattr(plan_files, "_build", None)
     monkeypatch.setattr(plan_files, "bucket_sizes", None)
@@ -92,7 +92,7 @@ def _open_in_child(folder, barrier, answers):
 
 
 def test_processes_that_come_together_build_once(tmp_path):
-    """Three processes at once get the same plan, which one of them built."""
+    """Three processes at once get the same plan, which only one of them builds."""
     context = multiprocessing.get_context("fork")
     barrier, answers = context.Barrier(3), context.Queue()
     children = [
@@ -109,13 +109,17 @@ def test_processes_that_come_together_build_once(tmp_path):
 
 
 def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path):
-    """Room is taken before anything is written, so that the process is not killed; the next try, with room, succeeds."""
+    """A full disk is one error that leaves nothing behind.
+
+    Space is reserved before anything is written, so that the process is not killed.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
     try:
         with pytest.raises(
             OutputError,
-            match=r"epoch-00000000-\w+\.plan: cannot write the order of epoch 0, File too large\. Free some room",
+            match=r"epoch-00000000-\w+\.plan: cannot write the order of epoch 0: "
+            r"File too large\. Free some disk space",
         ):
             opened(tmp_path)
     finally:
@@ -126,7 +130,10 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reserves room on Linux alone")
 def test_room_is_reserved_before_writing(tmp_path):
-    """A sparse file would be filled while it is mapped, where a full disk is a killed process and no error."""
+    """Disk space is reserved before a file is written through a memory map.
+
+    On a full disk, filling a sparse file would kill the process instead of raising an error.
+    """
     with (tmp_path / "file").open("w+b") as file:
         plan_files._reserve(file.fileno(), 1_000_000)
     assert (tmp_path / "file").stat().st_size == 1_000_000
@@ -134,14 +141,14 @@ def test_room_is_reserved_before_writing(tmp_path):
 
 
 def test_no_usable_record_leaves_no_file(tmp_path):
-    """The error of the data comes through, and no half-built file stays."""
-    with pytest.raises(LatentsError, match="none of 1 records"):
+    """The `LatentsError` is raised unchanged, and no half-built file remains."""
+    with pytest.raises(LatentsError, match="none of the 1 records"):
         opened(tmp_path, [rows_of([(512, 512, 1, False)])])
     assert [path.name for path in tmp_path.iterdir()] == ["plan.lock"]
 
 
 def test_plans_of_old_epochs_are_removed(tmp_path):
-    """The folder of a run does not grow; what a killed build left goes too, and nothing else."""
+    """Plans of old epochs and remains of killed builds are removed, and nothing else."""
     for epoch in range(3):
         opened(tmp_path, epoch=epoch)
     (tmp_path / "epoch-00000001-ab.plan.xyz.tmp").touch()
@@ -153,7 +160,8 @@ def test_plans_of_old_epochs_are_removed(tmp_path):
         "epoch-1-notes.",
         "plan.lock",
     ]
-    assert samples_of(kept)  # an open one can still be read
+    # An open plan can still be read.
+    assert samples_of(kept)
 
 
 MEMORY = """
@@ -163,9 +171,12 @@ import numpy as np
 from trainer.data.buckets import SetRows
 from trainer.data.plan_files import open_plan
 width, height = (np.memmap(path, dtype=np.uint32, mode="r") for path in sys.argv[2:])
-private = int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1]) * 1024
+status = open("/proc/self/status").read().splitlines()
+private = int(next(line for line in status if line.startswith("VmData")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (private + 40_000_000,) * 2)
-open_plan(Path(sys.argv[1]), seed=1, epoch=0, global_batch_size=1, sets=[SetRows(width, height, None, 1, None)], fingerprint="")
+sets = [SetRows(width, height, None, 1, None)]
+folder = Path(sys.argv[1])
+open_plan(folder, seed=1, epoch=0, global_batch_size=1, sets=sets, fingerprint="")
 """
 
 
@@ -173,7 +184,10 @@ open_plan(Path(sys.argv[1]), seed=1, epoch=0, global_batch_size=1, sets=[SetRows
     sys.platform != "linux", reason="limits and counts private memory as Linux does"
 )
 def test_building_takes_bounded_private_memory(tmp_path):
-    """Three million records of one bucket in single batches: 40 MB at most, where sorting all keys at once would take twice that."""
+    """Building a plan of three million records takes at most 40 MB of private memory.
+
+    Sorting all keys at once would take twice that.
+    """
     np.full(3_000_000, 512, dtype=np.uint32).tofile(tmp_path / "column")
     column = str(tmp_path / "column")
     subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path), column, column], check=True)

@@ -113,13 +113,13 @@ def test_bars_are_drawn_on_a_terminal(monkeypatch, source, tmp_path):
 
 
 def test_no_bar_when_quiet_or_redirected(monkeypatch, source, tmp_path):
-    """--quiet and a stream that is no terminal get nothing."""
+    """With --quiet, or where stderr is no terminal, nobody is told and nothing is printed."""
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     for bar in (progress_bar(source, quiet=True), count_bar(tmp_path, quiet=True)):
         with bar as progress:
-            progress(1)
+            assert progress is None
     assert terminal.getvalue() == ""
     monkeypatch.setattr(sys, "stderr", redirected := io.StringIO())
     with progress_bar(source) as progress:
-        progress(1)
+        assert progress is None
     assert redirected.getvalue() == ""

@@ -71,7 +71,10 @@ class CaptionSettings(Section):
     tag_dropout_rate: float = Field(default=0.0, ge=0, le=1)
     """Chance that a tag is left out."""
     token_warmup_steps: float = Field(default=0.0, ge=0)
-    """Steps over which the number of tags grows to all; below 1, a share of the run's steps."""
+    """Steps over which the number of tags grows to all; below 1, a share of the run's steps.
+
+    A share is rounded down to whole steps; a number from 1 on is taken as it is, also 10.7.
+    """
     token_warmup_min: int = Field(default=1, ge=1)
     """Number of tags with which the warm-up starts."""
     sentences: bool = False

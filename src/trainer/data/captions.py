@@ -66,17 +66,23 @@ def train_caption(
     if _happens(chance, text.random_caption_rate, "random caption"):
         return TrainedCaption(_random_caption(chance), line.style, ("random_caption",))
     # Change the tags of the line, then perhaps repeat a word.
-    warmup_steps = (
-        settings.token_warmup_steps
-        if settings.token_warmup_steps >= 1
-        else settings.token_warmup_steps * max_steps
-    )
-    trained = _Shuffle(settings, math.floor(warmup_steps), step, chance).line(line)
+    warmup_steps = token_warmup_steps(settings, max_steps)
+    trained = _Shuffle(settings, warmup_steps, step, chance).line(line)
     if settings.secondary_separator:
         trained = trained.replace(settings.secondary_separator, settings.separator)
     if _happens(chance, text.word_repeat_rate, "word repeat"):
         return TrainedCaption(_with_a_word_twice(trained, chance), line.style, ("word_repeated",))
     return TrainedCaption(trained, line.style, ())
+
+
+def token_warmup_steps(settings: CaptionSettings, max_steps: int) -> float:
+    """The optimizer steps of token warm-up in a run of `max_steps`; 0 if there is none.
+
+    As in sd-scripts, a setting below 1 is a share of the run, rounded down, and any other one is
+    taken as it is, also with a fraction. Source: sd-scripts-facts B4 and F.
+    """
+    given = settings.token_warmup_steps
+    return given if given >= 1 else math.floor(given * max_steps)
 
 
 class _Line(NamedTuple):
@@ -129,7 +135,7 @@ class _Shuffle(NamedTuple):
     """Splitting, shuffling and joining of tags as in sd-scripts (facts B4)."""
 
     settings: CaptionSettings
-    warmup_steps: int
+    warmup_steps: float
     step: int
     chance: Chance
 
@@ -203,7 +209,9 @@ class _Shuffle(NamedTuple):
         settings = self.settings
         if self.step < self.warmup_steps:
             least = settings.token_warmup_min
-            tags = tags[: self.step * (len(tags) - least) // self.warmup_steps + least]
+            # Floor division is exact for floats too, unlike a division that is rounded first.
+            grown = int(self.step * (len(tags) - least) // self.warmup_steps)
+            tags = tags[: grown + least]
         if settings.shuffle:
             tags = _shuffled(tags, self.chance)
         if settings.tag_dropout_rate and tags:

@@ -200,6 +200,26 @@ def test_token_warmup(step, count):
     )
 
 
+@pytest.mark.parametrize("steps", [1.0, 2.5, 10.0, 10.7, 99.9])
+def test_token_warmup_counts_as_sd_scripts_does(steps):
+    """A fraction above 1 stays: 10.7 steps are 10.7 at every step, not 10."""
+    for step in range(12):
+        for n_tags in range(1, 8):
+            expected = n_tags
+            if step < steps:
+                # Source: sd-scripts, library/train_util.py, process_caption.
+                expected = min(n_tags, math.floor(step * ((n_tags - 1) / steps)) + 1)
+            text = ", ".join("abcdefgh"[:n_tags])
+            trained = train(plain(text), token_warmup_steps=steps, step=step).text
+            assert len(trained.split(", ")) == expected, (step, n_tags)
+
+
+def test_a_fraction_of_token_warmup_steps_is_not_rounded():
+    """At step 5 of 10.7, "a, b, c" trains "a"; of 10 it would be "a, b"."""
+    assert train(plain("a, b, c"), token_warmup_steps=10.7, step=5).text == "a"
+    assert train(plain("a, b, c"), token_warmup_steps=10, step=5).text == "a, b"
+
+
 def test_token_warmup_is_exact():
     """Warm-up counts in integers: with floats, 49 * (1 / 49) is below 1 and loses a tag."""
     assert (

@@ -38,7 +38,7 @@ def build_model(config: Config, *, weights: bool = True) -> Model:
             unet, encoders = _random_parts(config, shape_of(settings.family, settings.size))
     else:
         unet, encoders = load_parts(
-            Path(settings.path), settings.family, config.noise.prediction, weights=weights
+            Path(settings.path), settings.family, config.noise, weights=weights
         )
     model = Model(unet, encoders, settings.family, config.text)
     if config.train.precision == "full_bf16":

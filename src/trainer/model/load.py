@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from capmerge.tokens.chunks import CHUNK_IDS
+from trainer.config.settings import NoiseSettings
 from trainer.errors import ModelError
 from trainer.families import FAMILIES, LATENT_CHANNELS, FamilyName
 from trainer.model.shapes import VOCABULARY, shape_of
@@ -31,18 +32,18 @@ INNER = "text_model."
 
 
 def load_parts(
-    folder: Path, family: FamilyName, prediction: Prediction, *, weights: bool = True
+    folder: Path, family: FamilyName, noise: NoiseSettings, *, weights: bool = True
 ) -> tuple[nn.Module, list[nn.Module]]:
     """The U-Net and the text encoders in `folder`, float32 on the CPU.
 
     Without `weights` they have shapes alone. Raises `ModelError` when files are missing or damaged,
-    or belong to another family or prediction type.
+    or belong to another family, prediction type or noise schedule.
     """
     # Check the folder by its small files, and build the parts without memory for their weights.
     _check_is_folder(folder)
     names = ("text_encoder", "text_encoder_2")[: len(FAMILIES[family].encoders)]
     _check_family(folder, family)
-    _check_prediction(folder, prediction)
+    _check_scheduler(folder, noise)
     with init_empty_weights():
         unet = _build_unet(folder / "unet")
         encoders = [
@@ -135,17 +136,29 @@ def _check_family(folder: Path, family: FamilyName) -> None:
         )
 
 
-def _check_prediction(folder: Path, prediction: Prediction) -> None:
+def _check_scheduler(folder: Path, noise: NoiseSettings) -> None:
+    """Raise `ModelError` if the folder's scheduler samples another model than `noise` trains.
+
+    A scheduler without zero-terminal SNR does not forbid to train with it: that is how a model
+    gets it.
+    """
     path = folder / "scheduler" / "scheduler_config.json"
     if not path.exists():
         return
-    found = _read_json(path).get("prediction_type", "epsilon")
-    expected = PREDICTION_TYPES[prediction]
+    scheduler = _read_json(path)
+    found = scheduler.get("prediction_type", "epsilon")
+    expected = PREDICTION_TYPES[noise.prediction]
     if found != expected:
         raise ModelError(
-            f'{path}: prediction_type is "{found}", but noise.prediction is "{prediction}". '
+            f'{path}: prediction_type is "{found}", but noise.prediction is "{noise.prediction}". '
             "Set noise.prediction to the one that the model predicts. To train it to predict the "
             f'other, change the file to "{expected}".'
+        )
+    if scheduler.get("rescale_betas_zero_snr") and not noise.zero_terminal_snr:
+        raise ModelError(
+            f"{path}: rescale_betas_zero_snr is true, but noise.zero_terminal_snr is false. "
+            "Set noise.zero_terminal_snr = true, as the model was trained. To train it without, "
+            "change the file to false."
         )
 
 

@@ -168,7 +168,11 @@ def test_zero_terminal_snr_and_v_prediction_are_written(saved, tmp_path):
     scheduler.set_timesteps(10)
     assert scheduler.timesteps[0] == 999
     torch.testing.assert_close(scheduler.alphas_cumprod, Schedule.of(config.noise).alphas_cumprod_T)
-    build_model(make_config("sd2", tmp_path / "model", noise={"prediction": "v"}))
+    build_model(
+        make_config("sd2", tmp_path / "model", noise={"prediction": "v", "zero_terminal_snr": True})
+    )
+    with pytest.raises(ModelError, match=r"rescale_betas_zero_snr is true, .*zero_terminal_snr"):
+        build_model(make_config("sd2", tmp_path / "model", noise={"prediction": "v"}))
 
 
 @pytest.mark.parametrize(
@@ -191,8 +195,8 @@ def test_zero_terminal_snr_and_v_prediction_are_written(saved, tmp_path):
         ),
         (
             {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True},
-            False,
-            {"rescale_betas_zero_snr": False},
+            True,
+            {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True},
         ),
     ],
 )
@@ -424,6 +428,11 @@ def with_a_way_out(folder: Path) -> None:
             "sd1",
             set_values("scheduler/scheduler_config.json", prediction_type="v_prediction"),
             r'"v_prediction", but noise\.prediction is "epsilon"',
+        ),
+        (
+            "sd1",
+            set_values("scheduler/scheduler_config.json", rescale_betas_zero_snr=True),
+            r"rescale_betas_zero_snr is true, but noise\.zero_terminal_snr is false\. Set noise",
         ),
         (
             "sd1",

@@ -31,6 +31,20 @@ _INDEX = "model_index.json"
 _NONE = [None, None]
 
 
+def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state under the names of the bare model.
+
+    DDP puts `module.` before each name, and torch.compile `_orig_mod.`, before whole models and,
+    when a model is compiled block by block, also inside of names.
+    """
+    return {
+        ".".join(part for part in name.split(".") if part != "_orig_mod").removeprefix(
+            "module."
+        ): tensor
+        for name, tensor in state.items()
+    }
+
+
 def save_model(
     model: Model, state: Mapping[str, Tensor], folder: Path, config: Config
 ) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from trainer.data.samples import SampleMaker, build_chunker
 from trainer.errors import LatentsError, NonFiniteError
 from trainer.model.build import build_model
 from trainer.model.noise_schedule import Schedule
-from trainer.model.save import save_model
+from trainer.model.save import save_model, without_wrappers
 from trainer.model.trainable import parameter_groups
 from trainer.training.accelerator import build_engine, from_rank_0
 from trainer.training.checkpoint import (
@@ -273,8 +273,7 @@ class _Run:
             # A collective: every rank takes part, rank 0 writes.
             gathered = self.engine.get_state_dict(self.state.model, unwrap=False)
             if self.engine.is_main_process:
-                # DDP's wrapper puts "module." before each name.
-                tensors = {name.removeprefix("module."): value for name, value in gathered.items()}
+                tensors = without_wrappers(gathered)
                 if self.skipped_in_row and not all(
                     bool(tensor.isfinite().all()) for tensor in tensors.values()
                 ):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import compile_regions
 from builders.model import make_config, make_ids, make_model, predict
 from diffusers import (
     AutoencoderKL,
@@ -17,6 +18,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import CLIPTokenizer
 
 import trainer.model.save
@@ -26,7 +28,7 @@ from trainer.errors import ModelError
 from trainer.families import FAMILIES
 from trainer.model.build import build_model
 from trainer.model.noise_schedule import Schedule
-from trainer.model.save import save_model
+from trainer.model.save import save_model, without_wrappers
 from trainer.model.text_encoders import encode, encoder_rules
 
 WEIGHTS = {
@@ -156,6 +158,22 @@ def test_a_bf16_model_says_so(saved, tmp_path):
     assert torch.equal(
         again.unet.conv_in.weight, saved["sdxl"][0].unet.conv_in.weight.bfloat16().float()
     )
+
+
+@pytest.mark.parametrize("wrapping", ["whole", "whole over DDP", "by blocks"])
+def test_names_lose_what_wrappers_put_into_them(saved, wrapping):
+    """A state gathered from a compiled model has the names and the tensors of the bare one."""
+    model, _ = saved["sd1"]
+    if wrapping == "by blocks":
+        wrapped = compile_regions(model, backend="eager")
+    else:
+        inner = nn.ModuleDict({"module": model}) if "DDP" in wrapping else model
+        wrapped = torch.compile(inner, backend="eager")
+    gathered = wrapped.state_dict()
+    assert any("_orig_mod." in name for name in gathered)
+    named = without_wrappers(gathered)
+    assert named.keys() == model.state_dict().keys()
+    assert all(torch.equal(named[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_zero_terminal_snr_and_v_prediction_are_written(saved, tmp_path):

@@ -17,6 +17,7 @@ from builders.runs import (
     train_here,
     write_config,
 )
+from safetensors.torch import load_file
 
 from trainer.config.load import load_config
 from trainer.errors import ConfigError, LatentsError, NonFiniteError
@@ -250,6 +251,18 @@ def test_the_folder_tells_how_it_was_made(config, tmp_path):
     assert told["versions"]["torch"] == torch.__version__
     assert told["identity"]["train.seed"] == again.train.seed
     assert len(told["identity"]["data.0.metadata fingerprint"]) >= 16
+
+
+def test_a_compiled_model_is_saved_under_its_own_names(config, tmp_path, monkeypatch):
+    """With torch.compile asked for by the environment, state and model hold the same tensors."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    written = config(train={"max_steps": 1, "batch_size": 1}, optimizer={"text_learning_rate": 0})
+    assert train_here(written) == 0
+    state = state_of(tmp_path / "run", 1)
+    saved = load_file(tmp_path / "run/model/unet/diffusion_pytorch_model.safetensors")
+    assert saved
+    assert all(torch.equal(state[f"unet.{name}"], tensor) for name, tensor in saved.items())
+    assert train_here(written, "train.max_steps=2", resume="latest") == 0
 
 
 def test_dry_run_shows_what_will_train(config, tmp_path):

@@ -26,19 +26,20 @@ def show(config: Config) -> None:
     """Print what `config` would train, without a GPU and writing nothing but missing indexes.
 
     The number of ranks is the one that a launcher sets (WORLD_SIZE), else 1. Raises the errors that
-    the run itself would raise before its first step, except those that depend on its machine: the
-    optimizer's trial step, and an output folder that is not free.
+    the run itself would raise before its first step, except that of an output folder that is not
+    free, and of an optimizer that only another machine can try.
     """
     datasets = open_datasets(config)
     config = with_seed(config)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     size = run_size(config, datasets, ranks)
     model = build_model(config, weights=False)
-    check_optimizer(parameter_groups(model, config), config.optimizer, size.max_steps)
+    untried = check_optimizer(parameter_groups(model, config), config.optimizer, size.max_steps)
     print(resolved_toml(config))
     for line in _numbers(config, size, model, ranks):
         print(f"# {line}")
-    for note in (note for dataset in datasets for note in dataset.notes):
+    notes = [note for dataset in datasets for note in dataset.notes]
+    for note in [*notes, *filter(None, [untried])]:
         print(f"# {note}")
     chunker = build_chunker(config)
     for number, sample in enumerate(islice(_samples(config, datasets, size), FIRST_SAMPLES), 1):

@@ -18,7 +18,13 @@ from torch.optim import Optimizer
 
 from trainer.config.settings import OptimizerSettings
 from trainer.errors import ConfigError
-from trainer.training.optimizer_classes import checked_arguments, find_class, parameter_names
+from trainer.training.optimizer_classes import (
+    checked_arguments,
+    find_class,
+    is_of_bitsandbytes,
+    parameter_names,
+)
+from trainer.training.optimizer_trial import check_by_trial, refusal
 
 
 def build_optimizer(
@@ -26,40 +32,38 @@ def build_optimizer(
 ) -> Optimizer:
     """The optimizer that `[optimizer]` names, over parameter groups with `params`, `lr` and `name`.
 
-    First it takes one step on three small weights on `device`, so that an optimizer that cannot
-    train here (because it needs a GPU, a closure, or weights of two dimensions) is refused before
-    the run starts, not at its first step. Raises `ConfigError` for an unknown name or argument, a
-    package that is not installed, and whatever the class itself refuses.
+    First it takes steps on small weights on `device`, so that an optimizer that cannot train here
+    (because it needs a GPU, a closure, or weights of two dimensions) is refused before the run
+    starts, not at its first step. Raises `ConfigError` for an unknown name or argument, a package
+    that is not installed, rates without effect, and whatever the class itself refuses.
     """
     optimizer_class = find_class(settings.name)
     arguments = checked_arguments(optimizer_class, settings)
-    trial = [Parameter(torch.ones(shape, device=device)) for shape in ((2,), (2, 2), (2, 2, 3, 3))]
-    for parameter in trial:
-        parameter.grad = torch.ones_like(parameter)
+    check_by_trial(optimizer_class, settings, arguments, groups, device)
     try:
-        optimizer_class([{**groups[0], "params": trial}], lr=groups[0]["lr"], **arguments).step()
         optimizer = optimizer_class(groups, lr=groups[0]["lr"], **arguments)
     except Exception as error:  # another package's class may raise anything about its arguments
-        raise ConfigError(
-            f"optimizer.name: {settings.name} ({optimizer_class.__module__}) cannot train here, on "
-            f"{device.type} with optimizer.arguments = {settings.arguments}: {_message_of(error)}. "
-            "Change the arguments, or choose another optimizer."
-        ) from error
+        raise refusal(optimizer_class, settings, device, str(error)) from error
     assert isinstance(optimizer, Optimizer)
     return optimizer
 
 
 def check_optimizer(
     groups: list[dict[str, Any]], settings: OptimizerSettings, max_steps: int
-) -> None:
-    """Raise the `ConfigError` of `build_optimizer` and `build_schedule` that needs no device."""
-    checked_arguments(find_class(settings.name), settings)
+) -> str | None:
+    """Raise the `ConfigError` that `build_optimizer` and `build_schedule` would raise.
+
+    The trial runs on the device that would train. The optimizers of bitsandbytes may need a GPU; on
+    a machine without one they are not tried, and the line that says so is returned.
+    """
+    optimizer_class = find_class(settings.name)
+    arguments = checked_arguments(optimizer_class, settings)
     build_schedule(torch.optim.SGD(groups, lr=groups[0]["lr"]), settings, max_steps)
-
-
-def _message_of(error: Exception) -> str:
-    """The message of another package's exception, without its full stop: ours follows."""
-    return str(error).rstrip(" .!")
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device is None and is_of_bitsandbytes(settings.name):
+        return f"{settings.name} was not tried: bitsandbytes needs a GPU, and none is found here"
+    check_by_trial(optimizer_class, settings, arguments, groups, device or torch.device("cpu"))
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +113,11 @@ def build_schedule(
         (share,) = function(stand_in, **arguments).lr_lambdas
         share(max_steps - 1)
     except (TypeError, ValueError) as error:
+        reason = str(error).rstrip(" .!")
         raise ConfigError(
             f"optimizer.schedule: {settings.schedule} cannot move a rate of {base_rates[0]} over "
             f"{max_steps} steps with optimizer.schedule_arguments = "
-            f"{dict(settings.schedule_arguments)}: {_message_of(error)}. Change them, or choose "
+            f"{dict(settings.schedule_arguments)}: {reason}. Change them, or choose "
             "another schedule."
         ) from error
     return RateSchedule(optimizer, base_rates, share)

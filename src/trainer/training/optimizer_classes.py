@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import math
 import re
 from collections.abc import Callable
 from importlib import import_module
@@ -33,7 +34,7 @@ def find_class(name: str) -> type[Any]:
     if name == "Adafactor":
         adafactor: type[Any] = import_module("transformers.optimization").Adafactor
         return adafactor
-    if _BITSANDBYTES_NAME.fullmatch(name):
+    if is_of_bitsandbytes(name):
         return _pick(name, _bitsandbytes_classes(name))
     classes = _classes_in(torch.optim)
     if name in classes:
@@ -47,6 +48,11 @@ def find_class(name: str) -> type[Any]:
         )
         return _pick(name, classes, hint)
     return _pick(name, classes)
+
+
+def is_of_bitsandbytes(name: str) -> bool:
+    """True if `optimizer.name` means an optimizer of bitsandbytes."""
+    return _BITSANDBYTES_NAME.fullmatch(name) is not None
 
 
 def _bitsandbytes_classes(name: str) -> dict[str, type[Any]]:
@@ -89,7 +95,8 @@ def checked_arguments(optimizer_class: type[Any], settings: OptimizerSettings) -
     """The arguments of `[optimizer]` for the class, with the tuples that it expects for lists.
 
     Only the names in the signature count as known: classes of pytorch-optimizer also swallow names
-    that mean nothing. Raises `ConfigError` for any other name.
+    that mean nothing. Raises `ConfigError` for any other name, and for NaN, which passes every
+    comparison with which classes check their arguments.
     """
     accepted = parameter_names(optimizer_class) - {"params", "lr"}
     defaults = _ADAFACTOR_DEFAULTS if settings.name == "Adafactor" else {}
@@ -102,6 +109,12 @@ def checked_arguments(optimizer_class: type[Any], settings: OptimizerSettings) -
             f"optimizer.arguments: unknown argument {unknown} for optimizer.name = "
             f"{settings.name}, expected {', '.join(sorted(accepted))}."
         )
+    for name, value in settings.arguments.items():
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(one, float) and math.isnan(one) for one in values):
+            raise ConfigError(
+                f"optimizer.arguments: `{name}` is {value}, expected a number. Set another value."
+            )
     given = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in settings.arguments.items()

@@ -1,5 +1,6 @@
 import math
 import sys
+import types
 
 import diffusers.optimization
 import pytest
@@ -12,6 +13,7 @@ from trainer.errors import ConfigError
 from trainer.training.optim import (
     build_optimizer,
     build_schedule,
+    check_optimizer,
     clip_gradients,
     guarded_step,
     weights_for_use,
@@ -31,12 +33,12 @@ def parameters():
     return made
 
 
-def groups():
+def groups(rates=(1e-2, 1e-3)):
     """U-Net and text encoder, with a rate each."""
     bias, linear, convolution = parameters()
     return [
-        {"params": [convolution, bias], "lr": 1e-2, "name": "unet"},
-        {"params": [linear], "lr": 1e-3, "name": "text"},
+        {"params": [convolution, bias], "lr": rates[0], "name": "unet"},
+        {"params": [linear], "lr": rates[1], "name": "text"},
     ]
 
 
@@ -144,6 +146,11 @@ def test_a_name_that_cannot_be(name, message):
         ("Adafactor", {"relative_step": True}, "unknown argument `relative_step`"),
         ("AdamW", {"betas": [0.9, 2.0]}, "AdamW .* cannot train here, .*Invalid beta"),
         ("AdamW", {"betas": "high"}, "AdamW .* cannot train here"),
+        ("AdamW", {"betas": [0.9]}, "AdamW .* cannot train here, .*index out of range"),
+        ("AdamW", {"weight_decay": "abc"}, "AdamW .* cannot train here"),
+        ("SGD", {"momentum": math.nan}, "optimizer.arguments: `momentum` is nan, expected a num"),
+        ("AdamW", {"betas": [0.9, math.nan]}, r"`betas` is \[0.9, nan\], expected a number"),
+        ("SGD", {"weight_decay": math.inf}, "SGD .*first step makes weights that are not finite"),
     ],
 )
 def test_arguments_that_cannot_be(name, argument, message):
@@ -171,11 +178,90 @@ def test_a_missing_package_is_named(monkeypatch):
 def test_optimizers_of_pytorch_optimizer(name):
     """Names that torch does not have come from pytorch-optimizer, and train."""
     pytest.importorskip("pytorch_optimizer")
-    optimizer = build(name)
+    optimizer = build_optimizer(groups(rates=(1.0, 1.0)), OptimizerSettings(name=name), CPU)
     before = weights(optimizer)
     optimizer.step()
     assert type(optimizer).__module__.startswith("pytorch_optimizer")
     assert not same(weights(optimizer), before)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ApolloDQN",
+        "DAdaptAdaGrad",
+        "DAdaptAdam",
+        "DAdaptAdan",
+        "DAdaptLion",
+        "DAdaptSGD",
+        "Prodigy",
+    ],
+)
+def test_rates_that_an_optimizer_makes_one_are_refused(name):
+    """An optimizer that trains all parts at one rate is refused with two, and works with one."""
+    pytest.importorskip("pytorch_optimizer")
+    settings = OptimizerSettings(name=name)
+    with pytest.raises(ConfigError, match=r"at one rate, found the rates 1 for unet, 0.25 for tex"):
+        build_optimizer(groups(rates=(1.0, 0.25)), settings, CPU)
+    assert build_optimizer(groups(rates=(0.5, 0.5)), settings, CPU)
+    assert build_optimizer(groups(rates=(0.5, 0.5))[:1], settings, CPU)
+
+
+@pytest.mark.parametrize(
+    "name", ["ADOPT", "AdaShift", "CAME", "Lion", "SaRA", "ScheduleFreeRAdam", "StableAdamW"]
+)
+def test_rates_that_an_optimizer_reads_are_not_refused(name):
+    """An optimizer that reads the rate of each group takes two, also if it starts late."""
+    pytest.importorskip("pytorch_optimizer")
+    assert build_optimizer(groups(rates=(1e-5, 1e-6)), OptimizerSettings(name=name), CPU)
+
+
+@pytest.mark.parametrize("name", ["A2Grad", "AdaFactor"])
+def test_an_optimizer_without_a_rate_is_refused(name):
+    """An optimizer whose steps no learning rate changes would make the settings untrue."""
+    pytest.importorskip("pytorch_optimizer")
+    with pytest.raises(ConfigError, match=f"{name} .*trains the same with any learning rate"):
+        build(name)
+    if name == "AdaFactor":
+        assert build(name, relative_step=False)
+
+
+@pytest.mark.parametrize("name", ["Shampoo", "Alice", "DASH"])
+def test_an_optimizer_that_would_stall_is_refused(name):
+    """Whole matrices of a vocabulary cannot be decomposed; those of small weights can."""
+    pytest.importorskip("pytorch_optimizer")
+    assert build(name)
+    large = groups()
+    large[1]["params"].append(Parameter(torch.empty(49408, 1)))
+    with pytest.raises(ConfigError, match=r"decomposes a matrix of 49,408 x 49,408 .* of text,"):
+        build_optimizer(large, OptimizerSettings(name=name), CPU)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="with a GPU it is tried")
+def test_bitsandbytes_is_not_tried_without_a_gpu(monkeypatch):
+    """The dry run says so instead of refusing an optimizer that the training machine can run."""
+
+    class AdamW8bit(torch.optim.AdamW):
+        def step(self, closure=None):  # noqa: ARG002 -- the signature of torch
+            raise RuntimeError("no GPU")
+
+    package = types.ModuleType("bitsandbytes.optim")
+    package.AdamW8bit = AdamW8bit
+    monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", package)
+    settings = OptimizerSettings(name="AdamW8bit")
+    assert "AdamW8bit was not tried" in check_optimizer(groups(), settings, 10)
+    assert check_optimizer(groups(), OptimizerSettings(), 10) is None
+    with pytest.raises(ConfigError, match=r"AdamW8bit .* cannot train here, on cpu .*no GPU"):
+        build_optimizer(groups(), settings, CPU)
+
+
+def test_the_trial_draws_no_random_number_of_the_run():
+    """Optimizers that draw random numbers leave torch's random state as it was."""
+    pytest.importorskip("pytorch_optimizer")
+    before = torch.get_rng_state()
+    build("Gravity")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_pytorch_optimizer_s_own_refusals():

@@ -286,6 +286,9 @@ def test_dry_run_shows_what_will_train(config, tmp_path):
     [
         ({"name": "AdamWW"}, "optimizer.name: unknown optimizer `AdamWW`"),
         ({"arguments": "{weight_decy = 1}"}, "optimizer.arguments: unknown argument `weight_decy`"),
+        ({"arguments": "{weight_decay = nan}"}, "optimizer.arguments: `weight_decay` is nan"),
+        ({"arguments": "{weight_decay = 'abc'}"}, "AdamW .*cannot train here"),
+        ({"arguments": "{betas = [0.9]}"}, "AdamW .*cannot train here"),
         (
             {"schedule": "polynomial", "schedule_arguments": "{lr_end = 1}"},
             "optimizer.schedule: polynomial cannot move a rate",

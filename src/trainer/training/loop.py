@@ -37,6 +37,7 @@ from trainer.training.checkpoint import (
     set_aside_later,
 )
 from trainer.training.loss_plot import save_loss_plot
+from trainer.training.moved_weights import FIRST_STEPS, WARNING, MovedWeights
 from trainer.training.optim import build_optimizer, build_schedule, weights_for_use
 from trainer.training.run_folder import (
     METRICS_FILE,
@@ -150,6 +151,8 @@ class _Run:
     def train(self, interrupts: Interrupts) -> None:
         """Train from the current step to the last one, or until a signal arrives."""
         last, on_nonfinite = self.size.max_steps, self.config.train.on_nonfinite
+        told_at = min(last, self.step + FIRST_STEPS)
+        watched = self._watch_bf16()
         batches = self._iter_batches()
         stop_requested = save_requested = False
 
@@ -165,6 +168,8 @@ class _Run:
                 self.step += 1
                 self.log.log_step(self.step, result)
                 self._check_skipped(result)
+                if watched and self.step == told_at:
+                    self.log.say(f"{watched.share():.1%} of the weights moved up to step {told_at}")
 
                 # Save when due. Weights that give no finite gradient would replace good states, so
                 # the save waits for the next step that is taken.
@@ -179,6 +184,14 @@ class _Run:
                 epoch, steps_into_epoch = divmod(self.step, self.size.steps_per_epoch)
                 if not steps_into_epoch and self.engine.is_local_main_process:
                     drop_old_plans(self.folder / PLANS_FOLDER, epoch)
+
+    def _watch_bf16(self) -> MovedWeights | None:
+        """Warn about bf16 weights, and return what they are, to tell how many of them move."""
+        if self.config.train.precision != "full_bf16" or self.step == self.size.max_steps:
+            return None
+        self.log.say(WARNING)
+        parameters = self.state.bare_model.parameters()
+        return MovedWeights(parameter for parameter in parameters if parameter.requires_grad)
 
     def _iter_batches(self) -> Iterator[Batch]:
         """This rank's micro-batches from the current step to the last one."""

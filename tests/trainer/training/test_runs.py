@@ -1,4 +1,5 @@
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -251,6 +252,22 @@ def test_the_folder_tells_how_it_was_made(config, tmp_path):
     assert told["versions"]["torch"] == torch.__version__
     assert told["identity"]["train.seed"] == again.train.seed
     assert len(told["identity"]["data.0.metadata fingerprint"]) >= 16
+
+
+def test_full_bf16_warns_and_tells_what_moved(config, capsys):
+    """A run with bf16 weights warns at its start, and tells once what share of them moved."""
+    written = config(train={"max_steps": 2, "batch_size": 1, "precision": "full_bf16"})
+    assert train_here(written) == 0
+    told = capsys.readouterr().err
+    assert told.count('WARNING: train.precision = "full_bf16"') == 1
+    assert len(re.findall(r"[0-9.]+% of the weights moved up to step 2\b", told)) == 1
+    assert (
+        train_here(
+            written, "train.precision=bf16", "train.output_dir=" + str(written.parent / "other")
+        )
+        == 0
+    )
+    assert "weights moved" not in capsys.readouterr().err
 
 
 def test_a_compiled_model_is_saved_under_its_own_names(config, tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from trainer.config.settings import Config, Section, SettingPath
 from trainer.config.validation import Mistake, list_mistakes
 from trainer.errors import ConfigError
 
+_DEEPEST = 20
 _DATA = {"metadata": ".", "latents": "."}
 _STAND_INS: dict[str, Any] = {
     "model": {"family": "sd1", "path": "random"},
@@ -46,6 +47,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     name = printable(str(path))
     document = _read(Path(path), name)
     given, problems = apply_overrides(document, overrides)
+    _check_depth(document, name)
     lines = [f"{_where(setting, given, name)}: {text}" for setting, text in _check(document)]
     if problems or lines:
         raise ConfigError("\n".join(dict.fromkeys((*problems, *lines))))
@@ -74,6 +76,30 @@ def _read(path: Path, name: str) -> dict[str, Any]:
             f"{name}: not valid TOML: {error}. Texts need quotes, lists need brackets, and true "
             "and false are written in lower case."
         ) from None
+    except (ValueError, RecursionError) as error:
+        # tomllib passes on what Python says about integers of thousands of digits.
+        raise ConfigError(
+            f"{name}: cannot be read ({error}). Write shorter numbers, and fewer brackets inside "
+            "brackets."
+        ) from None
+
+
+def _check_depth(document: dict[str, Any], name: str) -> None:
+    """Raise `ConfigError` for values that are nested too deeply to be copied, shown or saved."""
+    level: list[Any] = [document]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise ConfigError(
+        f"{name}: found tables or lists more than {_DEEPEST} deep, expected at most {_DEEPEST}. "
+        "Write fewer brackets inside brackets."
+    )
 
 
 def _check(document: dict[str, Any]) -> Iterator[tuple[SettingPath, str]]:

@@ -53,7 +53,7 @@ def _value(text: str) -> Any:
     """The TOML value, or the text itself if TOML refuses it, so that words need no quotes."""
     try:
         found = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # of tomllib, or of Python about thousands of digits
         return text
     return found["value"] if found.keys() == {"value"} else text
 

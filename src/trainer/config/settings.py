@@ -6,9 +6,9 @@ effect. Relative paths count from the current directory, as on a command line.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic requires this one before Python 3.12
 
 from capmerge.tokens.chunks import CHUNK_TOKENS, Chunking
@@ -16,6 +16,32 @@ from trainer.families import FamilyName
 
 SettingPath = tuple[str | int, ...]
 """The keys that lead to a setting: ("loss", "huber_c"), ("data", 0, "caption", "shuffle")."""
+
+
+MOST = 1_000_000_000
+"""Largest count of steps, epochs, tags or files; at a step per second it lasts 30 years.
+
+Any product of two counts still fits the 64-bit numbers of plans and indexes.
+"""
+_LONGEST_NAME = 255
+_LONGEST_PATH = 4095
+"""Bytes that Linux allows in a name and in a path."""
+
+_PathT = TypeVar("_PathT", str, Path)
+
+
+def _checked_path(path: _PathT) -> _PathT:
+    """The path itself; raises `ValueError` for one that no system call takes."""
+    text = str(path)
+    if "\0" in text:
+        raise ValueError("expected a path without NUL")
+    sizes = [len(name.encode("utf-8", "surrogateescape")) for name in text.split("/")]
+    if max(sizes) > _LONGEST_NAME or sum(sizes) + len(sizes) - 1 > _LONGEST_PATH:
+        raise ValueError(
+            f"expected a path of at most {_LONGEST_PATH:,} bytes whose names have at most "
+            f"{_LONGEST_NAME}"
+        )
+    return path
 
 
 class Section(BaseModel):
@@ -35,7 +61,7 @@ class ModelSettings(Section):
 
     family: FamilyName
     """sd1, sd2 or sdxl."""
-    path: str = Field(min_length=1)
+    path: Annotated[str, AfterValidator(_checked_path)] = Field(min_length=1)
     """A diffusers folder, or "random" for untrained weights.
 
     A folder of that name is "./random".
@@ -60,7 +86,7 @@ class CaptionSettings(Section):
     """Draw an alternative by its weight, or take each in turn over epochs and repeats."""
     shuffle: bool = False
     """Shuffle the tags of a line."""
-    keep_tokens: int = Field(default=0, ge=0)
+    keep_tokens: int = Field(default=0, ge=0, le=MOST)
     """Number of leading tags that stay in place and are never dropped."""
     separator: str = Field(default=",", min_length=1)
     """Text that separates tags."""
@@ -70,30 +96,30 @@ class CaptionSettings(Section):
     """Text between tags that stay together; it becomes `separator` after shuffling. Empty: none."""
     tag_dropout_rate: float = Field(default=0.0, ge=0, le=1)
     """Chance that a tag is left out."""
-    token_warmup_steps: float = Field(default=0.0, ge=0)
+    token_warmup_steps: float = Field(default=0.0, ge=0, le=MOST)
     """Steps over which the number of tags grows to all; below 1, a share of the run's steps.
 
     A share is rounded down to whole steps; a number from 1 on is taken as it is, also 10.7.
     """
-    token_warmup_min: int = Field(default=1, ge=1)
+    token_warmup_min: int = Field(default=1, ge=1, le=MOST)
     """Number of tags with which the warm-up starts."""
     sentences: bool = False
     """Shuffle and drop parts of sentences too, not only tags (lines of style `t`, tags of `b`)."""
     dropout_rate: float = Field(default=0.0, ge=0, le=1)
     """Chance that a sample trains with an empty caption."""
-    dropout_every_epochs: int = Field(default=0, ge=0)
+    dropout_every_epochs: int = Field(default=0, ge=0, le=MOST)
     """Every n-th epoch, counted from 1, trains with empty captions. 0: none does."""
 
 
 class DataSettings(Section):
     """`[[data]]`: one set of pictures."""
 
-    metadata: Path = Field(strict=False)
+    metadata: Annotated[Path, AfterValidator(_checked_path)] = Field(strict=False)
     """A file that `capmerge rewrite` wrote."""
-    latents: Path = Field(strict=False)
+    latents: Annotated[Path, AfterValidator(_checked_path)] = Field(strict=False)
     """The folder of the cached latents."""
-    repeats: int = Field(default=1, ge=1)
-    """Number of times that an epoch holds each record."""
+    repeats: int = Field(default=1, ge=1, le=10_000)
+    """Number of times that an epoch holds each record; its plan has a line for each of them."""
     flip: bool = False
     """Take the flipped latents for half of the samples; the files need `latents_flipped`."""
     alpha_mask: bool = False
@@ -115,7 +141,8 @@ class TextSettings(Section):
     `crop` keeps the first 75 tokens.
     """
     max_tokens: (
-        Annotated[int, Field(ge=CHUNK_TOKENS, multiple_of=CHUNK_TOKENS)] | Literal["unlimited"]
+        Annotated[int, Field(ge=CHUNK_TOKENS, le=1000 * CHUNK_TOKENS, multiple_of=CHUNK_TOKENS)]
+        | Literal["unlimited"]
     ) = 225
     """Tokens of a caption that are read: a multiple of 75, or "unlimited" for all of them.
 
@@ -146,8 +173,8 @@ class NoiseSettings(Section):
     """
     offset: float = Field(default=0.0, ge=0)
     """Standard deviation of a constant added to the noise of each channel."""
-    multires_iterations: int = Field(default=0, ge=0)
-    """Levels of multi-resolution noise. 0: none."""
+    multires_iterations: int = Field(default=0, ge=0, le=64)
+    """Levels of multi-resolution noise. 0: none. A level of one pixel is the last."""
     multires_discount: float = Field(default=0.3, gt=0, le=1)
     """Weight of each level relative to the previous, finer one."""
     input_perturbation: float = Field(default=0.0, ge=0)
@@ -240,7 +267,7 @@ class OptimizerSettings(Section):
         "piecewise_constant",
     ] = "constant"
     """Change of the learning rates over the steps: the schedule of that name in diffusers."""
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, le=MOST)
     """Steps over which the learning rates rise from 0."""
     schedule_arguments: ScheduleArguments = Field(default_factory=ScheduleArguments)
     """Further arguments of the schedule, such as num_cycles."""
@@ -251,22 +278,22 @@ class OptimizerSettings(Section):
 class TrainSettings(Section):
     """`[train]`: length and size of the run, and where it is stored."""
 
-    output_dir: Path = Field(strict=False)
+    output_dir: Annotated[Path, AfterValidator(_checked_path)] = Field(strict=False)
     """Folder of the run: config, metrics, checkpoints, model."""
-    max_steps: int | None = Field(default=None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1, le=MOST)
     """Number of optimizer steps. Not set: no limit.
 
     One of `max_steps` and `max_epochs` is needed; with both, the run ends at whichever comes first.
     """
-    max_epochs: int | None = Field(default=None, ge=1)
+    max_epochs: int | None = Field(default=None, ge=1, le=MOST)
     """Number of epochs. Not set: no limit."""
     seed: int | None = Field(default=None, ge=0, lt=1 << 63)
     """Seed of everything random. Not set: one is drawn, printed and stored."""
-    batch_size: int = Field(default=1, ge=1)
-    """Samples per micro-batch on one rank."""
-    accumulation: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=1, ge=1, le=8192)
+    """Samples per micro-batch on one rank; workers hold several in shared memory."""
+    accumulation: int = Field(default=1, ge=1, le=65_536)
     """Micro-batches per optimizer step."""
-    workers: int = Field(default=2, ge=0)
+    workers: int = Field(default=2, ge=0, le=256)
     """Processes per rank that load samples. 0: the training process loads them itself."""
     precision: Literal["fp32", "bf16", "full_bf16"] = "fp32"
     """Single precision, bf16 computation over fp32 weights, or bf16 weights too.
@@ -281,20 +308,20 @@ class TrainSettings(Section):
 class CheckpointSettings(Section):
     """`[checkpoint]`: when the full state is saved, besides at the end."""
 
-    every_steps: int | None = Field(default=None, ge=1)
+    every_steps: int | None = Field(default=None, ge=1, le=MOST)
     """Optimizer steps between saves. Not set: steps decide nothing."""
-    every_epochs: int | None = Field(default=None, ge=1)
+    every_epochs: int | None = Field(default=None, ge=1, le=MOST)
     """Epochs between saves. Not set: epochs decide nothing."""
     every_minutes: float | None = Field(default=None, gt=0)
     """Minutes between saves. Not set: time decides nothing."""
-    keep: int = Field(default=2, ge=1)
+    keep: int = Field(default=2, ge=1, le=MOST)
     """Number of newest states to keep."""
 
 
 class LogSettings(Section):
     """`[log]`: what is written beside the progress bar."""
 
-    every_steps: int = Field(default=1, ge=1)
+    every_steps: int = Field(default=1, ge=1, le=MOST)
     """Steps between lines of metrics.jsonl."""
     samples: bool = False
     """List the keys and captions of a step in its line."""

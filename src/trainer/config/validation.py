@@ -47,6 +47,10 @@ def list_mistakes(error: ValidationError, document: dict[str, Any]) -> list[Mist
             continue
         if kind == "extra_forbidden":
             found[setting] = _unknown(setting, document)
+        elif kind == "value_error":
+            shown = _shown(_value_at(setting, document))
+            text = f"`{_name(setting, document)}` is {shown}, {one['ctx']['error']}."
+            found[setting] = Mistake(setting, text)
         else:
             text = (_missing if kind == "missing" else _wrong)(setting, document)
             found[setting] = Mistake(setting, text)
@@ -164,9 +168,7 @@ def _missing(setting: SettingPath, document: dict[str, Any]) -> str:
 
 def _wrong(setting: SettingPath, document: dict[str, Any]) -> str:
     """The message for a value of the wrong type or out of range."""
-    value: Any = document
-    for part in setting:
-        value = value[part]
+    value = _value_at(setting, document)
     if setting[:1] == ("data",) and len(setting) < 3:
         if isinstance(value, dict):
             return (
@@ -183,6 +185,14 @@ def _wrong(setting: SettingPath, document: dict[str, Any]) -> str:
     near = get_close_matches(value, words, n=1) if words else []
     suggestion = f" Did you mean {to_toml(near[0])}?" if near else ""
     return f"`{name}` is {_shown(value)}, expected {_expected_at(setting)}.{suggestion}"
+
+
+def _value_at(setting: SettingPath, document: dict[str, Any]) -> Any:
+    """The value that the document gives to a setting."""
+    value: Any = document
+    for part in setting:
+        value = value[part]
+    return value
 
 
 def _shown(value: Any) -> str:
@@ -233,9 +243,10 @@ def _expected(annotation: Any, limits: Iterable[Any]) -> str:
 def _expected_number(number: str, bounds: dict[type, Any]) -> str:
     """`a multiple of 75`, `a number from 0 to 1`, `a number, above 0 and at most 1`, ..."""
     if MultipleOf in bounds:
-        return f"a multiple of {bounds[MultipleOf].multiple_of}"
+        most = f" up to {_grouped(bounds[Le].le)}" if Le in bounds else ""
+        return f"a multiple of {bounds[MultipleOf].multiple_of}{most}"
     if Ge in bounds and Le in bounds:
-        return f"{number} from {bounds[Ge].ge} to {bounds[Le].le}"
+        return f"{number} from {bounds[Ge].ge} to {_grouped(bounds[Le].le)}"
     words = []
     if Ge in bounds:
         words.append(f"{bounds[Ge].ge} or more")
@@ -246,6 +257,11 @@ def _expected_number(number: str, bounds: dict[type, Any]) -> str:
     if Lt in bounds:
         words.append(f"below {bounds[Lt].lt}")
     return f"{number}, {' and '.join(words)}" if words else number
+
+
+def _grouped(number: float) -> str:
+    """The number, in groups of three digits from five digits on."""
+    return f"{number:,}" if number >= 10_000 else str(number)
 
 
 def _listed(words: Iterable[str], last: str) -> str:

@@ -1,3 +1,4 @@
+import re
 import tomllib
 from contextlib import suppress
 from pathlib import Path
@@ -93,8 +94,8 @@ config.toml: `data.latents` is 3, expected a path in quotes.
 config.toml: unknown key `shufle` in [data.caption]. Did you mean `shuffle`?
 config.toml: unknown key `repeets` in [[data]]. Did you mean `repeats`?
 config.toml: `caption.tag_dropout_rate` is 2, expected a number from 0 to 1.
-config.toml: `caption.token_warmup_steps` is true, expected a number, 0 or more.
-config.toml: `text.max_tokens` is 80, expected a multiple of 75 or "unlimited".
+config.toml: `caption.token_warmup_steps` is true, expected a number from 0 to 1,000,000,000.
+config.toml: `text.max_tokens` is 80, expected a multiple of 75 up to 75,000 or "unlimited".
 config.toml: `optimizer.arguments` is 5, expected a table.
 config.toml: `optimizer.schedule_arguments.step_rules` is "abc", expected text such as \
 "1:10,0.1:20,0.01".
@@ -103,8 +104,8 @@ config.toml: `optimizer.clip_grad_norm` is -1, expected a number, 0 or more.
 config.toml: unknown key `learing_rate` in [optimizer]. Did you mean `learning_rate`?
 config.toml: found no `output_dir` in [train], expected a path in quotes. \
 Add output_dir = ... there.
-config.toml: `train.max_steps` is 10000.0, expected a whole number, 1 or more.
-config.toml: `train.batch_size` is 0, expected a whole number, 1 or more.
+config.toml: `train.max_steps` is 10000.0, expected a whole number from 1 to 1,000,000,000.
+config.toml: `train.batch_size` is 0, expected a whole number from 1 to 8192.
 config.toml: unknown key `learning_rate` in [train]. Did you mean `optimizer.learning_rate`?
 config.toml: `log.samples` is 1, expected true or false.
 config.toml: `log.trackers` is ["tensorbord", 1], expected a list of "tensorboard" or "wandb".
@@ -150,11 +151,11 @@ def test_a_conflict_that_may_come_from_a_mistake_is_not_told(tmp_path):
         ),
         (
             "train.batch_size=many",
-            '`train.batch_size` is "many", expected a whole number, 1 or more.',
+            '`train.batch_size` is "many", expected a whole number from 1 to 8192.',
         ),
         (
             "train.batch_size.x=1",
-            "`train.batch_size` is {x = 1}, expected a whole number, 1 or more.",
+            "`train.batch_size` is {x = 1}, expected a whole number from 1 to 8192.",
         ),
         ("train.max_steps.x=1", "found `max_steps` set to 10, expected a table to put it into."),
         (
@@ -189,8 +190,8 @@ def test_mistakes_in_file_and_overrides_are_told_together(tmp_path):
     ).splitlines()
     assert lines == [
         "--set oops: expected section.key=value, such as train.max_steps=20.",
-        "config.toml: `train.batch_size` is 0, expected a whole number, 1 or more.",
-        "--set train.workers=-1: `train.workers` is -1, expected a whole number, 0 or more.",
+        "config.toml: `train.batch_size` is 0, expected a whole number from 1 to 8192.",
+        "--set train.workers=-1: `train.workers` is -1, expected a whole number from 0 to 256.",
     ]
 
 
@@ -209,7 +210,7 @@ def test_mistakes_in_file_and_overrides_are_told_together(tmp_path):
         ),
         (
             {"data": [{"metadata": "a", "latents": "b", "repeats": 0}]},
-            "`data.repeats` is 0, expected a whole number, 1 or more.",
+            "`data.repeats` is 0, expected a whole number from 1 to 10,000.",
         ),
         (
             {"data": [{"metadata": "a"}]},
@@ -333,7 +334,7 @@ def test_several_data_sets_are_told_apart(tmp_path):
         {"metadata": "c", "latents": "d", "repeets": 2, "repeats": 0},
     ]
     assert refusal_of(tmp_path, data=sets).splitlines() == [
-        "config.toml: `data.1.repeats` is 0, expected a whole number, 1 or more.",
+        "config.toml: `data.1.repeats` is 0, expected a whole number from 1 to 10,000.",
         "config.toml: unknown key `repeets` in [[data]] of data.1. Did you mean `repeats`?",
     ]
 
@@ -342,7 +343,10 @@ def test_long_values_are_cut_short_and_made_printable(tmp_path):
     """A message shows the beginning of a long value, and no control character as it is."""
     said = refusal_of(tmp_path, train={"output_dir": "x", "max_steps": "\x1b[31m" + "y" * 500})
     shown = f'"\\u001b[31m{"y" * 68}…'
-    assert said == f"config.toml: `train.max_steps` is {shown}, expected a whole number, 1 or more."
+    assert said == (
+        f"config.toml: `train.max_steps` is {shown}, "
+        "expected a whole number from 1 to 1,000,000,000."
+    )
 
 
 def test_toml_that_cannot_be_read(tmp_path):
@@ -563,3 +567,60 @@ def test_there_is_an_example_of_each_family():
         "tiny_sd2",
         "tiny_sdxl",
     ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("train.batch_size", 1_000_000, "is 1000000, expected a whole number from 1 to 8192"),
+        *(
+            (setting, 10**20, f"is {10**20}, expected a ")
+            for setting in (
+                "caption.keep_tokens",
+                "caption.token_warmup_min",
+                "caption.dropout_every_epochs",
+                "data.repeats",
+                "text.max_tokens",
+                "noise.multires_iterations",
+                "optimizer.warmup_steps",
+                "train.max_steps",
+                "train.max_epochs",
+                "train.seed",
+                "train.accumulation",
+                "train.workers",
+                "checkpoint.every_steps",
+                "checkpoint.every_epochs",
+                "checkpoint.keep",
+                "log.every_steps",
+            )
+        ),
+        *(
+            (setting, value, message)
+            for setting in ("model.path", "data.metadata", "data.latents", "train.output_dir")
+            for value, message in (
+                ("x" * 300, "expected a path of at most 4,095 bytes whose names have at most 255"),
+                ("x/" * 3000, "expected a path of at most 4,095 bytes"),
+                ("a\0b", r'is "a\\u0000b", expected a path without NUL'),
+            )
+        ),
+    ],
+)
+def test_values_past_any_use_are_refused(tmp_path, setting, value, message):
+    """Counts and paths that would end in a traceback later are told as settings out of range."""
+    with pytest.raises(ConfigError, match=re.escape(f"`{setting}` ") + f".*{message}"):
+        load(tmp_path, {setting: value})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x = " + "[" * 5000 + "]" * 5000,
+        "optimizer.arguments.x = " + "[" * 100 + "]" * 100,
+        "x" + ".x" * 3000 + " = 1",
+        "train.max_steps = " + "9" * 5000,
+    ],
+)
+def test_toml_past_any_use_is_refused(tmp_path, text):
+    """Deep nesting and integers of thousands of digits are told, in the file and in `--set`."""
+    assert re.search("cannot be read|more than 20 deep", refusal(tmp_path, text))
+    assert refusal_of(tmp_path, text.replace(" = ", "=") if "." in text else f"train.{text}")

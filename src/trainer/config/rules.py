@@ -105,8 +105,8 @@ RULES = (
     Rule(("text.clip_skip",), {"model.family": ("sd2", "sdxl")}, "set model.family to sd1"),
     Rule(
         ("noise.multires_discount",),
-        {"noise.multires_iterations": (0,)},
-        "set noise.multires_iterations",
+        {"noise.multires_iterations": (0, 1)},
+        "set noise.multires_iterations to 2 or more",
     ),
     Rule(
         ("loss.huber_c", "loss.huber_schedule", "loss.huber_scale"),

@@ -5,7 +5,7 @@ This module owns the numbers that the dry run shows, the loop uses, and a resume
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from trainer.config.settings import Config
+from trainer.data.captions import token_warmup_steps
 from trainer.data.datasets import DataSet
 from trainer.data.plan import Plan, count_epoch
 from trainer.data.plan_files import open_plan
@@ -49,6 +50,25 @@ def run_size(config: Config, datasets: Sequence[DataSet], world_size: int) -> Ru
         steps_per_epoch=steps,
         max_steps=min(end for end in ends if end),
     )
+
+
+def length_warnings(config: Config, max_steps: int) -> Iterator[str]:
+    """A line for each setting that has no effect, or not its whole effect, in a run this short."""
+    for number in range(len(config.data)):
+        caption = config.caption_of(number)
+        if caption.token_warmup_steps and not token_warmup_steps(caption, max_steps):
+            yield (
+                f"WARNING: caption.token_warmup_steps = {caption.token_warmup_steps:g} of "
+                f"{max_steps:,} steps is less than one step, so data.{number} has no token "
+                "warm-up. Set a number of steps, or a larger share."
+            )
+    warmup = config.optimizer.warmup_steps
+    if warmup >= max_steps:
+        yield (
+            f"WARNING: optimizer.warmup_steps = {warmup:,} does not end within the {max_steps:,} "
+            "steps of the run, so the learning rates never reach their full values. "
+            "Set fewer of them."
+        )
 
 
 def _usable(dataset: DataSet) -> int:

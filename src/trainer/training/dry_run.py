@@ -12,7 +12,7 @@ from trainer.config.load import resolved_toml, with_seed
 from trainer.config.settings import Config
 from trainer.data.batch import Sample, SampleRequest
 from trainer.data.datasets import DataSet, open_datasets
-from trainer.data.epochs import EpochPlans, RunSize, run_size
+from trainer.data.epochs import EpochPlans, RunSize, length_warnings, run_size
 from trainer.data.samples import SampleMaker, build_chunker
 from trainer.model.build import build_model
 from trainer.model.model import Model
@@ -39,7 +39,8 @@ def show(config: Config) -> None:
     for line in _numbers(config, size, model, ranks):
         print(f"# {line}")
     notes = [note for dataset in datasets for note in dataset.notes]
-    for note in [*notes, *filter(None, [untried])]:
+    warnings = length_warnings(config, size.max_steps)
+    for note in [*notes, *warnings, *filter(None, [untried])]:
         print(f"# {note}")
     chunker = build_chunker(config)
     for number, sample in enumerate(islice(_samples(config, datasets, size), FIRST_SAMPLES), 1):

@@ -18,7 +18,7 @@ from trainer.config.load import with_seed
 from trainer.config.settings import Config
 from trainer.data.batch import Batch
 from trainer.data.datasets import DataSet, open_datasets
-from trainer.data.epochs import EpochPlans, RunSize, identity, run_size
+from trainer.data.epochs import EpochPlans, RunSize, identity, length_warnings, run_size
 from trainer.data.loader import Share, build_loader
 from trainer.data.plan_files import drop_old_plans
 from trainer.data.samples import SampleMaker, build_chunker
@@ -101,6 +101,7 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
         run = _Run(state, datasets, size, fixed, step=saved.step if saved else 0)
         run.log.say(*(f"changed since the state was saved: {line}" for line in changed))
         run.log.say(*(note for dataset in datasets for note in dataset.notes))
+        run.log.say(*length_warnings(config, size.max_steps))
         run.log.say_start(state.bare_model, run.step, resumed=resume is not None)
         try:
             run.train(interrupts)

@@ -1,10 +1,14 @@
 import shutil
 
+import pytest
+from builders.config import load
 from builders.runs import LATENTS, rewrite_examples, settings_of
 
 from trainer.config.settings import Config
 from trainer.data.datasets import open_datasets
-from trainer.data.epochs import run_size
+from trainer.data.epochs import length_warnings, run_size
+
+WARMUP = {"optimizer.schedule": "constant_with_warmup"}
 
 
 def test_an_epoch_has_the_samples_that_it_trains(tmp_path):
@@ -25,3 +29,21 @@ def test_an_epoch_has_the_samples_that_it_trains(tmp_path):
         3 * 211,
         3 * 211,
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "told"),
+    [
+        ({"caption.token_warmup_steps": 0.1}, 8, ["caption.token_warmup_steps = 0.1 of 8 steps"]),
+        ({"caption.token_warmup_steps": 0.1}, 10, []),
+        ({"caption.token_warmup_steps": 3}, 2, []),
+        (WARMUP | {"optimizer.warmup_steps": 8}, 8, ["optimizer.warmup_steps = 8 does not end"]),
+        (WARMUP | {"optimizer.warmup_steps": 7}, 8, []),
+        ({}, 1, []),
+    ],
+)
+def test_settings_that_a_short_run_leaves_without_effect(tmp_path, settings, steps, told):
+    """A warm-up of less than one step, and one past the end of the run, are told."""
+    said = list(length_warnings(load(tmp_path, settings), steps))
+    assert len(said) == len(told)
+    assert all(part in line for part, line in zip(told, said, strict=True))

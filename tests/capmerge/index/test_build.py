@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders.columns import edit_head
 from builders.metadata import (
     COMMAND,
     HANG_SECONDS,
@@ -389,7 +390,7 @@ def damage(path, how):
     [
         ("missing", "no such file"),
         ("empty", "broken"),
-        ("cut off", "cut off"),
+        ("cut off", r"found [\d,]+ bytes, expected [\d,]+"),
         ("other file", "broken"),
         ("broken head", "broken"),
         ("other version", f"expected '{KIND}' of version {VERSION}"),
@@ -402,6 +403,31 @@ def test_what_is_no_index_is_made_anew(few, how, message):
     whole = build_index(few).path.read_bytes()
     damage(index_path(few), how)
     with pytest.raises(StaleError, match=rf"{message}.*capmerge index"):
+        open_index(few)
+    assert ensure_index(few).path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda head: head.update(rows=head["rows"] + 1), "no record in the last of its 13 rows"),
+        (lambda head: head.update(rows=head["rows"] - 1), "belong to no column"),
+        (lambda head: head.update(layout="jsom"), "found 'jsom' as its 'layout'"),
+        (lambda head: head.pop("layout"), "'layout'"),
+        (lambda head: head.pop("fingerprint"), "'fingerprint'"),
+        (lambda head: head.pop("repeated"), "'repeated'"),
+        (lambda head: head.pop("without_size"), "'without_size'"),
+        (lambda head: head["columns"].pop("width"), "found the columns"),
+        (lambda head: head["columns"].pop("tokens_sd2"), "found the columns"),
+        (lambda head: head["columns"]["leads"].__setitem__(0, "|i1"), "as its column 'leads'"),
+        (lambda head: head["columns"]["length"].__setitem__(1, 64), "column 'length' begins"),
+    ],
+)
+def test_an_index_with_a_damaged_head_is_built_again(few, edit, message):
+    """A head of the right version is neither a traceback nor believed when it is wrong."""
+    whole = build_index(few).path.read_bytes()
+    edit_head(index_path(few), edit)
+    with pytest.raises(StaleError, match=rf"the file is broken: .*{message}.*capmerge index"):
         open_index(few)
     assert ensure_index(few).path.read_bytes() == whole
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders.columns import edit_head
 from builders.metadata import run
 
 from capmerge.errors import CapmergeError, StaleError, UsageError
@@ -357,6 +358,32 @@ def test_a_broken_listing_is_made_anew(tmp_path, latents):
         assert ensure_listing(index, latents).path.read_bytes() == whole
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda head: head["columns"].pop("form"),
+        lambda head: head["columns"].pop("height_sd"),
+        lambda head: head["columns"]["form"].__setitem__(0, "<u4"),
+        lambda head: head.update(rows=2),
+        lambda head: head.update(rows=0),
+        lambda head: head.pop("folder"),
+        lambda head: head.pop("found"),
+        lambda head: head.update(outside=0),
+        lambda head: head.update(unlisted=None),
+    ],
+)
+def test_a_listing_with_a_damaged_head_is_made_again(tmp_path, latents, edit):
+    """A head of the right version is neither a traceback nor believed when it is wrong."""
+    index = index_of(tmp_path, ["a"])
+    touch(latents, "a_0064x0064_sd.npz")
+    listing = ensure_listing(index, latents)
+    pickled, whole = pickle.dumps(listing), listing.path.read_bytes()
+    edit_head(listing.path, edit)
+    with pytest.raises(StaleError, match=r"the file is broken: .*--relist"):
+        pickle.loads(pickled)
+    assert ensure_listing(index, latents).path.read_bytes() == whole
+
+
 def test_a_listing_travels_to_other_processes(tmp_path, latents):
     """A pickled listing opens the same file again, and no other."""
     index = index_of(tmp_path, ["a", "b"])
@@ -366,7 +393,7 @@ def test_a_listing_travels_to_other_processes(tmp_path, latents):
     assert found(index, pickle.loads(pickled)) == {"a": "a_0064x0064_sd.npz", "b": None}
     other = index_of(tmp_path, ["c"])
     ensure_listing(other, latents)
-    with pytest.raises(StaleError, match="other metadata"):
+    with pytest.raises(StaleError, match="made for other metadata"):
         pickle.loads(pickled)
 
 

@@ -8,7 +8,7 @@ from capmerge.cores import cpu_quota, usable_cores
 
 
 def quota(tmp_path, membership, files):
-    """`cpu_quota` of a process in the groups of `membership`, with `files` below the mount."""
+    """Return `cpu_quota` for the groups of `membership`, with `files` below the mount."""
     (tmp_path / "cgroup").write_text(membership)
     for name, text in files.items():
         path = tmp_path / "mount" / name
@@ -34,7 +34,7 @@ def quota(tmp_path, membership, files):
     ids=str,
 )
 def test_quota_of_version_2(tmp_path, membership, files, cores):
-    """The least `cpu.max` of a group and those around it, rounded up, holds."""
+    """The smallest `cpu.max` of a group and those that contain it applies, rounded up."""
     assert quota(tmp_path, membership, files) == cores
 
 
@@ -42,7 +42,7 @@ def test_quota_of_version_2(tmp_path, membership, files, cores):
 @pytest.mark.parametrize("group", ["", "docker/abc/"])
 @pytest.mark.parametrize(("microseconds", "cores"), [("250000", 3), ("-1", None)])
 def test_quota_of_version_1(tmp_path, mount, group, microseconds, cores):
-    """The quota stands in two files, in the own group or, in a container, at the mount."""
+    """The quota is read from two files, in the group itself or, in a container, at the mount."""
     folder = f"{mount}/{group}"
     files = {f"{folder}cpu.cfs_quota_us": microseconds, f"{folder}cpu.cfs_period_us": "100000\n"}
     membership = "3:memory:/elsewhere\n2:cpu,cpuacct:/docker/abc\n1:name=systemd:/x:y\n"
@@ -55,7 +55,7 @@ def test_no_groups_at_all(tmp_path):
 
 
 def test_usable_cores_are_some():
-    """On this machine there is at least one core, and there are no more than it has."""
+    """There is at least one usable core, and no more than the machine has."""
     assert 1 <= usable_cores() <= os.cpu_count()
 
 

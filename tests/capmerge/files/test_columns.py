@@ -19,7 +19,7 @@ ROWS = 10
 
 
 def written(path, rows=ROWS, names=("big", "small", "extra")):
-    """The file of columns whose rows count from 1."""
+    """Write a file of columns whose rows count from 1; returns its path."""
     arrays = {name: np.arange(1, rows + 1).astype(SCHEMA.columns[name]) for name in names}
     with AtomicFile(path) as file:
         columns = {name: Column(array.dtype, parts_of(array)) for name, array in arrays.items()}
@@ -30,7 +30,7 @@ def written(path, rows=ROWS, names=("big", "small", "extra")):
 
 @pytest.fixture
 def path(tmp_path):
-    """A file of ten rows with all columns."""
+    """Return a file of ten rows with all columns."""
     return written(tmp_path / "columns")
 
 
@@ -62,7 +62,10 @@ def renamed(head, old, new):
 
 
 DAMAGES = {
-    "fraction for the version": (lambda head: head.update(version=3.0), "found 3.0 as its 'version'"),
+    "fraction for the version": (
+        lambda head: head.update(version=3.0),
+        "found 3.0 as its 'version'",
+    ),
     "no entry": (lambda head: head.pop("text"), "found None as its 'text', expected a string"),
     "no rows": (lambda head: head.pop("rows"), "found None as its 'rows'"),
     "no size": (lambda head: head.pop("file_bytes"), "found None as its 'file_bytes'"),
@@ -139,7 +142,7 @@ def test_a_row_count_that_ends_elsewhere_is_stale(tmp_path):
 
 @pytest.mark.parametrize("text", [b"[]", b"{", b"[" * 200_000, b"\xff", b"null"])
 def test_a_head_that_is_no_object_is_stale(tmp_path, text):
-    """Other JSON, broken JSON and JSON that nests too deeply are no traceback."""
+    """Other JSON, broken JSON and JSON that nests too deeply raise `StaleError` too."""
     path = tmp_path / "columns"
     path.write_bytes(b"CMCOLS\r\n" + len(text).to_bytes(8, "little") + text)
     with pytest.raises(StaleError, match="the file is broken"):
@@ -148,7 +151,7 @@ def test_a_head_that_is_no_object_is_stale(tmp_path, text):
 
 @pytest.mark.parametrize("change", [lambda data: data[:-64], lambda data: data + bytes(64)])
 def test_a_file_of_another_size_is_stale(path, change):
-    """A file that was cut off or extended is told by the size in its head."""
+    """A file that was cut off or extended is recognized by the size in its head."""
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(StaleError, match=r"found [\d,]+ bytes, expected [\d,]+: the file was cut"):
         Columns(path, SCHEMA, "")

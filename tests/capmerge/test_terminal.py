@@ -19,12 +19,12 @@ class Terminal(io.StringIO):
     """A text stream that claims to be a terminal."""
 
     def isatty(self):
-        """Return True."""
+        """True, as for a terminal."""
         return True
 
 
 def end_of(error, program):
-    """Return the exit code that an error ends with."""
+    """The exit code that an error ends with."""
     with pytest.raises(SystemExit) as end, errors_as_exit_codes(program):
         raise error
     return end.value.code
@@ -38,7 +38,7 @@ def end_of(error, program):
     ],
 )
 def test_a_users_mistake_is_a_message_and_a_code(capsys, error, code, said):
-    """The program capmerge prints its name before the message, and the trainer does not."""
+    """An error message begins with the program's name in capmerge, but not in the trainer."""
     assert end_of(error, "capmerge") == code
     assert capsys.readouterr().err.startswith(f"capmerge: {said}")
     assert end_of(error, None) == code
@@ -46,7 +46,7 @@ def test_a_users_mistake_is_a_message_and_a_code(capsys, error, code, said):
 
 
 def test_an_interrupt_is_130(capsys):
-    """The program capmerge adds that no file was written; a run of the trainer may have saved some."""
+    """The program capmerge adds that nothing was written; a trainer's run has saved files."""
     assert end_of(KeyboardInterrupt(), "capmerge") == 130
     assert capsys.readouterr().err == "capmerge: interrupted; no file was written.\n"
     assert end_of(KeyboardInterrupt(), None) == 130
@@ -54,7 +54,7 @@ def test_an_interrupt_is_130(capsys):
 
 
 def test_an_error_of_the_system(capsys):
-    """The program capmerge reports an OSError in one line; in the trainer it keeps its traceback."""
+    """An `OSError` is one line in capmerge, and keeps its traceback in the trainer."""
     error = OSError(28, "No space left on device", "out.json")
     assert end_of(error, "capmerge") == 1
     said = "capmerge: out.json: No space left on device. Check the disk or the device.\n"
@@ -65,13 +65,13 @@ def test_an_error_of_the_system(capsys):
 
 @pytest.mark.parametrize("program", ["capmerge", None])
 def test_a_bug_goes_on(program):
-    """Any other exception is passed on."""
+    """Any other exception is not caught."""
     with pytest.raises(KeyError), errors_as_exit_codes(program):
         raise KeyError
 
 
 def test_safe_streams_write_every_character(monkeypatch):
-    """Characters that the encoding of the terminal lacks are written as escapes."""
+    """A character that the encoding of the terminal lacks is written as an escape."""
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     make_streams_safe()
@@ -82,7 +82,7 @@ def test_safe_streams_write_every_character(monkeypatch):
 
 
 def test_safe_streams_may_be_missing(monkeypatch):
-    """A program whose streams are closed still starts."""
+    """A program starts even if its streams are closed."""
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
     make_streams_safe()
@@ -90,7 +90,7 @@ def test_safe_streams_may_be_missing(monkeypatch):
 
 @pytest.fixture
 def source(tmp_path):
-    """Yield a source of some bytes."""
+    """A source of some bytes."""
     path = tmp_path / "m.json"
     path.write_bytes(as_indent_2({"a": {"tags": "x" * 1000}}))
     with open_source(str(path)) as source:
@@ -113,7 +113,7 @@ def test_bars_are_drawn_on_a_terminal(monkeypatch, source, tmp_path):
 
 
 def test_no_bar_when_quiet_or_redirected(monkeypatch, source, tmp_path):
-    """With --quiet, or where stderr is no terminal, there is no progress function and no output."""
+    """No bar and no function are given with --quiet, or where stderr is not a terminal."""
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     for bar in (progress_bar(source, quiet=True), count_bar(tmp_path, quiet=True)):
         with bar as progress:

@@ -253,7 +253,7 @@ def test_blocks_done_in_vain_leave_no_rows(tmp_path, monkeypatch):
     ("name", "source"), [("o.json", "m.json"), ("o.jsonl", "m.json"), ("o.json", "m.jsonl")]
 )
 def test_a_rewrite_writes_the_same_index(tmp_path, name, source):
-    """`rewrite --index` writes what `index OUT` does, with skipped records and repeated keys too."""
+    """`rewrite --index` writes what `index OUT` does, also with skipped and repeated records."""
     records = {
         f"{part}/{key}": record
         for part in range(2)
@@ -498,7 +498,7 @@ def test_a_broken_record_is_named(tmp_path, record, message):
 def test_a_stray_line_is_named(tmp_path):
     """A line of JSON lines that is no record stops the index."""
     path = write(tmp_path / "m.jsonl", as_jsonl(FEW) + b"[3]\n")
-    with pytest.raises(DataError, match="no object"):
+    with pytest.raises(DataError, match="not an object"):
         build_index(path)
 
 

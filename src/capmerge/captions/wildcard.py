@@ -43,8 +43,8 @@ def escape(text: str) -> str:
     'a {{b|c}}'
 
     A space goes between U+2985 and an opening brace right after it, and between U+2986 and a
-    closing one: the stand-in for the doubled brace would swap places with them (measured on the real code:
-    the only failures among 9,330 strings).
+    closing one: the stand-in for the doubled brace would swap places with them (measured on the
+    real code: the only failures among 9,330 strings).
     """
     if not has_brace(text):
         return text

@@ -17,7 +17,13 @@ from typing import Any
 from capmerge.captions.fields import MARK
 from capmerge.captions.merge import Merger, Record, RewrittenError, UnmergeableError, copy_of
 from capmerge.captions.templates import MOST_LINES, Draw, MergeOptions
-from capmerge.captions.wildcard import TooManyOutcomesError, line_outcomes, space_stand_ins
+from capmerge.captions.wildcard import (
+    TooManyOutcomesError,
+    has_stand_in,
+    line_outcomes,
+    space_groups,
+    space_stand_ins,
+)
 from capmerge.captions.written import BrokenRecordError, read_written
 from capmerge.errors import DataError, quoted
 from capmerge.files.atomic import side_path
@@ -27,7 +33,8 @@ from capmerge.metadata.codec import Stray
 from capmerge.metadata.format import REJECTS, Format, reserved_fields
 from capmerge.metadata.pieces import iter_pairs, iter_source, place_of
 
-_SPACE_BEFORE_BRACE = re.compile(r" +(?=[{}])")
+_SPACES_BEFORE_BRACES = re.compile(r" +(?=[{}])")
+_ANY_SPACES = re.compile(r" +")
 _RUN_AGAIN = "Run `capmerge rewrite` again, or give verify the options it was run with."
 
 
@@ -178,12 +185,14 @@ def _misread(merger: Merger, draws: list[Draw], found: Any) -> str:
     written = read_written(found)
     lines = written.caption.split("\n") if draws else []
     weights = written.weights or [1] * len(lines)
+    # Spaces that keep braces and stand-ins apart may be drawn or not, with or without them beside.
+    apart = _ANY_SPACES if has_stand_in(written.caption) else _SPACES_BEFORE_BRACES
     read: dict[str, Fraction] = {}
     for line, weight in zip(lines, weights, strict=True):
-        _add(read, line_outcomes(line), Fraction(weight, sum(weights)))
+        _add(read, line_outcomes(line), Fraction(weight, sum(weights)), apart)
     meant: dict[str, Fraction] = {}
     for draw in draws:
-        _add(meant, _texts(merger, draw), draw.share)
+        _add(meant, _texts(merger, draw), draw.share, apart)
     if read.keys() != meant.keys():
         wrong, missing = sorted(read.keys() - meant.keys()), sorted(meant.keys() - read.keys())
         return f"sd-scripts draws {quoted(str(wrong))}, expected {quoted(str(missing))}."
@@ -198,9 +207,8 @@ def _misread(merger: Merger, draws: list[Draw], found: Any) -> str:
             continue
         start, end = span
         (tags,) = line_outcomes(line[start:end])
-        if _plain(tags) not in {
-            _plain(draw.tags) for draw in draws
-        }:  # cut tags differ from draw to draw
+        # Cut tags differ from draw to draw.
+        if apart.sub("", tags) not in {apart.sub("", draw.tags) for draw in draws}:
             return f"the span [{start}, {end}) holds {quoted(tags)}, expected the tags."
     return ""
 
@@ -212,7 +220,7 @@ def _texts(merger: Merger, draw: Draw) -> dict[str, Fraction]:
     for field, literal in zip(draw.template.fields, others, strict=True):
         value = draw.value(field)
         intended = field == "caption" and merger.options.caption_wildcards
-        values = line_outcomes(space_stand_ins(value)) if intended else {value: Fraction(1)}
+        values = line_outcomes(_spaced(value)) if intended else {value: Fraction(1)}
         texts = {
             text + drawn + literal: p * q
             for text, p in texts.items()
@@ -221,14 +229,21 @@ def _texts(merger: Merger, draw: Draw) -> dict[str, Fraction]:
     return texts
 
 
-def _add(total: dict[str, Fraction], texts: dict[str, Fraction], share: Fraction) -> None:
+def _add(
+    total: dict[str, Fraction],
+    texts: dict[str, Fraction],
+    share: Fraction,
+    ignored: re.Pattern[str],
+) -> None:
+    """Add texts to `total` with their share of its probability, without what `ignored` matches."""
     for text, probability in texts.items():
-        total[_plain(text)] = total.get(_plain(text), Fraction(0)) + probability * share
+        plain = ignored.sub("", text)
+        total[plain] = total.get(plain, Fraction(0)) + probability * share
 
 
-def _plain(text: str) -> str:
-    """`text` without the spaces that keep braces from fusing with their neighbours."""
-    return _SPACE_BEFORE_BRACE.sub("", text)
+def _spaced(value: str) -> str:
+    """Return a caption with intended wildcards as the grammar reads it by itself."""
+    return space_groups(space_stand_ins(value))[0]
 
 
 def _iter_rejects(name: str) -> Iterator[Any]:

@@ -16,6 +16,7 @@ from capmerge.captions.wildcard import (
     line_outcomes,
     outcomes,
     parse_line,
+    space_groups,
     space_stand_ins,
     unbreakable_spans,
 )
@@ -146,3 +147,32 @@ def test_unbreakable_spans_are_the_grammars(line):
     spans = unbreakable_spans(line)
     groups = [line[start:end] for start, end in spans if line[start:end] not in ("{{", "}}")]
     assert len(groups) == len(parse_line(line).groups)
+
+
+@pytest.mark.parametrize(
+    ("line", "spaced", "spaces"),
+    [
+        ("{x|y\u2986}\u2986", "{x|y\u2986} \u2986", [6]),
+        ("\u2985{|}\u2985", "\u2985{|} \u2985", [4]),
+        ("{a|\u2985}{\u2985|b}", "{a|\u2985} {\u2985|b}", [5]),
+        ("{a|\u2985}{|}{{", "{a|\u2985}{|} {{", [8]),
+        ("{a|\u2985}\u2986", "{a|\u2985}\u2986", []),
+        ("{a|\u2985} {b|c}\u2985", "{a|\u2985} {b|c}\u2985", []),
+        ("{a|b}", "{a|b}", []),
+    ],
+)
+def test_groups_are_spaced_where_a_draw_could_join_stand_ins(line, spaced, spaces):
+    """A space is put exactly where an option and its neighbour could make a hidden brace."""
+    assert space_groups(line) == (spaced, spaces)
+    found = {text.replace(" ", "") for text in line_outcomes(spaced)}
+    assert found == {text.replace(" ", "") for text in meant_texts(line)}
+
+
+def meant_texts(line):
+    """Return every text that `line` is meant to become, put together without the grammar."""
+    texts = [""]
+    for written, options in re.findall(r"((?:[^{]|\{\{)*)(\{(?!\{)[^}]+\})?", line):
+        literal = written.replace("{{", "{").replace("}}", "}")
+        choices = options[1:-1].split("|") if options else [""]
+        texts = [text + literal + choice for text in texts for choice in choices]
+    return texts

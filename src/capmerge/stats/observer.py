@@ -182,7 +182,7 @@ class Observer:
             stats.lines[a.style].add([longest], key, a.share)
             if t5:
                 stats.t5_lines.add([max(t5[text] for text in a.texts)], key, a.share)
-            if len(a.texts) > 1:
+            if len(a.texts) > 1 or not a.listed:
                 wildcards = stats.wildcards
                 wildcards.alternatives += 1
                 wildcards.not_listed += not a.listed

@@ -11,7 +11,7 @@ from capmerge.captions.templates import MergeOptions
 from capmerge.captions.written import BrokenRecordError
 from capmerge.stats.observer import Observer
 from capmerge.tokens.counter import TokenCounter
-from capmerge.tokens.load import load_tokenizer
+from capmerge.tokens.load import load_clip
 
 TEXT = st.text(st.sampled_from("ab ,_{}|\u2985\u2986.é<"), min_size=1, max_size=12)
 RECORDS = st.lists(
@@ -140,7 +140,7 @@ def test_a_record_that_was_edited_is_refused(change):
 @given(records=RECORDS)
 def test_the_fast_way_counts_as_the_general_one(options, records):
     """Counting many records at once equals counting each with `trained_alternatives` alone."""
-    tokenizer = load_tokenizer("sd1")
+    tokenizer = load_clip("sd1")
     pairs = [(f"k{number}", merged(record, options)) for number, record in enumerate(records)]
     observer = Observer(TokenCounter(tokenizer), per_record=True)
     assert observer.note(pairs, b"") == []
@@ -177,8 +177,8 @@ def test_plain_records_count_as_any_other(records):
             (key, record | (more if len(record["capmerge"]) == 2 else {})) for key, record in pairs
         ]
         observer = Observer(
-            TokenCounter(load_tokenizer("sd1")),
-            TokenCounter(load_tokenizer("sd2")),
+            TokenCounter(load_clip("sd1")),
+            TokenCounter(load_clip("sd2")),
             per_record=True,
         )
         assert observer.note(pairs, b"") == []
@@ -189,7 +189,7 @@ def test_plain_records_count_as_any_other(records):
 @pytest.mark.parametrize("change", [{"caption": 5}, {"caption": None}, {"caption": ["a", "b"]}])
 def test_an_edited_caption_is_no_traceback(change):
     """A rewritten record whose caption is not text is reported as broken and counted nowhere."""
-    observer = Observer(TokenCounter(load_tokenizer("sd1")))
+    observer = Observer(TokenCounter(load_clip("sd1")))
     ((number, error),) = observer.note(
         [("k", {"caption": "a\nb", "capmerge": "tc", **change})], b""
     )
@@ -202,7 +202,7 @@ def test_an_edited_caption_is_no_traceback(change):
 @pytest.mark.parametrize("caption", ["\nA cat.", "tags\n"])
 def test_an_empty_line_is_no_tags_and_no_caption(caption):
     """An empty line, which only an edit leaves, is trained but is neither tags nor a caption."""
-    observer = Observer(TokenCounter(load_tokenizer("sd1")))
+    observer = Observer(TokenCounter(load_clip("sd1")))
     assert observer.note([("k", {"caption": caption, "capmerge": "tc"})], b"") == []
     observer.count()
     counted = observer.take()
@@ -211,3 +211,17 @@ def test_an_empty_line_is_no_tags_and_no_caption(caption):
         counted.records.counted,
         counted.all_lines().as_json()["texts"],
     ) == (0, 1, 2)
+
+
+def test_too_many_equally_long_texts_are_one_text_with_all_the_probability():
+    """Of wildcards too many to list the probabilities add up to 1, and statistics count the line."""
+    record = merged({"caption": "{b|c}" * 13}, MergeOptions(caption_wildcards=True))
+    (alternative,) = trained_alternatives(record)
+    assert alternative.texts == {"b" * 13: 1}
+    assert not alternative.listed
+    observer = Observer(TokenCounter(load_clip("sd1")))
+    observer.note([("a.png", record)], b"")
+    observer.count()
+    wildcards = observer.stats.wildcards
+    assert (wildcards.alternatives, wildcards.not_listed) == (1, 1)
+    assert wildcards.mean_sum == wildcards.longest_sum == wildcards.shortest_sum > 0

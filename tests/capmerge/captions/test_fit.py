@@ -16,7 +16,7 @@ from capmerge.captions.templates import MergeOptions
 from capmerge.captions.wildcard import outcomes
 from capmerge.errors import UsageError
 from capmerge.tokens.counter import TokenCounter
-from capmerge.tokens.load import load_tokenizer
+from capmerge.tokens.load import load_clip
 
 SHORT_TAGS = "1girl, solo"  # 4 tokens
 # Sentences of 7, 6 and 5 tokens, one with an abbreviation.
@@ -34,7 +34,7 @@ def merged(record, **options):
 
 def count(text, family="sd1"):
     """Return the token length of a text."""
-    return len(load_tokenizer(family).encode(text))
+    return len(load_clip(family).encode(text))
 
 
 def fit(record, tokens, by, **options):
@@ -177,7 +177,7 @@ def test_the_family_counts():
 def test_an_intended_wildcard_counts_at_its_longest_and_is_not_cut_inside():
     """With --caption-wildcards the longest text decides, and no cut falls inside {a|b}."""
     caption = "A {cat. Or|very big and very hungry dog} sits. It sleeps."
-    (longest,) = longest_texts([caption], TokenCounter(load_tokenizer("sd1")))
+    (longest,) = longest_texts([caption], TokenCounter(load_clip("sd1")))
     assert longest == ("A very big and very hungry dog sits. It sleeps.", 12)
     assert (
         fit({"caption": caption}, 9, "trim", caption_wildcards=True)[0]
@@ -197,7 +197,7 @@ def test_an_intended_wildcard_counts_at_its_longest_and_is_not_cut_inside():
 
 def test_a_line_with_too_many_texts_is_measured_by_its_longest_options():
     """Thirteen groups of two make 8,192 texts; the longest option of each is taken."""
-    (longest,) = longest_texts(["{a|b c}" * 13], TokenCounter(load_tokenizer("sd1")))
+    (longest,) = longest_texts(["{a|b c}" * 13], TokenCounter(load_clip("sd1")))
     assert longest == ("b c" * 13, count("b c" * 13))
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from builders.paths import EXAMPLE_METADATA
 
-from capmerge.tokens.load import load_tokenizer
+from capmerge.tokens.load import load_clip
 
 EXAMPLES = EXAMPLE_METADATA
 
@@ -93,7 +93,7 @@ def test_per_record_tokens_are_those_of_the_tokenizer(folder):
     """Each line of --per-record holds the token lengths of the record's distinct alternatives, in line order."""
     run(folder, "rewrite", "meta_lat.json", "-o", "out.json", "--quiet")
     run(folder, "stats", "out.json", "--per-record", "tokens.jsonl", "--quiet")
-    tokenizer = load_tokenizer("sd1")
+    tokenizer = load_clip("sd1")
     written = json.loads((folder / "out.json").read_text())
     lines = [json.loads(line) for line in (folder / "tokens.jsonl").read_text().splitlines()]
     assert [line["key"] for line in lines] == list(written)

@@ -29,7 +29,7 @@ from capmerge.metadata import blocks
 from capmerge.metadata.parallel import run_blocks
 from capmerge.stats.collector import Tokenizers
 from capmerge.stats.lengths import LengthStats
-from capmerge.tokens.load import load_tokenizer
+from capmerge.tokens.load import load_clip
 
 EXAMPLE = EXAMPLE_METADATA
 
@@ -67,7 +67,7 @@ def test_every_figure_is_that_of_counting_one_by_one(tmp_path):
     path = tmp_path / "m.json"
     path.write_bytes(as_indent_2(records))
     found = statistics(path)
-    tokenizer = load_tokenizer("sd1")
+    tokenizer = load_clip("sd1")
     lines = LengthStats()
     tags, captions = Counter(), Counter()
     saved = 0

@@ -38,7 +38,7 @@ from capmerge.index.build import build_index, ensure_index
 from capmerge.index.reader import KIND, ROW, TOKEN_COLUMNS, VERSION, index_path, open_index
 from capmerge.metadata import blocks, parallel
 from capmerge.tokens.chunks import a1111
-from capmerge.tokens.load import load_tokenizer
+from capmerge.tokens.load import load_clip
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="kill -9 and pipes by name")
 
@@ -114,7 +114,7 @@ def test_columns_say_what_a_trainer_needs(tmp_path):
     """Sizes are the record's own; token lengths and chunks are the most of any alternative."""
     records = {**FEW, **ALTERNATIVES}
     index = build_index(write(tmp_path / "m.json", as_indent_2(records)))
-    sd1, sd2 = load_tokenizer("sd1"), load_tokenizer("sd2")
+    sd1, sd2 = load_clip("sd1"), load_clip("sd2")
     for number, record in enumerate(records.values()):
         texts = [
             text for alternative in trained_alternatives(record) for text in alternative.texts

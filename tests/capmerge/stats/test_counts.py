@@ -11,7 +11,7 @@ from capmerge.stats.counts import LONGEST_TAG, BoundedCounter, CaptionStats
 from capmerge.stats.document import build_document
 from capmerge.stats.observer import Observer
 from capmerge.tokens.counter import TokenCounter
-from capmerge.tokens.load import load_tokenizer
+from capmerge.tokens.load import load_clip
 
 LONG = "x" * LONGEST_TAG
 TAGS = st.lists(
@@ -50,7 +50,7 @@ OPTIONS = [
 @cache
 def counters():
     """Return a CLIP tokenizer, and another tokenizer in place of a T5."""
-    return TokenCounter(load_tokenizer("sd1")), TokenCounter(load_tokenizer("sd2"))
+    return TokenCounter(load_clip("sd1")), TokenCounter(load_clip("sd2"))
 
 
 def count(numbered, options):

@@ -125,4 +125,4 @@ def test_allow_rewritten_passes_records_through(source):
         "new": {"caption": "a\nb", "capmerge": "tc"},
     }
     assert re.search(r"passed through +3\b", done.out.decode())
-    assert re.search(r"rewritten before.* 3\b", run("verify", mixed, twice).out.decode())
+    assert re.search(r"already rewritten.* 3\b", run("verify", mixed, twice).out.decode())

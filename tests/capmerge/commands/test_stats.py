@@ -412,7 +412,7 @@ def test_an_empty_file_has_statistics(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--plot", "p.jpg"], "draws a .png or an .svg"),
+        (["--plot", "p.jpg"], "expected a name that ends in .png or .svg"),
         (["--plot", "a.png", "--report", "a.png"], "two outputs have this name"),
         (["-o", "meta_lat.json"], "the output is the source itself"),
         (["--report", "there.html"], "the file exists"),

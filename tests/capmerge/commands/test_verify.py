@@ -249,7 +249,7 @@ def changed(name, change):
         ),
         (lambda record: {**record, "extra": 1}, 'found a field "extra", expected none'),
         (lambda record: {**record, "tags": "o_o"}, 'found a field "tags", expected none'),
-        (reordered, "the fields stand in another order"),
+        (reordered, "the fields are in another order"),
     ],
 )
 @pytest.mark.parametrize("number", [3, 35, 39])
@@ -467,7 +467,7 @@ def test_passed_records_are_verified(tmp_path):
     path, target = rewritten(tmp_path, dumped(records), merge)
     found = verified(path, target, merge)
     assert (found.records, found.passed) == (3, 1)
-    assert "rewritten before, and unchanged: 1" in found.text()
+    assert "already rewritten in the source, and unchanged: 1" in found.text()
     with pytest.raises(DataError, match="rewritten already") as error:
         verified(path, target, MergeOptions())
     assert (error.value.name, error.value.key, error.value.offset) == (

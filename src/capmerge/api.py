@@ -20,8 +20,9 @@ from capmerge.commands.verify import Verified, verify
 from capmerge.errors import DataError
 from capmerge.files.source import open_source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, read_layout
-from capmerge.metadata.codec import Stray, iter_pairs, place_of
+from capmerge.metadata.codec import Stray
 from capmerge.metadata.format import Format
+from capmerge.metadata.pieces import iter_pairs, place_of
 from capmerge.rng import SampleId
 from capmerge.tokens.counter import TokenCounter
 from capmerge.tokens.families import TokenizerFamily
@@ -93,7 +94,7 @@ def iter_records(path: FileName) -> Iterator[tuple[str, Any]]:
         for piece, number, (key, record) in iter_pairs(source, layout):
             if isinstance(record, Stray):
                 place = place_of(source.name, layout, piece, number)
-                raise DataError(source.name, place, None, record.problem, "Mend the line.")
+                raise DataError(source.name, place, None, record.problem, "Fix the line.")
             yield key, record
 
 

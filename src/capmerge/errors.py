@@ -1,11 +1,13 @@
-"""The exceptions that mean a user's mistake or a damaged file, never a bug.
+"""Defines the exceptions that mean a user's mistake or a damaged file, never a bug.
 
-    CapmergeError            exit 1 ├── UsageError           exit 2: the command line asks for
-    something impossible ├── DataError            the source's bytes are not what they should be │
-    └── RecordError      one record cannot be merged; `--on-error skip` can leave it out ├──
-    OutputError          the output could not be written whole │   └── BusyError        another run
-    is writing it ├── StaleError           an index or a listing is missing, broken, or of something
-    else: it has to be made anew └── WorkerError          a worker process ended before its work did
+    CapmergeError          exit 1
+    ├── UsageError         exit 2: the command line asks for something impossible
+    ├── DataError          the source's bytes are not what they should be
+    │   └── RecordError    one record cannot be merged; `--on-error skip` can leave it out
+    ├── OutputError        the output could not be written whole
+    │   └── BusyError      another run is writing it
+    ├── StaleError         an index or a listing is missing, broken or of other data: make it anew
+    └── WorkerError        a worker process ended before its work did
 
 Every message reads: where, what was found, what was expected, the next step. Only `cli` prints and
 exits; any other exception is a bug and shows its traceback.
@@ -29,8 +31,8 @@ class UsageError(CapmergeError):
 class DataError(CapmergeError):
     """The source is damaged or of another kind than expected.
 
-    >>> str(DataError("m.json", 7, "b/42", "found a list, expected a string.", "Mend it."))
-    'm.json, byte 7, record "b/42": found a list, expected a string. Mend it.'
+    >>> str(DataError("m.json", 7, "b/42", "found a list, expected a string.", "Fix it."))
+    'm.json, byte 7, record "b/42": found a list, expected a string. Fix it.'
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class RecordError(DataError):
 
 
 class OutputError(CapmergeError):
-    """The output could not be written; nothing half-written stays under its name."""
+    """The output could not be written; nothing half-written is left under its name."""
 
 
 class BusyError(OutputError):
@@ -67,7 +69,10 @@ class BusyError(OutputError):
 
 
 class StaleError(CapmergeError):
-    """An index or a listing is missing, broken, of another version, or of other metadata: it has to be made anew."""
+    """An index or a listing is missing or broken, or belongs to another version or other metadata.
+
+    It has to be made anew.
+    """
 
 
 class WorkerError(CapmergeError):
@@ -75,7 +80,7 @@ class WorkerError(CapmergeError):
 
 
 def printable(text: str) -> str:
-    r"""`text` with every control character and lone surrogate shown as an escape: safe for any terminal.
+    r"""`text` with every control character and lone surrogate as an escape, safe for any terminal.
 
     >>> printable("a\x1b[31m\u2028")
     'a\\x1b[31m\\u2028'
@@ -89,6 +94,9 @@ def printable(text: str) -> str:
 
 
 def quoted(text: str, longest: int = 120) -> str:
-    """`text` in double quotes for a message, at most `longest` characters of it, safe for any terminal."""
+    """`text` in double quotes for a message, safe for any terminal.
+
+    At most `longest` characters of it are shown.
+    """
     shown = text if len(text) <= longest else text[: longest - 1] + "…"
     return printable(json.dumps(shown, ensure_ascii=False))

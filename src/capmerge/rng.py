@@ -1,7 +1,7 @@
-"""Seeded chance: random integers as a pure function of a sample's identity and of a purpose.
+"""Draws random integers that are a pure function of a sample's identity and a purpose.
 
 The same question gets the same answer in every process, order, version of Python and release of
-this package: runs are repeated and resumed by it, so nothing here may ever change. The definition,
+this package. Runs are repeated and resumed by it, so nothing here may ever change. The definition,
 for other programs:
 
     word c*8 .. c*8+7 = BLAKE2b(key = seed, person = "capmerge", message = dataset, epoch, repeat,
@@ -37,7 +37,7 @@ class SampleId(NamedTuple):
     dataset: int = 0
     """The number of the data set that the record belongs to."""
     repeat: int = 0
-    """The number of the repeat, where an epoch holds the record more than once."""
+    """The number of the repeat, if an epoch holds the record more than once."""
 
 
 class Chance(NamedTuple):
@@ -59,9 +59,8 @@ class Chance(NamedTuple):
         if limit == 1:
             return 0
         words_per_number = -(-(limit - 1).bit_length() // _WORD_BITS)
-        fair = (
-            (1 << _WORD_BITS * words_per_number) // limit * limit
-        )  # numbers from here on would favour the low remainders
+        # Numbers from `fair` on would favour the low remainders, so they are drawn again.
+        fair = (1 << _WORD_BITS * words_per_number) // limit * limit
         words = self._words(purpose)
         while True:
             number = next(words)

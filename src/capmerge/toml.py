@@ -1,6 +1,7 @@
-"""A value as TOML text that `tomllib` reads back to an equal value. The standard library reads TOML and writes none.
+"""Writes a value as TOML text that `tomllib` reads back to an equal value.
 
-Knows nothing of settings. Everything fits on one line: tables inside a value are inline tables.
+The standard library can read TOML but not write it. Everything fits on one line: tables inside a
+value are inline tables.
 """
 
 import json
@@ -14,7 +15,9 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def to_toml(value: Any) -> str:
-    r"""One line of TOML for a value as `tomllib` makes them, a tuple, or a path (as its text).
+    r"""One line of TOML for a value of the kinds that `tomllib` returns, a tuple or a path.
+
+    A tuple becomes an array, and a path its text. Raises `TypeError` for any other value.
 
     >>> to_toml({"betas": (0.9, 0.999), "name": 'a "b"'})
     '{betas = [0.9, 0.999], name = "a \\"b\\""}'
@@ -35,7 +38,7 @@ def to_toml(value: Any) -> str:
 
 
 def _key(key: str) -> str:
-    """A key, in quotes where it needs them."""
+    """A key as TOML writes it, in quotes if it needs them."""
     return key if _BARE_KEY.fullmatch(key) else _text(key)
 
 

@@ -1,4 +1,5 @@
 """Fine-tuning of SD 1.x, SD 2.x and SDXL on captions written by `capmerge`.
 
-The rooms of this package, floor by floor, are listed in the README; `loop` is the story.
+`docs/architecture.md` lists the folders of this package and their order of imports;
+`training/loop` tells the story of a run.
 """

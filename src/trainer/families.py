@@ -1,4 +1,4 @@
-"""Everything that tells SD 1, SD 2 and SDXL apart, as data: text encoders, latents, conditioning."""
+"""The differences between SD 1, SD 2 and SDXL as data: text encoders, latents, conditioning."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -8,9 +8,9 @@ from capmerge.tokens.families import ClipName
 FamilyName = Literal["sd1", "sd2", "sdxl"]
 
 LATENT_CHANNELS = 4
-"""Channels of the latents of every family."""
+"""The number of channels that latents of every family have."""
 PIXELS_PER_LATENT = 8
-"""Pixels along each side of a picture that one latent position covers, in every family."""
+"""The number of pixels per latent position along each side of a picture, in every family."""
 
 
 class EncoderRule(NamedTuple):
@@ -18,13 +18,13 @@ class EncoderRule(NamedTuple):
 
     tokenizer: ClipName
     activation: Literal["quick_gelu", "gelu"]
-    """CLIP's own encoder has quick_gelu, OpenCLIP's encoders have gelu, whatever their size."""
+    """quick_gelu for CLIP's own encoder; gelu for OpenCLIP's encoders of any size."""
     layer: int
     """The layer whose output is taken, counted from the end: 1 is the last layer."""
     final_norm: bool
-    """Whether the output goes through the encoder's final norm."""
+    """True when the output goes through the encoder's final norm."""
     pooled: bool
-    """Whether the U-Net takes the pooled vector of this encoder."""
+    """True when the U-Net takes the pooled vector of this encoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,27 +34,34 @@ class Family:
     name: FamilyName
     encoders: tuple[EncoderRule, ...]
     latent_scale: float
-    """The factor of cached latents. Source: sd-scripts-facts D1 (fine_tune.py, sdxl_train.py)."""
+    """The factor that cached latents are multiplied by.
+
+    Source: sd-scripts-facts D1 (fine_tune.py, sdxl_train.py).
+    """
     latent_suffix: tuple[str, ...]
-    """Endings of `<stem>_{w}x{h}` latents; SD 1 full fine-tuning writes `_sdxl` too (facts A4)."""
+    """Endings of `<stem>_{w}x{h}` files; full fine-tuning of SD 1 writes `_sdxl` too (facts A4)."""
     size_conditioning: bool
-    """Whether the U-Net is told original size, crop and target size."""
+    """True when the U-Net is conditioned on original size, crop and target size."""
 
     @property
     def tokenizers(self) -> tuple[ClipName, ...]:
-        """The tokenizer of each text encoder."""
+        """The tokenizers of the text encoders, in their order."""
         return tuple(encoder.tokenizer for encoder in self.encoders)
 
     @property
     def index_tokens(self) -> Literal["sd1", "sd2"]:
-        """The tokenizer whose lengths in the index hold: a second one differs in padding alone."""
+        """The tokenizer whose token lengths in the index are valid for this family.
+
+        A second tokenizer differs in its padding alone, so its lengths are the same.
+        """
         first = self.encoders[0].tokenizer
-        assert first != "sdxl_g"  # the index has no column for it
+        # The index has no column for it.
+        assert first != "sdxl_g"
         return first
 
 
 # Source of the layers: sd-scripts-facts C3, C4. SD 2's encoder is stored with 23 of OpenCLIP's 24
-# layers, so the last stored layer is the one meant.
+# layers, so its last stored layer is the one that is meant.
 FAMILIES: dict[FamilyName, Family] = {
     "sd1": Family(
         "sd1",

@@ -1,7 +1,8 @@
-"""`python -m trainer.run config.toml`: the command line, errors to exit codes. Nothing is decided here.
+"""The command line `python -m trainer.run config.toml`, which turns errors into exit codes.
 
-Exit codes: 0, 1 data, 2 usage or settings, 130 Ctrl-C, 141 closed pipe, 143 terminated. Everything
-heavy is imported when it is needed.
+It reads the options and hands over to `loop` or `dry_run`; it decides nothing itself. The exit
+codes are 0, 1 for data, 2 for usage or settings, 130 for Ctrl-C, 141 for a closed pipe and 143 for
+SIGTERM. Heavy modules are imported only when they are needed.
 """
 
 from typing import Annotated
@@ -22,8 +23,9 @@ def _run(
         typer.Option(
             "--set",
             metavar="SECTION.KEY=VALUE",
-            help="Replaces a setting of the file, such as train.max_steps=20 or text.chunking=a1111. data.metadata is the first data "
-            "set's, data.1.metadata the second's. Repeatable.",
+            help="Replace a setting of the file, for example train.max_steps=20 or "
+            "text.chunking=a1111. data.metadata belongs to the first data set, data.1.metadata to "
+            "the second. Can be given several times.",
             show_default=False,
         ),
     ] = None,
@@ -31,7 +33,8 @@ def _run(
         bool,
         typer.Option(
             "--dry-run",
-            help="Show the whole config, what follows from it, and the first samples as they will train.",
+            help="Show the whole config, the numbers that follow from it, and the first samples "
+            "exactly as they will train; train nothing.",
         ),
     ] = False,
     resume: Annotated[
@@ -39,7 +42,7 @@ def _run(
         typer.Option(
             "--resume",
             metavar="latest|PATH",
-            help="Go on from the newest saved state, or from that one.",
+            help="Continue from the newest saved state of the run, or from the state at PATH.",
             show_default=False,
         ),
     ] = None,
@@ -47,23 +50,26 @@ def _run(
         bool,
         typer.Option(
             "--allow-change",
-            help="With --resume: go on although seed, metadata or global batch are others.",
+            help="With --resume: continue even though the seed, the metadata or the global batch "
+            "size has changed.",
         ),
     ] = False,
 ) -> None:
     """Fine-tune SD 1.x, SD 2.x or SDXL on captions that capmerge wrote.
 
-    CONFIG is a TOML file; examples/tiny_sd1.toml is one to start from. Relative paths in it count
-    from the current directory.
+    CONFIG is a TOML file; examples/tiny_sd1.toml is a good start. Relative paths in it are relative
+    to the current directory.
     """
     with errors_as_exit_codes(program=None):
         if dry_run and (resume is not None or allow_change):
             raise UsageError(
-                "--dry-run starts no training, so --resume and --allow-change have no effect with it. Leave them out."
+                "--dry-run starts no training, so --resume and --allow-change have no effect "
+                "with it. Leave them out."
             )
         if allow_change and resume is None:
             raise UsageError(
-                "--allow-change has no effect without --resume. Leave it out, or add --resume latest."
+                "--allow-change has no effect without --resume. "
+                "Leave it out, or add --resume latest."
             )
         from trainer.config.load import load_config
 
@@ -80,7 +86,7 @@ def _run(
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line and exit with its exit code."""
     make_streams_safe()
     app(prog_name="python -m trainer.run")
 

@@ -1,1 +1,1 @@
-"""Test data and small runs that several tests build."""
+"""Builders of test data and of small runs that several tests share."""

@@ -8,7 +8,7 @@ from capmerge.metadata import blocks
 
 
 class Watched(BytesSource):
-    """Bytes that remember how far and how much at once they were read."""
+    """Bytes that remember how far they were read, and how much of them at once."""
 
     def __init__(self, data):
         super().__init__("m.json", data, 0)
@@ -16,20 +16,18 @@ class Watched(BytesSource):
         self.largest = 0
 
     def window(self, start, size):
-        """The bytes asked for."""
-        found = super().window(start, size)
-        self.read_to, self.largest = (
-            max(self.read_to, start + len(found)),
-            max(self.largest, len(found)),
-        )
-        return found
+        """The bytes that are asked for."""
+        window = super().window(start, size)
+        self.read_to = max(self.read_to, start + len(window))
+        self.largest = max(self.largest, len(window))
+        return window
 
     def release(self, before):
-        """Nothing to do."""
+        """Do nothing, because the bytes stay in memory."""
 
 
 def small(monkeypatch, block_bytes, piece_bytes=None, looks=(16, 64)):
-    """Blocks of a few records."""
+    """Set the sizes so that a block has only a few records."""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
     monkeypatch.setattr(blocks, "PIECE_BYTES", piece_bytes or max(16, block_bytes // 4))
     monkeypatch.setattr(blocks, "_LOOK_AHEAD_BYTES", looks)
@@ -54,7 +52,7 @@ INDENTED = json.dumps(RECORDS, indent=2).encode()
 
 
 def mixed():
-    """Records laid out each in its own way, as files that several programs wrote to are."""
+    """Records that are each laid out in another way, like a file that several programs wrote to."""
     rng = random.Random(5)
     members = [
         json.dumps(

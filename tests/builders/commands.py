@@ -1,4 +1,4 @@
-"""Records and marks that the tests of the command line share."""
+"""Records and pytest marks that the tests of the command line share."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Configs for tests: as little as a run needs, and settings by their names."""
+"""Configs for tests: the least that a run needs, and further settings by their names."""
 
 from capmerge.toml import to_toml
 from trainer.config.load import load_config
@@ -11,7 +11,7 @@ LEAST = {
 
 
 def write(path, document):
-    """A config file of sections as dicts, `data` as a list of them."""
+    """Write a config file of sections, which are dicts, and `data` a list of dicts; its path."""
     lines = []
     for section, values in document.items():
         for header, one in (
@@ -25,7 +25,10 @@ def write(path, document):
 
 
 def load(folder, settings=None, *overrides):
-    """The config of `LEAST` with `settings`, named `section.key` or `section.key.argument`, in the file, and `--set` overrides."""
+    """The config that is loaded from a file of `LEAST` and `settings`, with `--set` overrides.
+
+    Settings are named `section.key` or `section.key.argument`.
+    """
     document = {
         name: [dict(one) for one in values] if name == "data" else dict(values)
         for name, values in LEAST.items()

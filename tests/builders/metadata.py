@@ -1,4 +1,7 @@
-"""Metadata files for the end-to-end tests, the command they run, and what the default options should make of a record."""
+"""Metadata files for the end-to-end tests, and the command that these tests run.
+
+This module also works out, without the package, what the default options make of a record.
+"""
 
 import json
 import random
@@ -12,28 +15,16 @@ from typing import Any, NamedTuple
 COMMAND = [sys.executable, "-m", "capmerge"]
 HANG_SECONDS = 60
 TEMPORARY_ENDING = ".capmerge-tmp"
+# fmt: off
 _WORDS = (
-    *(
-        "silver",
-        "hair",
-        "umbrella",
-        "platform",
-        "猫",
-        "signal",
-        "quiet",
-        "café",
-        "rain",
-        "coat",
-        "bakery",
-        "smile",
-        "^_^",
-    ),
-    *("night_sky", "long_hair", "solo", "1girl"),
+    "silver", "hair", "umbrella", "platform", "猫", "signal", "quiet", "café", "rain", "coat",
+    "bakery", "smile", "^_^", "night_sky", "long_hair", "solo", "1girl",
 )
+# fmt: on
 
 
 class Finished(NamedTuple):
-    """What a command left behind."""
+    """The exit code and the output of a command that has ended."""
 
     code: int
     out: bytes
@@ -53,9 +44,7 @@ def run(*arguments: str | Path, stdin: bytes = b"", fails: int = 0, **options: A
 
 
 def run_shell(script: str, *arguments: str | Path, **options: Any) -> Finished:
-    """Run a bash `script` with pipefail off; `$CAPMERGE` is the command, `$1` ... are `arguments`."""
-    # A variable with words to split: the interpreter's path must not hold spaces, as in every venv
-    # of this project.
+    """Run a bash `script` with pipefail off; `CAPMERGE` is the command, `$1` ... the arguments."""
     text = f'CAPMERGE() {{ {_quoted(COMMAND)} "$@"; }}\n{script}'
     command = ["bash", "-c", text, "bash", *map(str, arguments)]
     done = subprocess.run(
@@ -71,10 +60,10 @@ def _quoted(words: list[str]) -> str:
 def make_records(
     count: int, *, seed: int = 1, nested: bool = False, exotic: bool = True
 ) -> dict[str, Any]:
-    """`count` records of about 700 bytes in all kinds that can be merged.
+    """A number of records of about 700 bytes, of all kinds that can be merged.
 
-    `nested` gives each two sibling objects, so that bytes that look like the end of a record are
-    not. `exotic` mixes in values that only the standard library reads and writes.
+    `nested` gives each record two sibling objects, so that some bytes look like the end of a record
+    but are not. `exotic` mixes in values that only the standard library reads and writes.
     """
     rng = random.Random(seed)
     records: dict[str, Any] = {}
@@ -105,7 +94,7 @@ def make_records(
 
 
 def big_file_records(megabytes: int) -> dict[str, Any]:
-    """Plain records that fill about so many megabytes as indent=2 JSON."""
+    """Plain records that take about that many megabytes as JSON with indent=2."""
     return make_records(megabytes * 1400, exotic=False)
 
 
@@ -145,7 +134,7 @@ LAYOUTS: dict[str, Callable[[Mapping[str, Any]], bytes]] = {
 
 
 def rewritten(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the default options make of a record: worked out anew, with nothing of the package."""
+    """The record as the default options rewrite it, worked out here without the package."""
     tags = (record.get("tags") or "").strip()
     captions = [line.strip() for line in (record.get("caption") or "").splitlines() if line.strip()]
     repeats = len(captions) if tags and captions else 1
@@ -160,17 +149,19 @@ def rewritten(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def assert_rewritten(source: Mapping[str, Any], output: Mapping[str, Any]) -> None:
-    """Fail unless `output` is `source` rewritten with the default options: values, types and every order."""
+    """Fail unless `output` is `source` rewritten with the default options.
+
+    Values, types and every order have to be equal.
+    """
     expected = {key: rewritten(record) for key, record in source.items()}
     assert list(output) == list(expected)
     for key, record in expected.items():
-        assert repr(output[key]) == repr(
-            record
-        )  # repr() tells 1 from 1.0 and one order of keys from another
+        # repr() tells 1 from 1.0, and one order of keys from another.
+        assert repr(output[key]) == repr(record)
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    """The values of a file of JSON lines."""
+    """The values in a file of JSON lines."""
     return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
 
 
@@ -180,7 +171,7 @@ def temporary_files(folder: Path) -> list[str]:
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 20) -> bool:
-    """Whether `condition` came true within `seconds`."""
+    """True when `condition` becomes true within `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():

@@ -20,7 +20,7 @@ SIZES = [[1024.0, 1024.0, 0.0, 0.0, 1024.0, 1024.0], [832.0, 1216.0, 8.0, 16.0, 
 def make_config(
     family: FamilyName, path: str | Path = "random", **sections: dict[str, Any]
 ) -> Config:
-    """A config of `family`; `sections` replace or add to the values of theirs."""
+    """A config of `family`; the values in `sections` are added to it or replace its own."""
     plain: dict[str, Any] = {
         "model": {"family": family, "path": str(path)},
         "train": {"output_dir": "out", "seed": 7},
@@ -35,7 +35,7 @@ def make_config(
 def make_ids(
     family: FamilyName, captions: list[str], n_chunks: int, chunking: Chunking = "kohya"
 ) -> tuple[Tensor, ...]:
-    """(B, N, L) for each tokenizer of the family, cut by the real chunker."""
+    """The ids (B, N, L) for each tokenizer of the family, cut by the real chunker."""
     tokenizers = tuple(load_clip(name) for name in FAMILIES[family].tokenizers)
     chunker = Chunker(tokenizers, chunking, n_chunks)
     rows = [chunker.lay_out(chunker.cut(caption), n_chunks) for caption in captions]
@@ -50,7 +50,7 @@ def predict(
     batch: slice = slice(None),
     **arguments: Any,
 ) -> Tensor:
-    """What `model` makes of two fixed samples, or of some of them."""
+    """The prediction of `model` for two fixed samples, or for a part of them."""
     generator = torch.Generator().manual_seed(5)
     noisy_BCHW = torch.randn(2, 4, 16, 8, generator=generator)
     ids = make_ids(model.family, ["cat, dog, ! , " * 20, "a hat"], n_chunks, chunking)

@@ -1,4 +1,4 @@
-"""Where the repository, its examples and the golden data lie."""
+"""The paths of the repository, its examples and the golden data."""
 
 from pathlib import Path
 

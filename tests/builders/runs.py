@@ -1,4 +1,4 @@
-"""Small runs for tests: the example data rewritten once, and a config as text."""
+"""Small training runs for tests: rewritten example data, and a config as text."""
 
 import json
 import os
@@ -16,11 +16,11 @@ from trainer.training.loop import train
 LATENTS = ROOT / "examples" / "latents"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 TIMINGS = {"samples_per_second", "data_wait", "memory_bytes", "seconds"}
-"""Fields of metrics.jsonl that tell of the machine, not of the training."""
+"""The fields of metrics.jsonl that depend on the machine and not on the training."""
 
 
 def rewrite_examples(folder, n_records=None):
-    """The path of the rewritten example metadata, or of its first records."""
+    """Rewrite the example metadata, or its first records, and return the path."""
     out = folder / "meta.json"
     subprocess.run(
         [
@@ -43,7 +43,10 @@ def rewrite_examples(folder, n_records=None):
 
 
 def settings_of(metadata, output_dir, **changes):
-    """The `--set` values of a small SD1 run; `changes` are sections with their settings, `data` that of the first set."""
+    """The settings of a small SD1 run, by sections.
+
+    `changes` are sections with further settings; `data` is the section of the first data set.
+    """
     sections = {
         "model": {"family": "sd1", "path": "random"},
         "data": {"metadata": str(metadata), "latents": str(LATENTS)},
@@ -64,7 +67,7 @@ def settings_of(metadata, output_dir, **changes):
 
 
 def write_config(path, sections):
-    """The config file of `settings_of`'s sections."""
+    """Write the config file of the sections that `settings_of` returns; its path."""
     lines = []
     for section, values in sections.items():
         lines.append("[[data]]" if section == "data" else f"[{section}]")
@@ -81,7 +84,7 @@ def command(config, *arguments):
 
 
 def run(config, *arguments, **options):
-    """Train in a process of its own; its result with text output."""
+    """Train in a separate process, and return its result with the output as text."""
     return subprocess.run(
         command(config, *arguments),
         capture_output=True,
@@ -93,16 +96,15 @@ def run(config, *arguments, **options):
 
 
 def train_here(config, *overrides, resume=None, allow_change=False):
-    """Train in this process, which spares the seconds of imports; the exit code."""
+    """Train in this process, which saves the seconds of imports, and return the exit code."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    torch.set_num_threads(
-        1
-    )  # as in the runs of their own: the number of threads decides how sums are rounded
+    # As in separate processes, because the number of threads decides how sums are rounded.
+    torch.set_num_threads(1)
     return train(load_config(config, overrides), resume=resume, allow_change=allow_change)
 
 
 def metrics_of(output_dir):
-    """The lines of a run's metrics, without what tells of the machine."""
+    """The lines of a run's metrics, without the fields that depend on the machine."""
     lines = (output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [
         {name: value for name, value in json.loads(line).items() if name not in TIMINGS}
@@ -111,7 +113,7 @@ def metrics_of(output_dir):
 
 
 def state_of(output_dir, step):
-    """Weights and optimizer state of a saved step, as (name, tensor)."""
+    """The weights and the optimizer state of a saved step, as tensors by name."""
     folder = output_dir / "checkpoints" / f"step-{step:08d}"
     optimizer = torch.load(folder / "optimizer.bin", weights_only=True)
     found = dict(load_file(folder / "model.safetensors"))
@@ -123,7 +125,7 @@ def state_of(output_dir, step):
 
 
 def assert_equal_bits(one, other):
-    """Two states hold the same names and the very same numbers."""
+    """Fail unless two states hold the same names and the same numbers, bit by bit."""
     assert one.keys() == other.keys()
     different = [name for name in one if not torch.equal(one[name], other[name])]
     assert different == []

@@ -34,7 +34,7 @@ def quota(tmp_path, membership, files):
     ids=str,
 )
 def test_quota_of_version_2(tmp_path, membership, files, cores):
-    """The least `cpu.max` of a group and those around it, rounded up, holds."""
+    """The limit is the least `cpu.max` of a group and of those around it, rounded up."""
     assert quota(tmp_path, membership, files) == cores
 
 
@@ -42,7 +42,7 @@ def test_quota_of_version_2(tmp_path, membership, files, cores):
 @pytest.mark.parametrize("group", ["", "docker/abc/"])
 @pytest.mark.parametrize(("microseconds", "cores"), [("250000", 3), ("-1", None)])
 def test_quota_of_version_1(tmp_path, mount, group, microseconds, cores):
-    """The quota stands in two files, in the own group or, in a container, at the mount."""
+    """The quota is in two files, in the group of the process or, in a container, at the mount."""
     folder = f"{mount}/{group}"
     files = {f"{folder}cpu.cfs_quota_us": microseconds, f"{folder}cpu.cfs_period_us": "100000\n"}
     membership = "3:memory:/elsewhere\n2:cpu,cpuacct:/docker/abc\n1:name=systemd:/x:y\n"
@@ -55,7 +55,7 @@ def test_no_groups_at_all(tmp_path):
 
 
 def test_usable_cores_are_some():
-    """On this machine there is at least one core, and there are no more than it has."""
+    """The number of cores is at least one, and at most that of this machine."""
     assert 1 <= usable_cores() <= os.cpu_count()
 
 

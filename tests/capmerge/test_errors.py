@@ -25,9 +25,12 @@ from capmerge.errors import (
                 1204118031,
                 "danbooru/42",
                 '"caption" is a list, expected a string.',
-                "Mend it.",
+                "Fix it.",
             ),
-            'm.json, byte 1,204,118,031, record "danbooru/42": "caption" is a list, expected a string. Mend it.',
+            (
+                'm.json, byte 1,204,118,031, record "danbooru/42": '
+                '"caption" is a list, expected a string. Fix it.'
+            ),
         ),
         (DataError("m.json", 0, None, "empty.", "Write {}."), "m.json, byte 0: empty. Write {}."),
         (DataError("m.json", None, "", "no.", ""), 'm.json, record "": no.'),
@@ -50,15 +53,15 @@ def test_messages_say_where_what_and_what_next(error, expected):
     ],
 )
 def test_the_tree_of_errors(kind, base, exit_code):
-    """Every error is one of ours with its exit code."""
+    """Every error has its base class and its exit code."""
     assert issubclass(kind, base)
     assert kind.exit_code == exit_code
 
 
 @pytest.mark.parametrize("kind", [DataError, RecordError])
 def test_errors_travel_between_processes(kind):
-    """A pickled error is the same error with the same place."""
-    error = kind("m.json", 7, "k\ud800", "found x.", "Mend it.")
+    """A pickled error is the same error, with the same offset and key."""
+    error = kind("m.json", 7, "k\ud800", "found x.", "Fix it.")
     copied = pickle.loads(pickle.dumps(error))
     assert type(copied) is kind
     assert str(copied) == str(error)
@@ -75,7 +78,7 @@ def test_printable_text_is_safe_for_a_terminal(text):
 
 
 def test_printable_keeps_what_can_be_shown():
-    """Letters of every script stay; an escape sequence and a line separator are shown as escapes."""
+    """Letters of every script stay, while control characters and separators become escapes."""
     assert printable("é 日本 😀") == "é 日本 😀"
     assert printable("a\x1b[31m\u2028\ud800\n") == "a\\x1b[31m\\u2028\\ud800\\n"
 

@@ -7,7 +7,7 @@ from capmerge.rng import Chance, SampleId
 
 
 def test_chance_is_what_its_module_says():
-    """The documented definition, written out again, gives the same numbers."""
+    """The definition in the module's docstring, written out again, gives the same numbers."""
     seed, epoch, key, dataset, repeat = 77, 3, "k\udc80", 2, 5
     message = (
         struct.pack("<4q", dataset, epoch, repeat, 0)

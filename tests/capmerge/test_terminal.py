@@ -16,10 +16,10 @@ from capmerge.terminal import (
 
 
 class Terminal(io.StringIO):
-    """Text that says it is a terminal's."""
+    """A text stream that claims to be a terminal."""
 
     def isatty(self):
-        """It is one."""
+        """True, as for a terminal."""
         return True
 
 
@@ -38,7 +38,7 @@ def end_of(error, program):
     ],
 )
 def test_a_users_mistake_is_a_message_and_a_code(capsys, error, code, said):
-    """The program capmerge names itself before the message, the trainer does not."""
+    """An error message begins with the program's name in capmerge, but not in the trainer."""
     assert end_of(error, "capmerge") == code
     assert capsys.readouterr().err.startswith(f"capmerge: {said}")
     assert end_of(error, None) == code
@@ -54,7 +54,7 @@ def test_an_interrupt_is_130(capsys):
 
 
 def test_an_error_of_the_system(capsys):
-    """The program capmerge tells it in one line; in the trainer it keeps its traceback."""
+    """An `OSError` is one line in capmerge, and keeps its traceback in the trainer."""
     error = OSError(28, "No space left on device", "out.json")
     assert end_of(error, "capmerge") == 1
     said = "capmerge: out.json: No space left on device. Check the disk or the device.\n"
@@ -71,7 +71,7 @@ def test_a_bug_goes_on(program):
 
 
 def test_safe_streams_write_every_character(monkeypatch):
-    """What the encoding of the terminal lacks is written as an escape."""
+    """A character that the encoding of the terminal lacks is written as an escape."""
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     make_streams_safe()
@@ -82,7 +82,7 @@ def test_safe_streams_write_every_character(monkeypatch):
 
 
 def test_safe_streams_may_be_missing(monkeypatch):
-    """A program whose streams are closed starts all the same."""
+    """A program starts even if its streams are closed."""
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
     make_streams_safe()
@@ -113,7 +113,7 @@ def test_bars_are_drawn_on_a_terminal(monkeypatch, source, tmp_path):
 
 
 def test_no_bar_when_quiet_or_redirected(monkeypatch, source, tmp_path):
-    """With --quiet, or where stderr is no terminal, nobody is told and nothing is printed."""
+    """No bar and no function are given with --quiet, or where stderr is not a terminal."""
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     for bar in (progress_bar(source, quiet=True), count_bar(tmp_path, quiet=True)):
         with bar as progress:

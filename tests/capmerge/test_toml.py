@@ -18,13 +18,14 @@ VALUES = st.recursive(
 
 @given(VALUES)
 def test_any_value_comes_back(value):
-    """What is written reads back equal, whatever stands in its texts and keys."""
+    """Any value reads back equal, whatever characters its texts and keys contain."""
     assert tomllib.loads(f"value = {to_toml(value)}") == {"value": value}
 
 
-@pytest.mark.parametrize("value", [date(2024, 5, 6), datetime(2024, 5, 6, 7, 8, 9), time(7, 8)])  # noqa: DTZ001 -- TOML has them without zone
+# TOML has dates without a time zone.
+@pytest.mark.parametrize("value", [date(2024, 5, 6), datetime(2024, 5, 6, 7, 8, 9), time(7, 8)])  # noqa: DTZ001
 def test_dates_come_back(value):
-    """A date that a file holds can be shown and written again."""
+    """A date or a time reads back equal."""
     assert tomllib.loads(f"value = {to_toml(value)}") == {"value": value}
 
 
@@ -34,6 +35,6 @@ def test_paths_are_texts_and_tuples_lists():
 
 
 def test_what_toml_has_no_form_for_is_refused():
-    """TOML has no null, and nothing is written in its place."""
+    """A value that TOML has no form for, such as null, is refused."""
     with pytest.raises(TypeError, match="NoneType has no form in TOML"):
         to_toml(None)

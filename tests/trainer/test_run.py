@@ -27,11 +27,11 @@ sys.modules["trainer.training.dry_run"] = types.SimpleNamespace(show=show)
 from trainer.run import main
 main()
 """
-"""The command line, with what it calls replaced: it is to hand over, and to make exit codes of what comes back."""
+"""The command line with the loop and the dry run replaced by functions that only print."""
 
 
 def python(*arguments):
-    """The result of a process."""
+    """The result of a Python process."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,
@@ -42,23 +42,23 @@ def python(*arguments):
 
 
 def run(*arguments):
-    """The command line."""
+    """The result of the command line."""
     return python("-m", "trainer.run", *arguments)
 
 
 def run_without_training(end, *arguments):
-    """The command line over a loop that only does `end`, a line of Python."""
+    """The result of the command line with a loop that only runs `end`, a line of Python."""
     return python("-c", WITHOUT_TRAINING.format(end=end), *arguments)
 
 
 @pytest.fixture
 def config(tmp_path):
-    """A config file in order."""
+    """A valid config file."""
     return write(tmp_path / "config.toml", LEAST)
 
 
 def test_help_names_every_option():
-    """--help names all options and the example to start from."""
+    """`--help` names all options and the example to start from."""
     shown = run("--help")
     assert shown.returncode == 0
     assert {"--set", "--dry-run", "--resume", "--allow-change"} <= set(
@@ -68,20 +68,24 @@ def test_help_names_every_option():
 
 
 def test_the_command_line_loads_nothing_heavy(config):
-    """Neither the command line nor reading a config loads torch or one of its friends."""
+    """Neither the command line nor reading a config imports torch or another heavy package."""
     code = (
-        f"import sys, trainer.run; from trainer.config.load import load_config; load_config({str(config)!r}); "
+        "import sys, trainer.run; from trainer.config.load import load_config; "
+        f"load_config({str(config)!r}); "
         f"print(sorted({HEAVY} & sys.modules.keys()))"
     )
     assert python("-c", code).stdout == "[]\n"
 
 
 def test_mistakes_in_the_config_are_exit_2(config):
-    """All mistakes go to standard error, a line each, without a traceback."""
+    """All mistakes go to standard error, one per line and without a traceback."""
     shown = run(config, "--set", "optimizer.learing_rate=1", "--set", "train.batch_size=0")
     assert (shown.returncode, shown.stdout) == (2, "")
     assert sorted(shown.stderr.splitlines()) == [
-        "--set optimizer.learing_rate=1: unknown key `learing_rate` in [optimizer]. Did you mean `learning_rate`?",
+        (
+            "--set optimizer.learing_rate=1: unknown key `learing_rate` in [optimizer]. "
+            "Did you mean `learning_rate`?"
+        ),
         "--set train.batch_size=0: `train.batch_size` is 0, expected a whole number, 1 or more.",
     ]
 
@@ -104,7 +108,7 @@ def test_mistakes_in_the_config_are_exit_2(config):
     ],
 )
 def test_a_command_that_cannot_be_carried_out_is_exit_2(arguments, said):
-    """A wrong command line and a missing file are told without a traceback."""
+    """A wrong command line or a missing file is reported without a traceback."""
     shown = run(*arguments)
     assert (shown.returncode, shown.stdout) == (2, "")
     assert said in shown.stderr
@@ -112,7 +116,10 @@ def test_a_command_that_cannot_be_carried_out_is_exit_2(arguments, said):
 
 
 def test_what_the_loop_is_given(config):
-    """Config with its overrides, `--resume` and `--allow-change` reach the loop; a seed is left to it."""
+    """The loop gets the config with its overrides, `--resume` and `--allow-change`.
+
+    Drawing a seed is left to the loop.
+    """
     first = run_without_training("return 0", config, "--set", "train.max_steps=7")
     assert (first.returncode, first.stdout) == (
         0,
@@ -140,13 +147,13 @@ def test_what_the_dry_run_is_given(config):
     ],
 )
 def test_what_comes_of_the_loop_is_the_exit_code(config, end, code, said):
-    """The loop's own code, a user's mistake and Ctrl-C each have their exit code, without a traceback."""
+    """The loop's own code, a user's mistake and Ctrl-C each have their own exit code."""
     shown = run_without_training(end, config)
     assert (shown.returncode, shown.stderr) == (code, said)
 
 
 def test_a_bug_shows_its_traceback(config):
-    """Any other exception goes on as it is."""
+    """Any other exception is raised with its traceback."""
     shown = run_without_training('return {}["gone"]', config)
     assert shown.returncode == 1
     assert shown.stderr.startswith("Traceback")
@@ -154,7 +161,7 @@ def test_a_bug_shows_its_traceback(config):
 
 
 def test_a_closed_pipe_is_no_bug(config):
-    """A reader that has seen enough ends the run without a word."""
+    """A closed pipe ends the run without a message."""
     code = WITHOUT_TRAINING.format(end="print('x' * 1_000_000)")
     with subprocess.Popen(
         [sys.executable, "-c", code, config],

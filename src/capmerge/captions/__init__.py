@@ -1,1 +1,1 @@
-"""One record: how its caption and tags are merged, read back and drawn from. All of it is pure."""
+"""Pure functions of one record: how its caption and tags are merged, read back and drawn from."""

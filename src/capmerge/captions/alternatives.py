@@ -22,38 +22,42 @@ class WrittenAlternative:
     """One distinct line of a rewritten record."""
 
     line: str
-    """As written: braces doubled."""
+    """The line as written, with braces doubled."""
     style: str
-    """`t`, `c` or `b`."""
+    """The letter of the line in the mark: `t`, `c` or `b`."""
     places: tuple[int, ...]
-    """Where it stands among the letters of the mark: more than one place when it is repeated."""
+    """Its positions among the letters of the mark: more than one when the line is repeated."""
     share: Fraction
-    """Of the probability; the shares of a record sum to 1."""
+    """Its share of the probability; the shares of a record sum to 1."""
     tag_span: Span | None
-    """[start, end) of the tags in `line`, for style `b`."""
+    """The [start, end) of the tags in `line`, for style `b`; else None."""
 
 
 class TrainedAlternative(NamedTuple):
     """The texts that are trained for one `WrittenAlternative`."""
 
     texts: dict[str, Fraction]
-    """With their probabilities, nothing doubled: one text, or all that in-line wildcards give."""
+    """Texts with their probabilities, nothing doubled: one, or all that in-line wildcards give."""
     style: str
-    """`t`, `c` or `b`."""
+    """The letter of the line in the mark: `t`, `c` or `b`."""
     share: Share
-    """Of the record's probability."""
+    """Its share of the record's probability."""
     tags: str
     """The part that is tags; "" for style `c`."""
     captions: tuple[str, ...]
     """The caption part, stripped of the separators next to the tags; none for style `t`.
 
-    One text, or every text that its in-line wildcards give."""
+    One text, or every text that its in-line wildcards give.
+    """
     listed: bool = True
-    """Whether `texts` are all outcomes; where those are too many, the longest and the shortest."""
+    """True when `texts` are all outcomes.
+
+    False when there are too many to list; `texts` are then the longest and the shortest.
+    """
 
 
 def written_alternatives(record: dict[str, Any]) -> list[WrittenAlternative]:
-    """The distinct lines of a rewritten `record`, in their order; empty for an empty caption.
+    """Return the distinct lines of a rewritten `record`, in order; none for an empty caption.
 
     Raises `BrokenRecordError` as `read_written` does.
     """
@@ -76,7 +80,9 @@ def written_alternatives(record: dict[str, Any]) -> list[WrittenAlternative]:
 
 
 def trained_alternatives(record: dict[str, Any]) -> list[TrainedAlternative]:
-    """The distinct alternatives of a rewritten record that are trained, in the order of its lines.
+    """Return the distinct alternatives of a rewritten record that are trained, in line order.
+
+    An alternative with weight 0 is left out.
 
     Raises `BrokenRecordError` as `read_written` does.
     """
@@ -86,19 +92,20 @@ def trained_alternatives(record: dict[str, Any]) -> list[TrainedAlternative]:
 
 
 def _weights_of_lines(written: WrittenRecord) -> list[int]:
-    """One weight for each of the lines; the options of an in-line wildcard all count once."""
+    """Return one weight per line; each option of an in-line wildcard counts once."""
     if written.weights is None or written.is_inline:
         return [1] * len(written.lines)
     return written.weights
 
 
 def fields_of(alternatives: Sequence[TrainedAlternative]) -> tuple[str, list[tuple[str, ...]]]:
-    """A record's tags and the texts of each of its caption lines, as its lines hold them; "" and none when it has none.
+    """Return a record's tags, and the texts of each of its caption lines.
 
-    Each from the lines of its own style, `t` or `c`, and from those of both only where there are
-    none: else a text would count once for each template that holds it. Of several lines of tags it
-    is the first. A template's fixed text, a prefix too, is told from tags by the span in a line of
-    both, and otherwise belongs to the field that it stands beside.
+    Tags are "" and the list is empty when the record has none. Each field is read from the lines of
+    its own style, `t` or `c`, and from lines of style `b` only when there are none of its own:
+    otherwise a text would count once for each template that uses it. When several lines hold tags,
+    the first counts. In a line of style `b` the span separates the tags from a template's fixed
+    text, a prefix included; in other lines the fixed text counts as part of the field beside it.
     """
     tags = [
         alternative.tags
@@ -128,7 +135,10 @@ def _trained(written: WrittenAlternative) -> TrainedAlternative:
 
 
 def _outcomes(line: str) -> tuple[dict[str, Fraction], bool]:
-    """Every text of a line with its probability, and True; where they are too many to list the two extremes, and False."""
+    """Return every text of a line with its probability, and True.
+
+    Where they are too many to list: the longest and the shortest, 1/2 each, and False.
+    """
     if not has_brace(line):
         return {line: Fraction(1)}, True
     try:

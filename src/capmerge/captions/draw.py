@@ -33,18 +33,18 @@ def draw_line(
     weights: Sequence[int] | None = None,
     pick: Pick = "random",
 ) -> Drawn:
-    r"""The alternative of `caption` that `sample` trains: one line, its in-line wildcards expanded.
+    r"""Return the alternative of `caption` that `sample` trains: a line, its wildcards expanded.
 
-    A pure function of the arguments: every machine and every release of this package draws the
-    same. `weights` are the weights of the lines (`capmerge_weights` of a record), 1 for each line
-    when None. `pick` is the way of drawing:
+    The result depends on the arguments alone: every machine and every release of this package
+    draws the same. `weights` are the weights of the lines (`capmerge_weights` of a record), or None
+    for 1 each. `pick` is how the alternative is chosen:
 
     - `random` draws a line by its weight, then one option for each `{a|b}` of that line, all
-      independent of each other (see `capmerge.rng`).
-    - `cycle` takes the alternatives in turn, one step further with each epoch and each repeat, from
-      a start given by seed, data set and key. A line of weight w comes w times in a full turn,
-      evenly spread, and equal lines count as one. The options of its wildcards go through all
-      their combinations as the line comes again.
+      independently of each other (see `capmerge.rng`).
+    - `cycle` takes the alternatives in turn and moves one step on with each epoch and each repeat,
+      from a start that seed, data set and key determine. A line of weight w comes w times in a full
+      cycle, evenly spread, and equal lines count as one. Each time the line comes up again, its
+      wildcards move on to their next combination of options.
 
     >>> caption = "1girl\na {red|blue} hat"
     >>> samples = [SampleId(seed=7, epoch=epoch, key="a.png") for epoch in range(4)]
@@ -58,7 +58,7 @@ def draw_line(
     if weights is not None and (len(weights) != len(lines) or min(weights) < 0 or not any(weights)):
         raise ValueError(
             f"found the weights {list(weights)} for {len(lines)} lines, "
-            "expected one of 0 or more a line, not all 0"
+            "expected one of 0 or more per line, not all 0"
         )
     if pick == "cycle":
         step = sample.epoch + sample.repeat
@@ -88,7 +88,7 @@ def _weighted(lines: list[str], weights: Sequence[int] | None, chance: Chance) -
 def _draw_in_turn(
     lines: list[str], weights: Sequence[int] | None, step: int, chance: Chance
 ) -> Drawn:
-    """The alternative at `step` of an endless walk through all of them."""
+    """Return the alternative at `step` of an endless cycle through all of them."""
     distinct = _counted(lines, weights)
     total = sum(distinct.values())
     turns, place = divmod(step + chance.below(total, "first line"), total)
@@ -108,7 +108,7 @@ def _draw_in_turn(
 
 
 def _counted(texts: list[str], weights: Sequence[int] | None) -> dict[str, int]:
-    """The distinct texts with their weights."""
+    """Return the distinct texts with the sums of their weights, without those of weight 0."""
     counted: dict[str, int] = {}
     for text, weight in zip(texts, weights or [1] * len(texts), strict=True):
         if weight:
@@ -118,7 +118,7 @@ def _counted(texts: list[str], weights: Sequence[int] | None) -> dict[str, int]:
 
 @lru_cache(maxsize=4096)
 def nth_of_turn(weights: tuple[int, ...], place: int) -> tuple[int, int]:
-    """The line at `place` of a cycle, and how often it occurred before in that cycle.
+    """Return the line at `place` of a cycle, and how often it occurred before in that cycle.
 
     The cycle holds line i `weights[i]` times, evenly spread:
 
@@ -133,7 +133,8 @@ def nth_of_turn(weights: tuple[int, ...], place: int) -> tuple[int, int]:
     before = 0
     candidates: list[tuple[int, int, int]] = []
     for number, weight in enumerate(weights):
-        # The occurrences at or after (place - slack) / total and before (place + slack + 1) / total.
+        # The occurrences j in [start, end) lie at or after (place - slack) / total and before
+        # (place + slack + 1) / total.
         start = max(0, ((place - slack) * weight * 2 + total - 1) // (2 * total))
         end = min(weight, ((place + slack + 1) * weight * 2 + total - 1) // (2 * total))
         before += start

@@ -1,4 +1,4 @@
-"""`--fit`: alternatives of at most N tokens, the longer ones left out or cut to the limit.
+"""The `--fit` option: alternatives over N tokens are left out or cut to the limit.
 
 Tokens are counted on the text as it is trained: braces unescaped, an in-line wildcard at its
 longest. Two draws of one record, "1girl, solo, ..." of 80 tokens with share 1/2 and "A girl."
@@ -8,7 +8,7 @@ of 3 tokens with share 1/2, become at a limit of 75
     trim    "1girl, solo, ...", cut at the last comma within 75 tokens, and "A girl.", 1/2 each
 
 A `Fitter` takes the draws that the templates give for many records and returns a `FitResult` for
-each: the draws that are written, and what became of the others. `Merger.fit` is its caller.
+each: the draws that are written, and what happened to the others. `Merger.fit` calls it.
 """
 
 import re
@@ -25,8 +25,8 @@ from capmerge.tokens.counter import TokenCounter
 from capmerge.tokens.families import CLIP_OF_FAMILY
 from capmerge.tokens.load import load_clip
 
-# A full stop, a question or exclamation mark with the quotes or brackets it closes; the Chinese and
-# Japanese ones need no space behind.
+# A full stop, question mark or exclamation mark, with the quotes and brackets that close after it;
+# the Chinese and Japanese marks need no space after them.
 _SENTENCE_END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s+[^a-z\s])|[。！？]+[」』”’）]*""")  # noqa: RUF001
 _ABBREVIATION = re.compile(r"\b(?:[^\W\d_]|mr|mrs|ms|dr|st|vs|no|e\.g|i\.e)\.\Z", re.IGNORECASE)
 _LOOSE = ", \t"
@@ -34,26 +34,31 @@ _WORD_END = re.compile(r"(?<=\S)(?=\s)")
 
 
 _Search: TypeAlias = Generator[Draw, bool, tuple[Draw, bool]]
-"""A search yields what it wants measured, is sent whether that fits, and returns what it found, and whether that fits."""
+"""A search for the longest cut that fits.
+
+It yields a draw to be measured, is sent whether that draw fits, and returns its result and whether
+the result fits.
+"""
 
 
 class FitResult(NamedTuple):
-    """The draws of one record that are written, and what was done to make them fit."""
+    """The draws of one record that are written, and the changes that made them fit."""
 
     draws: list[Draw]
-    """Those that are written; shares sum to 1."""
+    """The draws that are written; their shares sum to 1."""
     left_out: list[Draw]
-    """By `drop`."""
+    """The draws that `drop` left out."""
     cut: list[tuple[Draw, Draw]]
-    """By `trim`: as it was, and as it is written."""
+    """The draws that `trim` cut: each as it was, and as it is written."""
     too_long: int
-    """How many are written although they have more than N tokens."""
+    """The number of draws that are written although they have more than N tokens."""
 
 
 class Fitter:
-    """Fits draws into `options.fit_tokens`; `write` gives the line of a draw, `literals` the fixed text of a template.
+    """Fits draws into `options.fit_tokens` tokens.
 
-    Raises `UsageError` when the fixed text of a template alone leaves no room to cut to.
+    `write` returns the line of a draw, and `literals` the fixed texts of a template. Raises
+    `UsageError` when the fixed text of a template already uses all the tokens, so that no cut fits.
     """
 
     def __init__(
@@ -62,7 +67,7 @@ class Fitter:
         write: Callable[[Draw], str],
         literals: Callable[[Template], Sequence[str]],
     ) -> None:
-        assert options.fit_tokens is not None  # else nobody builds a Fitter
+        assert options.fit_tokens is not None  # without --fit no Fitter is built
         self.limit = options.fit_tokens
         self._cuts = options.fit_by == "trim"
         self._wildcards = options.caption_wildcards
@@ -73,12 +78,16 @@ class Fitter:
             (count,) = self._counter.count_tokens([fixed])
             if count >= self.limit:
                 raise UsageError(
-                    f"--fit {self.limit} trim: the fixed text {fixed!r} has {count} tokens by itself, which leaves none for tags or "
-                    "caption. Give a larger number, or a shorter --line, --prefix or --suffix."
+                    f"--fit {self.limit} trim: the fixed text {fixed!r} has {count} tokens by "
+                    "itself, which leaves none for tags or caption. Give a larger number, or a "
+                    "shorter --line, --prefix or --suffix."
                 )
 
     def lengths_of(self, records: Sequence[Sequence[str]]) -> list[list[int]]:
-        """The tokens of each record's distinct lines, which hold no braces. Fastest for hundreds of records at once."""
+        """Return the token lengths of each record's distinct lines, which must hold no braces.
+
+        The method is fastest for hundreds of records at once.
+        """
         distinct = [dict.fromkeys(lines) for lines in records]
         counts = iter(self._counter.count_tokens(list(chain.from_iterable(distinct))))
         return [list(islice(counts, len(lines))) for lines in distinct]
@@ -86,14 +95,16 @@ class Fitter:
     def fit(
         self, records: Sequence[list[Draw]], lengths: Sequence[list[int] | None]
     ) -> list[FitResult]:
-        """The draws of each record, with none longer than the limit as far as that leaves something.
+        """Return the draws of each record, none longer than the limit unless no text would be left.
 
-        `drop` leaves out what is too long; when everything is, the shortest stays. Its share goes
-        to the other lines of its template, and to the other templates when none is left. `trim`
-        cuts the last field at the end of a whole tag or sentence; a field of which nothing fits
-        goes, unless it is the only one: that is cut at a word, and a first word that is too long
-        inside the word. Fastest for hundreds of records at once. `lengths`: the tokens of each
-        record's draws, or None where they are not known.
+        `drop` leaves out the draws that are too long; when all are, the shortest stays. The share
+        of a draw that is left out goes to the other lines of its template, and to the other
+        templates when none is left. `trim` cuts the last field at the end of a whole tag or
+        sentence. A field that does not fit even then is removed, unless it is the only one: that
+        is cut after a word, or inside its first word if that is too long already.
+
+        `lengths` are the token lengths of each record's draws, or None where they are not known.
+        The method is fastest for hundreds of records at once.
         """
         unknown = [
             draw
@@ -145,7 +156,10 @@ class Fitter:
         return results
 
     def _cut_all(self, measured: list[tuple[Draw, int]]) -> list[tuple[Draw, bool]]:
-        """Each draw cut, and whether it fits. All searches go on together, so that what they ask in a round is counted at once."""
+        """Return each draw cut, and whether it fits.
+
+        All searches run in step, so that the texts they ask about in a round are counted at once.
+        """
         searches = [self._cut(draw, length) for draw, length in measured]
         found: dict[int, tuple[Draw, bool]] = {}
         answers: dict[int, bool | None] = dict.fromkeys(range(len(searches)))
@@ -153,7 +167,8 @@ class Fitter:
             asked: dict[int, Draw] = {}
             for number, fits in answers.items():
                 try:
-                    asked[number] = searches[number].send(fits)  # type: ignore[arg-type]  # a generator starts with None
+                    # None starts a generator, although its type does not say so.
+                    asked[number] = searches[number].send(fits)  # type: ignore[arg-type]
                 except StopIteration as stop:
                     found[number] = stop.value
             lengths = self._count_tokens(list(asked.values()))
@@ -163,14 +178,14 @@ class Fitter:
         return [found[number] for number in range(len(searches))]
 
     def _count_tokens(self, draws: list[Draw]) -> list[int]:
-        """The tokens of each as it is trained, of its longest text if it holds an in-line wildcard."""
+        """Return the token length of each trained draw, in-line wildcards at their longest."""
         return [
             tokens
             for _, tokens in longest_texts([self._write(draw) for draw in draws], self._counter)
         ]
 
     def _cut(self, draw: Draw, length: int) -> _Search:
-        """The draw, of `length` tokens, cut to fit."""
+        """Search for the longest cut of a draw of `length` tokens that fits."""
         letters = sum(len(draw.value(field)) for field in draw.template.fields)
         letters_that_fit = letters * self.limit // length
         for field in reversed(draw.template.fields):
@@ -188,7 +203,10 @@ class Fitter:
         return (yield from self._cut_at_word(draw, likely))
 
     def _cut_at_word(self, draw: Draw, likely: int) -> _Search:
-        """The draw of one field cut behind as many words as fit, else inside the first word, of which a character stays."""
+        """Cut a draw of one field after as many whole words as fit, or else inside the first word.
+
+        At least one character stays, even if it does not fit.
+        """
         (field,) = draw.template.fields
         value = draw.value(field)
         words = self._ends(draw, field, [match.start() for match in _WORD_END.finditer(value)])
@@ -202,7 +220,7 @@ class Fitter:
         return draw.with_value(field, value[: [*inside, *words, len(value)][0]]), False
 
     def _units(self, draw: Draw, field: str) -> list[int]:
-        """Where the field's text may end: behind each whole tag or sentence but the last."""
+        """Return where a field may end: after each whole tag or sentence but the last."""
         value = draw.value(field)
         ends = (
             [match.start() for match in re.finditer(",", value)]
@@ -212,7 +230,10 @@ class Fitter:
         return self._ends(draw, field, ends)
 
     def _ends(self, draw: Draw, field: str, ends: Iterable[int]) -> list[int]:
-        """Those of the growing `ends` that leave some text and cut no intended wildcard, moved before commas and spaces."""
+        """Return the usable ones of the ascending `ends`, each moved before commas and spaces.
+
+        An end is usable when it leaves some text and does not cut through an intended wildcard.
+        """
         value = draw.value(field)
         if field == "caption" and self._wildcards:
             spans = unbreakable_spans(value)
@@ -228,9 +249,10 @@ class Fitter:
 
 
 def longest_texts(lines: Sequence[str], counter: TokenCounter) -> list[tuple[str, int]]:
-    """Of each line the text with the most tokens that it can become, the first of equals, and its tokens.
+    """Return the longest text that each line can become, and its length in tokens.
 
-    A line of too many texts to list gives the one made of each group's longest option.
+    Among equally long texts it is the first. For a line with too many texts to list it is the text
+    that combines each group's longest option.
     """
     texts = [_texts(line, counter) if has_brace(line) else [line] for line in lines]
     counts = iter(counter.count_tokens([text for some in texts for text in some]))
@@ -256,15 +278,18 @@ def _texts(line: str, counter: TokenCounter) -> list[str]:
 def _longest_that_fits(
     draw: Draw, field: str, ends: Sequence[int], likely: int
 ) -> Generator[Draw, bool, Draw | None]:
-    """The draw with its field cut at the last of `ends` that fits, while the next one does not; `likely` is near it.
+    """Search for an end that fits while the next of `ends` does not, and cut the field there.
 
-    A caption's tokens are so even that the end is mostly found beside the likely one: in two or
-    three questions, not five.
+    Returns None when no end fits. `likely` is a guess at the end, in characters of the field. The
+    tokens of a caption are spread so evenly that the end is mostly next to that guess: two or three
+    questions find it, where bisection over all ends takes five.
     """
     value = draw.value(field)
     fitting, too_long = -1, len(ends)
     middle, step = bisect_right(ends, likely) - 1, 1
     asked: set[bool] = set()
+    # Steps from the guess double until one end fits and another does not; from there on the
+    # interval between them is halved.
     while too_long - fitting > 1:
         middle = min(max(middle, fitting + 1), too_long - 1)
         fits = yield draw.with_value(field, value[: ends[middle]])
@@ -282,7 +307,11 @@ def _sentence_ends(text: str) -> Iterator[int]:
 
 
 def _dealt_again(draws: list[Draw], kept: list[Draw]) -> list[Draw]:
-    """The kept draws with the shares of the others: first inside a template, then over the templates."""
+    """Return the kept draws with the shares of those left out dealt among them.
+
+    A share stays with its template while a draw of that template is kept; the shares of templates
+    without a kept draw are dealt over all others, in proportion.
+    """
     if len(kept) == 1:
         return [kept[0]._replace(share=Fraction(1))]
     asked, left = _shares(draws), _shares(kept)

@@ -1,7 +1,7 @@
-"""The merge rule: one record's `caption` and `tags` become the lines that sd-scripts draws from. Pure, no files.
+"""The merge rule: a record's `caption` and `tags` become the lines that sd-scripts draws from.
 
-`Merger.merge` states the rule in full; `Merger.merge_all` takes the fast way of `plain` where a
-record allows it.
+`Merger.merge` states the rule in full; `Merger.merge_all` takes the fast path of `merge_plain` for
+the records that allow it. No file is read or written here.
 """
 
 import re
@@ -51,36 +51,39 @@ _JSON_NAMES = {
 
 
 class UnmergeableError(ValueError):
-    """A record that cannot be merged; the message says what was found and what was expected."""
+    """Raised for a record that cannot be merged; the message says what was found and expected."""
 
 
 class RewrittenError(ValueError):
-    """A record that an earlier run has rewritten already: its braces would double."""
+    """Raised for a record that an earlier run has rewritten: its braces would double again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """One thing that can be drawn for a record."""
+    """One alternative that can be drawn for a record."""
 
     line: str
-    """As written: braces doubled."""
+    """The line as written, with braces doubled."""
     text: str
-    """As meant to be trained: nothing doubled, without the spaces that `wildcard.escape` adds."""
+    """The text meant to be trained: nothing doubled, no spaces that `wildcard.escape` adds."""
     style: str
-    """`t`, `c` or `b`."""
+    """The letter of the line in the mark: `t`, `c` or `b`."""
     tag_span: tuple[int, int] | None
-    """[start, end) of the tags in `line`, for style `b`."""
+    """The [start, end) of the tags in `line`, for style `b`; else None."""
     share: Fraction
-    """Of the probability; the shares of a record sum to 1."""
+    """Its share of the probability; the shares of a record sum to 1."""
 
 
 def json_name(value: object) -> str:
-    """What JSON calls the type of `value`: "a list", "an object" ..."""
+    """Return the JSON name of the type of `value`: "a list", "an object" ..."""
     return _JSON_NAMES.get(type(value), "a string")
 
 
 def copy_of(record: Any) -> Any:
-    """A copy that `Merger.merge` does not change with `record`: it only adds, replaces and removes fields."""
+    """Return a copy that stays as it is when `Merger.merge` changes `record`.
+
+    A shallow copy is enough, because the merge only adds, replaces and removes fields.
+    """
     return dict(record) if isinstance(record, dict) else record
 
 
@@ -109,7 +112,7 @@ class Merger:
     def merge_all(
         self, records: Collection[Any]
     ) -> list[tuple[int, UnmergeableError | RewrittenError]]:
-        """Merge every record of a block in place; the number of each that could not be, and why."""
+        """Merge all records of a block in place; return the number and error of each failure."""
         self.tally.records += len(records)
         listed = list(records)
         numbers, lengths = self._merge_plain(listed)
@@ -126,15 +129,17 @@ class Merger:
         return failures
 
     def _merge_plain(self, records: list[Any]) -> tuple[Sequence[int], _Lengths]:
-        """Merge in place the plain records, with `--fit` those that it leaves as they are.
+        """Merge the plain records in place; with `--fit`, only those whose lines all fit.
 
-        The numbers of the others, which are not touched, and the lengths of their lines, where they
-        are known.
+        Returns the numbers of the other records, which are not touched, and the token lengths of
+        their lines where those are known.
         """
         if self._plain is None:
             return range(len(records)), None
         if self._fitter is None or self._tried is None:
             return self._plain.merge_all(records), None
+        # With --fit a record may be merged the fast way only if its lines fit. They are known only
+        # after a merge, so a copy is merged first, which counts into a tally of its own.
         copies = [copy_of(record) for record in records]
         unknown = set(self._tried.merge_all(copies))
         plain = [number for number in range(len(records)) if number not in unknown]
@@ -153,43 +158,46 @@ class Merger:
         return others, [lengths.get(number) for number in others]
 
     def fit_all(self, records: Sequence[Any], lengths: _Lengths = None) -> list[FitResult | None]:
-        """What `fit` gives for each of many records, faster than one by one; empty without `--fit`.
+        """Return the `fit` of each of many records, faster than one by one; empty without `--fit`.
 
-        None for a record that `merge` refuses or passes. `lengths`: the tokens of each record's
-        lines, or None where they are not known.
+        It is None for a record that `merge` refuses or passes through. `lengths` are the token
+        lengths of each record's lines, or None where they are not known.
         """
         if self._fitter is None:
             return []
         draws: dict[int, list[Draw]] = {}
         for number, record in enumerate(records):
             if isinstance(record, dict) and MARK not in record:
-                with suppress(UnmergeableError):  # `merge` raises it in its place
+                with suppress(UnmergeableError):  # `merge` will raise it for this record
                     draws[number] = self._draws_before_fit(record)
         known = [lengths[number] if lengths else None for number in draws]
         fits = dict(zip(draws, self._fitter.fit(list(draws.values()), known), strict=True))
         return [fits.get(number) for number in range(len(records))]
 
     def merge(self, record: Any, fit: FitResult | None = None) -> None:
-        """Turn one record into its rewritten form, in place; `fit` is what `fit_all` gave for it.
+        """Turn one record into its rewritten form, in place; `fit` is its result of `fit_all`.
 
-        Raises, before anything is changed, `UnmergeableError` when it is no object, its `caption`
-        or `tags` is neither a string nor null, or it has a field of ours; `RewrittenError` when it
-        bears the mark and `allow_rewritten` is off.
+        Raises before anything is changed: `UnmergeableError` when the record is not an object, its
+        `caption` or `tags` is neither a string nor null, or it has a field of ours;
+        `RewrittenError` when it has the mark and `allow_rewritten` is off.
         """
         if not isinstance(record, dict):
             raise UnmergeableError(f"the record is {json_name(record)}, expected an object.")
         tally = self.tally
+        # A record that an earlier run has rewritten is refused, or passed through unchanged.
         if MARK in record:
             if not self.options.allow_rewritten:
                 raise RewrittenError
             self._check_names(record, self._format_fields)
             if not isinstance(record[MARK], str):
                 raise UnmergeableError(
-                    f'"{MARK}" is {json_name(record[MARK])}, expected the string that a rewrite writes.'
+                    f'"{MARK}" is {json_name(record[MARK])}, '
+                    "expected the string that a rewrite writes."
                 )
             tally.passed += 1
             return
         self._check_names(record, (TAG_SPANS, WEIGHTS, *self._format_fields))
+        # The alternatives, and how often each is written.
         fit = fit or self.fit(record)
         found = self._distinct(fit.draws)
         self._count(record, fit)
@@ -205,6 +213,7 @@ class Merger:
             for alternative, count in zip(found, counts, strict=True)
             for _ in range(count)
         ]
+        # The fields: `tags` goes, `caption` is replaced, the size and our own fields are added.
         record.pop("tags", None)
         record["caption"] = self._write(repeated)
         if (
@@ -223,14 +232,14 @@ class Merger:
         tally.lines += len(repeated)
 
     def alternatives(self, record: Record) -> list[Alternative]:
-        """The distinct alternatives of a source `record`, in the order they are written; empty when it has no text.
+        """Return the distinct alternatives of a source `record`, in the order they are written.
 
-        Raises `UnmergeableError` as `merge` does.
+        The list is empty when the record has no text. Raises `UnmergeableError` as `merge` does.
         """
         return self._distinct(self.draws(record))
 
     def _distinct(self, draws: list[Draw]) -> list[Alternative]:
-        """The alternatives of some draws, equal lines as one."""
+        """Return the alternatives of some draws; equal lines become one and their shares add up."""
         distinct: dict[str, Alternative] = {}
         for draw in draws:
             new = self._fill(draw)
@@ -243,16 +252,16 @@ class Merger:
         return list(distinct.values())
 
     def draws(self, record: Record) -> list[Draw]:
-        """The draws of a source `record`, in the order they are written; shares sum to 1."""
+        """Return the draws of a source `record`, in the order they are written; shares sum to 1."""
         return self.fit(record).draws
 
     def fit(self, record: Record) -> FitResult:
-        """`draws`, and what `--fit` did to get there; without `--fit` nothing."""
+        """Return the draws of a source `record`, and what `--fit` changed, if it is on."""
         draws = self._draws_before_fit(record)
         return self._fitter.fit([draws], [None])[0] if self._fitter else FitResult(draws, [], [], 0)
 
     def _draws_before_fit(self, record: Record) -> list[Draw]:
-        """The draws that the templates give with the fields of `record`; shares sum to 1."""
+        """Return the draws that the templates give for the fields of `record`; shares sum to 1."""
         tags, captions = self._tags(record), self._captions(record)
         templates, shares = self._templates, self._shares
         if not tags or not captions:
@@ -266,7 +275,7 @@ class Merger:
         ]
 
     def _templates_for(self, tags: str, captions: list[str]) -> tuple[Template, ...]:
-        """What the templates are for a record that lacks tags, captions or both."""
+        """Return the templates for a record that lacks tags, captions or both."""
         missing = [name for name, found in (("tags", tags), ("caption", captions)) if not found]
         templates: list[Template] = []
         for given in self._templates:
@@ -276,7 +285,7 @@ class Merger:
             if template:
                 templates.append(template)
         if not templates and len(missing) == 1:
-            # Every template asks for the field that is missing. The text that the record has must
+            # Every template needs the field that is missing, and the text that the record has must
             # not be lost.
             templates = [Template(("tags",) if tags else ("caption",), ("", ""))]
         return tuple(templates)
@@ -290,7 +299,7 @@ class Merger:
                 )
 
     def _count(self, record: Record, fit: FitResult) -> None:
-        """Count what kind of source record this is, and what became of its draws."""
+        """Count the kind of a source record, and what happened to its draws."""
         tally = self.tally
         tally.fit_left_out += len(fit.left_out)
         tally.fit_cut += len(fit.cut)
@@ -307,7 +316,7 @@ class Merger:
             tally.paragraphs += 1
 
     def _write(self, repeated: list[Alternative]) -> str:
-        """The `caption` value: alternatives on lines, or as one in-line wildcard."""
+        """Return the `caption` value: alternatives on lines, or as one in-line wildcard."""
         lines = [alternative.line for alternative in repeated]
         if self.options.inline and len(set(lines)) > 1:
             wildcard = "{" + "|".join(lines) + "}"
@@ -317,7 +326,10 @@ class Merger:
         return "\n".join(lines)
 
     def _reads_as_meant(self, wildcard: str, repeated: list[Alternative]) -> bool:
-        """Whether the grammar itself, the judge of fused braces, reads the in-line `wildcard` as these alternatives."""
+        """Return whether the grammar reads the in-line `wildcard` as these alternatives.
+
+        The grammar itself decides, because braces of neighbours may fuse.
+        """
         if any("|" in alternative.line for alternative in repeated):
             return False
         if self.options.caption_wildcards and any(
@@ -334,10 +346,10 @@ class Merger:
             return False
 
     def literals(self, template: Template) -> list[str]:
-        """The texts before, between and after the fields of a line.
+        """Return the texts before, between and after the fields of a line.
 
-        Fields are stripped and not blank, so that stripping the line can only touch its first and
-        its last literal.
+        Fields are stripped and not blank, so stripping the line affects only its first and last
+        literal.
         """
         texts = [
             self.options.prefix + template.literals[0],
@@ -347,24 +359,23 @@ class Merger:
         return [texts[0].lstrip(), *texts[1:-1], texts[-1].rstrip()]
 
     def line(self, draw: Draw) -> str:
-        """The line of one draw, as written."""
+        """Return the line of one draw, as written."""
         first, *others = self._literals_of(draw.template)
         line = first
         for field, literal in zip(draw.template.fields, others, strict=True):
             line += draw.value(field) + literal
-        return (
-            self._fill(draw).line if has_brace(line) else line
-        )  # without a brace nothing is escaped
+        # Without a brace there is nothing to escape.
+        return self._fill(draw).line if has_brace(line) else line
 
     def _literals_of(self, template: Template) -> list[str]:
-        """`literals`, worked out once."""
+        """Return `literals`, computed once per template."""
         found = self._literals.get(template)
         if found is None:
             found = self._literals[template] = self.literals(template)
         return found
 
     def _fill(self, draw: Draw) -> Alternative:
-        """The alternative of one draw."""
+        """Return the alternative of one draw."""
         template = draw.template
         first, *others = self._literals_of(template)
         line, text, start, end = escape(first), first, 0, 0
@@ -385,12 +396,12 @@ class Merger:
         )
 
     def _tags(self, record: Record) -> str:
-        """The record's tags as one line; "" when it has none."""
+        """Return the record's tags as one line; "" when it has none."""
         tags = one_line(_text(record, "tags"))
         return spaced(tags) if self.options.underscores == "space" else tags
 
     def _captions(self, record: Record) -> list[str]:
-        """The record's caption lines as `caption_lines` asks; empty when it has none."""
+        """Return the record's caption lines as `caption_lines` asks; empty when it has none."""
         caption = _text(record, "caption")
         if "\n" not in caption and "\r" not in caption:
             return [caption] if caption else []
@@ -405,7 +416,10 @@ class Merger:
 
 
 def _seam(line: str, written: str) -> str:
-    """A space where the grammar would read a brace across the seam between `line` and the piece behind it, else nothing."""
+    """Return a space where the grammar would read a brace across the seam, else "".
+
+    The seam is that between `line` and the text `written` after it.
+    """
     if written.startswith("{{"):
         return " " if line.rstrip("{").endswith("\u2985") else ""
     if written.startswith("}}"):
@@ -415,7 +429,7 @@ def _seam(line: str, written: str) -> str:
 
 
 def _text(record: Record, name: str) -> str:
-    """The stripped text of a field; "" when it is absent, null or blank."""
+    """Return the stripped text of a field; "" when it is absent, null or blank."""
     value = record.get(name)
     if value is None:
         return ""
@@ -425,12 +439,12 @@ def _text(record: Record, name: str) -> str:
 
 
 def _has_paragraphs(caption: str) -> bool:
-    """Whether a blank line stands between two lines of text."""
+    """Return whether there is a blank line between two lines of text."""
     lines = _LINE_BREAK.split(caption.strip())
     return any(not line.strip() for line in lines)
 
 
 @lru_cache(maxsize=4096)
 def _weights_and_counts(shares: tuple[Fraction, ...]) -> tuple[list[int], list[int]]:
-    """The exact whole weights of `shares`, and how often each is written when lines are repeated."""
+    """Return the exact whole weights of `shares`, and how often each line is repeated for them."""
     return (whole_weights(shares), line_counts(shares)) if shares else ([], [])

@@ -1,9 +1,9 @@
-"""The fast way for plain records: tags and a caption of one line each, without braces, pipes or line breaks.
+"""The fast path for plain records: tags and a caption of one line each, no braces or pipes.
 
-Nearly every record of a real file is plain. What `caption.Merger` would make of one is worked out
-beforehand, and the loop over a block's records is written flat: it is where a rewrite spends its
-time outside the JSON library. Any record that is not plain is left to the general rule; a test
-holds the two against each other.
+Nearly every record of a real file is plain. The result of `merge.Merger` for such a record is
+prepared in advance, and the loop over a block's records is written out flat, because a rewrite
+spends its time there outside the JSON library. Any record that is not plain is left to the general
+rule; a test compares the two.
 """
 
 from collections.abc import Callable, Iterable
@@ -51,13 +51,16 @@ class PlainMerge:
             (("tags",), "", "", ""),
             (("caption",), "", "", ""),
         ] and self._repeats == [0, 1]
-        self._two_lines = (
-            bare and not self._spaces and not options.inline
-        )  # the default: half the time of `_merge`
+        # The default options: this takes half the time of `_merge`.
+        self._two_lines = bare and not self._spaces and not options.inline
 
     @staticmethod
     def serves(options: MergeOptions) -> bool:
-        """Whether no literal text of the options needs the grammar's care, and `--fit` finds its lines one by one."""
+        """Return whether the fast path gives the right result under these options.
+
+        Their literal texts must hold no brace or pipe, so that nothing needs escaping, and with
+        `--fit` the alternatives must be separate lines.
+        """
         if options.fit_tokens and options.inline:
             return False
         literals = [
@@ -68,7 +71,10 @@ class PlainMerge:
         return not any(char in literal for literal in literals for char in "{}|")
 
     def merge_all(self, records: Iterable[Any]) -> list[int]:
-        """Merge the plain ones among `records` in place; the numbers of the others, which are not touched."""
+        """Merge the plain ones among `records` in place; return the numbers of the others.
+
+        The others are not touched.
+        """
         others: list[int] = []
         reserved, letters, weights, adds_image_size = (
             self._reserved,
@@ -133,7 +139,10 @@ class PlainMerge:
         return others
 
     def _merge(self, tags: str, caption: str) -> tuple[str, list[list[int]]] | None:
-        """The `caption` value and the tag spans of any templates; None where two of them give the same line."""
+        """Return the `caption` value and the tag spans for any templates.
+
+        Returns None when two templates give the same line, which the general rule has to join.
+        """
         if self._spaces:
             tags = spaced(tags)
         lines: list[str] = []
@@ -161,5 +170,5 @@ class PlainMerge:
 
 
 def _three(literals: list[str]) -> tuple[str, str, str]:
-    """The texts before, between and after the fields; one field has nothing between."""
+    """Return the texts before, between and after the fields; between is "" for one field."""
     return literals[0], literals[1] if len(literals) > 2 else "", literals[-1]

@@ -6,22 +6,23 @@ Statistics, the index and the dataset config all take it from here.
 from typing import Any, TypeAlias
 
 SIZE_FIELDS = ("train_resolution", "image_size")
-"""In the order in which they are asked: the size of the latents, and the size of the image."""
+"""The fields that are read, in this order: the size of the latents, then that of the image."""
 MOST_PX = (1 << 32) - 1
-"""The longest side that is a size: the index stores sides in 32 bits."""
+"""The longest side that counts as a size, because the index stores sides in 32 bits."""
 
 
 Size: TypeAlias = tuple[int, int, str]
 """Width and height in px, and the one of `SIZE_FIELDS` that they come from.
 
-A plain tuple: a named one takes three times as long to make, and there is one for every record.
+It is a plain tuple, because there is one for every record and a named tuple takes three times as
+long to make.
 """
 
 
 def size_of(record: dict[str, Any]) -> Size | None:
-    """The first of `SIZE_FIELDS` that is two JSON integers from 1 to `MOST_PX`; None when none is.
+    """Return the first of `SIZE_FIELDS` that is two integers from 1 to `MOST_PX`, or else None.
 
-    512.0 and true are no integers.
+    Integers are meant as JSON has them: 512.0 and true do not count.
 
     >>> size_of({"train_resolution": [512.0, 512], "image_size": [640, 480]})
     (640, 480, 'image_size')

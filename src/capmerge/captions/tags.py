@@ -1,16 +1,16 @@
-"""Tags as one line of text: line breaks taken out, underscores if asked."""
+"""Tags as one line of text, without line breaks and, if asked, without underscores."""
 
 import itertools
 import re
 from functools import lru_cache
 
-# Looks back so that a long run of spaces without a line break is tried once, not from each of its
-# characters.
+# Because of the look-behind, a long run of spaces without a line break is tried once, not from each
+# of its characters.
 _LINE_BREAK = re.compile(r"(?<![ \t,])[ \t,]*+[\r\n][ \t,\r\n]*")
 
 
 def one_line(tags: str) -> str:
-    r"""Stripped `tags` on one line: a line break with the commas and spaces around it becomes ", ".
+    r"""Return stripped `tags` on one line: breaks with commas and spaces around become ", ".
 
     >>> one_line("1girl, solo,\n smile")
     '1girl, solo, smile'
@@ -19,13 +19,14 @@ def one_line(tags: str) -> str:
 
 
 def spaced(tags: str) -> str:
-    """Stripped `tags` with spaces for underscores, emoticons kept.
+    """Return stripped `tags` with spaces for underscores; emoticons keep theirs.
 
     >>> spaced("long_hair, ^_^, |_|, cat_(animal)")
     'long hair, ^_^, |_|, cat (animal)'
 
-    An emoticon is told by its shape: Danbooru's (`^_^`, `o_o`, `<|>_<|>`, `(o)_(o)`, `||_||` ...)
-    never have two letters or digits side by side, and its other tags with an underscore always do.
+    An emoticon is recognised by its shape: Danbooru's (`^_^`, `o_o`, `<|>_<|>`, `(o)_(o)`, `||_||`
+    ...) never have two letters or digits side by side, and its other tags with an underscore always
+    do.
     """
     if "_" not in tags:
         return tags

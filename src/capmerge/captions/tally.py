@@ -1,19 +1,19 @@
-"""The counts of a run, and the one way to add counts: any number of workers gives the same."""
+"""The counts of a run, and how they add up to the same for any number of workers."""
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias, TypeVar, get_args
 
 Kind = Literal["both", "tags_only", "caption_only", "empty"]
-"""The texts that a record has: tags and a caption, one of them, or neither."""
+"""The kind of a record: it has tags and a caption, one of them, or neither."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Kinds: TypeAlias = Counter[Kind]
-"""Numbers of records by kind."""
+"""The numbers of records by kind."""
 _Counts = TypeVar("_Counts")
 
 
 def kind_of(tags: object, caption: object) -> Kind:
-    """The kind of a record, of which each of `tags` and `caption` is empty when it has none.
+    """Return the kind of a record; `tags` or `caption` is empty when it has none.
 
     >>> kind_of("1girl", [])
     'tags_only'
@@ -30,7 +30,7 @@ def add_counts(total: _Counts, more: _Counts) -> None:
 
 
 def by_name(counts: object) -> dict[str, int]:
-    """A dataclass of counts by name, with each of `KINDS` in the place of its `kinds`."""
+    """Return a dataclass of counts as a dict, with one entry per kind instead of `kinds`."""
     named: dict[str, int] = {}
     for name, count in vars(counts).items():
         named |= {kind: count[kind] for kind in KINDS} if name == "kinds" else {name: count}
@@ -39,25 +39,28 @@ def by_name(counts: object) -> dict[str, int]:
 
 @dataclass
 class Tally:
-    """Counts of one run, or of one worker's share of it. All fields are numbers of records unless they say otherwise."""
+    """Counts of one run, or of one worker's share of it.
+
+    All fields are numbers of records unless they say otherwise.
+    """
 
     records: int = 0
-    """Read from the source."""
+    """Records read from the source."""
     passed: int = 0
-    """Rewritten by an earlier run and passed through unchanged (`--allow-rewritten`)."""
+    """Records that an earlier run rewrote, passed through unchanged (`--allow-rewritten`)."""
     rejected: int = 0
-    """Left out of the output and listed in `OUT.rejects.jsonl` (`--on-error skip`)."""
+    """Records left out of the output and listed in `OUT.rejects.jsonl` (`--on-error skip`)."""
     kinds: Kinds = field(default_factory=Counter)
     """Rewritten records by the texts that they had; the `caption` of an empty one is `""`."""
     lines: int = 0
-    """Lines written, repeats and in-line options included."""
+    """Lines written, including repeats and in-line options."""
     capped: int = 0
-    """Weights that did not fit into 64 lines and were rounded."""
+    """Records whose weights did not fit into 64 lines and were rounded."""
     inline_as_lines: int = 0
-    """`--layout inline` written as lines, because an in-line wildcard would have read differently."""
+    """Records of `--layout inline` written as lines: a wildcard would have read differently."""
     image_size_added: int = 0
     paragraphs: int = 0
-    """Captions with a blank line between two lines of text."""
+    """Records whose caption has a blank line between two lines of text."""
     special_tokens: int = 0
     """Records whose text holds a literal `<|endoftext|>` or `<|startoftext|>`."""
     fit_left_out: int = 0
@@ -65,24 +68,27 @@ class Tally:
     fit_cut: int = 0
     """Alternatives longer than `--fit N trim` that were cut."""
     fit_too_long: int = 0
-    """Alternatives written although they are longer than `--fit N`: without them a record would end with nothing."""
+    """Alternatives written although they are longer than `--fit N`.
+
+    Without them a record would be left with no text.
+    """
 
     @property
     def rewritten(self) -> int:
-        """Records written with a new `caption`."""
+        """The number of records written with a new `caption`."""
         return self.kinds.total()
 
     @property
     def captions(self) -> int:
-        """Rewritten records that have a caption."""
+        """The number of rewritten records that have a caption."""
         return self.kinds["both"] + self.kinds["caption_only"]
 
     def take(self) -> "Tally":
-        """A copy of the counts; all of them are 0 afterwards."""
+        """Return a copy of the counts and set all of them to 0."""
         taken = replace(self)
-        vars(self).update(vars(Tally()))  # in place: whoever counts holds this very object
+        vars(self).update(vars(Tally()))  # in place, because those who count hold this object
         return taken
 
     def as_dict(self) -> dict[str, int]:
-        """The counts by name."""
+        """Return the counts by name."""
         return {"rewritten": self.rewritten, **by_name(self)}

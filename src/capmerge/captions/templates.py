@@ -1,4 +1,4 @@
-"""What the user asks of a caption: templates, weights and the options of the merge. Pure data and its parsing."""
+"""The options of the merge: templates, weights and how captions and tags are treated."""
 
 import re
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ LAYOUTS: dict[CaptionLayout, tuple[str, ...]] = {
     "inline": ("{tags}", "{caption}"),
 }
 MOST_LINES = 64
-"""Repeated lines of one record before its weights are rounded."""
+"""The most lines that one record may have through repeats before its weights are rounded."""
 
 MOST_WEIGHT = 10**9
 
@@ -35,8 +35,8 @@ _NEWLINE = re.compile(r"[\r\n]")
 class Template:
     """One way to build a line: literal text around one or two fields.
 
-    `fields` are `"tags"` and `"caption"` in the order they stand; `literals` are the texts before,
-    between and after them, so there is one literal more than fields.
+    `fields` are `"tags"` and `"caption"` in their order in the line; `literals` are the texts
+    before, between and after them, so there is one more literal than fields.
     """
 
     fields: tuple[str, ...]
@@ -49,7 +49,7 @@ class Template:
         return "b" if len(self.fields) > 1 else self.fields[0][0]
 
     def without(self, missing: str) -> "Template | None":
-        """This template for a record that lacks the field `missing`; None when no field is left.
+        """Return this template for a record without the field `missing`; None if no field is left.
 
         The text between the missing field and its neighbour goes with it; the text before the first
         and after the last field stays.
@@ -67,20 +67,20 @@ class Draw(NamedTuple):
     tags: str
     caption: str
     share: Fraction
-    """Of the probability."""
+    """Its share of the probability."""
 
     def value(self, field: str) -> str:
-        """The text of a field."""
+        """Return the text of a field."""
         return self.tags if field == "tags" else self.caption
 
     def with_value(self, field: str, text: str) -> "Draw":
-        """This draw with another text in a field."""
+        """Return this draw with another text in a field."""
         tags, caption = (text, self.caption) if field == "tags" else (self.tags, text)
         return Draw(self.template, tags, caption, self.share)  # `_replace` takes five times as long
 
 
 def parse_template(text: str) -> Template:
-    """The template that `--line TEXT` asks for: `TEMPLATE` or `TEMPLATE=WEIGHT`.
+    """Return the template that `--line TEXT` asks for: `TEMPLATE` or `TEMPLATE=WEIGHT`.
 
     >>> parse_template("{tags}, {caption}=4")
     Template(fields=('tags', 'caption'), literals=('', ', ', ''), weight=4)
@@ -101,7 +101,8 @@ def parse_template(text: str) -> Template:
         )
     if _NEWLINE.search(template):
         raise UsageError(
-            f"{where}: the template holds a line break, expected one line. Give --line once for each line."
+            f"{where}: the template holds a line break, expected one line. "
+            "Give --line once for each line."
         )
     *pieces, last = _NAMED_FIELD.split(template)
     literals, names = (*pieces[::2], last), tuple(pieces[1::2])
@@ -117,14 +118,14 @@ def parse_template(text: str) -> Template:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UsageError(
-            f"{where}: {{{twice}}} stands twice, expected each field once in a template."
+            f"{where}: found {{{twice}}} twice, expected each field at most once in a template."
         )
     return Template(names, literals, weight)
 
 
 @dataclass(frozen=True, slots=True)
 class MergeOptions:
-    """All options that decide what a record becomes; two equal ones give equal bytes.
+    """All options that decide what a record becomes; equal options give equal bytes.
 
     `lines` are the `--line` texts as given; when there are none, `layout` names the templates.
     Raises `UsageError` for combinations that cannot be carried out.
@@ -141,10 +142,10 @@ class MergeOptions:
     image_size: bool = True
     allow_rewritten: bool = False
     fit_tokens: int | None = None
-    """The longest alternative wanted; see `fit`."""
+    """The token length of the longest alternative wanted; see `fit`."""
     fit_by: FitBy = "drop"
     fit_family: TokenizerFamily = "sd1"
-    """Whose tokens are counted for that."""
+    """The family whose tokenizer counts for `fit_tokens`."""
 
     def __post_init__(self) -> None:
         if self.fit_tokens is not None and self.fit_tokens < 1:
@@ -173,22 +174,22 @@ class MergeOptions:
 
     @property
     def inline(self) -> bool:
-        """Whether the alternatives are written as one in-line wildcard."""
+        """True when the alternatives are written as one in-line wildcard."""
         return self.layout == "inline"
 
     def templates(self) -> tuple[Template, ...]:
-        """The templates, in the order their lines are written."""
+        """Return the templates, in the order their lines are written."""
         return tuple(parse_template(text) for text in self.lines or LAYOUTS[self.layout or "lines"])
 
 
 def shares_of(templates: Sequence[Template]) -> list[Fraction]:
-    """Each template's share of the probability."""
+    """Return each template's share of the probability."""
     total = sum(template.weight for template in templates)
     return [Fraction(template.weight, total) for template in templates]
 
 
 def whole_weights(shares: Sequence[Fraction]) -> list[int]:
-    """The smallest whole numbers with the ratio of `shares`.
+    """Return the smallest whole numbers with the ratio of `shares`.
 
     >>> whole_weights([Fraction(1, 2), Fraction(1, 4), Fraction(1, 4)])
     [2, 1, 1]
@@ -200,11 +201,12 @@ def whole_weights(shares: Sequence[Fraction]) -> list[int]:
 
 
 def line_counts(shares: Sequence[Fraction]) -> list[int]:
-    """How often each alternative is written: `whole_weights`, or at most `MOST_LINES` lines in their near ratio.
+    """Return how often each alternative is written, at most `MOST_LINES` lines in all.
 
-    Over the limit, alternatives whose share of the lines is under one get one line each and the
-    rest is dealt to the others by largest remainder, ties to the earlier, until none is under one;
-    with `MOST_LINES` alternatives or more each gets one.
+    Up to that limit these are the `whole_weights`, and over it the counts come near their ratio:
+    alternatives whose share of the lines is under one line get one each, until none of the others
+    is under one; the remaining lines go to those others by largest remainder, ties to the earlier.
+    With `MOST_LINES` alternatives or more, each gets one line.
 
     >>> line_counts([Fraction(999, 1000), Fraction(1, 1000)])
     [63, 1]
@@ -226,8 +228,8 @@ def line_counts(shares: Sequence[Fraction]) -> list[int]:
     for i in others:
         counts[i] = weights[i] * free // total
     left_over = free - sum(counts[i] for i in others)
-    for i in sorted(others, key=lambda i: -(weights[i] * free % total))[
-        :left_over
-    ]:  # sorted() is stable: ties to the earlier
+    # sorted() is stable, so ties go to the earlier.
+    by_remainder = sorted(others, key=lambda i: -(weights[i] * free % total))
+    for i in by_remainder[:left_over]:
         counts[i] += 1
     return counts

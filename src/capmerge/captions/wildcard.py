@@ -1,8 +1,8 @@
-r"""sd-scripts' caption grammar: what its `enable_wildcard` makes of a caption, and how to write text that survives it.
+r"""The caption grammar of sd-scripts' `enable_wildcard`, and how to write text that survives it.
 
 With `enable_wildcard`, `process_caption` (library/train_util.py) draws one line of the caption at
 random, then replaces each `{a|b}` of that line by one option, after hiding doubled braces behind
-stand-ins. This module is the only home of that grammar, and of drawing by it. It knows nothing of
+stand-ins. This module is the only home of that grammar; `draw` draws by it. It knows nothing of
 records, tags or files.
 """
 
@@ -21,27 +21,30 @@ _OPEN, _CLOSE = "\u2985", "\u2986"
 _FUSES_OPEN, _FUSES_CLOSE = re.compile(_OPEN + r"(?=\{\{)"), re.compile(_CLOSE + r"(?=\}\})")
 
 MOST_OUTCOMES = 4096
-_MOST_LETTERS = 1 << 24  # of all outcomes of a line together
+_MOST_LETTERS = 1 << 24  # in all outcomes of a line together
 
 
 class TooManyOutcomesError(ValueError):
-    """A caption whose wildcards multiply to more than `MOST_OUTCOMES` texts, or to so long ones that they would fill the memory."""
+    """Raised for a caption whose wildcards multiply to more than `MOST_OUTCOMES` texts.
+
+    It is also raised for fewer texts that are so long that they would fill the memory.
+    """
 
 
 def has_brace(text: str) -> bool:
-    """Whether `text` holds a brace, the only character that the grammar reads inside a line."""
+    """Return whether `text` holds a brace: without one the grammar leaves a line as it is."""
     return "{" in text or "}" in text
 
 
 def escape(text: str) -> str:
-    """`text` with its braces doubled, so that the grammar gives back `text` itself.
+    """Return `text` with its braces doubled, so that the grammar gives back `text` itself.
 
     >>> escape("a {b|c}")
     'a {{b|c}}'
 
-    U+2985 right before an opening brace and U+2986 right before a closing one get a space between:
-    the stand-in for the doubled brace would swap places with them (measured on the real code: the
-    only failures among 9,330 strings).
+    A space goes between U+2985 and an opening brace right after it, and between U+2986 and a
+    closing one: the stand-in for the doubled brace would swap places with them (measured on the real code:
+    the only failures among 9,330 strings).
     """
     if not has_brace(text):
         return text
@@ -49,19 +52,20 @@ def escape(text: str) -> str:
 
 
 def space_stand_ins(line: str) -> str:
-    """A written `line` with a space between a stand-in character and the doubled brace right behind it."""
+    """Return `line` with a space between a stand-in and the doubled brace right after it."""
     if _OPEN in line or _CLOSE in line:
         line = _FUSES_CLOSE.sub(_CLOSE + " ", _FUSES_OPEN.sub(_OPEN + " ", line))
     return line
 
 
 def outcomes(caption: str) -> dict[str, Fraction]:
-    r"""Every text that sd-scripts can train on for `caption`, with its probability; they sum to 1.
+    r"""Return every text that sd-scripts can train for `caption`, with its probability.
 
     >>> outcomes("a\nb\nb") == {"a": Fraction(1, 3), "b": Fraction(2, 3)}
     True
 
-    Raises `TooManyOutcomesError` when the wildcards of a line multiply past `MOST_OUTCOMES`.
+    The probabilities sum to 1. Raises `TooManyOutcomesError` when the wildcards of a line multiply
+    past `MOST_OUTCOMES`.
     Source: `process_caption` with `enable_wildcard` on and all else off, sd-scripts since f4a4c11c
     (2024-03-23).
     """
@@ -74,7 +78,7 @@ def outcomes(caption: str) -> dict[str, Fraction]:
 
 
 def line_outcomes(line: str) -> dict[str, Fraction]:
-    """Every text that one `line` can become through its brace groups, with its probability."""
+    """Return every text that one `line` can become through its groups, with its probability."""
     if not has_brace(line):
         return {line: Fraction(1)}
     parsed = parse_line(line)
@@ -97,31 +101,31 @@ class ParsedLine(NamedTuple):
     groups: list[list[str]]
     """The options of each `{a|b}`."""
     hidden: tuple[str, str]
-    """What stands for a doubled brace in literals and options."""
+    """The stand-ins for the doubled opening and closing brace in literals and options."""
 
     @property
     def ways(self) -> int:
-        """How many ways there are to draw from it."""
+        """The number of ways to draw one option from each group."""
         return prod(map(len, self.groups))
 
     def is_listable(self) -> bool:
-        """Whether there are few enough texts to list, at most `MOST_OUTCOMES`, and they fit into the memory."""
+        """Return whether the texts are at most `MOST_OUTCOMES` and fit into memory."""
         letters = sum(map(len, self.literals)) + sum(
             max(map(len, options)) for options in self.groups
         )
         return self.ways <= MOST_OUTCOMES and self.ways * letters <= _MOST_LETTERS
 
     def text(self, drawn: Sequence[int]) -> str:
-        """The text with the option of each group that `drawn` numbers, braces unescaped."""
+        """Return the text with the option of each group that `drawn` numbers, braces unescaped."""
         pieces = [self.literals[0]]
         for options, number, literal in zip(self.groups, drawn, self.literals[1:], strict=True):
             pieces += options[number], literal
-        # Only now: a stand-in may fuse with its neighbour across the seam, and the real code would
-        # read it so.
+        # Unescaped only after joining: a stand-in may fuse with its neighbour across the seam, and
+        # the real code would read it so.
         return self._shown("".join(pieces))
 
     def option(self, group: int, number: int) -> str:
-        """One option of a group by itself, braces unescaped."""
+        """Return one option of a group by itself, braces unescaped."""
         return self._shown(self.groups[group][number])
 
     def _shown(self, text: str) -> str:
@@ -129,7 +133,7 @@ class ParsedLine(NamedTuple):
 
 
 def parse_line(line: str) -> ParsedLine:
-    """The literals and groups of one `line`."""
+    """Return the literals and groups of one `line`."""
     if not has_brace(line):
         return ParsedLine([line], [], ("{", "}"))
     hidden_open, hidden_close = _OPEN, _CLOSE
@@ -143,5 +147,8 @@ def parse_line(line: str) -> ParsedLine:
 
 
 def unbreakable_spans(line: str) -> list[tuple[int, int]]:
-    """[start, end) of each doubled brace and of each `{a|b}` in `line`: a text cut inside one would read differently."""
+    """Return the [start, end) of each doubled brace and of each `{a|b}` in `line`.
+
+    A text cut inside one of them would read differently.
+    """
     return [match.span() for match in _UNBREAKABLE.finditer(line)]

@@ -1,7 +1,7 @@
-r"""Reading a rewritten record back: its caption, mark, weights and tag spans, judged in one place.
+r"""Reading a rewritten record back: its caption, mark, weights and tag spans, checked in one place.
 
-`verify`, `stats`, `index`, `preview` and the trainer read through `read_written`. The reverse of
-`merge`; `alternatives` says what can be drawn from the record, `size` how large its image is.
+`verify`, `stats`, `index`, `preview` and the trainer read through `read_written`, the reverse of
+`merge`. `alternatives` says what can be drawn from the record, and `size` how large its image is.
 
 >>> read_written({"caption": "1girl\nA girl.", "capmerge": "tc"}).lines
 ['1girl', 'A girl.']
@@ -16,17 +16,17 @@ from capmerge.captions.wildcard import escape, parse_line
 from capmerge.errors import printable
 
 Span = tuple[int, int]
-"""[start, end) in code points."""
+"""A range [start, end) in code points."""
 _LETTERS = "".join(STYLES)
-_EXCERPT = 120  # characters of a found value in a message
+_EXCERPT = 120  # characters of a wrong value that a message quotes
 
 
 class BrokenRecordError(ValueError):
-    """A record whose fields are not what a rewrite writes; the message says what was expected."""
+    """Raised when a record's fields are not as a rewrite writes them; the message says how."""
 
 
 class WrittenRecord(NamedTuple):
-    """The fields of a rewritten record, which belong together."""
+    """The fields of a rewritten record, checked to belong together."""
 
     caption: str
     letters: str
@@ -34,33 +34,33 @@ class WrittenRecord(NamedTuple):
     lines: list[str]
     """The lines of `caption`, or the options of the in-line wildcard that it is; braces doubled."""
     weights: list[int] | None
-    """One for each line of `caption`, as `draw_line` takes them; None when each counts once."""
+    """One weight per line of `caption`, as `draw_line` takes them; None when each counts once."""
     spans: Sequence[Span]
-    """The tags of each line whose letter is `b`, in that order."""
+    """The range of the tags in each line whose letter is `b`, in that order."""
 
     @property
     def is_inline(self) -> bool:
-        """Whether `caption` is one in-line wildcard, whose options have a letter each."""
+        """True when `caption` is one in-line wildcard, whose options have a letter each."""
         return len(self.letters) > 1 and "\n" not in self.caption
 
     def place_of(self, drawn: Drawn) -> int:
-        """The place among `lines`, from 0, of what was drawn from `caption`."""
+        """Return the position among `lines`, from 0, of what was drawn from `caption`."""
         return drawn.options[0] if self.is_inline else drawn.line
 
     def span_at(self, place: int) -> Span | None:
-        """Where the tags of the line at `place` lie in it; None unless its letter is `b`."""
+        """Return the range of the tags in the line at `place`; None unless its letter is `b`."""
         if self.letters[place] != "b":
             return None
         return self.spans[self.letters[:place].count("b")]
 
 
 def is_rewritten(record: Any) -> bool:
-    """Whether a rewrite wrote this record, as its mark says."""
+    """Return whether a rewrite wrote this record, as its mark says."""
     return record.__class__ is dict and MARK in record
 
 
 def read_written(record: dict[str, Any]) -> WrittenRecord:
-    """The fields of a rewritten `record`; no lines and no letters when its caption is empty.
+    """Return the fields of a rewritten `record`; no lines or letters for an empty caption.
 
     Raises `BrokenRecordError` when caption, mark, weights and tag spans do not belong together.
     """
@@ -87,9 +87,10 @@ def read_written(record: dict[str, Any]) -> WrittenRecord:
 
 
 def read_spans(record: dict[str, Any], expected: int) -> Sequence[Span]:
-    """The tag spans of a record whose mark has `expected` letters `b`.
+    """Return the tag spans of a record whose mark has `expected` letters `b`.
 
-    Raises `BrokenRecordError` unless there are so many pairs of whole numbers 0 <= start <= end.
+    Raises `BrokenRecordError` unless there are that many pairs of whole numbers, each with
+    0 <= start <= end.
     """
     if not expected:
         return ()
@@ -102,7 +103,7 @@ def read_spans(record: dict[str, Any], expected: int) -> Sequence[Span]:
 
 
 def _read_weights(record: dict[str, Any], expected: int) -> list[int] | None:
-    """The weights of a record whose caption has `expected` lines; None when it has no weights."""
+    """Return the weights of a record whose caption has `expected` lines; None without weights."""
     weights = record.get(WEIGHTS)
     if weights is None or (
         isinstance(weights, list)
@@ -118,7 +119,7 @@ def _read_weights(record: dict[str, Any], expected: int) -> list[int] | None:
 
 
 def _inline_options(caption: str) -> list[str]:
-    """The options of a caption that is one in-line wildcard, braces doubled; else none."""
+    """Return the options of a caption that is one in-line wildcard, braces doubled; else none."""
     parsed = parse_line(caption)
     if len(parsed.groups) != 1 or any(parsed.literals):
         return []

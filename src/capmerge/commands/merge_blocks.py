@@ -11,17 +11,10 @@ from capmerge.captions.written import BrokenRecordError
 from capmerge.errors import DataError, RecordError
 from capmerge.files.atomic import Buffer
 from capmerge.metadata.blocks import Block, FileLayout
-from capmerge.metadata.codec import (
-    Piece,
-    Records,
-    Stray,
-    encode,
-    iter_block,
-    place_of,
-    to_json,
-)
+from capmerge.metadata.codec import Records, Stray, encode, to_json
 from capmerge.metadata.format import FRAMINGS, Format, reserved_fields
 from capmerge.metadata.offsets import spans_written
+from capmerge.metadata.pieces import Piece, iter_block, place_of
 from capmerge.metadata.work import Chunk
 from capmerge.stats.counts import CaptionStats
 from capmerge.stats.duplicates import RecordPlaces

@@ -18,8 +18,9 @@ from capmerge.captions.written import BrokenRecordError, is_rewritten, read_writ
 from capmerge.errors import UsageError, printable, quoted
 from capmerge.files.source import Source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, read_layout
-from capmerge.metadata.codec import Stray, iter_source
+from capmerge.metadata.codec import Stray
 from capmerge.metadata.format import Format, reserved_fields
+from capmerge.metadata.pieces import iter_source
 from capmerge.rng import SampleId
 from capmerge.tokens.chunk_text import ChunkedText, chunk_text, crop_text
 from capmerge.tokens.chunks import CHUNK_TOKENS, Chunker, Splitting, count_chunks

@@ -25,7 +25,6 @@ from capmerge.errors import OutputError, UsageError, printable
 from capmerge.files.atomic import AtomicFile, Buffer, OutputFiles
 from capmerge.files.source import Source, fingerprint
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, FileLayout, read_layout
-from capmerge.metadata.codec import iter_source
 from capmerge.metadata.format import (
     DATASET,
     INDEX,
@@ -36,6 +35,7 @@ from capmerge.metadata.format import (
     RecordWriter,
 )
 from capmerge.metadata.parallel import run_blocks, useful_jobs
+from capmerge.metadata.pieces import iter_source
 from capmerge.stats.collector import Gathered, Tokenizers
 from capmerge.stats.counts import CaptionStats
 from capmerge.stats.document import Document

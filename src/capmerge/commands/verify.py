@@ -24,8 +24,9 @@ from capmerge.errors import DataError, quoted
 from capmerge.files.atomic import side_path
 from capmerge.files.source import Source
 from capmerge.metadata.blocks import read_layout
-from capmerge.metadata.codec import Stray, iter_pairs, iter_source, place_of
+from capmerge.metadata.codec import Stray
 from capmerge.metadata.format import REJECTS, Format, reserved_fields
+from capmerge.metadata.pieces import iter_pairs, iter_source, place_of
 
 _SPACE_BEFORE_BRACE = re.compile(r" +(?=[{}])")
 _RUN_AGAIN = "Run `capmerge rewrite` again, or give verify the options it was run with."

@@ -1,11 +1,11 @@
-r"""A metadata file -> blocks of whole records, in any layout, with true byte offsets, in bounded memory.
+r"""Cuts a metadata file in any layout into blocks of whole records, in bounded memory.
 
 A block is cut where the bytes look like the end of one record and the start of the next. That is a
 guess; decoding the block is its proof: a block starts at a record's key, and if `{` + block + `}`
-is one JSON object, the parser stood between two records at its end, so the next block starts at a
+is one JSON object, the parser was between two records at its end, so the next block starts at a
 key too. A guess that fails is replaced by walking the records with a real parser (`walk`), which
-also finds the place of an error. Cuts depend on the bytes alone, never on who reads them or how
-fast.
+also finds the byte offset of an error. Cuts depend on the bytes alone, never on who reads them or
+how fast.
 """
 
 import re
@@ -27,10 +27,15 @@ from capmerge.metadata.scan import (
 Kind = Literal["json", "jsonl"]
 
 BLOCK_BYTES = 1 << 20
-"""Handed to a worker at once: few enough messages that the parent idles (0.05 s of its time a GB)."""
+"""The size of a block, which is handed to a worker at once.
+
+So few messages are sent that the parent is mostly idle: they take 0.05 s of its time per GB."""
 PIECE_BYTES = 1 << 16
-"""Decoded at once. Its objects stay in the processor's cache, and its output in the allocator's hands: with 128 KiB,
-page faults took a fifth of the workers' time, and 4 MiB pieces ran at half the speed."""
+"""The size of a piece, which is decoded at once.
+
+The objects of a piece stay in the processor's cache, and its output in memory that the allocator
+already holds: with 128 KiB, page faults took a fifth of the workers' time, and 4 MiB pieces ran at
+half the speed."""
 MAX_RECORD_BYTES = 64 << 20
 
 _LOOK_AHEAD_BYTES = (16 << 10, 256 << 10, 4 << 20)
@@ -40,23 +45,30 @@ _ANY_RECORD_END = re.compile(rb'\}([ \t\n\r]*,[ \t\n\r]*)"(?:[^"\\]|\\.)*"[ \t\n
 
 @dataclass(frozen=True, slots=True)
 class FileLayout:
-    """How records follow each other in one source."""
+    """The way in which records follow each other in one source."""
 
     kind: Kind
     first: int
-    """Offset of the first record's key, or of the `}` of an empty object; for JSONL, of the first line."""
+    """The offset of the first record's key, or of the `}` of an empty object.
+
+    For JSONL it is the offset of the first line."""
     separator: bytes
-    """What stands between two records of an indented file, from the `}` to the next key's quote; b"" when unknown."""
+    """The bytes between two records of an indented file; b"" when they are not known.
+
+    They reach from the `}` of one record to the quote of the next key."""
     max_record_bytes: int = MAX_RECORD_BYTES
 
     def find_cut(self, window: bytes, start: int) -> tuple[int, int] | None:
-        """Where the first record that ends at or after `start` seems to end, and the next one to begin."""
+        """The likely end of the first record that ends at or after `start`, and the next start.
+
+        Returns None when nothing in the window looks like the end of a record.
+        """
         if self.kind == "jsonl":
             end = window.find(b"\n", start)
             return (end, end + 1) if end >= 0 else None
         if self.separator:
-            # A raw line break cannot stand inside a JSON string, so only a nested object can
-            # deceive this.
+            # A JSON string cannot contain a raw line break, so only a nested object can be mistaken
+            # for the end of a record here.
             end = window.find(self.separator, start)
             if end >= 0:
                 return end + 1, end + len(self.separator) - 1
@@ -72,20 +84,22 @@ class Block:
     end: int
     next_start: int
     last: bool
-    """Whether it reaches the end of the source, the object's closing brace included."""
+    """True for a block that reaches the end of the source, including the object's closing brace."""
     walked: bool = False
-    """Whether a parser has found its end, so that it cannot be wrong."""
+    """True for a block whose end a parser has found, so that it cannot be wrong."""
 
 
 def read_layout(
     source: Window, max_record_bytes: int = MAX_RECORD_BYTES, *, may_be_empty: bool = False
 ) -> FileLayout:
-    """The layout of an opened source: JSONL if the first line is a whole object with an `image_path`, else JSON.
+    """The layout of an opened source, as its first bytes show it.
 
-    `may_be_empty` takes a file without bytes for JSONL without records.
+    A source is JSONL if its first line is a whole object with an `image_path`; otherwise it is
+    JSON. With `may_be_empty`, a file without any bytes is JSONL without records.
 
-    Raises `DataError` for an empty file, UTF-16, and a top level that is no object.
+    Raises `DataError` for an empty file, UTF-16, and a top level that is not an object.
     """
+    # Refuse other encodings, and skip a byte order mark and white space.
     head = source.window(0, 64 << 10)
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(head) > 3 and b"\0" in head[:4]):
         raise DataError(
@@ -96,7 +110,9 @@ def read_layout(
             "Convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW.",
         )
     start = 3 if head[:3] == b"\xef\xbb\xbf" else 0
-    start = _behind_space(source, start)
+    start = _after_space(source, start)
+
+    # Refuse what does not begin with an object.
     head = source.window(start, 16)
     if not head and may_be_empty:
         return FileLayout("jsonl", start, b"\n", max_record_bytes)
@@ -106,7 +122,7 @@ def read_layout(
             start,
             None,
             "the file is empty, expected a JSON object.",
-            "Write {} for no records.",
+            "A file without records is written as {}.",
         )
     if head[:1] != b"{":
         names = {b"[": "an array", b'"': "a string"}
@@ -115,20 +131,23 @@ def read_layout(
             source.name,
             start,
             None,
-            f"the top level is {found}, expected an object of image key -> record.",
-            "Name such a file, or JSONL.",
+            f"the top level is {found}, expected an object that maps image keys to records.",
+            "Give the path of such a file, or of a JSONL file.",
         )
+
+    # Tell JSONL from JSON. White space with a line break before the first key of JSON is expected
+    # between any two records, too.
     if _first_line_is_record(source, start, max_record_bytes):
         return FileLayout("jsonl", start, b"\n", max_record_bytes)
-    first = _behind_space(source, start + 1)
+    first = _after_space(source, start + 1)
     between = source.window(start + 1, min(first - start - 1, 1 << 10))
     return FileLayout(
         "json", first, b"}," + between + b'"' if b"\n" in between else b"", max_record_bytes
     )
 
 
-def _behind_space(source: Window, place: int) -> int:
-    """The offset of the first byte at or after `place` that is no JSON white space."""
+def _after_space(source: Window, place: int) -> int:
+    """The offset of the first byte at or after `place` that is not JSON white space."""
     while window := source.window(place, 64 << 10):
         space = _SPACE_BYTES.match(window)
         assert space is not None  # the pattern matches the empty text
@@ -139,7 +158,7 @@ def _behind_space(source: Window, place: int) -> int:
 
 
 def _first_line_is_record(source: Window, start: int, max_record_bytes: int) -> bool:
-    """Whether the line at `start` is one object whose `image_path` is a string."""
+    """True when the line at `start` is one object whose `image_path` is a string."""
     size = 64 << 10
     while True:
         window = source.window(start, size)
@@ -168,13 +187,15 @@ def _first_line_is_record(source: Window, start: int, max_record_bytes: int) -> 
 
 
 def next_block(source: Window, layout: FileLayout, start: int) -> Block:
-    """The block that starts at `start`, a record's key: about `BLOCK_BYTES` long, its end guessed from a few KiB.
+    """The block that starts at `start`, which is the offset of a record's key.
 
-    Raises `DataError` where only a parser can go on and the source is not valid there.
+    It is about `BLOCK_BYTES` long, and its end is guessed from a few KiB.
+
+    Raises `DataError` where only a parser can go on and the source is not valid.
     """
     block = _guessed_block(source, layout, start)
-    # Only a block longer than the longest record allowed can hold a longer one: then every record
-    # is measured.
+    # A record that is too long can only be in a block that is longer than the longest record
+    # allowed. The records of such a block are measured one by one.
     if block is None or block.end - start > layout.max_record_bytes:
         return walked_block(source, layout, start)
     return block
@@ -194,9 +215,9 @@ def _guessed_block(source: Window, layout: FileLayout, start: int) -> Block | No
 
 
 def walked_block(source: Window, layout: FileLayout, start: int) -> Block:
-    """The block that starts at `start`, its end found by a parser.
+    """The block that starts at `start`, whose end is found by a parser.
 
-    Raises `DataError` with the place when the source is not valid there.
+    Raises `DataError` with the offset of the first byte that is not valid.
     """
     for record in walk(source, layout, start):
         if record.last or record.end - start >= BLOCK_BYTES:
@@ -207,9 +228,10 @@ def walked_block(source: Window, layout: FileLayout, start: int) -> Block:
 def iter_pieces(
     data: bytes, layout: FileLayout, block: Block, *, whole: bool = False
 ) -> Iterator[tuple[int, memoryview, bool]]:
-    """The pieces of a block's bytes, each about `PIECE_BYTES`: offset in the block, bytes, whether it ends the source.
+    """The pieces of a block's bytes, each of about `PIECE_BYTES`.
 
-    `whole`: the block as one piece.
+    Yields the offset of each piece in the block, its bytes, and whether it reaches the end of the
+    source. With `whole`, the block is one piece.
     """
     view = memoryview(data)
     start = 0
@@ -224,10 +246,10 @@ def iter_pieces(
 
 @dataclass(frozen=True, slots=True)
 class WalkedRecord:
-    """One record as a parser found it; offsets in bytes of the source."""
+    """One record as a parser found it; its offsets count the bytes of the source."""
 
     key: str | None
-    """None for the end of an empty object, and for a line of JSONL that is blank or no record."""
+    """None for the end of an empty object, and for a JSONL line that is blank or not a record."""
     start: int
     value_end: int
     end: int
@@ -237,22 +259,24 @@ class WalkedRecord:
 
 
 def walk(source: Window, layout: FileLayout, start: int) -> Iterator[WalkedRecord]:
-    """The records from `start` on, one by one, by Python's own json scanner: any layout, and nothing lost.
+    """The records from `start` on, one by one, as Python's own json scanner reads them.
+
+    It reads any layout, and nothing is lost.
 
     Raises `DataError` at the first byte that is not valid, and for a record longer than
     `layout.max_record_bytes`.
     """
+    # Records are scanned in a window of the source. When the window ends inside a record, the next
+    # window starts at that record, and doubles until the record fits into it.
     as_json = layout.kind == "json"
     size = PIECE_BYTES
     while True:
         window = source.window(start, size)
         at_end = len(window) < size
         text, broken_utf8 = _decode_utf8(window, at_end=at_end)
-        place, offset, key = (
-            0,
-            start,
-            None,
-        )  # of the next record, in characters of the text and in bytes of the source
+        # The next record starts at `place` in characters of the text, at `offset` in bytes of the
+        # source.
+        place, offset, key = 0, start, None
         try:
             while True:
                 whole = at_end and not broken_utf8
@@ -293,17 +317,20 @@ def walk(source: Window, layout: FileLayout, start: int) -> Iterator[WalkedRecor
 
 def _too_long(source: Window, layout: FileLayout, offset: int, key: str | None) -> DataError:
     problem = f"the record is longer than {layout.max_record_bytes:,} bytes."
-    return DataError(source.name, offset, key, problem, "If it is meant to be, raise --max-record.")
+    next_step = "If that length is intended, raise --max-record."
+    return DataError(source.name, offset, key, problem, next_step)
 
 
 def _decode_utf8(window: bytes, *, at_end: bool) -> tuple[str, str]:
-    """The text of a window up to the first byte that is not UTF-8, and that byte's name ("" when there is none)."""
+    """The text of a window up to the first byte that is not UTF-8, and a name for that byte.
+
+    The name is "" when all of the window is UTF-8.
+    """
     try:
         return window.decode("utf-8"), ""
     except UnicodeDecodeError as error:
         cut_by_window = (
             not at_end and len(window) - error.start < 4 and "unexpected end" in error.reason
         )
-        return window[: error.start].decode(
-            "utf-8"
-        ), "" if cut_by_window else f"the byte 0x{window[error.start]:02x}"
+        broken = "" if cut_by_window else f"the byte 0x{window[error.start]:02x}"
+        return window[: error.start].decode("utf-8"), broken

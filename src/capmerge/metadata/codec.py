@@ -1,28 +1,19 @@
-"""Block bytes <-> (key, record) pairs, without loss: what `json.load` would read is what comes out and goes back.
+"""Decodes the bytes of records into (key, record) pairs and encodes them again, without loss.
 
-orjson is the fast way. It refuses lone surrogates, NaN and numbers past 1e308, and silently makes
-floats of integers outside [-2^63, 2^64); Python's own json wrote such files. Pieces that hold any
-of these go through the standard library, both ways.
+The records are those that `json.load` would read. orjson is the fast way. It refuses lone
+surrogates, NaN and numbers past 1e308, and silently turns integers outside [-2^63, 2^64) into
+floats; Python's own json wrote such files. Pieces that hold any of these go through the standard
+library, both ways.
 """
 
 import codecs
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import orjson
 
-from capmerge.files.source import BytesSource, Source
-from capmerge.metadata.blocks import (
-    Block,
-    FileLayout,
-    Kind,
-    WalkedRecord,
-    iter_pieces,
-    next_block,
-    walk,
-    walked_block,
-)
+from capmerge.metadata.blocks import Kind
 from capmerge.metadata.format import FRAMINGS
 from capmerge.metadata.scan import IMAGE_PATH
 
@@ -33,141 +24,40 @@ _INSIDE = slice(len(FRAMINGS["json"].opening), -len(FRAMINGS["json"].closing))
 
 
 class NotJsonError(ValueError):
-    """The bytes are not whole records: the cut was wrong, or the source is."""
-
-
-class MiscutError(Exception):
-    """A block's bytes from `offset` on are not whole records: its end was guessed wrong, or the source is broken."""
-
-    def __init__(self, offset: int) -> None:
-        super().__init__(offset)
-        self.offset = offset
+    """The bytes are not whole records, because the cut was wrong or the source is damaged."""
 
 
 class Stray(NamedTuple):
-    """A line of JSONL that is valid JSON but no record with a key."""
+    """A line of JSONL that is valid JSON but not a record with a key."""
 
     value: Any
     problem: str
 
 
 class Records(NamedTuple):
-    """Decoded records in their order."""
+    """Decoded records, in the order of their bytes."""
 
     pairs: Collection[Pair]
     exact: bool
-    """Whether only the standard library can write them as they are."""
+    """True when only the standard library can write them as they are."""
 
     def values(self) -> list[Any]:
         """The records without their keys."""
         return [record for _, record in self.pairs]
 
 
-class Piece(NamedTuple):
-    """A part of a source, decoded."""
-
-    start: int
-    """Offset of `data` in the source."""
-    data: memoryview
-    last: bool
-    """Whether `data` reaches the end of the source."""
-    records: Records
-
-
-def iter_block(
-    data: bytes, layout: FileLayout, block: Block, *, whole: bool = False
-) -> Iterator[Piece]:
-    """The decoded pieces of one block, or the `whole` as one.
-
-    Raises `MiscutError` where the bytes are not whole records; the pieces before it stand.
-    """
-    for start, piece, last in iter_pieces(data, layout, block, whole=whole):
-        try:
-            records = decode(piece, layout.kind, last=last)
-        except NotJsonError as error:
-            raise MiscutError(block.start + start) from error
-        yield Piece(block.start + start, piece, last, records)
-
-
-def iter_source(source: Source, layout: FileLayout, *, keep: bool = False) -> Iterator[Piece]:
-    """The whole source, decoded piece by piece in one process; `keep` leaves a pipe's bytes to be read again.
-
-    Raises `DataError` with the place where the source is not valid.
-    """
-    block = next_block(source, layout, layout.first)
-    while True:
-        try:
-            yield from iter_block(
-                source.window(block.start, block.end - block.start), layout, block
-            )
-        except MiscutError as error:
-            block = walked_block(source, layout, error.offset)
-            continue
-        if block.last:
-            return
-        if not keep:
-            source.release(block.next_start)
-        block = next_block(source, layout, block.next_start)
-
-
-def iter_pairs(source: Source, layout: FileLayout) -> Iterator[tuple[Piece, int, Pair]]:
-    """Every pair of the source, a repeated key each time it stands there; with its piece, and its number in it."""
-    # A parsed object keeps only the last of two equal keys. A piece that is encoded back to its own
-    # bytes held no such pair; any other (of another layout, too) is walked, member by member, and
-    # each member decoded as an object of its own.
-    indent = len(FRAMINGS["json"].indent)  # a piece begins behind it, at a key's quote
-    for found in iter_source(source, layout):
-        piece = found
-        if layout.kind == "json" and not bytes(piece.data).startswith(
-            bytes(encode(piece.records, "json"))[indent:]
-        ):
-            pairs: list[Pair] = []
-            for walked in _walk_piece(source.name, layout, piece):
-                pairs += decode(
-                    piece.data[walked.start - piece.start : walked.value_end - piece.start],
-                    "json",
-                    last=False,
-                ).pairs
-            piece = piece._replace(records=Records(pairs, piece.records.exact))
-        for number, pair in enumerate(piece.records.pairs):
-            yield piece, number, pair
-
-
-def place_of(name: str, layout: FileLayout, piece: Piece, number: int) -> int:
-    """The offset in the source of a piece's record `number`, which only a walk can tell."""
-    walked = _walk_piece(name, layout, piece)
-    key = list(piece.records.pairs)[number][0]
-    if layout.kind == "jsonl" or len(walked) == len(piece.records.pairs):
-        return walked[number].start
-    return next(
-        record.start for record in reversed(walked) if record.key == key
-    )  # of equal keys, the last one counts
-
-
-def _walk_piece(name: str, layout: FileLayout, piece: Piece) -> list[WalkedRecord]:
-    """The records of a piece as a parser finds them."""
-    whole = bytes(piece.data) if piece.last or layout.kind == "jsonl" else bytes(piece.data) + b"}"
-    walked = walk(BytesSource(name, whole, piece.start), layout, piece.start)
-    if layout.kind == "json":
-        return [record for record in walked if record.key is not None]
-    return [
-        record
-        for record in walked
-        if whole[record.start - piece.start : record.end - piece.start].strip()
-    ]
-
-
 def decode(data: bytes | memoryview, kind: Kind, *, last: bool) -> Records:
-    """The records of one piece: `last` says that its bytes reach the end of the source.
+    """The records of one piece; `last` says that its bytes reach the end of the source.
 
-    Raises `NotJsonError` when the bytes are no whole records. In JSONL a line that is no object
-    with an `image_path` gives a pair of "" and a `Stray`.
+    A line of JSONL that is not an object with an `image_path` gives a pair of "" and a `Stray`.
+
+    Raises `NotJsonError` when the bytes are not whole records.
     """
     if kind == "jsonl":
         return _decode_lines(bytes(data))
-    # Whole members between braces are one object; a piece that ends its source brings the closing
-    # brace along. orjson reads nearly all of them. Where it refuses, or may have lost digits of an
-    # integer, the standard library reads the same text again and has the last word.
+    # Whole members between braces are one object, and the last piece of a source already ends with
+    # the closing brace. orjson reads nearly all of them. Where it refuses, or may have lost digits
+    # of an integer, the standard library reads the same text again, and its result counts.
     text = b"".join((b"{", data, b"" if last else b"}"))
     try:
         records = orjson.loads(text)
@@ -179,12 +69,13 @@ def decode(data: bytes | memoryview, kind: Kind, *, last: bool) -> Records:
 
 
 def decode_members(members: Sequence[bytes]) -> list[dict[str, Any]] | None:
-    """Every `"key": value` as an object of its own, all of them decoded at once.
+    """The members, each of them `"key": value`, decoded at once to one object each.
 
-    None when some are not whole, or when only the standard library reads them: then `decode` each.
-    Where the first is known to begin at a key of the top-level object, the answer proves every
-    boundary between two of them: the `},{` put there leaves the parser as deep as it was, so it
-    separates two objects of the list only if it stands at the depth of that object.
+    Returns None when some are not whole, or when only the standard library reads them; then
+    `decode` each of them. If the first is known to begin at a key of the top-level object, the
+    result proves every boundary between two of them: the `},{` inserted there leaves the parser as
+    deep as it was, so it separates two objects of the list only if it is at the depth of that
+    object.
     """
     try:
         objects: list[dict[str, Any]] = orjson.loads(b"".join((b"[{", b"},{".join(members), b"}]")))
@@ -198,11 +89,12 @@ def decode_members(members: Sequence[bytes]) -> list[dict[str, Any]] | None:
 
 
 def encode(records: Records, kind: Kind) -> bytes | memoryview:
-    r"""The bytes of records as they stand in the output, without what separates them from their neighbours.
+    r"""The bytes of records in the output, without what separates them from their neighbours.
 
-    JSON: members of an object at two spaces, raw UTF-8, `\uXXXX` only for control characters and
-    lone surrogates, as `json.dump(indent=2, ensure_ascii=False)` lays them out. JSONL: one line a
-    record, `image_path` first. A JSONL record must not have an `image_path` of its own.
+    JSON: members of an object indented by two spaces, raw UTF-8, `\uXXXX` only for control
+    characters and lone surrogates, as `json.dump(indent=2, ensure_ascii=False)` lays them out.
+    JSONL: one line per record, `image_path` first. A JSONL record must not have an `image_path` of
+    its own.
     """
     if not records.pairs:
         return b""
@@ -220,7 +112,10 @@ def encode(records: Records, kind: Kind) -> bytes | memoryview:
 
 
 def to_json(value: Any) -> str:
-    """`value` on one line as the standard library reads it back: integers of any size, NaN, lone surrogates as escapes."""
+    """The JSON text of `value` on one line, from which the standard library reads an equal value.
+
+    It may hold NaN and integers of any size; lone surrogates are written as escapes.
+    """
     return (
         json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogate_as_json").decode("utf-8")
     )
@@ -239,7 +134,7 @@ def _decode_lines(data: bytes) -> Records:
 
 def _keyed(value: Any) -> Pair:
     if not isinstance(value, dict):
-        return "", Stray(value, "the line is no object, expected one record a line.")
+        return "", Stray(value, "the line is not an object, expected one record per line.")
     key = value.get(IMAGE_PATH)
     if not isinstance(key, str):
         return "", Stray(
@@ -257,12 +152,12 @@ def _loads(text: bytes) -> Any:
 
 
 def _members(members: dict[str, Any], *, exact: bool) -> bytes | memoryview:
-    """The members of an object at two spaces, without the opening and closing around them."""
+    """The members of an object indented by two spaces, without the braces around them."""
     if exact:
         text = json.dumps(members, indent=2, ensure_ascii=False)
         return text[_INSIDE].encode("utf-8", "surrogate_as_json")
     try:
-        # a view: no copy
+        # A view leaves the braces out without a copy.
         return memoryview(orjson.dumps(members, option=orjson.OPT_INDENT_2))[_INSIDE]
     except orjson.JSONEncodeError:  # nested deeper than orjson writes, or a weight past 64 bits
         return _members(members, exact=True)
@@ -277,9 +172,10 @@ def _line(key: str, record: dict[str, Any], *, exact: bool) -> bytes:
 
 
 def _holds_lost_integer(records: Iterable[Any]) -> bool:
-    """Whether a float in `records`, at any depth, could be an integer that orjson could not hold."""
-    # Every value of every record comes by here: the commonest types come first, and nothing is
-    # called for them.
+    """True when a float in `records`, at any depth, could be an integer that orjson changed."""
+    # This loop sees every value of every record, so it tests the commonest types first and calls no
+    # function for them. Only a float can be such an integer: orjson makes floats of those that do
+    # not fit into 64 bits.
     for record in records:
         if record.__class__ is not dict:
             if _is_lost_integer(record):

@@ -1,4 +1,4 @@
-"""The layout of a rewritten file: the bytes around its records, and the names of its side files."""
+"""Defines the layout of a rewritten file: the bytes around its records, and its side files."""
 
 import zlib
 from pathlib import Path
@@ -10,7 +10,7 @@ from capmerge.metadata.blocks import FileLayout, Kind
 from capmerge.metadata.scan import IMAGE_PATH
 
 REJECTS, RECEIPT, DATASET, INDEX = ".rejects.jsonl", ".capmerge.json", ".dataset.toml", ".index"
-"""What is added to the output's name for its side files."""
+"""The endings that are added to the name of the output for its side files."""
 SIDE_FILES = (REJECTS, RECEIPT, DATASET, INDEX)
 
 
@@ -18,13 +18,13 @@ class Framing(NamedTuple):
     """The bytes around the records of an output file."""
 
     opening: bytes
-    """Before the first record."""
+    """The bytes before the first record."""
     indent: bytes
-    """Before the first byte of every record: its key's quote, or the brace of its line."""
+    """The bytes before the quote of every record's key, or before the brace of its line."""
     separator: bytes
-    """Between two records, before the indent of the second."""
+    """The bytes between two records, before the indent of the second."""
     closing: bytes
-    """After the last record."""
+    """The bytes after the last record."""
     empty: bytes
     """The whole file when there are no records."""
 
@@ -40,29 +40,30 @@ WRITTEN: dict[Kind, FileLayout] = {
     ),
     "jsonl": FileLayout("jsonl", 0, FRAMINGS["jsonl"].separator),
 }
-"""How one record follows another in the output, in the terms of a file that is read."""
+"""The layout of the output as a reader of it finds it."""
 
 FormatName = Literal["json", "jsonl", "json.gz", "jsonl.gz"]
 
 
 class Format(NamedTuple):
-    """What the output is written as."""
+    """The format of the output: its kind, and whether it is compressed."""
 
     kind: Kind
     gz: bool = False
 
     def parts(self, *parts: Buffer) -> tuple[Buffer, ...]:
-        """`parts` as they are written: as they are, or together as one gzip member.
+        """The bytes to write for `parts`: unchanged, or compressed together to one gzip member.
 
-        Members in a row are a gzip file. They have no time stamp, so equal runs give equal bytes.
+        Several members in a row are a gzip file. They have no time stamp, so equal runs give equal
+        bytes.
         """
         return (zlib.compress(b"".join(parts), 6, wbits=31),) if self.gz else parts
 
     @classmethod
     def choose(cls, name: FormatName | None, target: Path | None) -> "Format":
-        """The format that `--format` asks for, or the target's ending, or JSON.
+        """The format that `--format` names; without it that of the target's ending, or else JSON.
 
-        Raises `UsageError` when the two disagree: sd-scripts goes by the ending.
+        Raises `UsageError` when the two disagree, because sd-scripts goes by the ending.
         """
         asked = (
             cls("jsonl" if name.startswith("jsonl") else "json", name.endswith(".gz"))
@@ -80,26 +81,27 @@ class Format(NamedTuple):
         if ending in ([".json"], [".jsonl"]) or asked.kind == "jsonl" or gz:
             expected = f".{name}"
             raise UsageError(
-                f"{printable(str(target))}: --format {name} writes a file that ends in {expected}, and readers go by the ending. "
+                f"{printable(str(target))}: --format {name} writes a file that ends in {expected}, "
+                "and readers go by the ending. "
                 f"Name the output *{expected}, or leave --format out."
             )
         return asked
 
 
 def reserved_fields(out: Format) -> tuple[str, ...]:
-    """The names that a record must not have in this format."""
+    """The names of fields that a record must not have in this format."""
     return (IMAGE_PATH,) if out.kind == "jsonl" else ()
 
 
 class RecordWriter:
-    """The sink of the stream of records: it frames what the blocks give."""
+    """The sink of the stream of records, which adds the bytes around the output of the blocks."""
 
     def __init__(self, file: AtomicFile | StandardOutput, out: Format) -> None:
         self._file, self._out = file, out
         self._framing = FRAMINGS[out.kind]
         self._empty = True
         self.block_start = 0
-        """Where the output of the last block begins."""
+        """The offset where the output of the last block begins."""
 
     def write(self, data: Buffer, *, new_block: bool) -> None:
         """Append the output of a block."""
@@ -110,7 +112,7 @@ class RecordWriter:
         self._file.write(data)
 
     def finish(self) -> None:
-        """Write what follows the last record, or the whole of an empty file."""
+        """Write what follows the last record, or the whole file if there are no records."""
         self._write(self._framing.empty if self._empty else self._framing.closing)
 
     def _write(self, text: bytes) -> None:

@@ -1,9 +1,10 @@
-"""The records of a block, decoded, each with the place of its bytes.
+"""Decodes the records of a block and tells the byte offsets of each.
 
 As in `blocks`, a cut is guessed from the bytes and proven by decoding: a record starts where the
 one before it was proven to end, and if `{` + its bytes + `}` is one JSON object, its end is right
-too. `codec.iter_block` proves only where a piece of many records ends, and that is all that a
-rewrite needs; here every record's own end needs a proof, because its place is written to an index.
+too. `pieces.iter_block` proves only where a piece of many records ends, and that is all that a
+rewrite needs; here the end of every single record needs a proof, because its offsets are written to
+an index.
 """
 
 from collections.abc import Iterator
@@ -11,12 +12,16 @@ from typing import NamedTuple
 
 from capmerge.files.source import BytesSource
 from capmerge.metadata.blocks import PIECE_BYTES, Block, FileLayout, Kind, walk
-from capmerge.metadata.codec import MiscutError, NotJsonError, Pair, decode, decode_members
+from capmerge.metadata.codec import NotJsonError, Pair, decode, decode_members
 from capmerge.metadata.format import FRAMINGS, WRITTEN
+from capmerge.metadata.pieces import MiscutError
 
 
 class Placed(NamedTuple):
-    """A record and its bytes [start, end) in the source: its member of the top-level object, or its line."""
+    """A record and its bytes [start, end) in the source.
+
+    These are its member of the top-level object, or its line of JSONL.
+    """
 
     start: int
     end: int
@@ -24,9 +29,11 @@ class Placed(NamedTuple):
 
 
 def iter_placed(name: str, layout: FileLayout, block: Block, data: bytes) -> Iterator[Placed]:
-    """The records of a block with their places; `data` are the block's bytes, `name` is the source's.
+    """The records of a block with their offsets.
 
-    Raises `MiscutError` where the bytes are not whole records; what was given before it stands.
+    `data` are the bytes of the block, and `name` is the name of the source.
+
+    Raises `MiscutError` where the bytes are not whole records; the records before it are valid.
     """
     if layout.kind == "jsonl":
         return _iter_lines(layout, block, data)
@@ -48,15 +55,17 @@ def _iter_lines(layout: FileLayout, block: Block, data: bytes) -> Iterator[Place
 
 
 def _iter_members(name: str, layout: FileLayout, block: Block, data: bytes) -> Iterator[Placed]:
+    # The last block also holds the closing brace of the top-level object.
     whole = data
     if block.last:
         whole = data.rstrip(b" \t\n\r")
         if whole[-1:] != b"}":
             raise MiscutError(block.start)
         whole = whole[:-1].rstrip(b" \t\n\r")
+    # Guess the cuts of a batch and prove them all at once. If that fails, prove them one by one.
     start = 0
     while start < len(whole):
-        spans, batch_end = _seeming_spans(layout, whole, start)
+        spans, batch_end = _likely_spans(layout, whole, start)
         objects = decode_members([whole[first:end] for first, end in spans])
         if objects is not None:
             for (first, end), members in zip(spans, objects, strict=True):
@@ -65,9 +74,8 @@ def _iter_members(name: str, layout: FileLayout, block: Block, data: bytes) -> I
                 else:
                     yield from _iter_walked(name, layout, block.start + first, whole[first:end])
             start = batch_end
-        while (
-            start < batch_end
-        ):  # one of the cuts stands inside a record, or only the standard library reads them
+        # Either a cut of this batch is inside a record, or only the standard library can read it.
+        while start < batch_end:
             end, following, pairs = _proven(layout, whole, start, block.start)
             if len(pairs) == 1:
                 yield Placed(block.start + start, block.start + end, pairs[0])
@@ -76,10 +84,10 @@ def _iter_members(name: str, layout: FileLayout, block: Block, data: bytes) -> I
             start = following
 
 
-def _seeming_spans(
+def _likely_spans(
     layout: FileLayout, whole: bytes, start: int
 ) -> tuple[list[tuple[int, int]], int]:
-    """[start, end) of what look like the records of the next `PIECE_BYTES`, and where the record behind them begins."""
+    """The likely [start, end) of each record in the next `PIECE_BYTES`, and the following start."""
     spans, target = [], start + PIECE_BYTES
     while start < target:
         end, following = layout.find_cut(whole, start) or (len(whole), len(whole))
@@ -93,7 +101,10 @@ def _seeming_spans(
 def _proven(
     layout: FileLayout, whole: bytes, start: int, block_start: int
 ) -> tuple[int, int, list[Pair]]:
-    """The end of the record at `start`, the beginning of the next one, and the record, or several where no cut was seen between them."""
+    """The end of the record at `start`, the beginning of the next one, and the decoded record.
+
+    There are several records where no cut was seen between them.
+    """
     cut = layout.find_cut(whole, start)
     while True:
         end, following = cut or (len(whole), len(whole))
@@ -102,11 +113,14 @@ def _proven(
         except MiscutError:
             if cut is None:
                 raise
-        cut = layout.find_cut(whole, end)  # what looked like the record's end stood inside it
+        cut = layout.find_cut(whole, end)  # what looked like the record's end was inside it
 
 
 def _iter_walked(name: str, layout: FileLayout, offset: int, data: bytes) -> Iterator[Placed]:
-    """Several records between which no cut was seen, or none: valid JSON, as decoding has shown."""
+    """The records in `data`, which is valid JSON, but in which no cut was seen.
+
+    There may be several of them, or none.
+    """
     for record in walk(BytesSource(name, data + b"}", offset), layout, offset):
         if record.key is not None:
             member = data[record.start - offset : record.value_end - offset]
@@ -123,10 +137,10 @@ def _decoded(data: bytes, kind: Kind, offset: int) -> list[Pair]:
 
 
 def spans_written(body: bytes | memoryview, kind: Kind, count: int) -> list[tuple[int, int]]:
-    """[start, end) of each of the `count` records in what `codec.encode` made of them.
+    """The offsets [start, end) of each of the `count` records that `codec.encode` wrote to `body`.
 
-    This is no guess: the separator's line break is followed by the indent of a record, and inside a
-    record every line break is followed by a deeper one.
+    This is not a guess: the separator's line break is followed by the indent of a record, and
+    inside a record every line break is followed by a deeper indent.
     """
     data, layout = bytes(body), WRITTEN[kind]
     start = len(FRAMINGS[kind].indent)

@@ -1,7 +1,7 @@
-"""A worker process: takes blocks from a pipe, works on them, and answers through slots of shared memory.
+"""Runs in a worker process: takes blocks from a pipe and answers through shared memory.
 
-Owns the messages between parent and worker, and the memory that the answers lie in. Knows nothing
-of the order of blocks.
+This module owns the messages between parent and worker, and the slots of memory that hold the
+answers. It does not know the order of the blocks.
 """
 
 import gc
@@ -20,16 +20,22 @@ from typing import Any
 from capmerge.errors import CapmergeError
 from capmerge.files.source import FileSource
 from capmerge.metadata.blocks import Block
-from capmerge.metadata.codec import MiscutError
+from capmerge.metadata.pieces import MiscutError
 from capmerge.metadata.work import Stream, Work, iter_output
 
-_SLOT_BYTES = 2 << 20  # the output of a block; pages not used take no memory
-_SLOTS = 6  # a block that weights make six times longer does not wait for the blocks before it
+# A slot holds the output of a block; pages that are not used take no memory.
+_SLOT_BYTES = 2 << 20
+# A block that weights make six times longer does not have to wait for the blocks before it.
+_SLOTS = 6
 
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Records hold no cycles: reference counts free them at once, and looking for cycles costs a fifth of the time."""
+    """A context in which Python does not look for reference cycles.
+
+    Records have no cycles, so reference counts free them at once, and looking for cycles would cost
+    a fifth of the time.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -41,67 +47,72 @@ def no_garbage_collection() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Parent to worker: work on this block."""
+    """A message from parent to worker: work on this block."""
 
     number: int
     block: Block
     data: bytes | None
-    """The block's bytes, when the worker cannot read them itself."""
+    """The block's bytes, if the worker cannot read them itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Free:
-    """Parent to worker: this slot is written out, or its bytes are not wanted."""
+    """A message from parent to worker: the slot is written out, or its bytes are not wanted."""
 
     slot: int
     finished: int | None = None
-    """The block whose last answer was in the slot."""
-    stands: bool = True
-    """Whether what that block has counted is kept."""
+    """The number of the block whose last answer was in the slot, if there was one."""
+    keep_counts: bool = True
+    """False when the counts of that block are to be dropped, because it began at a wrong cut."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Worker to parent: output of a block, which may wait there for the blocks before it."""
+    """Output of a block for the parent, where it may have to wait for the blocks before it."""
 
     number: int
     slot: int
     chunks: list[tuple[Stream, int, int]]
-    """Stream, and [start, end) in the slot."""
+    """The stream of each chunk, and its bytes [start, end) in the slot."""
     finished: bool
     error: MiscutError | CapmergeError | str | None = None
-    """Why the block ended early; a string is the traceback of a bug."""
+    """The reason why the block ended early; a string is the traceback of a bug."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Worker to parent: an answer, or the counts of the blocks that stand, or both."""
+    """A message from worker to parent: an answer, the counts of valid blocks, or both."""
 
     answer: Answer | None
-    """None in the last message of a worker."""
+    """The answer; None in the last message of a worker."""
     counts: Any = None
-    """What the worker had kept, when it was full or is at its end; None when it counts nothing."""
+    """The counts that the worker has kept, when they are full and at its end; otherwise None."""
 
 
 class Slots:
-    """A worker's shared memory: anonymous where a fork hands it down (no limit of /dev/shm applies), else by name."""
+    """The shared memory of one worker.
+
+    It is anonymous where a fork hands it down, so that no limit of /dev/shm applies; otherwise it
+    has a name.
+    """
 
     def __init__(self, start_method: str) -> None:
         size = _SLOT_BYTES * _SLOTS
         self._named = None if start_method == "fork" else SharedMemory(create=True, size=size)
-        self._memory = memoryview(self._named.buf if self._named else mmap.mmap(-1, size))  # type: ignore[arg-type]  # buf is None only when closed
+        # `buf` is None only after the memory was closed.
+        self._memory = memoryview(self._named.buf if self._named else mmap.mmap(-1, size))  # type: ignore[arg-type]
 
     def __getitem__(self, slot: int) -> memoryview:
         return self._memory[slot * _SLOT_BYTES : (slot + 1) * _SLOT_BYTES]
 
     def __getstate__(self) -> SharedMemory | None:
-        return self._named  # only spawn pickles it
+        return self._named  # only spawn pickles an object of this class
 
     def __setstate__(self, named: SharedMemory) -> None:
         self._named, self._memory = named, memoryview(named.buf)  # type: ignore[arg-type]
 
     def close(self, *, unlink: bool) -> None:
-        """Give the memory back; `unlink` takes its name away too."""
+        """Give the memory back; `unlink` also removes its name."""
         self._memory.release()
         if self._named is not None:
             self._named.close()
@@ -116,10 +127,9 @@ def work_on_blocks(
     make_work: Callable[[], Work],
     path: Path | None,
 ) -> None:
-    """The life of a worker process; it ends when the parent says so, or is gone."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the parent decides
+    """Work on blocks until the parent says that there are no more, or has ended."""
+    # Ctrl-C reaches all processes of the group, and the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for end in inherited:
         end.close()
@@ -127,7 +137,7 @@ def work_on_blocks(
         with no_garbage_collection():
             _WorkerLoop(connection, slots, path).run(make_work())
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the parent is gone, and so is any use of this work
+        return  # the parent has ended, so nobody needs this work any more
     finally:
         slots.close(unlink=False)
 
@@ -140,7 +150,8 @@ class _WorkerLoop:
         self._file = FileSource(path) if path else None
         self._tasks: deque[Task | None] = deque()
         self._free = list(range(_SLOTS))
-        self._counted: dict[int, Any] = {}  # of blocks that may not stand
+        # The counts of blocks that may yet turn out to have begun at a wrong cut.
+        self._counted: dict[int, Any] = {}
 
     def run(self, work: Work) -> None:
         while True:
@@ -158,7 +169,7 @@ class _WorkerLoop:
             self._free.append(message.slot)
             if message.finished is not None and work.counts:
                 counted = self._counted.pop(message.finished)
-                if message.stands:
+                if message.keep_counts:
                     work.counts.keep(counted)
         else:
             self._tasks.append(message)
@@ -166,7 +177,8 @@ class _WorkerLoop:
     def _take_slot(self, work: Work) -> int:
         while not self._free:
             self._take_message(work)
-        return self._free.pop()  # the last one freed: the processor still has its pages at hand
+        # The slot that was freed last is the likeliest to be in the processor's cache.
+        return self._free.pop()
 
     def _answer(self, task: Task, work: Work) -> None:
         block, data = task.block, task.data
@@ -175,10 +187,10 @@ class _WorkerLoop:
         error: MiscutError | CapmergeError | str | None = None
         try:
             if data is None:
-                assert (
-                    self._file is not None
-                )  # the parent sends the bytes of a source without a path
+                assert self._file is not None  # else the parent sends the bytes
                 data = self._file.window(block.start, block.end - block.start)
+
+            # Copy the output to the slot. When the slot is full, send it and take another.
             for stream, chunk in iter_output(work, block, data):
                 rest = memoryview(chunk)
                 while rest:
@@ -192,13 +204,15 @@ class _WorkerLoop:
                     used, rest = used + len(part), rest[len(part) :]
         except (MiscutError, CapmergeError) as raised:
             error = raised
-        except Exception:  # noqa: BLE001  # a bug: the parent shows it
+        except Exception:  # noqa: BLE001  # a bug, whose traceback the parent shows
             error = traceback.format_exc()
+
+        # Send the last part. Counts go with an answer and never on their own, because only then the
+        # parent is sure to be reading, and not sending a block.
         counts = None
         if work.counts:
             self._counted[task.number] = work.counts.take()
-            # With an answer, never on its own: the parent is sure to be reading then, not sending a
-            # block.
             counts = work.counts.result() if work.counts.is_full() else None
+
         answer = Answer(task.number, slot, chunks, finished=True, error=error)
         self._connection.send(Message(answer, counts))

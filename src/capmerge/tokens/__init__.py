@@ -1,1 +1,1 @@
-"""Text as CLIP's tokenizers read it: ids, counts and chunks, without torch and without a network."""
+"""Reads text as CLIP's tokenizers do: ids, counts and chunks, without torch and any network."""

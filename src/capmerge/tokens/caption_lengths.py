@@ -1,6 +1,7 @@
-"""How long many captions are for a trainer: tokens, and chunks as AUTOMATIC1111 cuts them, by the tokenizers of SD 1 and of SD 2.
+"""Measures the lengths of many captions for a trainer, by the tokenizers of SD 1 and of SD 2.
 
-Owns what makes this fast. Knows nothing of records or of the index.
+The lengths are in tokens, and in chunks as AUTOMATIC1111 cuts them. This module counts the chunks
+of many texts at once, because cutting each of them would be slow.
 """
 
 from collections.abc import Sequence
@@ -16,14 +17,16 @@ from capmerge.tokens.load import load_clip
 Integers = NDArray[np.int64]
 
 _NOWHERE = -(1 << 62)
-_CERTAIN = (
-    4 * CHUNK_TOKENS
-)  # from this many tokens on the number of chunks always depends on the commas
+# From this many tokens on, the number of chunks always depends on the commas.
+_CERTAIN = 4 * CHUNK_TOKENS
 _OPEN = np.array([len(set(a1111_bounds(n))) > 1 for n in range(_CERTAIN + 1)])
 
 
 class TextLengths:
-    """Counts with both tokenizers. They differ in an added token alone, so a text without it is counted once."""
+    """Measures texts with both tokenizers.
+
+    They differ only in an added token, so a text without it is counted once.
+    """
 
     def __init__(self) -> None:
         self._sd1, self._sd2 = _Lengths("sd1"), _Lengths("sd2")
@@ -34,26 +37,31 @@ class TextLengths:
         ]
 
     def count(self, texts: Sequence[str]) -> Integers:
-        """(n_texts, 4): tokens by SD 1 and by SD 2, chunks by SD 1 and by SD 2."""
-        found = np.empty((len(texts), 4), np.int64)
-        found[:, 0], found[:, 2] = found[:, 1], found[:, 3] = self._sd1.count(texts)
+        """The lengths of all texts, (n_texts, 4).
+
+        The columns are tokens by SD 1, tokens by SD 2, chunks by SD 1, and chunks by SD 2.
+        """
+        lengths = np.empty((len(texts), 4), np.int64)
+        lengths[:, 0], lengths[:, 2] = lengths[:, 1], lengths[:, 3] = self._sd1.count(texts)
         other = _holding(self._differ, texts)
         if other:
-            found[other, 1], found[other, 3] = self._sd2.count([texts[number] for number in other])
-        return found
+            counted = self._sd2.count([texts[number] for number in other])
+            lengths[other, 1], lengths[other, 3] = counted
+        return lengths
 
 
 class _Lengths:
-    """Counts with one tokenizer."""
+    """Measures texts with one tokenizer."""
 
     def __init__(self, name: ClipName) -> None:
         self.tokenizer = load_clip(name)
         self._counter = TokenCounter(self.tokenizer)
 
     def count(self, texts: Sequence[str]) -> tuple[Integers, Integers]:
-        """Tokens and chunks of each text."""
-        # What AUTOMATIC1111 reads of a text without its backslashes is counted beside the text
-        # itself.
+        """The numbers of tokens and of chunks of each text."""
+        # AUTOMATIC1111 reads a text without its backslashes. So the chunks of a text with some are
+        # counted from the unescaped text, which is put after all the texts. A text with BREAK is
+        # cut by itself.
         with_breaks: list[int] = []
         unescaped: dict[int, str] = {}
         for number in _holding(("\\", "BREAK"), texts):
@@ -73,7 +81,7 @@ class _Lengths:
 
 
 def _holding(words: Sequence[str], texts: Sequence[str]) -> list[int]:
-    """The numbers of the texts that hold one of `words`."""
+    """The numbers of the texts that contain one of `words`."""
     joined = "\n".join(texts)
     held = [word for word in words if word in joined]
     return (
@@ -84,10 +92,13 @@ def _holding(words: Sequence[str], texts: Sequence[str]) -> list[int]:
 
 
 def a1111_chunk_counts(counts: Integers, commas: Integers) -> Integers:
-    """How many chunks `tokens.a1111` makes of texts of so many tokens and without BREAK, given the places of their tokens ",".
+    """The number of chunks that `chunks.a1111` makes of each text without BREAK.
 
-    `commas`: as in `TokensAndCommas`. All texts are cut at once, one more chunk off each in a turn.
+    `counts` and `commas` are those of `TokensAndCommas`.
     """
+    # How it works: `here` is where the open chunk of each text begins. Each turn of the loop cuts
+    # one chunk off every text that is still too long: after 75 tokens, or after the last comma
+    # before that if it is near and the 76th token is not a comma.
     ends = np.cumsum(counts)
     here = ends - counts
     edges = np.concatenate(([_NOWHERE], commas, [-_NOWHERE]))
@@ -104,4 +115,5 @@ def a1111_chunk_counts(counts: Integers, commas: Integers) -> Integers:
 
 
 def _depends_on_commas(counts: Integers) -> Integers:
+    """The indices of the counts that do not decide the number of chunks without the commas."""
     return np.flatnonzero(_OPEN[np.minimum(counts, _CERTAIN)])

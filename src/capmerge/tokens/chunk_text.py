@@ -1,4 +1,4 @@
-"""A text as a model reads it: which words stand in which chunk, and which are dropped."""
+"""Shows a text as a model reads it: which words are in which chunk, and which are dropped."""
 
 from typing import NamedTuple
 
@@ -12,12 +12,12 @@ class Part(NamedTuple):
     chunk: int | None
     """The number of its chunk, from 1; None for the part that is dropped."""
     text: str
-    """The text as the tokenizer reads it; for CLIP cleaned and in lower case."""
+    """The text as the tokenizer reads it, which for CLIP is cleaned and in lower case."""
     tokens: int
 
 
 class ChunkedText(NamedTuple):
-    """The parts of a text in order, one for each chunk, and at the end what is dropped."""
+    """The parts of a text in order, one for each chunk, and at the end the part that is dropped."""
 
     parts: list[Part]
 
@@ -39,13 +39,13 @@ def chunk_text(text: str, chunker: Chunker) -> ChunkedText:
 
 
 def crop_text(text: str, tokenizer: FileTokenizer, limit: int) -> ChunkedText:
-    """The first `limit` tokens of `text` as one chunk, and the rest as dropped."""
+    """The first `limit` tokens of `text` as one chunk, and the rest as the part that is dropped."""
     pieces = [piece for _, piece in tokenizer.encode_with_text(text)]
     return _parts(pieces, (min(limit, len(pieces)),))
 
 
 def _parts(pieces: list[str], filled: tuple[int, ...]) -> ChunkedText:
-    """The parts of a text whose tokens stand for `pieces`; `filled` tokens go into each chunk."""
+    """The parts of a text whose tokens encode `pieces`; `filled` tokens go into each chunk."""
     parts, start = [], 0
     for number, n_tokens in enumerate(filled, 1):
         parts.append(Part(number, "".join(pieces[start : start + n_tokens]), n_tokens))

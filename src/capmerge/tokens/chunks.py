@@ -1,4 +1,7 @@
-"""How a model's chunks are cut from a caption: the home of 75, 77, BOS and EOS, and of the two ways of cutting."""
+"""Cuts captions into a model's chunks, as sd-scripts and as AUTOMATIC1111 do.
+
+This module also owns the numbers of a chunk: 75 tokens, 77 ids, BOS and EOS.
+"""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +18,7 @@ COMMA_BACKTRACK = 20  # AUTOMATIC1111's default for comma_padding_backtrack
 
 
 def chunks_needed(n_tokens: int) -> int:
-    """How many chunks of 75 hold `n_tokens`; an empty caption takes one too.
+    """The number of chunks of 75 that hold `n_tokens`; an empty caption takes one, too.
 
     >>> [chunks_needed(n) for n in (0, 75, 76)]
     [1, 1, 2]
@@ -24,13 +27,14 @@ def chunks_needed(n_tokens: int) -> int:
 
 
 def kohya(ids: Sequence[int], max_tokens: int, tokenizer: ClipTokenizer) -> list[list[int]]:
-    """The chunks that sd-scripts gives the text encoder for `ids`: always `max_tokens` / 75 lists of 77 ids; what exceeds them is dropped.
+    """The chunks that sd-scripts gives the text encoder for `ids`.
 
-    Where the padding is not EOS, a chunk that ends or begins inside the padding gets the EOS that
-    sd-scripts puts there, and a real id 0 in that place is mistaken for padding as it is there.
+    They are always `max_tokens` / 75 lists of 77 ids; tokens that exceed them are dropped. If the
+    padding is not EOS, a chunk that ends or begins inside the padding gets the EOS that sd-scripts
+    puts there, and a real id 0 in that position is mistaken for padding, as sd-scripts does.
     Source: sd-scripts, library/strategy_base.py, _get_input_ids.
 
-    Raises UsageError if `max_tokens` is not a positive multiple of 75.
+    Raises `UsageError` if `max_tokens` is not a positive multiple of 75.
     """
     n_chunks = count_chunks(max_tokens)
     bos, eos, pad = tokenizer.bos, tokenizer.eos, tokenizer.pad
@@ -51,7 +55,10 @@ def kohya(ids: Sequence[int], max_tokens: int, tokenizer: ClipTokenizer) -> list
 
 
 def count_chunks(max_tokens: int) -> int:
-    """How many chunks `max_tokens` are. Raises UsageError if they do not fill whole ones."""
+    """The number of chunks that `max_tokens` fill.
+
+    Raises `UsageError` if they do not fill whole chunks.
+    """
     if max_tokens < CHUNK_TOKENS or max_tokens % CHUNK_TOKENS:
         raise UsageError(
             f"{max_tokens} tokens: expected a multiple of {CHUNK_TOKENS}, such as 75, 150 or 225."
@@ -60,11 +67,11 @@ def count_chunks(max_tokens: int) -> int:
 
 
 class A1111Chunks(NamedTuple):
-    """A text cut the way AUTOMATIC1111 cuts a prompt.
+    """A text that is cut the way AUTOMATIC1111 cuts a prompt.
 
-    `chunks`: lists of 77 ids. `spans`: [start, end) of each chunk's content in the ids of all
-    `a1111_parts`, one after the other. `token_count`: what the web UI shows, 75 for every finished
-    chunk, padded or not, plus the last chunk's content.
+    `chunks` are lists of 77 ids. `spans` are the [start, end) of each chunk's content in the ids of
+    all `a1111_parts`, one after the other. `token_count` is the number that the web UI shows: 75
+    for every finished chunk, padded or not, plus the content of the last chunk.
     """
 
     chunks: list[list[int]]
@@ -77,11 +84,12 @@ _ESCAPE = re.compile(r"\\([()\[\]\\]?)")
 
 
 def a1111_parts(text: str) -> list[str]:
-    r"""What AUTOMATIC1111 tokenizes for `text`: the parts between `BREAK`s, without the backslash escapes.
+    r"""The parts of `text` that AUTOMATIC1111 tokenizes.
 
-    A backslash before ( ) [ ] \ makes that character plain text, and any other backslash vanishes.
-    There is no emphasis here: unescaped brackets and `:1.2` are text. Source:
-    stable-diffusion-webui, modules/prompt_parser.py, parse_prompt_attention.
+    They are the parts between `BREAK`s, without the backslash escapes. A backslash before
+    ( ) [ ] \ makes that character plain text, and any other backslash vanishes. There is no
+    emphasis here: unescaped brackets and `:1.2` are text. Source: stable-diffusion-webui,
+    modules/prompt_parser.py, parse_prompt_attention.
 
     >>> a1111_parts(r"saber \(fate\) BREAK 1girl")
     ['saber (fate)', '1girl']
@@ -90,11 +98,11 @@ def a1111_parts(text: str) -> list[str]:
 
 
 def a1111(text: str, tokenizer: ClipTokenizer) -> A1111Chunks:
-    """The chunks that AUTOMATIC1111 makes of `text`: any number of them, at least one.
+    """The chunks that AUTOMATIC1111 makes of `text`: any number of them, but at least one.
 
-    A chunk closes at `BREAK`, even if empty, and at 75 tokens; but if the 76th is not a comma and a
-    comma lies among the last 20, what follows that comma moves to the next chunk. Only the token
-    "," counts, not ",," or "),". Behind the content stand EOS and padding. Source:
+    A chunk closes at `BREAK`, even if it is empty, and at 75 tokens. But if the 76th token is not a
+    comma and there is a comma among the last 20, the tokens after that comma move to the next
+    chunk. Only the token "," counts, not ",," or "),". EOS and padding follow the content. Source:
     stable-diffusion-webui, modules/sd_hijack_clip.py, tokenize_line, with its default settings.
     """
     parts = [tokenizer.encode(part) for part in a1111_parts(text)]
@@ -108,7 +116,9 @@ def a1111(text: str, tokenizer: ClipTokenizer) -> A1111Chunks:
 
 
 def a1111_bounds(n_tokens: int) -> tuple[int, int]:
-    """The fewest and the most chunks that `a1111` makes of so many tokens without BREAK, wherever the commas stand.
+    """The fewest and the most chunks that `a1111` makes of that many tokens without BREAK.
+
+    The commas decide where between these two the number is.
 
     >>> a1111_bounds(75), a1111_bounds(131), a1111_bounds(132)
     ((1, 1), (2, 2), (2, 3))
@@ -120,6 +130,9 @@ def a1111_bounds(n_tokens: int) -> tuple[int, int]:
 def _a1111_spans(
     parts: Sequence[Sequence[int]], comma: int | None
 ) -> tuple[list[tuple[int, int]], int]:
+    """The `spans` and the `token_count` of `A1111Chunks` for the ids of all parts."""
+    # `start` is where the open chunk begins, `here` the current token, both counted over all parts.
+    # `last_comma` is the last comma that the open chunk may be cut after.
     spans: list[tuple[int, int]] = []
     start = here = 0
     last_comma: int | None = None
@@ -143,7 +156,8 @@ def _a1111_spans(
                 close(last_comma + 1)
             elif full:
                 close(here)
-            if index == comma and not full:  # a comma that opens a chunk is never looked back to
+            # A chunk is never cut after a comma that opens it.
+            if index == comma and not full:
                 last_comma = here
             here += 1
     finished = len(spans)
@@ -156,24 +170,26 @@ def _a1111_spans(
 Splitting = Literal["kohya", "a1111"]
 """The ways to cut a caption into any number of chunks: as sd-scripts or as AUTOMATIC1111 does."""
 Chunking = Literal[Splitting, "crop"]
-"""The ways to fit a caption into chunks: one of `Splitting`, or its first chunk alone."""
+"""The ways to fit a caption into chunks: one of `Splitting`, or only its first chunk."""
 
 
 class CutText(NamedTuple):
     """A caption cut for the tokenizers of a family."""
 
     ids: tuple[list[list[int]], ...]
-    """For each tokenizer: a1111's chunks of 77 ids; otherwise one list of all ids, without BOS and EOS."""
+    """The lists of ids for each tokenizer.
+
+    With a1111 they are its chunks of 77 ids; otherwise one list of all ids, without BOS and EOS."""
     filled: tuple[int, ...]
-    """How many tokens stand in each chunk that the whole caption needs; at least one chunk."""
+    """The number of tokens in each chunk that the whole caption needs; at least one chunk."""
 
     @property
     def tokens(self) -> int:
-        """Of the whole caption."""
+        """The number of tokens in the whole caption."""
         return sum(self.filled)
 
     def dropped_tokens(self, n_chunks: int) -> int:
-        """How many tokens `n_chunks` do not hold."""
+        """The number of tokens that do not fit into `n_chunks`."""
         return sum(self.filled[n_chunks:])
 
 
@@ -181,13 +197,13 @@ class Chunker(NamedTuple):
     """The one rule by which captions are cut, for training and for `capmerge preview` alike."""
 
     tokenizers: tuple[ClipTokenizer, ...]
-    """The tokenizers of one family: they may differ in their padding, not in their ids."""
+    """The tokenizers of one family, which may differ in their padding, but not in their ids."""
     chunking: Chunking
     max_chunks: int | None
-    """The most chunks that are encoded; None for as many as a caption needs."""
+    """The largest number of chunks that are encoded; None for as many as a caption needs."""
 
     def cut(self, text: str) -> CutText:
-        """The chunks of one caption, before anything is dropped."""
+        """The chunks of one caption, before any of them is dropped."""
         if self.chunking == "a1111":
             cuts = [a1111(text, tokenizer) for tokenizer in self.tokenizers]
             return CutText(
@@ -201,18 +217,18 @@ class Chunker(NamedTuple):
         return CutText(([ids],) * len(self.tokenizers), tuple(filled))
 
     def pieces(self, text: str) -> list[str]:
-        """The piece of the cleaned text that each token of `cut` stands for, in order."""
+        """The part of the cleaned text that each token of `cut` encodes, in order."""
         parts = a1111_parts(text) if self.chunking == "a1111" else [text]
         encode = self.tokenizers[0].encode_with_text
         return [piece for part in parts for _, piece in encode(part)]
 
     def chunks_of(self, cut: CutText) -> int:
-        """The number of its chunks that are encoded: those it needs, up to the limit."""
+        """The number of chunks of a caption that are encoded: those it needs, up to the limit."""
         needed = 1 if self.chunking == "crop" else len(cut.filled)
         return needed if self.max_chunks is None else min(needed, self.max_chunks)
 
     def lay_out(self, cut: CutText, n_chunks: int) -> tuple[list[list[int]], ...]:
-        """For each tokenizer exactly `n_chunks` lists of 77 ids; tokens past them are dropped."""
+        """Exactly `n_chunks` lists of 77 ids for each tokenizer; tokens past them are dropped."""
         if self.chunking == "a1111":
             return tuple(
                 (

@@ -1,9 +1,10 @@
-"""Short pieces of text -> small counts, looked up by the ten thousand, in fixed memory.
+"""Looks up small counts for short pieces of text, ten thousand at once, in fixed memory.
 
-Owns the cutting of texts into space-separated pieces and a hash table of machine words that
-compares whole keys, so it never mistakes one piece for another. Knows nothing of tokens. It is
-numpy and not a dict because a look-up among 300,000 strings takes 0.2 us, nearly all of it waiting
-for memory, and here the look-ups of a batch wait together: 0.07 us a piece, the cutting included.
+This module owns the cutting of texts into space-separated pieces, and a hash table of machine words
+that compares whole keys, so it never mistakes one piece for another. It does not know that the
+counts are of tokens. It is numpy and not a dict because a look-up among 300,000 strings takes
+0.2 us, nearly all of it waiting for memory; here the look-ups of a batch wait together, and take
+0.07 us per piece, including the cutting.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,13 +15,14 @@ from numpy.typing import NDArray
 Integers = NDArray[np.int64]
 Words = NDArray[np.uint64]
 
-# Words of 8 bytes per key. The last byte of a key is free for the count, so that the keys hold 7, 15
-# and 31 bytes.
+# The number of 8-byte words in the keys of each table. The last byte of a key is left for the
+# count, so that keys hold 7, 15 and 31 bytes.
 _WIDTHS = (1, 2, 4)
 _WAYS = 4
 _COUNT_SHIFT = np.uint64(56)
 _KEY_BITS = np.uint64(8)
-# Odd numbers with bits all over: the top bits of a sum of products depend on every byte.
+# Odd numbers with their bits spread out, so that the top bits of a sum of products depend on every
+# byte.
 _FACTORS = np.array(
     [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64
 )
@@ -34,14 +36,18 @@ LONGEST_BYTES = 8 * _WIDTHS[-1] - 1
 
 
 class Pieces:
-    """The pieces of `" ".join(texts).split(" ")` as places in UTF-8 bytes, in which NUL stands between the texts.
+    """The pieces of `" ".join(texts).split(" ")`, as spans of bytes.
 
-    `starts`, `lengths`: int64 (n_pieces,), in bytes. `first`: int64 (n_texts,), the number of each
-    text's first piece. `hold_nul`: whether a text holds a NUL of its own; then the pieces are of no
-    use: keys are filled up with zero.
+    The bytes are the texts in UTF-8, with NUL between them. `starts` and `lengths` are int64
+    (n_pieces,), in bytes. `first` is int64 (n_texts,): the number of each text's first piece.
+    `hold_nul` is true when a text contains a NUL of its own; then the pieces are of no use, because
+    keys are filled up with zeros.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
+        # A piece ends at every space and every NUL, which are the bytes that the mask makes zero.
+        # `edges` are the starts of all pieces, and one start more after the last. A text begins
+        # with the piece after a NUL.
         self.bytes = "\0".join(texts).encode("utf-8", "surrogatepass")
         self.hold_nul = self.bytes.count(0) != len(texts) - 1
         self._padded = np.frombuffer(self.bytes + bytes(8 * _WIDTHS[-1]), np.uint8)
@@ -66,12 +72,15 @@ class Pieces:
         return [self.bytes[start:end].decode("utf-8", "surrogatepass") for start, end in spans]
 
     def places(self, numbers: Integers) -> list[int]:
-        """The places in `texts` of the texts that hold the pieces with these numbers."""
+        """The numbers of the texts that contain the pieces with these numbers."""
         places: list[int] = (np.searchsorted(self.first, numbers, side="right") - 1).tolist()
         return places
 
     def find(self, byte: int, chosen: NDArray[np.bool_]) -> tuple[Integers, Integers, Integers]:
-        """Every place of an ASCII character in the `chosen` texts: in `bytes`, and the numbers of the piece and the text it stands in."""
+        """Every occurrence of an ASCII character in the `chosen` texts.
+
+        Returns its offsets in `bytes`, and the numbers of the pieces and of the texts it is in.
+        """
         found = np.flatnonzero(self._padded[: len(self.bytes)] == byte)
         texts = np.searchsorted(self.starts.take(self.first), found, side="right") - 1
         mine = chosen[texts]
@@ -79,15 +88,19 @@ class Pieces:
         return found, np.searchsorted(self.starts, found, side="right") - 1, texts[mine]
 
     def ends_a_word(self, places: Integers, numbers: Integers) -> NDArray[np.bool_]:
-        """Whether what stands at each of `places` ends its piece, of these `numbers`, alone or behind an ASCII letter or digit."""
+        """True for each character that ends its piece, alone or after an ASCII letter or digit.
+
+        `places` are the offsets of the characters in `bytes`, `numbers` those of their pieces.
+        """
         starts = self.starts.take(numbers)
         follows = (places == starts) | _LETTER_OR_DIGIT[self._padded[places - 1]]
         last: NDArray[np.bool_] = (places == starts + self.lengths.take(numbers) - 1) & follows
         return last
 
     def keys(self, chosen: Integers, width: int) -> Words:
-        """(n_chosen, width): the bytes of each piece as words, filled up with zero."""
-        # every place in the text as the beginning of a word, without a copy
+        """The bytes of each chosen piece as words (n_chosen, width), filled up with zeros."""
+        # A view of the bytes as words, one beginning at every byte, without a copy. The mask clears
+        # the bytes of a word that are past the end of its piece.
         words = np.ndarray((len(self._padded) - 7,), "<u8", self._padded, strides=(1,))
         starts, lengths = self.starts.take(chosen), self.lengths.take(chosen)
         keys = np.empty((len(chosen), width), np.uint64)
@@ -98,11 +111,12 @@ class Pieces:
 
 
 class CountTable:
-    """Piece -> count below 256, for pieces of up to LONGEST_BYTES bytes, in 56 bytes x `n_slots`, a power of 2.
+    """A map from pieces of up to LONGEST_BYTES bytes to counts below 256.
 
-    Three hash tables, for pieces of up to 7, 15 and 31 bytes, with `n_slots` rows each. A row is
-    the piece's bytes, then zeros, and the count as the last byte. A piece may stand in any of the
-    four rows of its group; where all are taken, the new one replaces one of them.
+    It takes 56 bytes x `n_slots`, which is a power of 2. It consists of three hash tables, for
+    pieces of up to 7, 15 and 31 bytes, with `n_slots` rows each. A row holds the piece's bytes,
+    then zeros, and the count as the last byte. A piece may be in any of the four rows of its group;
+    if all of them are taken, a new piece replaces one of them.
     """
 
     def __init__(self, n_slots: int) -> None:
@@ -111,9 +125,14 @@ class CountTable:
         self._turn = 0
 
     def look_up(self, pieces: Pieces) -> tuple[Integers, Integers]:
-        """The count of each piece, int64 (n_pieces,), 0 for those not held; and the numbers of those not held, in no particular order."""
+        """The count of each piece, and the numbers of the pieces that are not held.
+
+        The counts are int64 (n_pieces,), and 0 for those not held. The numbers are in no particular
+        order.
+        """
         # All keys of one width are compared with the first row of their groups at once. Those that
-        # differ go on to the second row, and so on; what differs from all four rows is unknown.
+        # differ go on to the second row, and so on; a key that differs from all four is unknown.
+        # The rows of a group are those whose numbers differ in the last two bits.
         counts = np.zeros(len(pieces), np.int64)
         unknown = [np.flatnonzero(pieces.lengths > LONGEST_BYTES)]
         for rows, chosen in self._by_width(pieces.lengths):
@@ -131,30 +150,37 @@ class CountTable:
         return counts, np.concatenate(unknown)
 
     def store(self, pieces: Pieces, numbers: Integers, counts: Integers) -> None:
-        """Hold the counts of the pieces with these `numbers`, all different and not held. Too long ones are left out."""
+        """Hold the counts of the pieces with these `numbers`, all of them different and not held.
+
+        Pieces that are too long are left out.
+        """
         for rows, chosen in self._by_width(pieces.lengths.take(numbers)):
             keys = pieces.keys(numbers.take(chosen), rows.shape[1])
             slots = self._slots(keys)
-            self._turn += 1  # takes a row away from each of the four in turn
+            # A free row of the group is taken. If there is none, the four rows of the group are
+            # replaced in turn.
+            self._turn += 1
             target = slots ^ (self._turn % _WAYS)
             for way in range(_WAYS):
                 free = rows[slots ^ way, 0] == 0
                 target[free] = slots[free] ^ way
             keys[:, -1] |= counts.take(chosen).astype(np.uint64) << _COUNT_SHIFT
-            rows[target] = keys  # where two want the same row the last one gets it
+            rows[target] = keys  # if two keys have the same target, the last one gets it
 
     @property
     def n_held(self) -> int:
-        """The number of pieces held."""
+        """The number of pieces that are held."""
         return sum(int(np.count_nonzero(rows[:, 0])) for rows in self._rows)
 
     def _by_width(self, lengths: Integers) -> Iterator[tuple[Words, Integers]]:
+        """The rows of each table, and the indices of the `lengths` that belong into it."""
         shortest = 0
         for rows, width in zip(self._rows, _WIDTHS, strict=True):
             yield rows, np.flatnonzero((lengths >= shortest) & (lengths < 8 * width))
             shortest = 8 * width
 
     def _slots(self, keys: Words) -> Integers:
+        """The number of the first row to try for each key: the top bits of its hash."""
         hashes = keys[:, 0] * _FACTORS[0]
         for column in range(1, keys.shape[1]):
             hashes += keys[:, column] * _FACTORS[column]
@@ -164,9 +190,10 @@ class CountTable:
 
 
 def _compare(rows: Words, slots: Integers, keys: Words) -> tuple[Integers, Integers]:
-    """The counts in the rows at `slots`, and which of the rows hold another key.
+    """The counts in the rows at `slots`, and the indices of the rows that hold another key.
 
-    The XOR of a row and its own key leaves the count alone, in the last byte: a key ends in 0.
+    The XOR of a row and its own key leaves only the count in the last byte, because a key ends in
+    0. If any other byte is left, the row holds another key.
     """
     differences = rows.take(slots, axis=0)
     differences ^= keys

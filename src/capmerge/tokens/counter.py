@@ -1,6 +1,6 @@
-"""How many tokens many texts have, and where their commas stand, exactly, at about a hundred megabytes a second.
+"""Counts the tokens of many texts exactly, and locates their commas, at about 100 MB per second.
 
-Owns the sums over remembered pieces. Knows nothing of limits, chunks or statistics.
+This module owns the sums over remembered pieces. It knows neither limits nor chunks.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,33 +16,34 @@ if TYPE_CHECKING:
     from capmerge.tokens.count_table import Integers, Pieces
 
 _SLOTS = 1 << 18
-# Texts of a batch: more would leave the processor's cache, fewer pay its 0.2 ms more often.
+# The texts of a batch. More would not stay in the processor's cache, and fewer would pay the 0.2 ms
+# of a batch more often.
 _BATCH = 512
 _FEW = 4  # fewer texts than this are not worth a batch
 _MOST_PIECES_WITH_COMMAS = 1 << 16
 
 
 class TokensAndCommas(NamedTuple):
-    """Token counts of texts and, for those it was asked of, which of their tokens are the token ","."""
+    """The token counts of texts, and the positions of the comma tokens of some of them."""
 
     counts: "Integers"
-    """(n_texts,)."""
+    """The number of tokens of each text, (n_texts,)."""
     commas: "Integers"
-    """Their places in the row of all tokens of all texts, from 0, in order."""
+    """The positions of the tokens "," among all tokens of all texts, from 0, in order."""
 
 
 class TokenCounter:
     """Counts tokens with one tokenizer; the counts are those of `len(tokenizer.encode(text))`.
 
-    CLIP's pattern never joins across white space and its byte-pair merges never join across words,
-    so the counts of a text's pieces between spaces add up. Pieces are looked up as they stand in
-    the caption: what the clean-up makes of one is found out once, when it is new. A text with a
-    piece that ftfy would read together with its neighbours (see `is_local`) is encoded whole, as is
-    every text of a tokenizer whose counts do not add up.
+    CLIP's pattern never joins across white space, and its byte-pair merges never join across words,
+    so the counts of a text's pieces between spaces add up. Pieces are looked up as they are in the
+    caption; each is cleaned only once, when it is new. A text with a piece that ftfy would read
+    together with its neighbours (see `is_local`) is encoded whole, as is every text of a tokenizer
+    whose counts do not add up.
 
-    Takes 56 bytes x `n_slots` (a power of 2, from 16) for the pieces it remembers, whatever it
-    counts: 15 MB by default, for up to 786,432 pieces. The same texts give the same counts in any
-    order and grouping. Uses no threads.
+    A counter takes 56 bytes x `n_slots` (a power of 2, from 16) for the pieces that it remembers,
+    whatever it counts: 15 MB by default, for up to 786,432 pieces. The same texts give the same
+    counts in any order and grouping. It uses no threads.
     """
 
     def __init__(self, tokenizer: ClipTokenizer | FileTokenizer, n_slots: int = _SLOTS) -> None:
@@ -53,9 +54,9 @@ class TokenCounter:
         self._commas_of_piece: dict[str, list[int]] = {}
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """The number of tokens of each text, in order, without BOS and EOS and without any limit: ["a cat", "1girl, solo"] gives [2, 4].
+        """The number of tokens of each text, in order, without BOS and EOS and without any limit.
 
-        Fastest for hundreds of texts at once.
+        ["a cat", "1girl, solo"] gives [2, 4]. It is fastest for hundreds of texts at once.
         """
         tokenizer = self.tokenizer
         if isinstance(tokenizer, FileTokenizer) or not tokenizer.adds_up:
@@ -70,10 +71,10 @@ class TokenCounter:
     def count_tokens_and_commas(
         self, texts: Sequence[str], asked: "Callable[[Integers], Integers]"
     ) -> TokensAndCommas:
-        """The number of tokens of each text, and the places of the commas in the texts that `asked` picks by their numbers of tokens.
+        """The number of tokens of each text, and the positions of the comma tokens in some texts.
 
-        `asked` is given the counts of some texts and returns which of them, by their places in what
-        it was given. Only for CLIP.
+        `asked` picks those texts by their numbers of tokens: it is given an array of counts, and
+        returns the indices of some of them. Only a CLIP tokenizer can be used.
         """
         import numpy as np
 
@@ -88,6 +89,8 @@ class TokenCounter:
             starts = np.cumsum(totals) - totals + done
             chosen = np.zeros(len(batch), bool)
             chosen[asked(totals)] = True
+            # The commas of texts that were encoded whole come from their ids, all others from their
+            # pieces.
             for number in np.flatnonzero(chosen).tolist():
                 if counted is None or number in counted.whole:
                     commas.append(
@@ -102,11 +105,11 @@ class TokenCounter:
 
     @property
     def pieces_held(self) -> int:
-        """How many pieces are remembered now."""
+        """The number of pieces that are remembered now."""
         return self._table.n_held
 
     def _count_batch(self, tokenizer: ClipTokenizer, texts: Sequence[str]) -> "_Counted | None":
-        """The counts of `texts` and of their pieces; None for texts that pieces cannot stand for."""
+        """The counts of `texts` and of their pieces; None if a text contains a NUL of its own."""
         import numpy as np
 
         from capmerge.tokens.count_table import Pieces
@@ -144,19 +147,19 @@ class TokenCounter:
         starts: "Integers",
         chosen: "NDArray[np.bool_]",
     ) -> "Integers":
-        """The places of the comma tokens in the `chosen` texts, none of which was encoded whole.
+        """The positions of the comma tokens in the `chosen` texts, none of which was encoded whole.
 
-        `starts` holds the place of the first token of each text.
+        `starts` holds the position of the first token of each text.
         """
         import numpy as np
 
-        # How it works: a token's place is the number of tokens before it, and a running sum over
+        # How it works: a token's position is the number of tokens before it, and a running sum over
         # the counts of all pieces gives that for the first token of each piece. So a comma that is
-        # the last token of its piece needs no look at ids; only other pieces are encoded.
+        # the last token of its piece is located without its ids; only other pieces are encoded.
         pieces, counts = counted.pieces, counted.counts
         commas, of_piece, of_text = pieces.find(ord(","), chosen)
         before = np.cumsum(counts) - counts
-        # That sum is wrong behind texts that were encoded whole: shift each text to its `starts`.
+        # That sum is wrong after texts that were encoded whole, so shift each text to its `starts`.
         starts = starts - before.take(pieces.first)
 
         # Plain pieces: "tag," with a letter or digit before the comma, and "," alone. CLIP's
@@ -178,12 +181,13 @@ class TokenCounter:
         return np.concatenate((plain_places, odd_places))
 
     def _commas_inside(self, tokenizer: ClipTokenizer, piece: str) -> list[int]:
-        found = self._commas_of_piece.get(piece)
-        if found is None:
+        """The positions of the comma tokens among the tokens of `piece`, which are remembered."""
+        commas = self._commas_of_piece.get(piece)
+        if commas is None:
             if len(self._commas_of_piece) == _MOST_PIECES_WITH_COMMAS:
                 self._commas_of_piece.clear()
-            found = self._commas_of_piece[piece] = _commas(tokenizer, piece)
-        return found
+            commas = self._commas_of_piece[piece] = _commas(tokenizer, piece)
+        return commas
 
 
 class _Counted(NamedTuple):
@@ -191,12 +195,13 @@ class _Counted(NamedTuple):
 
     pieces: "Pieces"
     counts: "Integers"
-    """Of each piece; of no use in texts that were counted whole."""
+    """The count of each piece, which is of no use in texts that were encoded whole."""
     totals: "Integers"
-    """Of each text."""
+    """The count of each text."""
     whole: set[int]
     """The numbers of the texts that were encoded whole."""
 
 
 def _commas(tokenizer: ClipTokenizer, text: str) -> list[int]:
+    """The positions of the comma tokens among the tokens of `text`."""
     return [place for place, index in enumerate(tokenizer.encode(text)) if index == tokenizer.comma]

@@ -1,7 +1,7 @@
-"""The tokenizers of a model family or at a path, loaded.
+"""Loads the tokenizers of a model family or at a path.
 
-Knows how the parts of this folder make a tokenizer. ftfy, regex, tokenizers and numpy are imported
-at the first use, not with this module.
+This module combines the parts of this folder into a tokenizer. ftfy, regex, tokenizers and numpy
+are imported at the first use, not with this module.
 """
 
 import functools
@@ -29,9 +29,9 @@ def _clip_vocabulary() -> ClipVocabulary:
 
 @functools.cache
 def load_clip(name: ClipName) -> ClipTokenizer:
-    """The CLIP tokenizer of that name, in about 0.2 s the first time in a process.
+    """The CLIP tokenizer of that name, which takes about 0.2 s the first time in a process.
 
-    Raises CapmergeError if the package with CLIP's vocabulary is missing.
+    Raises `CapmergeError` if the package with CLIP's vocabulary is missing.
     """
     pad, added = CLIP_VARIANTS[name]
     vocabulary = _clip_vocabulary()
@@ -41,15 +41,16 @@ def load_clip(name: ClipName) -> ClipTokenizer:
 def load_tokenizer(name_or_path: str | os.PathLike[str]) -> Tokenizer:
     """The CLIP tokenizer of that name (`sd1`, `sd2`, `sdxl_g`), or the tokenizer at a path.
 
-    Raises UsageError for a path without a tokenizer, and what `load_clip` raises.
+    Raises `UsageError` for a path without a tokenizer, and what `load_clip` raises.
     """
     for name in CLIP_VARIANTS:
         if name == name_or_path:
             return load_clip(name)
     if not Path(name_or_path).exists():
         raise UsageError(
-            f"tokenizer {os.fspath(name_or_path)}: neither a family nor an existing path. Expected "
-            f"{', '.join(CLIP_VARIANTS)}, a Hugging Face tokenizer folder, or a tokenizer.json."
+            f"tokenizer {os.fspath(name_or_path)}: neither a known name nor an existing path. "
+            f"Expected {', '.join(CLIP_VARIANTS)}, a Hugging Face tokenizer folder, "
+            "or a tokenizer.json."
         )
     return load_tokenizer_file(name_or_path)
 
@@ -57,31 +58,35 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> Tokenizer:
 def load_tokenizer_file(path: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer in a Hugging Face folder or `tokenizer.json`.
 
-    A CLIP tokenizer works as in sd-scripts, clean-up included, whatever the file says of it; any
+    A CLIP tokenizer works as in sd-scripts, including the clean-up, whatever its file says; any
     other works as its file says.
 
-    Raises UsageError: no such path, no tokenizer there, or a broken file.
+    Raises `UsageError` if the path does not exist, holds no tokenizer, or holds a broken file.
     """
-    found = read_tokenizer_file(Path(path))
-    if isinstance(found, ClipVocabulary):
-        return ClipTokenizer(os.fspath(path), found)
-    return FileTokenizer(os.fspath(path), found)
+    content = read_tokenizer_file(Path(path))
+    if isinstance(content, ClipVocabulary):
+        return ClipTokenizer(os.fspath(path), content)
+    return FileTokenizer(os.fspath(path), content)
 
 
 def load_readers(
     family: TokenizerFamily, path: str | os.PathLike[str] | None = None
 ) -> tuple[ClipTokenizer, FileTokenizer | None]:
-    """What reads the captions of a model `family`: its CLIP, or the one at `path`, and the T5 at `path` if the family has a T5.
+    """The CLIP tokenizer that reads the captions of a model `family`, and its T5 tokenizer, if any.
 
-    Raises UsageError for a tokenizer that is no CLIP's where there is no T5, and as
-    `load_tokenizer_file`.
+    A CLIP tokenizer at `path` replaces the family's own. Any other tokenizer at `path` is the T5 of
+    a family that has one; without it the second result is None.
+
+    Raises `UsageError` for a tokenizer that is not CLIP's if the family has no T5, and what
+    `load_tokenizer_file` and `load_clip` raise.
     """
     given = load_tokenizer_file(path) if path else None
     if isinstance(given, ClipTokenizer):
         return given, None
     if given and family not in T5_IDS:
         raise UsageError(
-            f"--tokenizer {printable(given.name)}: it is no CLIP tokenizer, and --family {family} reads with CLIP alone. "
-            f"Give one of CLIP, or --family {' or '.join(T5_IDS)}."
+            f"--tokenizer {printable(given.name)}: found a tokenizer that is not CLIP's, "
+            f"but --family {family} uses CLIP alone. "
+            f"Give a CLIP tokenizer, or --family {' or '.join(T5_IDS)}."
         )
     return load_clip(CLIP_OF_FAMILY[family]), given

@@ -1,7 +1,8 @@
-"""Text -> token ids: exactly sd-scripts' tokenizer for CLIP, the file's own pipeline for every other model.
+"""Turns text into token ids.
 
-Owns the order of steps between a caption and its ids. Knows nothing of chunks, limits or where a
-vocabulary came from.
+For CLIP this is exactly sd-scripts' tokenizer; for every other model it is the pipeline of its
+file. The module owns the order of the steps between a caption and its ids. It knows neither chunks
+nor limits, nor where a vocabulary came from.
 """
 
 import codecs
@@ -14,8 +15,8 @@ from capmerge.errors import UsageError
 from capmerge.tokens.clean import clean
 from capmerge.tokens.vocabulary import BOS, EOS, ClipVocabulary, byte_alphabet
 
-# openai/CLIP, clip/simple_tokenizer.py. Ignoring case matters although the text is in lower case: a
-# long s counts as s here.
+# Source: openai/CLIP, clip/simple_tokenizer.py. Ignoring case matters although the text is in lower
+# case, because a long s counts as s here.
 _PATTERN = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
@@ -23,11 +24,14 @@ _WORDS_REMEMBERED = 1 << 16
 
 
 class ClipTokenizer:
-    """One CLIP family's tokenizer: the ids of sd-scripts' slow CLIPTokenizer, without BOS and EOS and without any limit.
+    """A CLIP tokenizer, which gives the ids of sd-scripts' slow CLIPTokenizer.
 
-    Immutable but for its memory of words. `bos`, `eos`, `pad` and `comma` are ids; `added` are the
-    literals that become ids before the clean-up, exact case. Building one takes about 0.1 s. Raises
-    UsageError if the merges of `vocabulary` do not fit its ids.
+    The ids are without BOS and EOS and without any limit. A tokenizer is immutable except for its
+    memory of words. `bos`, `eos`, `pad` and `comma` are ids; `added` maps the literals that become
+    ids before the clean-up, in their exact case, to these ids. Building a tokenizer takes about
+    0.1 s.
+
+    Raises `UsageError` if the merges of `vocabulary` do not fit its ids.
     """
 
     __slots__ = (
@@ -59,16 +63,17 @@ class ClipTokenizer:
             )
         except Exception as error:  # the library raises no narrower class
             raise UsageError(
-                f"{name}: its vocabulary and merges do not fit together: {error}"
+                f"{name}: its vocabulary and merges do not fit together: {error}. "
+                "Expected both files of one tokenizer. Copy or download the tokenizer again."
             ) from error
         literals = {literal: (ids[literal],) for literal in (BOS, EOS)}
         alphabet = {byte: symbol for byte, symbol in byte_alphabet().items() if chr(byte) != symbol}
 
         @functools.lru_cache(_WORDS_REMEMBERED)
         def word_ids(word: str) -> tuple[int, ...]:
-            if (
-                word in literals
-            ):  # it was in capitals, or an entity was unescaped: else it would have been found in the raw text
+            # A literal gets here if it was in capitals, or if an entity was unescaped. Otherwise it
+            # was found in the raw text.
+            if word in literals:
                 return literals[word]
             if word == "\n":  # the end of one text of many
                 return ()
@@ -79,7 +84,7 @@ class ClipTokenizer:
             )
             return tuple(token.id for token in model.tokenize(symbols))
 
-        # Longest first: where two added tokens begin at the same place the longer one is meant.
+        # Longest first, because the longer of two added tokens that begin together is meant.
         any_added = "|".join(regex.escape(token) for token in sorted(added, key=len, reverse=True))
         self.name: Final = name
         self.bos: Final = ids[BOS]
@@ -95,11 +100,17 @@ class ClipTokenizer:
 
     @property
     def adds_up(self) -> bool:
-        """Whether a text's count is the sum over its space-separated pieces: always, unless an added token holds white space."""
+        """True when a text's count is the sum of the counts of its space-separated pieces.
+
+        That is always the case, unless an added token contains white space.
+        """
         return not any(char.isspace() for token in self.added for char in token)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, which stands as it will be trained: unescaped. "A  cat" gives [320, 2368]."""
+        """The ids of `text`, which is given as it will be trained, without escapes.
+
+        "A  cat" gives [320, 2368].
+        """
         ids: list[int] = []
         for part, added in self._parts(text):
             if added is None:
@@ -113,7 +124,13 @@ class ClipTokenizer:
         return ids
 
     def count_each(self, texts: Sequence[str]) -> list[int]:
-        """`len(encode(text))` of each text, for many short ones: one search over all of them, three times as fast as one for each."""
+        """The length of `encode(text)` of each text, for many short texts.
+
+        One search over all texts is three times as fast as one search for each.
+        """
+        # How it works: the cleaned texts are joined, with a line break after each, and split into
+        # words at once. The running sum of the words' counts at each line break gives the counts of
+        # the texts. A text with an added token is encoded by itself and leaves an empty line.
         has_added = self._any_added.search
         none_has = has_added("\n".join(texts)) is None
         counts, lines = [], []
@@ -130,10 +147,10 @@ class ClipTokenizer:
         ]
 
     def encode_with_text(self, text: str) -> list[tuple[int, str]]:
-        """The ids of `text`, each with the piece of the cleaned text it stands for, spaces before it included.
+        """The ids of `text`, each with its part of the cleaned text and the spaces before the part.
 
-        Joined, the pieces give the text as CLIP reads it; of a character that takes several tokens
-        only the last holds it, the others "".
+        The joined parts give the text as CLIP reads it. If a character takes several tokens, the
+        last of them has it and the others have "".
         """
         pairs: list[tuple[int, str]] = []
         for part, added in self._parts(text):
@@ -151,34 +168,35 @@ class ClipTokenizer:
         return pairs
 
     def _parts(self, text: str) -> Iterator[tuple[str, int | None]]:
-        """The added tokens in `text` with their ids, and what stands between them with None: each such part is cleaned by itself."""
+        """The added tokens in `text` with their ids, and the parts between them with None.
+
+        Each part between them is cleaned by itself.
+        """
         for part in self._any_added.split(text):
             if part:
                 yield part, self.added.get(part)
 
     def _word_texts(self, word: str, ids: tuple[int, ...]) -> list[str]:
+        """The part of `word` that each of its `ids` encodes."""
         if len(ids) == 1:
             return [word]
-        decoder, encoded, texts, start = (
-            codecs.getincrementaldecoder("utf-8")(),
-            word.encode(),
-            [],
-            0,
-        )
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        encoded, texts, start = word.encode(), [], 0
         for index in ids:
-            n_bytes = len(
-                str(self._model.id_to_token(index)).removesuffix("</w>")
-            )  # the byte alphabet: one character a byte
+            # In the byte alphabet, a token has one character per byte.
+            n_bytes = len(str(self._model.id_to_token(index)).removesuffix("</w>"))
             texts.append(decoder.decode(encoded[start : start + n_bytes]))
             start += n_bytes
         return texts
 
 
 class FileTokenizer:
-    """Any other tokenizer, from the text of its `tokenizer.json`: the ids it gives without special tokens, truncation or padding.
+    """A tokenizer of any other model, built from the text of its `tokenizer.json`.
 
-    `n_special`: how many special tokens it adds to one text; T5 adds 1, so a limit of 256 leaves
-    255 for the caption. Raises UsageError if the tokenizers library cannot build it.
+    It gives ids without special tokens, truncation or padding. `n_special` is the number of special
+    tokens that the model adds to one text; T5 adds 1, so a limit of 256 leaves 255 for the caption.
+
+    Raises `UsageError` if the tokenizers library cannot build it.
     """
 
     __slots__ = ("_tokenizer", "n_special", "name")
@@ -190,7 +208,8 @@ class FileTokenizer:
             tokenizer = Tokenizer.from_str(text)
         except Exception as error:  # the library raises no narrower class
             raise UsageError(
-                f"{name}: the tokenizers library cannot build this tokenizer: {error}"
+                f"{name}: the tokenizers library cannot build this tokenizer: {error}. "
+                "Save it again with transformers."
             ) from error
         tokenizer.no_truncation()  # files made for a model often cut at its length
         tokenizer.no_padding()
@@ -200,7 +219,7 @@ class FileTokenizer:
 
     @property
     def adds_up(self) -> bool:
-        """False: what such a tokenizer does at a space is its own affair, so each text is counted whole."""
+        """False, because such a tokenizer may join text across a space: count each text whole."""
         return False
 
     def encode(self, text: str) -> list[int]:
@@ -208,7 +227,7 @@ class FileTokenizer:
         return list(self._tokenizer.encode(_without_surrogates(text), add_special_tokens=False).ids)
 
     def encode_with_text(self, text: str) -> list[tuple[int, str]]:
-        """The ids of `text`, each with the piece of the text it stands for, spaces before it included."""
+        """The ids of `text`, each with its part of the text and the spaces before that part."""
         text = _without_surrogates(text)
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         pairs, done = [], 0

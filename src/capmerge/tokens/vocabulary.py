@@ -1,7 +1,7 @@
-"""Where tokenizers come from: the CLIP vocabulary inside an installed package, or files of the user.
+"""Reads the CLIP vocabulary of an installed package, or the tokenizer files of the user.
 
-Owns the places, the file formats and what to say when a file is missing or is something else. Knows
-nothing of text, ids or counts.
+This module owns the paths, the file formats, and the messages about files that are missing or
+something else. It does not tokenize.
 """
 
 import itertools
@@ -18,11 +18,11 @@ _MERGES = 49_152 - 256 - 2  # the file holds 262,145 merges; CLIP's vocabulary s
 
 
 class ClipVocabulary(NamedTuple):
-    """What a CLIP tokenizer is made of.
+    """The parts of a CLIP tokenizer.
 
-    `ids`: token -> id, in the byte alphabet and with `</w>` at the end of a word. `merges`: pairs,
-    most urgent first. `added`: literals that are found in the raw text, exact case, before anything
-    else happens to it -> id. `pad`: the padding id.
+    `ids` maps tokens to ids; tokens are in the byte alphabet, with `</w>` at the end of a word.
+    `merges` are pairs, most urgent first. `added` maps literals to ids; they are searched in the
+    raw text, in their exact case, before anything else happens to it. `pad` is the padding id.
     """
 
     ids: dict[str, int]
@@ -32,9 +32,10 @@ class ClipVocabulary(NamedTuple):
 
 
 def byte_alphabet() -> dict[int, str]:
-    """The printable character that stands for each byte in the vocabulary, in the order of the vocabulary's first 256 ids.
+    """The printable character that the vocabulary uses for each byte.
 
-    Source: openai/CLIP, clip/simple_tokenizer.py, bytes_to_unicode.
+    The bytes are in the order of the vocabulary's first 256 ids. Source: openai/CLIP,
+    clip/simple_tokenizer.py, bytes_to_unicode.
     """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -44,15 +45,15 @@ def byte_alphabet() -> dict[int, str]:
 
 
 def read_clip_vocabulary() -> ClipVocabulary:
-    """CLIP's own vocabulary: 49,408 ids, pad = EOS, in about 0.06 s and without network.
+    """CLIP's own vocabulary of 49,408 ids, with EOS as padding.
 
-    The file lies in the package openai-clip, which is found by its metadata and never imported:
-    importing it would import torch.
+    Reading it takes about 0.06 s and no network. The file is in the package openai-clip, which is
+    found by its metadata and never imported, because importing it would import torch.
 
-    Raises CapmergeError if the package or the file is missing or damaged.
+    Raises `CapmergeError` if the package or the file is missing or damaged.
     """
     import gzip
-    from importlib import metadata  # 20 ms, for those who count only
+    from importlib import metadata  # takes 20 ms, which only those who count have to pay
 
     try:
         path = Path(str(metadata.distribution("openai-clip").locate_file(_PACKAGE_FILE)))
@@ -60,7 +61,8 @@ def read_clip_vocabulary() -> ClipVocabulary:
             lines = list(itertools.islice(file, _MERGES + 1))[1:]  # the first line is a version
     except metadata.PackageNotFoundError:
         raise CapmergeError(
-            "CLIP's vocabulary: the package openai-clip is not installed. Run: pip install openai-clip"
+            "CLIP's vocabulary: the package openai-clip is not installed. "
+            "Run: pip install openai-clip"
         ) from None
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise CapmergeError(_damaged(path, str(error))) from error
@@ -84,26 +86,29 @@ def _from_merges(merges: list[tuple[str, str]]) -> ClipVocabulary:
 
 
 def read_tokenizer_file(path: Path) -> ClipVocabulary | str:
-    """A CLIP vocabulary, or for any other model the JSON text of a `tokenizer.json`, from a Hugging Face folder or such a file.
+    """The content of a Hugging Face tokenizer folder or of a `tokenizer.json`.
 
-    A folder needs `tokenizer.json`, or `vocab.json` and `merges.txt` of a CLIP tokenizer. A
+    It is a vocabulary for a CLIP tokenizer, and the JSON text of the `tokenizer.json` for any other
+    model. A folder needs `tokenizer.json`, or `vocab.json` and `merges.txt` of a CLIP tokenizer. A
     vocabulary is CLIP's if it marks word ends by `</w>` and holds CLIP's two literals; its added
     tokens and its padding come from the files beside it.
 
-    Raises UsageError if the path or the files are missing, or are not what their names say.
+    Raises `UsageError` if the path or the files are missing, or are not what their names say.
     """
     try:
         return _read_tokenizer_file(path)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(
-            f"{path}: not laid out like a Hugging Face tokenizer: {error!r}. Save it anew with transformers."
+            f"{path}: the contents are not those of a Hugging Face tokenizer: {error!r}. "
+            "Save it again with transformers."
         ) from error
 
 
 def _read_tokenizer_file(path: Path) -> ClipVocabulary | str:
     if not path.exists():
         raise UsageError(
-            f"{path}: no such file or folder. Expected a Hugging Face tokenizer folder or a tokenizer.json."
+            f"{path}: no such file or folder. "
+            "Expected a Hugging Face tokenizer folder or a tokenizer.json."
         )
     if path.is_dir():
         file = path / "tokenizer.json"
@@ -111,12 +116,17 @@ def _read_tokenizer_file(path: Path) -> ClipVocabulary | str:
             return _read_vocab_and_merges(path)
     else:
         file = path
+
+    # Any JSON file may be given, but only a tokenizer.json has a model.
     text, content = _read_json(file)
     if "model" not in content:
         found = ", ".join(list(content)[:4]) or "no keys"
         raise UsageError(
-            f"{file}: found {found}; expected a tokenizer.json, with a key `model`. Name the folder, or its tokenizer.json."
+            f"{file}: found {found}; expected a tokenizer.json, which has a key `model`. "
+            "Give the path of the tokenizer's folder, or of its tokenizer.json."
         )
+
+    # CLIP's word ends and literals make it a CLIP tokenizer. Any other is returned as it is.
     model = content["model"] if isinstance(content["model"], dict) else {}
     ids = model.get("vocab")
     if (
@@ -139,13 +149,15 @@ def _read_vocab_and_merges(folder: Path) -> ClipVocabulary:
     _, ids = _read_json(vocab_file)
     if not {BOS, EOS} <= ids.keys():
         raise UsageError(
-            f"{vocab_file}: not CLIP's: no {BOS} and {EOS}. Other models need a tokenizer.json.{_convert(folder)}"
+            f"{vocab_file}: found no {BOS} and {EOS}, so it is not CLIP's. "
+            f"Other models need a tokenizer.json.{_convert(folder)}"
         )
     lines = merges_file.read_text(encoding="utf-8").strip().split("\n")[1:]
     merges = [tuple(line.split()) for line in lines[:_MERGES]]
     if any(len(merge) != 2 for merge in merges):
         raise UsageError(
-            f"{merges_file}: expected one version line, then two tokens a line, separated by a space."
+            f"{merges_file}: found a line that is not a pair of tokens; expected a version line, "
+            "then two tokens per line, separated by a space. Copy or download the file again."
         )
     return _with_settings(folder, ids, merges, {})
 
@@ -153,7 +165,10 @@ def _read_vocab_and_merges(folder: Path) -> ClipVocabulary:
 def _with_settings(
     folder: Path, ids: dict[str, int], merges: list[Any], added: dict[str, int]
 ) -> ClipVocabulary:
-    """The vocabulary with the added tokens and the pad that the small files of a tokenizer folder name, where they are present."""
+    """The vocabulary with the added tokens and the padding that are named in the files of a folder.
+
+    Files that are missing name none.
+    """
     added = added | {BOS: ids[BOS], EOS: ids[EOS]}
     settings: dict[str, Any] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
@@ -174,17 +189,24 @@ def _with_settings(
 def _no_tokenizer(folder: Path) -> str:
     for inner in ("tokenizer", "tokenizer_2", "tokenizer_3"):
         if (folder / inner).is_dir():
-            return f"{folder}: a model's folder, not a tokenizer's. Try {folder / inner}."
+            return (
+                f"{folder}: found the folder of a model, expected that of a tokenizer. "
+                f"Try {folder / inner}."
+            )
     names = sorted(entry.name for entry in folder.iterdir())
     found = (", ".join(names[:4]) + (" ..." if len(names) > 4 else "")) or "nothing"
     hint = _convert(folder) if any(name.endswith(".model") for name in names) else ""
-    return f"{folder}: found {found}; expected tokenizer.json, or CLIP's vocab.json and merges.txt.{hint}"
+    return (
+        f"{folder}: found {found}; expected tokenizer.json, "
+        f"or CLIP's vocab.json and merges.txt.{hint}"
+    )
 
 
 def _convert(folder: Path) -> str:
     return (
         " Where transformers is installed, write one with: "
-        f"python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('{folder}').save_pretrained('{folder}')\""
+        'python -c "from transformers import AutoTokenizer as T; '
+        f"T.from_pretrained('{folder}').save_pretrained('{folder}')\""
     )
 
 
@@ -196,7 +218,8 @@ def _read_json(file: Path) -> tuple[str, dict[str, Any]]:
         content = json.loads(text)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UsageError(
-            f"{file}: not JSON: {error}. Expected a Hugging Face tokenizer folder or its tokenizer.json."
+            f"{file}: not JSON: {error}. "
+            "Expected a Hugging Face tokenizer folder or its tokenizer.json."
         ) from error
     if not isinstance(content, dict):
         raise UsageError(f"{file}: found a JSON {type(content).__name__}, expected an object.")

@@ -1,1 +1,1 @@
-"""Records and latents to the batches of a run."""
+"""The path from records and latents to the batches of a run."""

@@ -1,6 +1,9 @@
-"""Samples and batches: what the loader gives to the loss. Only fields, shapes and units; everything random is drawn before.
+"""Samples and batches, which the loader hands to the loss.
 
-B batch, N chunks, L 77, C latent channels (4), H W latent height and width (pixels / 8).
+This module has only fields, shapes and units; everything random has been drawn before.
+
+Shape suffixes: B batch, N chunks, L 77, C latent channels (4), H W latent height and width
+(pixels / 8).
 """
 
 from collections.abc import Callable
@@ -14,12 +17,12 @@ from capmerge.tokens.chunks import CutText
 
 
 class SampleRequest(NamedTuple):
-    """The sample that a place in the plan asks for; all numbers count from 0."""
+    """The identity of a sample to be made, as the plan gives it; all numbers count from 0."""
 
     dataset: int
-    """The number of the `[[data]]`."""
+    """The number of the `[[data]]` section."""
     record: int
-    """The place of the record in the index of its data set."""
+    """The number of the record in the index of its data set."""
     repeat: int
     epoch: int
     step: int
@@ -28,75 +31,96 @@ class SampleRequest(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample exactly as it trains: a pure function of its `SampleId`, but for token warm-up."""
+    """One sample exactly as it trains.
+
+    A pure function of its `SampleId`, except for token warm-up, which depends on the step.
+    """
 
     dataset: int
-    """Which `[[data]]`, from 0."""
+    """The number of the `[[data]]` section, from 0."""
     record: int
-    """Its place in the index."""
+    """The number of the record in the index of its data set."""
     repeat: int
     key: str
     caption: str
     """The text that is encoded; "" when the caption was dropped."""
     style: str
-    """`t`, `c` or `b`, as the rewrite marked the drawn line."""
+    """`t`, `c` or `b`, as the rewrite marked the drawn line; "" for a record without text."""
     cut: CutText
-    """The caption's tokens; its batch decides how many chunks there are."""
+    """The tokens of the caption; the batch decides how many chunks they are laid out in."""
     latents_CHW: Tensor
     """float32, scaled by the family's factor."""
     noise_CHW: Tensor
-    """float32: what the target is made of, offset and further levels included."""
+    """float32: the noise that the target is made from, including offset and multires levels."""
     input_noise_CHW: Tensor | None
-    """float32: the noise of the input where it differs (input perturbation); None when it is `noise_CHW`."""
+    """float32: the noise that is added to the latents; None when it is `noise_CHW`.
+
+    The two differ under input perturbation.
+    """
     timestep: int
     size_conditioning: tuple[float, float, float, float, float, float] | None
-    """Original height, width, crop top, left, target height, width in pixels; None for families without."""
+    """Original height and width, crop top and left, target height and width in pixels.
+
+    None for families without size conditioning.
+    """
     mask_HW: Tensor | None
-    """float32 weights in [0, 1] at latent size; None when no mask was asked for."""
+    """float32 weights in [0, 1] at latent size; None when no mask was requested."""
     text_noise_seed: int
-    """For noise on the text states."""
+    """The seed of the noise on the text states."""
     events: tuple[str, ...] = ()
-    """What happened to it, for counting: caption_dropped, random_caption, word_repeated, flipped, replaced (no usable latents)."""
+    """The names of the events that happened to the sample, to be counted.
+
+    They are caption_dropped, random_caption, word_repeated, flipped, and replaced (the latents of
+    the planned record were unusable).
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A micro-batch of one rank."""
+    """One micro-batch of one rank."""
 
     step: int
-    """The optimizer step it belongs to, from 0."""
+    """The optimizer step that the batch belongs to, from 0."""
     epoch: int
-    """From 0."""
+    """The epoch, from 0."""
     micro: int
-    """Which micro-batch of the step, from 0."""
+    """The number of the micro-batch within the step, from 0."""
     latents_BCHW: Tensor
     noise_BCHW: Tensor
     input_noise_BCHW: Tensor | None
     timesteps_B: Tensor
     """int64."""
     ids: tuple[Tensor, ...]
-    """For each tokenizer (B, N, L) int64."""
+    """The token ids of each tokenizer: (B, N, L) int64."""
     size_B6: Tensor | None
-    """float32."""
+    """float32: the size conditioning; None for families without it."""
     mask_B1HW: Tensor | None
+    """float32; None when no sample has a mask."""
     weights_B: Tensor
-    """float32: 1 for a real sample, 0 for one that only fills a place of a short global batch."""
+    """float32: 1 for a real sample, 0 for one that only pads a short global batch."""
     real_samples: int
-    """Real samples of the whole global batch, over all ranks and micro-batches."""
+    """The number of real samples in the global batch, over all ranks and micro-batches."""
     text_noise_seeds: tuple[int, ...]
     keys: tuple[str, ...]
-    """Of the real samples."""
+    """The keys of the real samples."""
     captions: tuple[str, ...]
-    """Of the real samples."""
+    """The captions of the real samples."""
     counts: dict[str, int]
-    """Over the real samples: "samples", "tokens", "dropped_tokens", "wider_batches" (0 or 1), and every event."""
+    """Counts over the real samples.
+
+    The keys are "samples", "tokens", "dropped_tokens", "wider_batches" (0 or 1), and the name of
+    every event.
+    """
 
     def to(self, device: torch.device | str) -> Self:
-        """The same with its tensors on `device`."""
+        """The same batch with its tensors on `device`."""
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """The same with its tensors in page-locked memory, from which a GPU takes them without waiting; a loader calls it."""
+        """The same batch with its tensors in page-locked memory.
+
+        From there they are copied to a GPU without waiting. Torch's loader calls this method.
+        """
         return self._with_tensors(Tensor.pin_memory)
 
     def _with_tensors(self, made: Callable[[Tensor], Tensor]) -> Self:

@@ -1,7 +1,7 @@
-"""Buckets: the records that may share a batch. Reads columns a window at a time; knows neither epochs nor files.
+"""Buckets, each of which holds the records that may share a batch.
 
-A bucket is all of one (width, height, chunk count). Inside this package the triple goes by its
-code, one number in the same order.
+A bucket holds all records of one (width, height, chunk count). Inside this package the triple is
+written as its code, a single number with the same order. Columns are read one window at a time.
 """
 
 from collections import Counter
@@ -14,31 +14,37 @@ from numpy.typing import NDArray
 from trainer.data.shuffle import Numbers
 from trainer.errors import LatentsError
 
-WINDOW = 1 << 18  # records read at a time: 6 MB of columns and codes
+WINDOW = 1 << 18
+"""The number of records that are read at a time: 6 MB of columns and codes."""
+
 _SIDE_BITS, _CHUNKS_BITS = 24, 16
 
 
 class SetRows(NamedTuple):
-    """What a plan knows of one data set: a column each, a row for each record."""
+    """The columns that the plan needs of one data set, with one row per record."""
 
     width: NDArray[np.integer]
     """Pixels, below 2**24; may be a memmap."""
     height: NDArray[np.integer]
     """Pixels, below 2**24; may be a memmap."""
     chunks: NDArray[np.integer] | None
-    """Chunk count, already capped by the settings, below 2**16; None in all sets when chunk counts do not part buckets."""
+    """Chunk counts below 2**16, already capped by the settings.
+
+    None in all sets when chunk counts do not separate buckets.
+    """
     repeats: int
-    """How often an epoch holds each record."""
+    """The number of times that an epoch trains each record."""
     usable: NDArray[np.bool_] | None
-    """False for records that are left out; None when there are none."""
+    """False for records that are left out; None when none are."""
 
 
 def iter_usable(
     rows: SetRows, first: int = 0, last: int | None = None
 ) -> Iterator[tuple[Numbers, Numbers]]:
-    """The usable ones of the records `first` .. `last` - 1 with the codes of their buckets, a window at a time.
+    """The usable records among `first` .. `last` - 1 with the codes of their buckets.
 
-    Raises `ValueError` for a size or a chunk count that the codes do not hold.
+    They come one window at a time. Raises `ValueError` for a size or a chunk count that does not
+    fit in a code.
     """
     last = len(rows.width) if last is None else last
     for start in range(first, last, WINDOW):
@@ -56,19 +62,20 @@ def iter_usable(
             chunks >> np.uint64(_CHUNKS_BITS)
         ):
             raise ValueError(
-                f"expected sides below 2**{_SIDE_BITS} pixels and chunk counts below 2**{_CHUNKS_BITS}"
+                f"expected sides below 2**{_SIDE_BITS} pixels "
+                f"and chunk counts below 2**{_CHUNKS_BITS}"
             )
         yield records, (width << np.uint64(_SIDE_BITS) | height) << np.uint64(_CHUNKS_BITS) | chunks
 
 
 def triple_of(code: int) -> tuple[int, int, int]:
-    """Width, height and chunk count (0 where there is none) of a bucket."""
+    """The width, height and chunk count (0 for none) of the bucket with this code."""
     sides, chunks = divmod(code, 1 << _CHUNKS_BITS)
     return *divmod(sides, 1 << _SIDE_BITS), chunks
 
 
 def bucket_sizes(sets: Sequence[SetRows]) -> tuple[Numbers, NDArray[np.int64]]:
-    """The codes of all buckets in ascending order, and how many samples an epoch has of each.
+    """The codes of all buckets in ascending order, and the number of samples per epoch in each.
 
     Raises `LatentsError` when no record is usable.
     """
@@ -82,7 +89,8 @@ def bucket_sizes(sets: Sequence[SetRows]) -> tuple[Numbers, NDArray[np.int64]]:
     if not sizes:
         n_records = sum(len(rows.width) for rows in sets)
         raise LatentsError(
-            f"data: none of {n_records:,} records is usable, expected at least one. Look at data.metadata and data.latents."
+            f"data: none of the {n_records:,} records is usable, expected at least one. "
+            "Check data.metadata and data.latents."
         )
     ascending = sorted(sizes)
     return np.array(ascending, dtype=np.uint64), np.array(
@@ -91,7 +99,7 @@ def bucket_sizes(sets: Sequence[SetRows]) -> tuple[Numbers, NDArray[np.int64]]:
 
 
 def largest_area(sets: Sequence[SetRows]) -> int:
-    """Square pixels of the largest record, usable or not."""
+    """The area in square pixels of the largest record, usable or not."""
     areas = [0]
     for rows in sets:
         for start in range(0, len(rows.width), WINDOW):
@@ -101,7 +109,10 @@ def largest_area(sets: Sequence[SetRows]) -> int:
 
 
 def next_of_bucket(sets: Sequence[SetRows], dataset: int, record: int) -> Iterator[tuple[int, int]]:
-    """The (data set, record) of all other usable records of a usable record's set and bucket: those behind it, then those before it."""
+    """The other usable records in the data set and bucket of a usable record.
+
+    Each is a (data set, record); those after the record come first, then those before it.
+    """
     rows = sets[dataset]
     ((_, (bucket,)),) = iter_usable(rows, record, record + 1)
     for first, last in ((record + 1, len(rows.width)), (0, record)):

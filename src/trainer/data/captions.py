@@ -1,8 +1,9 @@
-"""What one epoch makes of a record's caption: the drawn line, its tags shuffled and dropped, or nothing. Pure; knows no tokens or tensors.
+"""The caption that one sample trains: a drawn line, its tags shuffled or dropped, or nothing.
 
-Drawing and brace expansion are `capmerge.wildcard`'s. Rules of the rest: sd-scripts-facts B2
-(order) and B4 (tags). Different from sd-scripts: shuffling, warm-up and tag dropout touch the tags
-that the rewrite marked, never sentences, unless asked.
+`capmerge.captions` draws the line and expands its braces. The other rules follow sd-scripts-facts
+B2 (order) and B4 (tags), with one difference: shuffling, warm-up and tag dropout change only the
+tags that the rewrite marked, and sentences only when the settings ask for it. The functions are
+pure and know neither tokens nor tensors.
 """
 
 import math
@@ -19,19 +20,23 @@ from capmerge.tokens.vocabulary import read_clip_vocabulary
 from trainer.config.settings import CaptionSettings, TextSettings
 
 RANDOM_WORDS = 4
-"""Words of a random caption. Source: somepago/DCR, datasets.py, `randrepl` (the code of arXiv 2305.20086)."""
+"""The number of words in a random caption.
 
-_FINE = 1 << 53  # as fine as a float below 1
+Source: somepago/DCR, datasets.py, `randrepl` (the code of arXiv 2305.20086).
+"""
+
+# The resolution of a float just below 1.
+_FINE = 1 << 53
 
 
 class TrainedCaption(NamedTuple):
-    """A caption as it is encoded."""
+    """A caption as it will be encoded."""
 
     text: str
     style: str
     """`t`, `c` or `b`, as the rewrite marked the drawn line; "" for a record without text."""
     events: tuple[str, ...]
-    """Of caption_dropped, random_caption and word_repeated, those that happened."""
+    """Those of caption_dropped, random_caption and word_repeated that happened."""
 
 
 def train_caption(
@@ -45,9 +50,10 @@ def train_caption(
 ) -> TrainedCaption:
     """The text that `sample` of a rewritten `record` trains, a pure function of the arguments.
 
-    Only token warm-up looks at `step`, the optimizer step, and at `max_steps`, the steps of the
-    whole run. Raises `BrokenRecordError` for a record that is not as a rewrite leaves it.
+    Only token warm-up uses `step`, the optimizer step, and `max_steps`, the steps of the whole run.
+    Raises `BrokenRecordError` for a record that is not as a rewrite leaves it.
     """
+    # Draw a line; it may be empty, dropped, or replaced by random words.
     line = _draw(record, settings, sample)
     chance = Chance(sample)
     if not line.text:
@@ -59,6 +65,7 @@ def train_caption(
         return TrainedCaption("", line.style, ("caption_dropped",))
     if _happens(chance, text.random_caption_rate, "random caption"):
         return TrainedCaption(_random_caption(chance), line.style, ("random_caption",))
+    # Change the tags of the line, then perhaps repeat a word.
     warmup_steps = (
         settings.token_warmup_steps
         if settings.token_warmup_steps >= 1
@@ -73,18 +80,19 @@ def train_caption(
 
 
 class _Line(NamedTuple):
-    """A drawn line, its wildcards expanded and nothing doubled."""
+    """A drawn line with its wildcards expanded and its doubled braces undone."""
 
     text: str
     style: str
     tags: tuple[int, int]
-    """[start, end) of its tags; all of it for style `t`, nothing for `c`."""
+    """[start, end) of its tags: the whole line for style `t`, nothing for `c`."""
 
 
 def _draw(record: dict[str, Any], settings: CaptionSettings, sample: SampleId) -> _Line:
     written = read_written(record)
     if not written.lines:
         return _Line("", "", (0, 0))
+    # Draw a line, and locate its tags: all of style `t`, the marked span of style `b`.
     drawn = draw_line(written.caption, sample, weights=written.weights, pick=settings.pick)
     place = written.place_of(drawn)
     style, span = written.letters[place], written.span_at(place)
@@ -98,10 +106,11 @@ def _draw(record: dict[str, Any], settings: CaptionSettings, sample: SampleId) -
 def _tags_of_both(
     line: str, drawn: Drawn, options: Sequence[int], span: tuple[int, int]
 ) -> tuple[int, int]:
-    """Where the tags stand in what was drawn: `span` is where they stand in the `line` as written, braces doubled.
+    """The [start, end) of the tags in the drawn text.
 
-    A rewrite doubles the braces of tags and keeps them from fusing with their neighbours, so the
-    parts read by themselves as they do together, and wildcards are in the caption alone.
+    `span` is their place in the `line` as written, with braces doubled. A rewrite doubles the
+    braces of tags and keeps them from fusing with their neighbours, so the three parts can be
+    parsed separately, and only the caption has wildcards.
     """
     start, end = span
     before, tags, after = (parse_line(part) for part in (line[:start], line[start:end], line[end:]))
@@ -111,12 +120,13 @@ def _tags_of_both(
         if "".join(texts) == drawn.text:
             return len(texts[0]), len(texts[0]) + len(texts[1])
     raise BrokenRecordError(
-        f'"{TAG_SPANS}" names [{start}, {end}) of a line of {len(line)} characters, which cuts it inside a wildcard.'
+        f'"{TAG_SPANS}" names [{start}, {end}) of a line of {len(line)} characters, '
+        "which cuts it inside a wildcard."
     )
 
 
 class _Shuffle(NamedTuple):
-    """The split, shuffle and join of sd-scripts (facts B4)."""
+    """Splitting, shuffling and joining of tags as in sd-scripts (facts B4)."""
 
     settings: CaptionSettings
     warmup_steps: int
@@ -124,7 +134,10 @@ class _Shuffle(NamedTuple):
     chance: Chance
 
     def line(self, line: _Line) -> str:
-        """The text of a line with its flexible tags in another order, or fewer of them; as it is where no setting asks for that."""
+        """The text of a line with its flexible tags shuffled and some of them dropped.
+
+        The line is returned unchanged when no setting asks for that.
+        """
         settings = self.settings
         start, end = (0, len(line.text)) if settings.sentences else line.tags
         if start == end or not (settings.shuffle or self.warmup_steps or settings.tag_dropout_rate):
@@ -139,7 +152,10 @@ class _Shuffle(NamedTuple):
         )
 
     def _between_separators(self, text: str, start: int, end: int, *, whole: bool) -> str:
-        """Tags before the first separator and behind the second stay; the separators go, a third one stays. Empty tags go too."""
+        """The line joined again, with only the tags between the first two separators flexible.
+
+        Both separators are removed; a third one stays. Empty tags are removed too.
+        """
         separator = self.settings.keep_tokens_separator
         head, middle, *tail = text.split(separator, 2)
         if whole:
@@ -165,7 +181,7 @@ class _Shuffle(NamedTuple):
         return f"{self.settings.separator} ".join(texts)
 
     def _trimmed(self, text: str) -> str:
-        """A part of a line without the separator towards its neighbours."""
+        """A part of a line without the separators next to its neighbours."""
         return (
             text.strip()
             .removeprefix(self.settings.separator)
@@ -174,13 +190,16 @@ class _Shuffle(NamedTuple):
         )
 
     def _placed(self, before: str, tags: list[str], after: str) -> str:
-        """The tags in their place; where none is left, what stands around them without the separators towards them."""
+        """The tags between `before` and `after`.
+
+        When no tag is left, the two are joined without the separators next to the tags.
+        """
         if tags:
             return before + self._join(tags) + after
         return self._join([part for part in map(self._trimmed, (before, after)) if part])
 
     def _flexible(self, tags: list[str]) -> list[str]:
-        """Warm-up, then shuffle, then dropout."""
+        """The flexible tags after warm-up, shuffle and dropout, applied in this order."""
         settings = self.settings
         if self.step < self.warmup_steps:
             least = settings.token_warmup_min
@@ -199,7 +218,7 @@ class _Shuffle(NamedTuple):
 
 
 def _shuffled(tags: list[str], chance: Chance) -> list[str]:
-    """The tags in one of their orders, each as likely: one number says which."""
+    """The tags in a random order, all orders being equally likely; one number selects it."""
     left, order = list(tags), chance.below(math.factorial(len(tags)), "shuffle")
     shuffled = []
     while left:
@@ -214,7 +233,10 @@ def _happens(chance: Chance, rate: float, purpose: str) -> bool:
 
 @cache
 def _words() -> list[str]:
-    """Words of two letters or more among CLIP's tokens, in their order: 60 ms, for those who ask for random captions."""
+    """The words of two letters or more among CLIP's tokens, in the order of the vocabulary.
+
+    Reading them takes 60 ms, so it is done only when random captions are requested.
+    """
     words = [
         token.removesuffix("</w>") for token in read_clip_vocabulary().ids if token.endswith("</w>")
     ]
@@ -222,7 +244,10 @@ def _words() -> list[str]:
 
 
 def _random_caption(chance: Chance) -> str:
-    """A few random words. Source: arXiv 2305.20086, RC; its code decodes random tokens, here they are whole words."""
+    """A caption of a few random words.
+
+    Source: arXiv 2305.20086, RC. Its code decodes random tokens; here they are whole words.
+    """
     words = _words()
     return " ".join(
         words[chance.below(len(words), f"random word {number}")] for number in range(RANDOM_WORDS)
@@ -230,7 +255,7 @@ def _random_caption(chance: Chance) -> str:
 
 
 def _with_a_word_twice(text: str, chance: Chance) -> str:
-    """The text with one of its words at a second, random place. Source: arXiv 2305.20086, CWR."""
+    """The text with one of its words repeated at a random place. Source: arXiv 2305.20086, CWR."""
     words = text.split(" ")
     word = words[chance.below(len(words), "repeated word")]
     words.insert(chance.below(len(words) + 1, "place of the repeated word"), word)

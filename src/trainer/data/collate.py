@@ -1,4 +1,4 @@
-"""Samples to a micro-batch."""
+"""Collating samples into a micro-batch."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def collate(
     epoch: int,
     micro: int,
 ) -> Batch:
-    """The micro-batch of `samples`, which stand in the `slots` of the global batch `whole`."""
+    """The micro-batch of `samples`, which fill the `slots` of the global batch `whole`."""
     n_chunks, wider = _count_chunks(samples, whole.chunks, chunker)
     real = samples if slots.weight else ()
     laid_out = [chunker.lay_out(sample.cut, n_chunks) for sample in samples]
@@ -46,7 +46,7 @@ def collate(
         if any(sample.input_noise_CHW is not None for sample in samples)
         else None,
         timesteps_B=torch.tensor([sample.timestep for sample in samples], dtype=torch.int64),
-        # By way of numpy: a quarter of the time that torch takes for lists.
+        # Through numpy: a quarter of the time that torch takes for lists.
         ids=tuple(torch.from_numpy(np.array(ids, np.int64)) for ids in zip(*laid_out, strict=True)),
         size_B6=torch.tensor(sizes, dtype=torch.float32) if sizes else None,
         mask_B1HW=_masks(samples),
@@ -62,7 +62,7 @@ def collate(
 def _count_chunks(
     samples: Sequence[Sample], of_bucket: int | None, chunker: Chunker
 ) -> tuple[int, bool]:
-    """How many chunks the batch is encoded at, and whether that is more than its bucket's."""
+    """The chunk count that the batch is encoded at, and whether it exceeds its bucket's."""
     needed = max(chunker.chunks_of(sample.cut) for sample in samples)
     if chunker.chunking == "crop":
         return 1, False
@@ -72,7 +72,7 @@ def _count_chunks(
 
 
 def _masks(samples: Sequence[Sample]) -> Tensor | None:
-    """Ones for the samples of data sets without masks; None when no sample has one."""
+    """The masks of a batch, all ones for samples without one; None when no sample has one."""
     if all(sample.mask_HW is None for sample in samples):
         return None
     whole = torch.ones(samples[0].latents_CHW.shape[1:])

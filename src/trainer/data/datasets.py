@@ -1,6 +1,7 @@
-"""The data sets of a run, opened: index and listing of each, and which of its records can be trained. Parses no record at any size.
+"""The opened data sets of a run: the index and the listing of each, and which records are usable.
 
-Knows neither epochs nor samples. What is missing is counted here, before anything trains.
+Records without latents or without a size are counted here, before anything trains. No record is
+parsed, however large the metadata is, except those that are named in a message or checked.
 """
 
 from dataclasses import dataclass, replace
@@ -25,34 +26,34 @@ from trainer.errors import LatentsError
 from trainer.families import FAMILIES, Family
 
 MOST_LEFT_OUT = 0.01
-"""Share of a data set's records that may be without latents or size."""
+"""The largest share of a data set's records that may lack latents or a size."""
 
 _NAMED_KEYS = 5
 _MOST_CHUNKS = (1 << 16) - 1
-"""Chunk counts are kept in 16 bits: a caption of 5 million tokens."""
+"""Chunk counts are kept in 16 bits, which is enough for a caption of 5 million tokens."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """One `[[data]]`. Pickles as paths: every process maps the same pages."""
+    """One `[[data]]` section. It pickles as paths, so that every process maps the same pages."""
 
     number: int
-    """Which `[[data]]`, from 0."""
+    """The number of the `[[data]]` section, from 0."""
     settings: DataSettings
     captions: CaptionSettings
-    """`[caption]` with what this set has different."""
+    """The `[caption]` section with the overrides of this data set."""
     family: Family
     index: Index
     listing: Listing
     rows: SetRows
-    """What the plan knows of it."""
+    """The columns that the plan needs of it."""
     notes: tuple[str, ...]
-    """What the user should know of it: records left out, latents that look like another family's."""
+    """Notes for the user: records left out, latents that look like those of another family."""
 
     def latents_file(self, record: int, key: str) -> Path | None:
-        """The latents of the index's `record`, whose key this is; None when none were listed.
+        """The latents file of `record` of the index, whose key is `key`; None when none was listed.
 
-        Raises `CapmergeError` when it would lead out of the folder and `allow_outside` is off.
+        Raises `CapmergeError` when it is outside of the folder and `allow_outside` is off.
         """
         return self.listing.file_of(
             record, key, self.family.latent_suffix, allow_outside=self.settings.allow_outside
@@ -62,12 +63,14 @@ class DataSet:
 def open_datasets(
     config: Config, *, jobs: int | None = None, relist: bool = False
 ) -> tuple[DataSet, ...]:
-    """All data sets of a run; what has no index or listing yet gets one, under a file lock and with a bar on a terminal.
+    """All data sets of a run, opened; missing indexes and listings are built first.
 
-    To be called before process groups start: a first launch may take minutes, while the other ranks
-    wait. `jobs` processes (default: all usable cores) build an index; `relist` lists the folders of
-    latents anew. Raises `LatentsError` when records have no latents or no size and
-    `data.on_missing` does not allow for it, and what `ensure_index` and `ensure_listing` raise.
+    They are built under a file lock and with a progress bar on a terminal. Call this before process
+    groups start: a first launch may take minutes, while the other ranks wait. `jobs` processes
+    (default: all usable cores) build an index; `relist` lists the folders of latents again.
+
+    Raises `LatentsError` when records have no latents or no size and `data.on_missing` does not
+    allow it, and the errors of `ensure_index` and `ensure_listing`.
     """
     return tuple(
         _open(config, number, jobs or usable_cores(), relist=relist)
@@ -76,6 +79,7 @@ def open_datasets(
 
 
 def _open(config: Config, number: int, jobs: int, *, relist: bool) -> DataSet:
+    # Open the index and the listing, building what is missing.
     settings, family = config.data[number], FAMILIES[config.model.family]
     dynamic = config.text.dynamic_chunks
     with open_indexable(settings.metadata) as source, progress_bar(source) as progress:
@@ -90,6 +94,7 @@ def _open(config: Config, number: int, jobs: int, *, relist: bool) -> DataSet:
             allow_outside=settings.allow_outside,
             progress=progress,
         )
+    # Find the records that can be trained.
     usable, left_out = _find_usable(family, index, listing)
     notes = _check_left_out(left_out, number, settings, family, index, listing)
     rows = SetRows(
@@ -102,8 +107,10 @@ def _open(config: Config, number: int, jobs: int, *, relist: bool) -> DataSet:
     opened = DataSet(
         number, settings, config.caption_of(number), family, index, listing, rows, notes
     )
+    # Check the scale of some latents. A random model takes any: the example latents serve all
+    # families.
     if config.model.path == "random":
-        return opened  # the example latents serve all families
+        return opened
     warning = check_latent_scale(
         _some_files(opened), family, skip_broken=settings.on_missing == "skip"
     )
@@ -121,15 +128,16 @@ class _LeftOut(NamedTuple):
     without_latents: int
     without_size: int
     first: list[int]
-    """The numbers of the first few, to be named."""
+    """The numbers of the first few of them, to be named in messages."""
 
 
 def _find_usable(
     family: Family, index: Index, listing: Listing
 ) -> tuple[NDArray[np.bool_] | None, _LeftOut]:
-    """False for each record without latents of `family` or without a size, and what is left out.
+    """A column that is False for unusable records, and a summary of those records.
 
-    None in place of the column when every record is usable.
+    A record is unusable when it has no latents of `family` or no size. The column is None when
+    every record is usable.
     """
     forms = np.uint8(LEGACY + sum(SIZED[suffix] for suffix in family.latent_suffix))
     usable: NDArray[np.bool_] | None = None
@@ -159,9 +167,9 @@ def _check_left_out(
     index: Index,
     listing: Listing,
 ) -> tuple[str, ...]:
-    """The notes on the records of `[[data]]` number `number` that are left out.
+    """The notes on the records that are left out of data set number `number`.
 
-    Raises `LatentsError` when `data.on_missing` allows for none, or for fewer.
+    Raises `LatentsError` when `data.on_missing` allows none, or fewer.
     """
     if not left_out.records:
         return ()
@@ -181,25 +189,29 @@ def _check_left_out(
         f"among {records:,} records; the first: {keys}{more}"
     )
     # Say what to do about it.
-    relist = f"(capmerge index {_shown(settings.metadata)} --latents {_shown(settings.latents)} --relist)"
+    relist = (
+        f"(capmerge index {_shown(settings.metadata)} "
+        f"--latents {_shown(settings.latents)} --relist)"
+    )
     lead_out = ""
     if listing.unlisted and not settings.allow_outside:
         lead_out = (
-            f" The keys of {listing.unlisted:,} lead out of that folder: "
-            "data.allow_outside = true looks there too."
+            f" {listing.unlisted:,} keys lead out of that folder: "
+            "data.allow_outside = true allows this."
         )
     if settings.on_missing == "stop":
         raise LatentsError(
-            f"{found}. Expected both for all. Cache their latents, list the folder anew if they "
-            f'came later {relist}, or set data.on_missing = "skip".{lead_out}'
+            f"{found}. Expected latents and a size for every record. Cache the missing latents, "
+            f"list the folder again if they were cached later {relist}, "
+            f'or set data.on_missing = "skip".{lead_out}'
         )
     if left_out.records > MOST_LEFT_OUT * records:
         raise LatentsError(
             f'{found}. Expected at most {MOST_LEFT_OUT:.0%} with data.on_missing = "skip", '
-            f"found {left_out.records / records:.1%}. Look at data.latents and model.family; "
-            f"list the folder anew if the files came later {relist}.{lead_out}"
+            f"found {left_out.records / records:.1%}. Check data.latents and model.family; "
+            f"list the folder again if the latents were cached later {relist}.{lead_out}"
         )
-    return (f"{found}. {left_out.records:,} are left out.",)
+    return (f"{found}. Records left out: {left_out.records:,}.",)
 
 
 def _endings(family: Family) -> list[str]:
@@ -207,7 +219,7 @@ def _endings(family: Family) -> list[str]:
 
 
 def _chunks(index: Index, family: Family, text: TextSettings) -> NDArray[np.uint16]:
-    """How many chunks each record's longest alternative is encoded at, a window at a time."""
+    """The number of chunks that the longest alternative of each record is encoded at."""
     most = _MOST_CHUNKS if text.max_tokens == "unlimited" else text.max_tokens // CHUNK_TOKENS
     if text.chunking == "crop":
         return np.ones(len(index), np.uint16)
@@ -223,21 +235,19 @@ def _chunks(index: Index, family: Family, text: TextSettings) -> NDArray[np.uint
 
 
 def _some_files(dataset: DataSet) -> list[Path]:
-    """Latents of `FILES_CHECKED` records, evenly spaced."""
+    """The latents files of up to `FILES_CHECKED` evenly spaced usable records."""
     usable, records = dataset.rows.usable, len(dataset.index)
     numbers = [place * records // FILES_CHECKED for place in range(FILES_CHECKED)]
     if usable is not None:
         numbers = [
             number + int(np.argmax(usable[number:])) for number in numbers if usable[number:].any()
         ]
-    files = (
-        [
-            dataset.latents_file(number, dataset.index.read(number)[0])
-            for number in dict.fromkeys(numbers)
-        ]
-        if records
-        else []
-    )
+    if not records:
+        return []
+    files = [
+        dataset.latents_file(number, dataset.index.read(number)[0])
+        for number in dict.fromkeys(numbers)
+    ]
     return [file for file in files if file is not None]
 
 

@@ -1,6 +1,6 @@
-"""The size of a run in samples, buckets and steps, what identifies the run, and its epochs' plans.
+"""The size of a run in samples, buckets and steps, its identity, and the plans of its epochs.
 
-One home for the numbers that the dry run shows, the loop runs by, and a resumed run must share.
+This module owns the numbers that the dry run shows, the loop uses, and a resumed run must share.
 """
 
 import hashlib
@@ -14,7 +14,8 @@ import numpy as np
 
 from trainer.config.settings import Config
 from trainer.data.datasets import DataSet
-from trainer.data.plan import Plan, count_epoch, open_plan
+from trainer.data.plan import Plan, count_epoch
+from trainer.data.plan_files import open_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +23,16 @@ class RunSize:
     """The size of a run, which follows from its config, its data and its world size."""
 
     records: int
-    """Records of all data sets."""
+    """The number of records in all data sets, usable or not."""
     samples_per_epoch: int
-    """Records times repeats, without those that are left out."""
+    """Usable records times repeats."""
     buckets: int
-    """Kinds of batches: latent sizes, times chunk counts when they are dynamic."""
+    """The number of buckets: latent sizes, times chunk counts when they are dynamic."""
     global_batch_size: int
-    """Samples of an optimizer step: micro-batch x accumulation x ranks."""
+    """Samples per optimizer step: micro-batch x accumulation x ranks."""
     steps_per_epoch: int
     max_steps: int
-    """Optimizer steps of the whole run."""
+    """The number of optimizer steps in the whole run."""
 
 
 def run_size(config: Config, datasets: Sequence[DataSet], world_size: int) -> RunSize:
@@ -56,9 +57,9 @@ def _usable(dataset: DataSet) -> int:
 
 
 def identity(config: Config, datasets: Sequence[DataSet], size: RunSize) -> dict[str, Any]:
-    """The values that a resumed run must share, by the name of the setting.
+    """The values that a resumed run must share, keyed by the name of the setting.
 
-    With the same values its samples are those of an unbroken run.
+    With the same values, its samples are those of an uninterrupted run.
     """
     found: dict[str, Any] = {
         "train.seed": config.train.seed,
@@ -81,22 +82,20 @@ def identity(config: Config, datasets: Sequence[DataSet], size: RunSize) -> dict
 
 
 class EpochPlans:
-    """The plans of a run's epochs, in files of one folder."""
+    """The plans of the epochs of a run, in the files of one folder."""
 
     def __init__(
         self, folder: Path, config: Config, datasets: Sequence[DataSet], size: RunSize
     ) -> None:
-        self._folder, self._seed, self._global_batch_size = (
-            folder,
-            config.train.seed,
-            size.global_batch_size,
-        )
+        self._folder, self._seed = folder, config.train.seed
+        self._global_batch_size = size.global_batch_size
         self._rows = [dataset.rows for dataset in datasets]
         self._fingerprint = json.dumps(identity(config, datasets, size))
 
     def __call__(self, epoch: int) -> Plan:
-        """The plan of an epoch, from 0; built where it is missing."""
-        assert self._seed is not None  # one was drawn
+        """The plan of an epoch, counted from 0, built if it is missing."""
+        # A seed was drawn when the config had none.
+        assert self._seed is not None
         return open_plan(
             self._folder,
             seed=self._seed,

@@ -1,7 +1,8 @@
-"""Cached latents: what stands in an `.npz` of sd-scripts, checked and scaled. Knows nothing of records, folders or file names.
+"""Cached latents: the contents of an `.npz` file of sd-scripts, checked and scaled.
 
-Key names, shapes and meanings: sd-scripts-facts A5, C4, D1, D3. C latent channels (4), H W latent
-height and width (pixels / 8).
+Names, shapes and meanings of the arrays: sd-scripts-facts A5, C4, D1, D3.
+
+Shape suffixes: C latent channels (4), H W latent height and width (pixels / 8).
 """
 
 import math
@@ -19,33 +20,39 @@ from trainer.errors import LatentsError
 from trainer.families import LATENT_CHANNELS, PIXELS_PER_LATENT, Family
 
 FILES_CHECKED = 64
-"""How many files `check_latent_scale` reads at most."""
+"""The largest number of files that `check_latent_scale` reads."""
 LEAST_DEVIATION, LARGEST_DEVIATION = 0.85, 1.18
-"""Of scaled latents, which are near 1; the families' factors differ by 1.40, so latents of another one are at 0.71 or 1.40."""
+"""The accepted range for the standard deviation of scaled latents, which is near 1.
+
+The factors of the families differ by 1.40, so latents of another family are at 0.71 or 1.40.
+"""
 
 SizeConditioning = tuple[float, float, float, float, float, float]
 
 
 class Latents(NamedTuple):
-    """One picture's cached latents, ready to train."""
+    """The cached latents of one picture, ready to train."""
 
     latents_CHW: Tensor
     """float32, scaled by the family's factor."""
     size_conditioning: SizeConditioning | None
-    """Original height, width, crop top, left, target height, width in pixels; None for families without."""
+    """Original height and width, crop top and left, target height and width in pixels.
+
+    None for families without size conditioning.
+    """
     mask_HW: Tensor | None
-    """float32 in [0, 1]; None when not asked for."""
+    """float32 in [0, 1]; None when it was not requested."""
 
 
 def load_latents(
     path: Path, *, family: Family, width: int, height: int, flipped: bool, alpha_mask: bool
 ) -> Latents:
-    """The latents of `path` for a bucket of `width` x `height` pixels.
+    """The latents in the file `path` for a bucket of `width` x `height` pixels.
 
-    Keys with the bucket's suffix `_{h}x{w}` in latent units go before plain ones. `flipped` takes
-    `latents_flipped`, mirrors the crop (crop_left = target width - crop_right) and the mask.
-    `alpha_mask` is resized by area to latent size. Raises `LatentsError` for whatever is missing,
-    damaged, of another shape or not finite.
+    Arrays with the bucket's suffix `_{h}x{w}` in latent units take precedence over plain ones.
+    `flipped` takes `latents_flipped` and mirrors the crop (crop_left = target width - crop_right)
+    and the mask. `alpha_mask` is resized by area to latent size. Raises `LatentsError` for
+    anything that is missing, damaged, of another shape or not finite.
     """
     try:
         with Npz(path) as npz:
@@ -57,15 +64,16 @@ def load_latents(
 
 
 def unreadable(path: Path, error: Exception) -> LatentsError:
-    """What to say of a file that cannot be opened or whose bytes are no npz."""
+    """The error for a file that cannot be opened, or whose bytes are not an npz."""
     if isinstance(error, FileNotFoundError):
         return LatentsError(
-            f"{path}: no such file, expected cached latents. Cache them again, or list the folder anew: "
-            "capmerge index FILE --latents DIR --relist."
+            f"{path}: no such file, expected cached latents. Cache them again, "
+            "or list the folder again: capmerge index FILE --latents DIR --relist."
         )
     if isinstance(error, OSError):
         return LatentsError(
-            f"{path}: {error.strerror or error}, expected a readable .npz file. Check the disk and the file's permissions."
+            f"{path}: {error.strerror or error}, expected a readable .npz file. "
+            "Check the disk and the permissions of the file."
         )
     return LatentsError(
         f"{path}: {_one_line(error)}, expected an .npz of plain arrays. {_CACHE_AGAIN}"
@@ -89,19 +97,23 @@ def _latents(
     flipped: bool,
     alpha_mask: bool,
 ) -> Latents:
+    # Choose between the arrays of this bucket and plain ones.
     shape = (LATENT_CHANNELS, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
     suffix = f"_{shape[1]}x{shape[2]}"
     if f"latents{suffix}" not in npz.names:
         if "latents" not in npz.names:
             raise LatentsError(
-                f'{path}: found {_names(npz)}, expected "latents" or "latents{suffix}" for the bucket {width}x{height}. {_CACHE_AGAIN}'
+                f'{path}: found {_names(npz)}, expected "latents" or "latents{suffix}" '
+                f"for the bucket {width}x{height}. {_CACHE_AGAIN}"
             )
         suffix = ""
     for name in ("original_size", "crop_ltrb"):
         if name + suffix not in npz.names:
             raise LatentsError(
-                f'{path}: found {_names(npz)}, expected "{name}{suffix}" too: the file is of a very old version. {_CACHE_AGAIN}'
+                f'{path}: found {_names(npz)}, expected "{name}{suffix}" too: '
+                f"a very old version wrote the file. {_CACHE_AGAIN}"
             )
+    # Read and check what was requested.
     name = ("latents_flipped" if flipped else "latents") + suffix
     if name not in npz.names:
         raise LatentsError(
@@ -111,8 +123,9 @@ def _latents(
     latents = _scaled(path, name, npz[name], family.latent_scale)
     if latents.shape != shape:
         raise LatentsError(
-            f'{path}: "{name}" has the shape {tuple(latents.shape)}, expected {shape} for the bucket {width}x{height}. '
-            "Cache the latents of this picture again, or rewrite the metadata that they were cached with."
+            f'{path}: "{name}" has the shape {tuple(latents.shape)}, '
+            f"expected {shape} for the bucket {width}x{height}. Cache the latents of this picture "
+            "again, or rewrite the metadata that they were cached with."
         )
     mask = _mask(path, npz, suffix, width, height, flipped=flipped) if alpha_mask else None
     size = (
@@ -128,28 +141,30 @@ def _names(npz: Npz) -> str:
 
 
 def _scaled(path: Path, name: str, array: NDArray[np.generic], scale: float) -> Tensor:
-    """float32 latents times `scale`, all finite."""
+    """The latents as float32 times `scale`; raises `LatentsError` unless all of them are finite."""
     if array.dtype.kind != "f":
         raise LatentsError(
             f'{path}: "{name}" is of type {array.dtype}, expected a float type. {_CACHE_AGAIN}'
         )
     if array.dtype != np.float32:
-        with np.errstate(over="ignore"):  # what float32 cannot hold is found below
+        # Values that float32 cannot hold become infinite, which is checked below.
+        with np.errstate(over="ignore"):
             array = array.astype(np.float32)
     latents = torch.from_numpy(cast("NDArray[np.float32]", array)) * scale
-    if not math.isfinite(
-        latents.sum().item()
-    ):  # 8 us for 4x128x128; isfinite() of each value takes 105
+    # The sum takes 8 us for 4x128x128, `isfinite` of each value 105 us. The sum of finite values
+    # may overflow, so the values decide.
+    if not math.isfinite(latents.sum().item()):
         broken = int((~torch.isfinite(latents)).sum())
         if broken:
             raise LatentsError(
-                f'{path}: {broken} of {latents.numel()} numbers of "{name}" are NaN or infinite, expected none. {_CACHE_AGAIN}'
+                f'{path}: {broken} of {latents.numel()} numbers of "{name}" are NaN or infinite, '
+                f"expected none. {_CACHE_AGAIN}"
             )
     return latents
 
 
 def _mask(path: Path, npz: Npz, suffix: str, width: int, height: int, *, flipped: bool) -> Tensor:
-    """The alpha mask, each latent's pixels averaged."""
+    """The alpha mask at latent size, each value the mean of the pixels of one latent position."""
     name = "alpha_mask" + suffix
     if name not in npz.names:
         raise LatentsError(
@@ -160,7 +175,8 @@ def _mask(path: Path, npz: Npz, suffix: str, width: int, height: int, *, flipped
     if array.shape != (height, width) or array.dtype.kind not in "fb":
         found = f"{array.dtype} {array.shape}"
         raise LatentsError(
-            f'{path}: "{name}" is {found}, expected floats ({height}, {width}) for its bucket. {_CACHE_AGAIN}'
+            f'{path}: "{name}" is {found}, expected floats ({height}, {width}) for its bucket. '
+            f"{_CACHE_AGAIN}"
         )
     mask = torch.from_numpy(array.astype(np.float32))
     if not bool(((mask >= 0) & (mask <= 1)).all()):
@@ -177,7 +193,7 @@ def _size_conditioning(
 ) -> SizeConditioning:
     original_width, original_height = _numbers(path, npz, "original_size" + suffix, 2)
     left, top, right, _ = _numbers(path, npz, "crop_ltrb" + suffix, 4)
-    # Whole pixels: sd-scripts cuts them off too (`int` in library/train_util.py, __getitem__).
+    # Whole pixels: sd-scripts truncates them too (`int` in library/train_util.py, __getitem__).
     crop_left = math.trunc(width - right if flipped else left)
     return (
         *(float(math.trunc(number)) for number in (original_height, original_width, top)),
@@ -191,7 +207,8 @@ def _numbers(path: Path, npz: Npz, name: str, count: int) -> list[float]:
     array = npz[name]
     if array.shape != (count,) or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
         raise LatentsError(
-            f'{path}: "{name}" is {array.dtype} {array.tolist()}, expected {count} numbers. {_CACHE_AGAIN}'
+            f'{path}: "{name}" is {array.dtype} {array.tolist()}, expected {count} numbers. '
+            f"{_CACHE_AGAIN}"
         )
     return [float(number) for number in array.tolist()]
 
@@ -199,7 +216,7 @@ def _numbers(path: Path, npz: Npz, name: str, count: int) -> list[float]:
 def check_latent_scale(
     paths: Sequence[Path], family: Family, *, skip_broken: bool = False
 ) -> str | None:
-    """A warning when the latents of `paths` do not have the family's scale; None when they do, or there are none.
+    """A warning when the latents in `paths` do not have the scale of `family`, else None.
 
     Reads `FILES_CHECKED` evenly spaced files, whatever their buckets. Raises `LatentsError` as
     `load_latents` does for a file that cannot be read, unless such files are skipped.
@@ -227,13 +244,14 @@ def check_latent_scale(
     if LEAST_DEVIATION <= deviation <= LARGEST_DEVIATION:
         return None
     return (
-        f"scaled by {family.latent_scale}, the latents of {files} files have a standard deviation of {deviation:.2f}, "
-        f"expected {LEAST_DEVIATION} to {LARGEST_DEVIATION} for {family.name}. Check model.family: they seem to be of another one."
+        f"scaled by {family.latent_scale}, the latents of {files} files have a standard deviation "
+        f"of {deviation:.2f}, expected {LEAST_DEVIATION} to {LARGEST_DEVIATION} for {family.name}. "
+        "Check model.family: the latents seem to belong to another family."
     )
 
 
 def _any_latents(path: Path, family: Family) -> Tensor:
-    """The file's first unflipped latents, scaled."""
+    """The first unflipped latents in the file, scaled."""
     try:
         with Npz(path) as npz:
             names = [

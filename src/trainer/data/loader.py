@@ -1,8 +1,8 @@
 """The micro-batches of one rank in order, from any step on, loaded by worker processes.
 
-Slices plans and collates samples; how a sample comes about, and where plans lie, is told to it.
-Whatever the number of workers, the batches are the same: a batch is a pure function of its step and
-micro-step.
+This module slices plans, collates samples and replaces samples whose latents are missing; making a
+sample and opening a plan are functions that it is given. The batches do not depend on the number of
+workers: a batch is a pure function of its step and micro-step.
 """
 
 import logging
@@ -29,40 +29,44 @@ from trainer.errors import LatentsError
 from trainer.families import LATENT_CHANNELS, PIXELS_PER_LATENT
 
 MakeSample = Callable[[SampleRequest], Sample]
-"""Makes the sample of a request; raises `LatentsError` when its latents are missing or broken."""
+"""A function that makes a sample; it raises `LatentsError` for missing or broken latents."""
 Warnings = list[tuple[tuple[int, int], str]]
-"""The (data set, record) of records without latents, each with the line to log."""
+"""The (data set, record) of each record without latents, with the line to log."""
 
-_PREFETCHED = 2  # micro-batches that a worker has ready; torch's own default
-# float32 latents, noise and input noise, and a mask of one channel
+# The micro-batches that a worker prepares ahead; torch's own default.
+_PREFETCHED = 2
+# float32 latents, noise and input noise, and a mask of one channel.
 _BYTES_PER_LATENT = 4 * (3 * LATENT_CHANNELS + 1)
-_BYTES_BESIDES = 1 << 20  # ids of some thousand chunks; what does not fit crosses more slowly
-_MOST_TRIES = 100  # a whole bucket without latents is no gap to fill
+# The ids of some thousand chunks; tensors that do not fit cross more slowly.
+_BYTES_BESIDES = 1 << 20
+# A whole bucket without latents is not a gap that should be filled.
+_MOST_TRIES = 100
 
 _logger = logging.getLogger(__name__)
 
 
 class Share(NamedTuple):
-    """Which part of every global batch a rank trains."""
+    """The part of every global batch that one rank trains."""
 
     rank: int
     ranks: int
     batch_size: int
-    """Samples of a micro-batch."""
+    """The number of samples in a micro-batch."""
     accumulation: int
 
     @property
     def global_batch_size(self) -> int:
-        """Samples of a full global batch."""
+        """The number of samples in a full global batch."""
         return self.ranks * self.batch_size * self.accumulation
 
 
 class Loader:
-    """The micro-batches of a rank in order: `micro` 0, 1, ... of the first step, then of the next; `len` counts micro-batches.
+    """The micro-batches of one rank in order: `micro` 0, 1, ... of a step, then of the next step.
 
-    The workers live as long as one iterator, which goes over all epochs. Records that were replaced
-    are logged as warnings, each once. Raises what a worker met: a `CapmergeError` as it was raised
-    there, anything else with the worker's traceback; `WorkerError` when a worker was killed.
+    `len` counts micro-batches. The workers live as long as one iterator, which goes over all
+    epochs. Records that were replaced are logged as warnings, each once. Iterating raises the
+    errors of the workers: a `CapmergeError` as it was raised there, any other error with the
+    worker's traceback, and `WorkerError` when a worker was killed.
     """
 
     def __init__(
@@ -81,7 +85,8 @@ class Loader:
             if workers and sys.platform == "linux"
             else None
         )
-        self._batches.handover = handover  # of this iterator alone: its workers inherit it
+        # It belongs to this iterator alone: its workers inherit it.
+        self._batches.handover = handover
         for crossed in iter_items(self._loader):
             loaded = (
                 handover.take(crossed, pinned=torch.cuda.is_available())
@@ -111,12 +116,13 @@ def build_loader(
     max_steps: int,
     workers: int,
 ) -> Loader:
-    """All micro-batches of the steps `start_step` .. `max_steps` - 1, over the ends of epochs.
+    """The loader of all micro-batches of the steps `start_step` .. `max_steps` - 1.
 
-    `open_epoch` gives the plan of an epoch, made for `share.global_batch_size`; `steps_per_epoch`
-    is its `steps`. It is called in the workers, half an epoch ahead in a thread, so that no epoch
-    begins with waiting. `on_missing` stands for each data set. With "skip" the next of its bucket
-    is trained in place of a record without latents, with the event "replaced".
+    The steps may span several epochs. `open_epoch` returns the plan of an epoch, made for
+    `share.global_batch_size`; `steps_per_epoch` is its `steps`. It is called in the workers, and
+    half an epoch ahead in a thread, so that no epoch begins with waiting. `on_missing` has one
+    value per data set. With "skip", the next record of the bucket is trained in place of a record
+    without latents, with the event "replaced".
     """
     batches = _MicroBatches(
         make_sample, open_epoch, sets, chunker, share, on_missing, steps_per_epoch, max_steps
@@ -128,24 +134,29 @@ def build_loader(
         num_workers=workers,
         prefetch_factor=_PREFETCHED if workers else None,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-        collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batching it gets one sample
+        # Without batching, the function gets one sample.
+        collate_fn=_as_it_is,  # type: ignore[arg-type]
         worker_init_fn=settle,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # otherwise a loader would draw from the run's own stream
+        # Without a generator, a loader would draw from the run's own random stream.
+        generator=torch.Generator(),
     )
     latents = largest_area(sets) * share.batch_size // PIXELS_PER_LATENT**2
     return Loader(loader, batches, latents * _BYTES_PER_LATENT + _BYTES_BESIDES)
 
 
 class _Loaded(NamedTuple):
-    """What crosses from a worker to the training process. Errors cross as values: torch would put a traceback into their messages."""
+    """The value that crosses from a worker to the training process.
+
+    Errors cross as values, because torch would put a traceback into their messages.
+    """
 
     result: Batch | CapmergeError
     replaced: Warnings
 
 
 class _Steps(Sampler[tuple[int, int]]):
-    """All (step, micro) in order."""
+    """All pairs (step, micro) in order."""
 
     def __init__(self, start_step: int, max_steps: int, accumulation: int) -> None:
         self._steps, self._accumulation = range(start_step, max_steps), accumulation
@@ -159,7 +170,7 @@ class _Steps(Sampler[tuple[int, int]]):
 
 @dataclass
 class _MicroBatches(Dataset[_Loaded | bytes]):
-    """(step, micro) -> the rank's micro-batch."""
+    """The micro-batches of the rank, indexed by (step, micro)."""
 
     make_sample: MakeSample
     open_epoch: Callable[[int], Plan]
@@ -170,11 +181,11 @@ class _MicroBatches(Dataset[_Loaded | bytes]):
     steps_per_epoch: int
     max_steps: int
     plan: tuple[int, Plan] | None = None
-    """The epoch that is open in this process."""
+    """The epoch whose plan is open in this process, and the plan."""
     built_ahead: int = 0
-    """The newest epoch whose plan a thread of this process was started for."""
+    """The newest epoch for which a thread of this process was started to build the plan."""
     handover: Handover | None = None
-    """Memory that is shared with the training process; None where tensors cross as torch has it."""
+    """Memory shared with the training process; None where torch's own way carries the tensors."""
 
     def __getitem__(self, place: tuple[int, int]) -> _Loaded | bytes:
         loaded, worker = self._loaded(place), get_worker_info()
@@ -192,12 +203,14 @@ class _MicroBatches(Dataset[_Loaded | bytes]):
             return _Loaded(error, replaced)
 
     def _batch(self, step: int, micro: int, replaced: Warnings) -> Batch:
+        # Find this rank's slice of the global batch.
         epoch, place = divmod(step, self.steps_per_epoch)
         whole = self._plan(epoch, place).batch(place)
         rank, ranks, batch_size, accumulation = self.share
         slots = deal(
             len(whole.record), ranks=ranks, accumulation=accumulation, batch_size=batch_size
         )[micro][rank]
+        # Make its samples, or replacements for those without latents.
         samples = []
         for at in slots.places:
             request = SampleRequest(
@@ -217,7 +230,10 @@ class _MicroBatches(Dataset[_Loaded | bytes]):
         return collate(samples, whole, slots, self.chunker, step=step, epoch=epoch, micro=micro)
 
     def _another(self, request: SampleRequest, error: LatentsError, replaced: Warnings) -> Sample:
-        """The sample of the next record of the bucket that has latents."""
+        """The sample of the next record in the bucket that has latents.
+
+        Appends to `replaced` a warning for each record that had none.
+        """
         dataset, record = request.dataset, request.record
         missing = [(record, error)]
         for _, other in islice(next_of_bucket(self.sets, dataset, record), _MOST_TRIES - 1):
@@ -233,8 +249,10 @@ class _MicroBatches(Dataset[_Loaded | bytes]):
             return replace(sample, events=(*sample.events, "replaced"))
         rows = self.sets[dataset]
         raise LatentsError(
-            f"data.{dataset}, bucket {rows.width[record]} x {rows.height[record]}: found no latents for {len(missing)} records one after "
-            f"the other, expected one to train in the place of the first. Cache their latents, or take them out of the metadata. "
+            f"data.{dataset}, bucket {rows.width[record]} x {rows.height[record]}: "
+            f"found no latents for {len(missing)} records in a row, "
+            "expected one to train in place of the first. "
+            "Cache their latents, or remove them from the metadata. "
             f"The first: {error}"
         )
 
@@ -249,10 +267,11 @@ class _MicroBatches(Dataset[_Loaded | bytes]):
         return self.plan[1]
 
     def _build_ahead(self, epoch: int) -> None:
-        with suppress(CapmergeError):  # the epoch itself meets it again
+        # An error is raised again when the epoch itself begins.
+        with suppress(CapmergeError):
             self.open_epoch(epoch)
 
 
 def _as_it_is(loaded: _Loaded | bytes) -> _Loaded | bytes:
-    """Torch's own conversion would make lists of tuples."""
+    """The argument unchanged, because torch's own conversion would turn tuples into lists."""
     return loaded

@@ -1,6 +1,7 @@
-"""What is drawn for one sample: noise and timestep. Knows no schedule, no model and no loss.
+"""The random draws of one sample: its noise and its timestep.
 
-C latent channels, H W latent height and width.
+How much noise a timestep stands for is the matter of the model's noise schedule, not of this
+module. Shape suffixes: C latent channels, H W latent height and width.
 """
 
 import torch
@@ -14,13 +15,14 @@ from trainer.config.settings import NoiseSettings
 def draw_noise(
     latents_CHW: Tensor, chance: Chance, settings: NoiseSettings
 ) -> tuple[Tensor, Tensor | None]:
-    """The noise of one sample that its target is made of, and its input's where input perturbation makes that another.
+    """The noise of the target of one sample, and the noise of its input where that differs.
 
-    Both (C, H, W) float32 on CPU; of `latents_CHW` only the shape matters. A pure function of
-    the sample's identity and the settings, for one version of torch, whose generator on CPU tells
-    2**32 seeds apart. Offset and levels add up; the levels' sum is divided by its standard
-    deviation over this sample alone, where sd-scripts takes the whole batch's: a sample's noise
-    must not depend on its neighbours. Source: sd-scripts-facts D2.
+    Input perturbation makes the two differ; otherwise the second one is None. Both are (C, H, W)
+    float32 on the CPU; only the shape of `latents_CHW` is used. The result is a pure function of
+    the sample's identity and the settings, for one version of torch, whose generator on the CPU
+    distinguishes 2**32 seeds. Offset and levels add up. The sum of the levels is divided by its
+    standard deviation over this sample alone, where sd-scripts uses the whole batch: the noise of
+    a sample must not depend on its neighbours. Source: sd-scripts-facts D2.
     """
     generator = torch.Generator().manual_seed(chance.below(1 << 63, "noise"))
     noise_CHW = torch.randn(latents_CHW.shape, generator=generator)
@@ -36,9 +38,10 @@ def draw_noise(
 
 
 def _add_levels_(noise_CHW: Tensor, settings: NoiseSettings, generator: torch.Generator) -> Tensor:
-    """Noise with coarser noise on it, level i from 0 smaller by (2 to 4)**i and weaker by discount**i; standard deviation 1.
+    """The noise with coarser noise added to it, normalised to standard deviation 1.
 
-    Writes into `noise_CHW`.
+    Level i, counted from 0, is smaller by (2 to 4)**i and weaker by discount**i. Writes into
+    `noise_CHW`.
     """
     _, height, width = noise_CHW.shape
     for level in range(settings.multires_iterations):
@@ -54,9 +57,9 @@ def _add_levels_(noise_CHW: Tensor, settings: NoiseSettings, generator: torch.Ge
 
 
 def draw_timestep(chance: Chance, settings: NoiseSettings) -> int:
-    """The timestep of one sample, each in [`min_timestep`, `max_timestep`) as likely as the others.
+    """The timestep of one sample, uniform in [`min_timestep`, `max_timestep`).
 
-    Raises `ValueError` when there is none between them.
+    Raises `ValueError` when the range is empty.
     """
     return settings.min_timestep + chance.below(
         settings.max_timestep - settings.min_timestep, "timestep"

@@ -1,4 +1,7 @@
-"""One sample exactly as it trains, from its record and its latents. Knows nothing of batches, buckets or ranks."""
+"""Making one sample exactly as it trains, from its record and its latents.
+
+A sample depends on neither its batch, its bucket nor its rank.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -19,7 +22,7 @@ from trainer.families import FAMILIES
 
 
 def build_chunker(config: Config) -> Chunker:
-    """The chunker of a run: the tokenizers of its family, and `[text]`.
+    """The chunker of a run, made from the tokenizers of its family and from `[text]`.
 
     Takes about 0.2 s per tokenizer the first time in a process.
     """
@@ -32,14 +35,16 @@ def build_chunker(config: Config) -> Chunker:
 
 
 class SampleMaker:
-    """Makes samples; pickles as what it was made of, so that each worker opens its own files and tokenizers.
+    """The maker of the samples of a run.
 
-    `max_steps` are the optimizer steps of the run, of which token warm-up may be a share. The
-    config needs its seed.
+    It pickles as its arguments, so that each worker opens its own files and tokenizers. `max_steps`
+    is the number of optimizer steps in the run; token warm-up may be a share of it. The config must
+    have a seed.
     """
 
     def __init__(self, config: Config, datasets: Sequence[DataSet], max_steps: int) -> None:
-        assert config.train.seed is not None  # one was drawn
+        # A seed was drawn when the config had none.
+        assert config.train.seed is not None
         self._config, self._datasets, self._max_steps = config, tuple(datasets), max_steps
         self._seed, self._family = config.train.seed, FAMILIES[config.model.family]
         self._chunker: Chunker | None = None
@@ -48,16 +53,18 @@ class SampleMaker:
         return type(self), (self._config, self._datasets, self._max_steps)
 
     def make(self, request: SampleRequest) -> Sample:
-        """The sample that is asked for: a pure function of `request`, the config and its seed.
+        """The sample of `request`, a pure function of the request, the config and its seed.
 
-        `request.step` matters to token warm-up alone. Raises `LatentsError` when the latents are
+        `request.step` matters only to token warm-up. Raises `LatentsError` when the latents are
         missing or broken, `DataError` or `StaleError` when the record is.
         """
+        # Read the record; everything random about the sample follows from its identity.
         dataset, record, repeat, epoch, step = request
         found, config = self._datasets[dataset], self._config
         key, read = found.index.read(record)
         sample = SampleId(self._seed, epoch, key, dataset, repeat)
         chance = Chance(sample)
+        # The caption.
         try:
             caption = train_caption(
                 read, found.captions, config.text, sample, step=step, max_steps=self._max_steps
@@ -67,11 +74,13 @@ class SampleMaker:
             raise DataError(
                 metadata, offset, key, str(error), "Rewrite the original again."
             ) from error
+        # The latents.
         flipped = found.settings.flip and chance.below(2, "flip") == 1
         path = found.latents_file(record, key)
         if path is None:
             raise LatentsError(
-                f"{found.settings.latents}: found no latents of the record {quoted(key)}, expected a file. Cache them."
+                f"{found.settings.latents}: found no latents of the record {quoted(key)}, "
+                "expected a file. Cache them."
             )
         latents = load_latents(
             path,
@@ -81,6 +90,7 @@ class SampleMaker:
             flipped=flipped,
             alpha_mask=found.settings.alpha_mask,
         )
+        # The noise, and all of it together.
         noise_CHW, input_noise_CHW = draw_noise(latents.latents_CHW, chance, config.noise)
         if self._chunker is None:
             self._chunker = build_chunker(config)

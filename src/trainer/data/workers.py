@@ -1,4 +1,4 @@
-"""How the processes that load live and die: signals, memory, and what their death looks like. Knows nothing of what they load."""
+"""Data-loading workers: their signals, their memory, and the error when one is killed."""
 
 import gc
 import os
@@ -19,7 +19,10 @@ _OF_THE_RUN = (signal.SIGINT, signal.SIGTERM)
 
 
 def iter_items(loader: DataLoader[Item]) -> Iterator[Item]:
-    """What `loader` gives, its workers started deaf to signals of the run; raises `WorkerError` when one of them was killed."""
+    """The items of `loader`, whose workers are started with the signals of the run blocked.
+
+    Raises `WorkerError` when one of the workers was killed.
+    """
     items: Iterator[Item] | None = None
     try:
         with _signals_blocked():
@@ -31,31 +34,38 @@ def iter_items(loader: DataLoader[Item]) -> Iterator[Item]:
         found = str(error).rstrip(". ")
     else:
         return
-    # Raised out here, without the error that holds the iterator: while that lives, torch tells of
-    # the death again at every SIGCHLD.
+    # Raised outside of the handler, without the error that holds the iterator: while the iterator
+    # lives, torch raises the same error again at every SIGCHLD.
     del items
     raise WorkerError(
-        f"loading: {found}, expected it to live as long as the run. Mostly memory is short: "
-        "lower train.workers or train.batch_size, or give the machine more, also in /dev/shm."
+        f"data loading: {found}, expected it to live as long as the run. The usual cause is too "
+        "little memory: lower train.workers or train.batch_size, or give the machine more memory "
+        "and a larger /dev/shm."
     )
 
 
 def settle(_worker: int) -> None:
-    """Make a worker outlive Ctrl-C and SIGTERM, which often reach all processes of a run: the training process ends its step with it.
+    """Make this worker outlive Ctrl-C and SIGTERM, and keep sharing its memory.
 
-    Frozen objects are not walked by the garbage collector, which would copy the pages they share
-    with the training process: 11 MB of private memory a worker instead of 111.
+    Such signals often reach all processes of a run, but the training process still needs the
+    workers to finish its step. The garbage collector does not walk frozen objects; walking them
+    would copy the pages that they share with the training process: 11 MB of private memory per
+    worker instead of 111.
     """
     if sys.platform == "linux":
         Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
-    else:  # nobody can tell who sent a signal
+    else:
+        # There is no way to tell who sent a signal.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.freeze()
 
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Block Ctrl-C and SIGTERM while workers are started: they inherit it, and with it all threads that they start."""
+    """Block Ctrl-C and SIGTERM while workers are started.
+
+    The workers inherit the blocked signals, and so do all threads that they start.
+    """
     if sys.platform == "linux":
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_RUN)
         try:
@@ -67,7 +77,10 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _obey_parent(parent: int) -> None:
-    """End this process at a signal from `parent`, which sends one when it ends without having closed its loader."""
+    """End this process at a signal from `parent`.
+
+    The parent sends one when it ends without having closed its loader.
+    """
     if sys.platform == "linux":
         while signal.sigwaitinfo(_OF_THE_RUN).si_pid != parent:
             continue

@@ -20,7 +20,7 @@ from trainer.data.batch import Batch
 from trainer.data.datasets import DataSet, open_datasets
 from trainer.data.epochs import EpochPlans, RunSize, identity, run_size
 from trainer.data.loader import Share, build_loader
-from trainer.data.plan import drop_old_plans
+from trainer.data.plan_files import drop_old_plans
 from trainer.data.samples import SampleMaker, build_chunker
 from trainer.errors import LatentsError, NonFiniteError
 from trainer.model.build import build_model

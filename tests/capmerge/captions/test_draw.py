@@ -224,7 +224,7 @@ def test_style_of_what_was_drawn_is_found_again():
 def test_wrong_arguments_are_refused():
     """Weights that do not belong to the lines, or an unknown way to pick, are errors and not another draw."""
     for weights in ([1], [1, -1], [0, 0], []):
-        with pytest.raises(ValueError, match="expected one of 0 or more a line"):
+        with pytest.raises(ValueError, match="expected one of 0 or more per line"):
             draw("a\nb", 1, 0, "k", weights=weights)
     with pytest.raises(ValueError, match="random or cycle"):
         draw("a\nb", 1, 0, "k", pick="shuffle")

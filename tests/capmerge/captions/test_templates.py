@@ -85,8 +85,8 @@ def test_parse_template(text, expected):
         ("no field", "no field"),
         ("", "no field"),
         ("=5", "no field"),
-        ("{tags}{tags}", "{tags} stands twice"),
-        ("{caption} {tags} {caption}", "stands twice"),
+        ("{tags}{tags}", "found {tags} twice"),
+        ("{caption} {tags} {caption}", "found {caption} twice"),
     ],
 )
 def test_impossible_templates_are_refused(text, phrase):

@@ -488,7 +488,7 @@ MALFORMED: dict[str, tuple[bytes, int | None, str | None, str]] = {
         b'{"image_path": "a"}\n{"image_path": "b"} {"image_path": "c"}\n',
         40,
         None,
-        "one object a line",
+        "one object per line",
     ),
     "JSONL with invalid UTF-8": (
         b'{"image_path": "a"}\n{"image_path": "b", "caption": "\xff"}\n',

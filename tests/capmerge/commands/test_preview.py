@@ -429,7 +429,7 @@ def test_t5_crops_too(source, t5):
     assert "T5: 255 tokens are read." in done.stdout
     wrong = run("preview", source, "--tokenizer", t5)
     assert wrong.returncode == 2
-    assert "it is no CLIP tokenizer" in wrong.stderr
+    assert "found a tokenizer that is not CLIP's" in wrong.stderr
 
 
 @pytest.mark.parametrize(

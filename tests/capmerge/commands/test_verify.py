@@ -13,8 +13,8 @@ from capmerge.errors import DataError
 from capmerge.files.source import open_source
 from capmerge.metadata import blocks
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, read_layout
-from capmerge.metadata.codec import iter_source
 from capmerge.metadata.format import Format
+from capmerge.metadata.pieces import iter_source
 
 RECORDS = {
     f"danbooru/{i}": {

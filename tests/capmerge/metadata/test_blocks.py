@@ -13,7 +13,7 @@ from capmerge.errors import DataError
 from capmerge.files.source import StreamSource
 from capmerge.metadata import blocks
 from capmerge.metadata.blocks import Block, iter_pieces, next_block, read_layout, walk, walked_block
-from capmerge.metadata.codec import iter_pairs, iter_source
+from capmerge.metadata.pieces import iter_pairs, iter_source
 
 
 class Trickle(io.RawIOBase):
@@ -35,7 +35,7 @@ def pairs_of(data):
 
 
 def error_of(data, **layout):
-    """The error that reading a source to its end gives."""
+    """The error that is raised when a source is read to its end."""
     source = Watched(data)
     with pytest.raises(DataError) as error:
         for _ in iter_source(source, read_layout(source, **layout)):
@@ -46,7 +46,7 @@ def error_of(data, **layout):
 @pytest.mark.parametrize("block_bytes", [64, 200, 1000, 4096, 1 << 20])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout_is_read(layout, block_bytes, monkeypatch):
-    """Blocks and pieces of any size over any layout hold every record, whole and in order."""
+    """Blocks and pieces of any size hold every record of any layout, whole and in order."""
     small(monkeypatch, block_bytes)
     assert repr(pairs_of(LAYOUTS[layout])) == repr(list(RECORDS.items()))
 
@@ -55,7 +55,7 @@ def test_any_layout_is_read(layout, block_bytes, monkeypatch):
 @pytest.mark.parametrize("line_break", ["\n", "\r\n", "\n\n", " \n \t\n"])
 @pytest.mark.parametrize("end", ["", "\n"])
 def test_jsonl_is_read(line_break, end, block_bytes, monkeypatch):
-    """Lines of JSONL, blank ones between them, hold every record in order."""
+    """Every record of a JSONL file is read in order, with blank lines between them."""
     small(monkeypatch, block_bytes)
     lines = [
         json.dumps({"image_path": key, **record}, ensure_ascii=len(key) % 2 == 0)
@@ -94,7 +94,7 @@ MEMBERS = st.dictionaries(
 )
 @settings(max_examples=300, deadline=None)
 def test_no_text_deceives_the_cuts(members, indent, separators, block_bytes, piece_bytes):
-    """Whatever keys and texts look like, every record comes out whole."""
+    """Every record comes out whole, whatever its keys and texts look like."""
     texts = [
         json.dumps({key: record}, indent=indent, separators=separators)[1:-1].rstrip("\n")
         for key, record in members.items()
@@ -107,7 +107,7 @@ def test_no_text_deceives_the_cuts(members, indent, separators, block_bytes, pie
 
 
 def test_equal_keys_in_an_irregular_layout_are_seen():
-    """A repeated key is given each time, whatever stands between the records."""
+    """A repeated key is given each time, whatever is between the records."""
     data = b'{\n  "a": {"n": 1}, "a": {"n": 2},\n  "b": {}\n}'
     assert pairs_of(data) == [("a", {"n": 1}), ("a", {"n": 2}), ("b", {})]
 
@@ -115,7 +115,7 @@ def test_equal_keys_in_an_irregular_layout_are_seen():
 @pytest.mark.parametrize("block_bytes", [64, 500, 4096])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_cuts_depend_on_the_bytes_alone(layout, block_bytes, monkeypatch):
-    """A file, a pipe that trickles and bytes in memory are cut at the same places."""
+    """A slow pipe and bytes in memory are cut at the same offsets."""
     small(monkeypatch, block_bytes)
     data = LAYOUTS[layout]
 
@@ -134,7 +134,7 @@ def test_cuts_depend_on_the_bytes_alone(layout, block_bytes, monkeypatch):
 @pytest.mark.parametrize("indent", [0, 1, 2, 4, "\t"])
 @pytest.mark.parametrize("line_break", [b"\n", b"\r\n", b""], ids=["LF", "CRLF", "one line"])
 def test_plain_files_are_cut_by_sight(indent, line_break, monkeypatch):
-    """Where no record holds an object, no cut needs a parser, and pieces are near the size asked for."""
+    """If no record contains an object, no cut needs a parser, and pieces are near their size."""
     small(monkeypatch, 4096, 1024, (1024,))
     monkeypatch.setattr(blocks, "walk", None)
     flat = {
@@ -150,7 +150,7 @@ def test_plain_files_are_cut_by_sight(indent, line_break, monkeypatch):
 
 
 def test_walked_records_have_true_offsets():
-    """A walk tells where each record starts and ends, in bytes."""
+    """A walk gives the byte offsets where each record starts and ends."""
     data = '\ufeff{ "é": {"a": "😀"} ,\r\n"b\\u0041":[1, {}],"c":{} } \n'.encode()
     source = Watched(data)
     found = list(walk(source, read_layout(source), read_layout(source).first))
@@ -187,16 +187,17 @@ def test_a_window_may_end_inside_a_bare_number(value, monkeypatch):
 
 @pytest.mark.parametrize("size", range(1, 40))
 def test_a_window_may_end_anywhere(size, monkeypatch):
-    """Windows that end inside an escape, a number, a literal or a character are read on, not refused."""
+    """A window may end inside an escape, a number, a literal or a character."""
     monkeypatch.setattr(blocks, "PIECE_BYTES", size)
-    data = '{"k\\ud83d\\ude00é": {"a": [-1.5e+10, NaN, -Infinity, true, null, "\\u00e9\\\\ 😀"]}, "b": {"\\n": 12}}'.encode()
+    value = '[-1.5e+10, NaN, -Infinity, true, null, "\\u00e9\\\\ 😀"]'
+    data = f'{{"k\\ud83d\\ude00é": {{"a": {value}}}, "b": {{"\\n": 12}}}}'.encode()
     source = Watched(data)
     assert [record.key for record in walk(source, read_layout(source), 1)] == ["k😀é", "b"]
 
 
 @pytest.mark.parametrize("data", [b"{}", b"{ }", b" \n{\r\n\t}\n ", b"\xef\xbb\xbf{}"])
 def test_an_empty_object_has_no_records(data):
-    """{} is a file of no records, in any layout."""
+    """An empty object is a file without records, in any layout."""
     assert pairs_of(data) == []
     source = Watched(data)
     layout = read_layout(source)
@@ -287,18 +288,18 @@ LONG = '"long": {"caption": "' + "x" * 3000 + '"}'
             f'{{%{K}, "b": {{"n": {"9" * 5000}}}}}',
             '"n"',
             "b",
-            "found a number that Python's json does not read",
+            "found a number that Python's json cannot read",
         ),
         (
             f'{{%{K}, "b": {{"n": {"[" * 5000}}}}}',
             '"n"',
             "b",
-            "the record is nested deeper than a JSON parser follows.",
+            "the record is nested deeper than a JSON parser can follow.",
         ),
     ],
 )
 def test_broken_files_are_refused_at_their_place(text, at, key, phrase, before, monkeypatch):
-    """Every kind of damage is told with its byte, the record's key where it is known, and what was expected."""
+    """Every kind of damage is reported with its byte, the record's key and what was expected."""
     small(monkeypatch, 256)
     data = text.replace("%", before, 1).encode()
     error = error_of(data)
@@ -317,7 +318,7 @@ def test_broken_files_are_refused_at_their_place(text, at, key, phrase, before, 
 @pytest.mark.parametrize("byte", [b"\xff", b"\xc3(", b"\xed\xa0\x80", b"\x80"])
 @pytest.mark.parametrize("block_bytes", [64, 4096])
 def test_invalid_utf8_is_refused_at_its_byte(byte, block_bytes, monkeypatch):
-    """A byte that is no UTF-8 is told by its value and place; the record is the one it stands in where that is known."""
+    """A byte that is not UTF-8 is reported with its value, its offset and its record, if known."""
     small(monkeypatch, block_bytes)
     text = "{" + ", ".join(f'"k{i}": {{"caption": "é text {i}"}}' for i in range(20)) + "}"
     data = text.encode().replace(b"text 11", b"te" + byte + b"xt")
@@ -348,7 +349,7 @@ def test_invalid_utf8_is_refused_at_its_byte(byte, block_bytes, monkeypatch):
     ],
 )
 def test_files_of_another_kind_are_refused(data, offset, phrase):
-    """An empty file, another top level and another encoding are told before anything is read."""
+    """An empty file, another top level and another encoding are refused at the start."""
     with pytest.raises(DataError) as error:
         read_layout(Watched(data))
     assert error.value.offset == offset
@@ -376,11 +377,11 @@ def test_long_white_space_at_the_start(data, monkeypatch):
     ("text", "at", "phrase"),
     [
         ('{"image_path": "a"}\n{"image_path": "b"\n', None, "record"),
-        ('{"image_path": "a"}\n{"image_path": "b"} §\n', "§", 'found "§" behind a value'),
+        ('{"image_path": "a"}\n{"image_path": "b"} §\n', "§", 'found "§" after a value'),
         (
             '{"image_path": "a"}\n{"image_path": "b"}{"image_path": "c"}\n',
             '{"image_path": "c"}',
-            "behind a value",
+            "after a value",
         ),
         ('{"image_path": "a"}\n§\n{"image_path": "b"}', "§", 'found "§"'),
         ('{"image_path": "a"}\n{\n"image_path": "b"}', None, ""),
@@ -389,7 +390,7 @@ def test_long_white_space_at_the_start(data, monkeypatch):
 )
 @pytest.mark.parametrize("lines_before", [0, 50])
 def test_broken_lines_of_jsonl_are_refused(text, at, phrase, lines_before, monkeypatch):
-    """A line that is not one JSON value is told with its byte."""
+    """A line that is not one JSON value is reported with its byte."""
     small(monkeypatch, 128)
     data = ('{"image_path": "x", "caption": "some text"}\n' * lines_before + text).encode()
     error = error_of(data)
@@ -402,7 +403,7 @@ def test_broken_lines_of_jsonl_are_refused(text, at, phrase, lines_before, monke
 
 
 def test_a_line_cut_short_is_not_the_end_of_the_file():
-    """A line that ends inside its record in the middle of a JSONL file is told as such."""
+    """A line in the middle of a JSONL file that ends inside its record is reported as such."""
     error = error_of(
         b'{"image_path": "a"}\n{"image_path": "b", "caption": "tw\n{"image_path": "c"}\n'
     )
@@ -435,14 +436,14 @@ def test_a_line_cut_short_is_not_the_end_of_the_file():
     ids=lambda value: repr(value[:30]) if isinstance(value, bytes) else value,
 )
 def test_jsonl_is_told_by_its_first_line(data, kind):
-    """JSONL is a first line that is a whole object with an image_path that is a string; all else is JSON."""
+    """A file is JSONL if its first line is a whole object with an image_path string."""
     assert read_layout(Watched(data)).kind == kind
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl"])
 @pytest.mark.parametrize("block_bytes", [64, 1 << 20])
 def test_too_long_records_are_refused(kind, block_bytes, monkeypatch):
-    """A record longer than allowed is refused with its place and key; one of just the length is not."""
+    """A record longer than allowed is refused with its offset and key; one at the limit is read."""
     small(monkeypatch, block_bytes)
     members = [f'"k{i}": {{"caption": "{"x" * i}"}}' for i in (30, 900, 40)]
     lines = [f'{{"image_path": "k{i}", "caption": "{"x" * i}"}}' for i in (30, 900, 40)]
@@ -455,13 +456,8 @@ def test_too_long_records_are_refused(kind, block_bytes, monkeypatch):
     assert error.key in (None, "k900")
     assert "--max-record" in error.next_step
     source = Watched(data)
-    assert (
-        sum(
-            len(piece.records.pairs)
-            for piece in iter_source(source, read_layout(source, len(longest)))
-        )
-        == 3
-    )
+    pieces = iter_source(source, read_layout(source, len(longest)))
+    assert sum(len(piece.records.pairs) for piece in pieces) == 3
 
 
 def test_an_endless_record_is_not_read_to_its_end(monkeypatch):
@@ -476,7 +472,7 @@ def test_an_endless_record_is_not_read_to_its_end(monkeypatch):
 
 
 def test_blocks_are_found_without_reading_them(monkeypatch):
-    """Finding the next block of an indented file reads a little behind its target, not the block."""
+    """Finding the next block of an indented file reads only a few bytes after its target."""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 2000)
     monkeypatch.setattr(blocks, "_LOOK_AHEAD_BYTES", (600, 1200))
     source = Watched(INDENTED)
@@ -490,7 +486,7 @@ def test_blocks_are_found_without_reading_them(monkeypatch):
 
 
 def test_the_first_records_are_there_before_the_rest_is_read(monkeypatch):
-    """Records come out as soon as their block is read."""
+    """The first records are available as soon as their block is read."""
     small(monkeypatch, 4096, 1024, (512, 2048))
     data = json.dumps({f"k{i}": {"caption": "c" * 50} for i in range(20_000)}, indent=2).encode()
     for text in (data, data.replace(b"\n", b"")):
@@ -505,7 +501,7 @@ def test_the_first_records_are_there_before_the_rest_is_read(monkeypatch):
 
 
 def test_memory_does_not_grow_with_a_stream():
-    """Reading a long pipe through holds a few blocks of it, not the whole."""
+    """Reading a long pipe to its end holds only a few blocks of it in memory."""
     record = b'"caption": "' + b"x" * 500 + b'"'
     lines = b"\n".join(b'{"image_path": "k%d", %s}' % (i, record) for i in range(30_000))
     source = StreamSource("pipe", io.BytesIO(lines))
@@ -521,7 +517,7 @@ def test_memory_does_not_grow_with_a_stream():
 
 
 def test_pieces_of_a_block_join_to_it(monkeypatch):
-    """The pieces of a block are its records in order; a walked block is one piece, which cannot be wrong."""
+    """The pieces of a block join to it; a walked block, which cannot be wrong, is one piece."""
     small(monkeypatch, 4096, 200)
     layout = read_layout(Watched(INDENTED))
     block = next_block(Watched(INDENTED), layout, layout.first)

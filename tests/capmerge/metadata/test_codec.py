@@ -10,17 +10,8 @@ from capmerge.captions.templates import MergeOptions
 from capmerge.files.source import BytesSource
 from capmerge.metadata import blocks
 from capmerge.metadata.blocks import read_layout
-from capmerge.metadata.codec import (
-    NotJsonError,
-    Records,
-    Stray,
-    decode,
-    encode,
-    iter_pairs,
-    iter_source,
-    place_of,
-    to_json,
-)
+from capmerge.metadata.codec import NotJsonError, Records, Stray, decode, encode, to_json
+from capmerge.metadata.pieces import iter_pairs, iter_source, place_of
 
 TEXT = st.text(
     st.sampled_from('ab"\\/{},: \n\r\t\x00\x1f\x7f\u2028😀\ud800\udfff') | st.characters(),
@@ -45,21 +36,21 @@ TAMED = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=8,
 )
-"""Values whose floats have one spelling in every JSON writer."""
+"""Values whose floats every JSON writer spells alike."""
 
 
 class _Kept(BytesSource):
-    """Bytes that can be released like a file."""
+    """Bytes with the `release` of a file."""
 
     def __init__(self, data):
         super().__init__("s", data, 0)
 
     def release(self, before):
-        """Nothing to do."""
+        """Do nothing, because the bytes stay in memory."""
 
 
 def written(data, kind="json"):
-    """The bytes of a whole source, decoded piece by piece and encoded again, with the output's braces around."""
+    """The bytes of a whole source, decoded piece by piece and encoded again as a whole file."""
     source = BytesSource("s", data, 0)
     layout = read_layout(source)
     bodies = [
@@ -72,13 +63,16 @@ def written(data, kind="json"):
 
 
 def read(data):
-    """What json.load reads, in a form that tells 1 from 1.0, NaN from null and one order of keys from another."""
+    """A representation of what json.load reads, to compare two files by.
+
+    It tells 1 from 1.0, NaN from null, and one order of keys from another.
+    """
     return repr(json.loads(data))
 
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch):
-    """Pieces of a few records, so that every test crosses some."""
+    """Set the sizes so that a piece has only a few records, and every test has several pieces."""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 512)
     monkeypatch.setattr(blocks, "PIECE_BYTES", 128)
 
@@ -160,8 +154,9 @@ def test_nothing_is_lost(records, ascii_only, indent):
     ],
 )
 def test_hostile_values(value):
-    """Each value that some JSON library changes comes back as json.load reads it: in a record, in a list, and as the record."""
-    source = f'{{"k": {{"a": {value}, "b": [{value}], "c": {{"d": {value}}}}}, "bare": {value}, "list": [[{value}]]}}'.encode()
+    """A value that some JSON library changes comes back as json.load reads it, at any depth."""
+    record = f'{{"a": {value}, "b": [{value}], "c": {{"d": {value}}}}}'
+    source = f'{{"k": {record}, "bare": {value}, "list": [[{value}]]}}'.encode()
     assert read(written(source)) == read(source)
     line = f'{{"image_path": "k", "a": {value}, "b": [[{value}]]}}'.encode()
     assert read(written(line, "jsonl")) == read(line)
@@ -179,14 +174,14 @@ def test_hostile_values(value):
     ],
 )
 def test_keys_are_read_as_json_load_reads_them(source):
-    """Repeated, empty and escaped keys give what json.load gives; backslashes stay."""
+    """Repeated, empty and escaped keys are read as by json.load; backslashes are kept."""
     assert read(written(source.encode())) == read(source)
 
 
 @pytest.mark.parametrize("between", [0, 1, 5, 50])
 @pytest.mark.parametrize("odd", ["1", "NaN", "123456789012345678901234567890"])
 def test_a_repeated_key_reads_back_as_in_the_source(between, odd):
-    """Equal keys in one piece or far apart: the last one's value at the first one's place."""
+    """The last value of equal keys, near or far apart, counts, at the position of the first key."""
     members = [f'"k{i}": {{"tags": "tag number {i}"}}' for i in range(between)]
     source = "{" + ", ".join(['"k": {"a": 1}', *members, '"x": {}', f'"k": {{"b": {odd}}}']) + "}"
     assert read(written(source.encode())) == read(source)
@@ -227,7 +222,7 @@ def test_values_nested_past_any_parser(kind):
 @given(st.dictionaries(TEXT, TAMED, max_size=5))
 @settings(max_examples=200, deadline=None)
 def test_json_is_laid_out_as_json_dump_does(records):
-    r"""The output is json.dump(indent=2, ensure_ascii=False) to the byte, but for \uXXXX in place of lone surrogates."""
+    r"""JSON is laid out as by json.dump(indent=2, ensure_ascii=False), but for lone surrogates."""
     source = json.dumps(records).encode()
     text = json.dumps(json.loads(source), indent=2, ensure_ascii=False)
     expected = re.sub("[\ud800-\udfff]", lambda char: f"\\u{ord(char[0]):04x}", text)
@@ -236,7 +231,7 @@ def test_json_is_laid_out_as_json_dump_does(records):
 
 @pytest.mark.parametrize("odd", ["", ', "n": NaN', ', "n": "\\ud800"'])
 def test_jsonl_lines(odd):
-    """JSONL has image_path first, one line a record, raw UTF-8; both ways of writing give the same records."""
+    """JSONL has one line per record in raw UTF-8, image_path first, from both ways of writing."""
     source = f'{{"b/\\u00e9": {{"caption": "x\\ny\\u2028"{odd}}}, "a": {{}}}}'.encode()
     lines = written(source, "jsonl").decode().split("\n")
     assert lines[2] == ""
@@ -244,14 +239,17 @@ def test_jsonl_lines(odd):
         ["image_path", "caption", *(["n"] if odd else [])],
         ["image_path"],
     ]
-    found = {record.pop("image_path"): record for record in map(json.loads, lines[:2])}
-    assert repr(found) == read(source)
+    records = {record.pop("image_path"): record for record in map(json.loads, lines[:2])}
+    assert repr(records) == read(source)
     assert "é" in lines[0]
 
 
 def test_jsonl_to_json():
-    """A line's image_path becomes the key and leaves the record; blank lines, CRLF and spaces around are nothing."""
-    source = b'\n{"caption": "c", "image_path": "a", "x": 1}\r\n\n \t{"image_path": "b"} \r\n\r\n{"image_path": "a", "y": 18446744073709551616}'
+    """A line's image_path becomes the key; blank lines, CRLF and spaces around it are skipped."""
+    source = (
+        b'\n{"caption": "c", "image_path": "a", "x": 1}\r\n\n \t{"image_path": "b"} \r\n\r\n'
+        b'{"image_path": "a", "y": 18446744073709551616}'
+    )
     assert read(written(source)) == read(
         b'{"a": {"caption": "c", "x": 1}, "b": {}, "a": {"y": 18446744073709551616}}'
     )
@@ -262,16 +260,16 @@ def test_jsonl_to_json():
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        (b"[1]", "is no object"),
-        (b'"text"', "is no object"),
-        (b"null", "is no object"),
+        (b"[1]", "is not an object"),
+        (b'"text"', "is not an object"),
+        (b"null", "is not an object"),
         (b"{}", 'has no "image_path" string'),
         (b'{"image_path": 1}', 'has no "image_path" string'),
         (b'{"image_path": null, "caption": "c"}', 'has no "image_path" string'),
     ],
 )
 def test_a_line_that_is_no_record(line, problem):
-    """A valid line of JSONL without a key is given as it is, with the reason."""
+    """A valid line of JSONL without a key is given unchanged, with the reason."""
     ((key, stray),) = decode(line, "jsonl", last=True).pairs
     assert key == ""
     assert isinstance(stray, Stray)
@@ -324,12 +322,12 @@ def test_lines_that_are_no_json(data):
 
 @pytest.mark.parametrize("kind", ["json", "jsonl"])
 def test_no_records_are_no_bytes(kind):
-    """Nothing is written for no records."""
+    """No bytes are written when there are no records."""
     assert encode(Records([], exact=False), kind) == b""
 
 
 def test_equal_keys_of_one_piece_of_jsonl_are_all_written():
-    """Two lines of one key are two members, in their order."""
+    """Two lines with the same key become two members, in their order."""
     body = bytes(encode(Records([("k", {"a": 1}), ("k", {"b": 2})], exact=False), "json"))
     assert body == b'  "k": {\n    "a": 1\n  },\n  "k": {\n    "b": 2\n  }'
 
@@ -354,7 +352,7 @@ def test_large_weights_are_written(heavy, light, expected):
 @given(VALUES)
 @settings(max_examples=100, deadline=None)
 def test_to_json_is_one_line_that_reads_back(value):
-    """A rejected record's line is valid UTF-8 that json reads back as it was."""
+    """The line of a rejected record is valid UTF-8, which json reads back to the same value."""
     value = json.loads(json.dumps(value))
     line = to_json(value)
     assert "\n" not in line
@@ -385,7 +383,7 @@ def test_the_place_of_each_record(kind):
 
 
 def test_the_place_of_an_equal_key_is_that_of_the_last():
-    """Of equal keys in one piece the last one's value counts, so its place is told."""
+    """The offset of a repeated key in one piece is that of the last, whose value counts."""
     source = b'{"k": {"a": 1}, "x": {}, "k": {"a": 2}}'
     layout = read_layout(BytesSource("s", source, 0))
     (piece,) = iter_source(BytesSource("s", source, 0), layout, keep=True)
@@ -396,7 +394,7 @@ def test_the_place_of_an_equal_key_is_that_of_the_last():
 
 
 def test_iter_pairs_sees_every_equal_key():
-    """A repeated key in one piece or in two is given each time it stands in the source."""
+    """A repeated key, in one piece or in two, is given as often as it is in the source."""
     members = [
         '"k": {"a": 0}',
         '"k": {"a": 1}',
@@ -405,6 +403,6 @@ def test_iter_pairs_sees_every_equal_key():
     ]
     source = ("{\n  " + ",\n  ".join(members) + "\n}").encode()
     layout = read_layout(BytesSource("s", source, 0))
-    found = [pair for _, _, pair in iter_pairs(_Kept(source), layout)]
-    assert [key for key, _ in found] == ["k", "k", *(f"x{i}" for i in range(20)), "k"]
-    assert [record["a"] for key, record in found if key == "k"] == [0, 1, 2]
+    pairs = [pair for _, _, pair in iter_pairs(_Kept(source), layout)]
+    assert [key for key, _ in pairs] == ["k", "k", *(f"x{i}" for i in range(20)), "k"]
+    assert [record["a"] for key, record in pairs if key == "k"] == [0, 1, 2]

@@ -13,7 +13,10 @@ from capmerge.metadata.offsets import spans_written
 
 
 def write(path, out, blocks):
-    """Write blocks of records as a rewrite does; returns where each one's output began, and its bytes."""
+    """Write blocks of records as a rewrite does.
+
+    Returns the offset where the output of each block begins, and its bytes.
+    """
     file, begun = AtomicFile(path), []
     writer = RecordWriter(file, out)
     for pairs in blocks:
@@ -27,7 +30,7 @@ def write(path, out, blocks):
 
 
 def in_blocks(pairs, size):
-    """The pairs, `size` at a time."""
+    """The pairs in lists of `size`."""
     return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
 
@@ -35,7 +38,7 @@ def in_blocks(pairs, size):
 @pytest.mark.parametrize("count", [0, 1, 2, len(RECORDS)])
 @pytest.mark.parametrize("size", [1, 7, 100])
 def test_framing_and_encoding_make_one_json_file(tmp_path, gz, count, size):
-    """Framed blocks of any size give the very bytes of json.dump(indent=2), without records too."""
+    """Framed blocks of any size give the bytes of json.dump(indent=2), also without records."""
     pairs = list(RECORDS.items())[:count]
     write(tmp_path / "out", Format("json", gz), in_blocks(pairs, size))
     data = (tmp_path / "out").read_bytes()
@@ -56,7 +59,7 @@ def test_framing_and_encoding_make_json_lines(tmp_path, count, size):
 
 @pytest.mark.parametrize("kind", ["json", "jsonl"])
 def test_what_is_written_is_read_with_the_same_separator(tmp_path, kind):
-    """The layout stated for the output is the one that a reader of the output finds."""
+    """The layout that is stated for the output is the one that a reader of it finds."""
     write(tmp_path / "out", Format(kind), [list(RECORDS.items())])
     data = (tmp_path / "out").read_bytes()
     found = read_layout(BytesSource("out", data, 0))
@@ -65,7 +68,7 @@ def test_what_is_written_is_read_with_the_same_separator(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["json", "jsonl"])
 def test_offsets_of_written_records_are_those_in_the_file(tmp_path, kind):
-    """A record lies in the file at its offset in the block plus the offset of the block."""
+    """The offset of a record in the file is its offset in the block plus that of the block."""
     pairs = list(RECORDS.items())
     blocks = in_blocks(pairs, 7)
     begun = write(tmp_path / "out", Format(kind), blocks)

@@ -6,12 +6,13 @@ from builders.blocks import INDENTED, LAYOUTS, RECORDS, Watched, small
 from capmerge.errors import DataError
 from capmerge.metadata import offsets as spans
 from capmerge.metadata.blocks import next_block, read_layout, walk, walked_block
-from capmerge.metadata.codec import MiscutError, Records, encode
+from capmerge.metadata.codec import Records, encode
 from capmerge.metadata.offsets import iter_placed, spans_written
+from capmerge.metadata.pieces import MiscutError
 
 
 def placed_in(data):
-    """Every record of a source, as a worker that gets it block by block places them."""
+    """Every record of a source with its offsets, as a worker finds them block by block."""
     source = Watched(data)
     layout = read_layout(source)
     block, found = next_block(source, layout, layout.first), []
@@ -20,7 +21,7 @@ def placed_in(data):
             for placed in iter_placed(
                 "m.json", layout, block, source.window(block.start, block.end - block.start)
             ):
-                found.append(placed)  # noqa: PERF402  # what comes before an error stands
+                found.append(placed)  # noqa: PERF402  # records before an error are valid
         except MiscutError as error:
             block = walked_block(source, layout, error.offset)
             continue
@@ -32,7 +33,7 @@ def placed_in(data):
 @pytest.mark.parametrize("piece_bytes", [1, 300, 1 << 16])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_records_are_placed_in_any_layout(layout, piece_bytes, monkeypatch):
-    """Every record of any layout is found with the very bytes that the parser walks over, in blocks and pieces of any size."""
+    """The offsets of every record are those of a walk, in any layout and for any sizes."""
     small(monkeypatch, 1000)
     monkeypatch.setattr(spans, "PIECE_BYTES", piece_bytes)
     data = LAYOUTS[layout]
@@ -46,7 +47,7 @@ def test_records_are_placed_in_any_layout(layout, piece_bytes, monkeypatch):
 
 @pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
 def test_a_cut_inside_a_list_is_seen(separators):
-    """What looks like the end of a record between objects of a list is none, though the two halves would parse apart."""
+    """A boundary between the objects of a list is no cut, though both halves could be parsed."""
     records = {
         f"k{number}": {"list": [{"a": {}, "b": {"c": 1}, "d": {}}, {"e": {}, "f": {}}], "n": {}}
         for number in range(20)
@@ -57,7 +58,7 @@ def test_a_cut_inside_a_list_is_seen(separators):
 
 
 def test_lines_are_placed():
-    """In JSON lines a record is its line; blank lines and a missing last line break are no records."""
+    """A record of a JSONL file is its line; a blank line and the end of the file are no records."""
     lines = [json.dumps({"image_path": key, **record}) for key, record in RECORDS.items()]
     data = ("\n \n".join(lines)).encode()
     found = placed_in(data)
@@ -69,7 +70,7 @@ def test_lines_are_placed():
     "data", [INDENTED[:-40], INDENTED + b"}", b'{\n  "a": {"x": 1}\n  "b": {}\n}', b'{"a": {]}}']
 )
 def test_what_is_no_json_is_an_error(data):
-    """A file that is cut off, or broken anywhere, ends in the error that names the place."""
+    """A file that is cut off or broken anywhere ends in a `DataError`."""
     with pytest.raises(DataError):
         placed_in(data)
 
@@ -77,7 +78,7 @@ def test_what_is_no_json_is_an_error(data):
 @pytest.mark.parametrize("kind", ["json", "jsonl"])
 @pytest.mark.parametrize("exact", [False, True])
 def test_what_a_rewrite_writes_is_placed_without_parsing(kind, exact):
-    """The places of records in encoded output are those of the records' own bytes."""
+    """The spans of records in encoded output hold exactly the bytes of each record."""
     pairs = list(RECORDS.items())
     body = bytes(encode(Records(pairs, exact), kind))
     places = spans_written(body, kind, len(pairs))

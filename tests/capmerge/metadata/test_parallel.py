@@ -26,8 +26,8 @@ from capmerge.metadata.parallel import run_blocks
 
 BLOCK_BYTES = 1 << 20
 
-# Run by its own interpreter: spawn imports the main module again, and only a file with a guard can
-# stand that.
+# This script runs in a separate interpreter, because spawn imports the main module again, which
+# works only for a file with a guard.
 SCRIPT = """\
 import sys
 from pathlib import Path
@@ -50,7 +50,7 @@ if __name__ == "__main__":
 
 
 def _with_long_records(records: dict[str, Any]) -> dict[str, Any]:
-    """`records` with one of 300 KB after every 900, and one with 20,000 objects side by side in it."""
+    """The records, with one of 300 KB after every 900 and one that contains 20,000 objects."""
     longer: dict[str, Any] = {}
     for number, (key, record) in enumerate(records.items()):
         longer[key] = record
@@ -86,7 +86,7 @@ SOURCES = {
 def source(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any], bytes, dict[str, Any]]:
-    """A file, its records, and what one process makes of it: bytes and counts."""
+    """A file and its records, and the output and the counts of one process for it."""
     folder = tmp_path_factory.mktemp("source")
     path, out = folder / "m.json", folder / "out.json"
     path.write_bytes(SOURCES[request.param]())
@@ -102,7 +102,7 @@ def source(
 
 
 def _digest(data: bytes) -> str:
-    """A short stand-in for bytes too many to print."""
+    """A hash of bytes that are too many to print when a test fails."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -113,7 +113,7 @@ some_sources = pytest.mark.parametrize(
 
 
 class CopyAndMark:
-    """Work that copies every block, and emits a byte in another stream for each."""
+    """Work that copies every block, and emits one byte per block in another stream."""
 
     counts = None
 
@@ -123,24 +123,24 @@ class CopyAndMark:
         yield "rows", b"1"
 
     def flush(self):
-        """Nothing is held."""
+        """No output, because none is held back."""
         return iter(())
 
 
 class Taken:
-    """A sink that counts the bytes it is given."""
+    """A sink that counts the bytes that it is given."""
 
     def __init__(self):
         self.size = 0
 
     def write(self, data, *, new_block):  # noqa: ARG002  # a sink
-        """Count `data`."""
+        """Count the bytes of `data`."""
         self.size += len(data)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_stream_without_a_sink_is_an_error(tmp_path, jobs):
-    """Output that nobody takes is not lost in silence, whatever the number of processes."""
+    """A stream without a sink raises an error, whatever the number of processes."""
     path = tmp_path / "m.json"
     path.write_bytes(as_indent_2(PLAIN))
     with open_source(str(path)) as source, pytest.raises(KeyError, match="rows"):
@@ -149,7 +149,7 @@ def test_a_stream_without_a_sink_is_an_error(tmp_path, jobs):
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_run_tells_where_its_last_block_ends(tmp_path, jobs):
-    """A run returns the end of its last block; work without counts needs no collector."""
+    """A run returns the end of its last block, and work without counts needs no `collect`."""
     path, taken = tmp_path / "m.json", Taken()
     path.write_bytes(as_indent_2(PLAIN))
     with open_source(str(path)) as source:
@@ -161,7 +161,7 @@ def test_a_run_tells_where_its_last_block_ends(tmp_path, jobs):
 
 @every_source
 def test_one_process_rewrites_every_record(source):
-    """The output of one process is the source rewritten, whatever its layout, and the counts are those of its records."""
+    """One process rewrites and counts every record of a source, whatever its layout."""
     _, records, expected, counts = source
     assert_rewritten(records, json.loads(expected))
     assert counts["records"] == counts["rewritten"] == len(records)
@@ -176,7 +176,7 @@ def test_one_process_rewrites_every_record(source):
     indirect=["source"],
 )
 def test_any_number_of_processes_gives_the_same_bytes_and_counts(source, tmp_path, jobs):
-    """Neither OUT nor the counts depend on the number of workers, though some may have done blocks in vain."""
+    """Output and counts do not depend on the number of workers, though blocks may be abandoned."""
     path, _, expected, counts = source
     run("rewrite", path, "-o", tmp_path / "out.json", "-j", str(jobs))
     assert _digest((tmp_path / "out.json").read_bytes()) == _digest(expected)
@@ -208,9 +208,9 @@ def test_a_stream_gives_the_bytes_of_a_file(source, tmp_path, jobs, way):
     indirect=["source"],
 )
 def test_any_start_method_gives_the_same_bytes(source, tmp_path, method, way):
-    """Workers that are spawned, as on Windows, write what forked ones write, and end without a word."""
+    """Spawned workers, as on Windows, give the output of forked ones, and end without a message."""
     if method == "fork" and sys.platform != "linux":
-        pytest.skip("fork is the way of Linux")
+        pytest.skip("fork is used on Linux only")
     path, _, expected, _ = source
     if way == "gzip":
         compressed = tmp_path / "m.gz"
@@ -231,7 +231,7 @@ def test_any_start_method_gives_the_same_bytes(source, tmp_path, method, way):
 
 @pytest.mark.parametrize("layout", ["compact", "indent=2"])
 def test_blocks_done_in_vain_are_not_counted(tmp_path, layout):
-    """A record of several blocks full of objects, whose parts workers take for records, is counted once."""
+    """A record of several blocks is counted once, though workers take its objects for records."""
     wide = {f"part {i}": {"caption": "c" * 60} for i in range(45_000)}
     some = make_records(800)
     path, out = tmp_path / "m.json", tmp_path / "out.json"
@@ -258,7 +258,7 @@ def test_blocks_done_in_vain_are_not_counted(tmp_path, layout):
     indirect=["source"],
 )
 def test_other_formats_do_not_depend_on_the_processes(source, tmp_path, name):
-    """JSONL and gzip come out the same from one process and three."""
+    """One process and three write the same bytes of JSONL and of gzip."""
     path, *_ = source
     digests = set()
     for jobs in ("1", "3"):
@@ -269,7 +269,7 @@ def test_other_formats_do_not_depend_on_the_processes(source, tmp_path, name):
 
 @pytest.mark.parametrize("source", ["indent=2", "wrong cuts, compact"], indirect=True)
 def test_verify_reads_several_blocks(source, tmp_path):
-    """What three processes wrote is proven record by record."""
+    """The output of three processes is verified record by record."""
     path, records, *_ = source
     run("rewrite", path, "-o", tmp_path / "out.json", "-j", "3")
     assert (
@@ -282,7 +282,7 @@ def test_verify_reads_several_blocks(source, tmp_path):
     ("layout", "jobs"), [("indent=2", "1"), ("indent=2", "3"), ("compact", "3"), ("jsonl", "3")]
 )
 def test_rejects_keep_the_order_of_the_source(tmp_path, layout, jobs):
-    """Records left out in many blocks are listed in the source's order, and the others lose nothing."""
+    """Records left out of many blocks are listed in the source's order, and all others are kept."""
     records = {
         key: {"caption": [key]} if number % 97 == 0 else record
         for number, (key, record) in enumerate(PLAIN.items())
@@ -301,7 +301,7 @@ def test_rejects_keep_the_order_of_the_source(tmp_path, layout, jobs):
 
 
 def test_a_block_may_hold_rejects_only():
-    """Blocks of which nothing is left write no separator."""
+    """A block whose records are all left out adds no separator."""
     bad = {f"bad/{number}": {"caption": ["x" * 900]} for number in range(3000)}
     records = {
         "first": {"caption": "x"},
@@ -331,7 +331,7 @@ def test_output_far_larger_than_the_input(tmp_path):
 
 
 def _broken(kind: str) -> tuple[bytes, str]:
-    """A file of several blocks with an error far behind the first, and a word of its message."""
+    """A file of several blocks with an error far after the first, and a word of its message."""
     data = (as_compact if "compact" in kind else as_jsonl if "jsonl" in kind else as_indent_4)(
         NESTED if "nested" in kind else PLAIN
     )
@@ -367,7 +367,7 @@ def _broken(kind: str) -> tuple[bytes, str]:
     ],
 )
 def test_an_error_in_the_middle_reads_the_same_from_any_number_of_processes(tmp_path, kind):
-    """One process and two give the same message with the same place, and no output."""
+    """One process and two give the same message with the same offset, and no output."""
     path, out = tmp_path / "m.json", tmp_path / "out.json"
     data, word = _broken(kind)
     path.write_bytes(data)

@@ -10,39 +10,21 @@ from capmerge.tokens.chunks import CHUNK_TOKENS, a1111, a1111_bounds
 from capmerge.tokens.counter import TokenCounter
 from capmerge.tokens.load import load_tokenizer
 
+# fmt: off
 WORDS = (
-    *(
-        "cat",
-        "hair,",
-        "saber_(fate),",
-        "a,b",
-        "it's,",
-        ",",
-        ",,",
-        "!",
-        "wow!",
-        "wow!,",
-        "\\(x\\),",
-        "BREAKER",
-        "12,345,",
-        "...,",
-        "",
-    ),
-    *(
-        "supercalifragilistic,",
-        "<|endoftext|>,",
-        "\t,",
-        "x\t,y,",
-        "1girl,",
-        "long_hair,",
-        "antidisestablishmentarianism",
-    ),
+    "cat", "hair,", "saber_(fate),", "a,b", "it's,", ",", ",,", "!", "wow!", "wow!,", "\\(x\\),",
+    "BREAKER", "12,345,", "...,", "", "supercalifragilistic,", "<|endoftext|>,", "\t,", "x\t,y,",
+    "1girl,", "long_hair,", "antidisestablishmentarianism",
 )
+# fmt: on
 FOREIGN = ("“quoted”,", "日本,", "é,", "&amp;", "&eacute;,", "naïve", "Ã©,", "\uff01", "🙂,")
 
 
 def texts_of(count):
-    """Texts of all lengths with commas in every kind of company; a part holds what the clean-up reads across words."""
+    """Texts of all lengths with commas next to every kind of character.
+
+    Some contain characters that the clean-up reads together with their neighbours.
+    """
     rng = random.Random(3)
     texts = ["", " ", ",", "," * 200]
     for number in range(count):
@@ -56,15 +38,14 @@ def texts_of(count):
 
 @pytest.fixture(scope="module")
 def lengths():
-    """What an index counts with."""
+    """The object that measures texts for an index."""
     return TextLengths()
 
 
 def test_lengths_are_those_of_the_ids(lengths):
-    """Tokens and chunks of both tokenizers equal those of the ids, the first time and from memory."""
-    texts = (
-        texts_of(800) + ["a\0b, c" * 40] * 300
-    )  # NUL keeps the last batch from being counted by pieces
+    """Tokens and chunks of both tokenizers equal those of the ids, new and remembered."""
+    # NUL keeps the last batch from being counted by pieces.
+    texts = texts_of(800) + ["a\0b, c" * 40] * 300
     sd1, sd2 = load_tokenizer("sd1"), load_tokenizer("sd2")
     expected = [
         [
@@ -80,7 +61,7 @@ def test_lengths_are_those_of_the_ids(lengths):
 
 
 def test_chunks_are_those_of_the_golden_file(lengths):
-    """The chunk counts of AUTOMATIC1111's own function."""
+    """The numbers of chunks are those of AUTOMATIC1111's own function."""
     golden = [
         json.loads(line)
         for line in (DATA / "a1111_chunks.jsonl").read_text(encoding="utf-8").splitlines()
@@ -90,7 +71,7 @@ def test_chunks_are_those_of_the_golden_file(lengths):
 
 
 def test_commas_are_found():
-    """Every comma token is found at its place, and only where it is asked for."""
+    """Every comma token is found at its position, and only in the texts that are asked for."""
     texts = [*texts_of(300), "word " * 40 + ",", "&amp;", ", " + "word " * 40]
     tokenizer = load_tokenizer("sd1")
     counter = TokenCounter(tokenizer)
@@ -102,7 +83,7 @@ def test_commas_are_found():
 
 
 def test_the_bounds_of_chunks_are_kept():
-    """Wherever commas stand, the number of chunks lies between the two bounds, and both are reached."""
+    """The number of chunks is between the two bounds for any commas, and both are reached."""
     rng = random.Random(1)
     for n_tokens in (0, 1, 75, 76, 131, 132, 150, 151, 187, 188, 225, 243, 244, 300, 301, 1000):
         fewest, most = a1111_bounds(n_tokens)

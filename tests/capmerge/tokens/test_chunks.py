@@ -18,7 +18,7 @@ from capmerge.tokens.chunks import (
 
 
 def test_golden_a1111() -> None:
-    """Every golden line has the chunks and the token count of AUTOMATIC1111, and spans that cover its ids."""
+    """Every golden line has AUTOMATIC1111's chunks and count, and spans that cover its ids."""
     tokenizer = clip("sd1")
     for line in golden("a1111_chunks.jsonl"):
         cut = a1111(line["text"], tokenizer)
@@ -56,7 +56,7 @@ def test_a1111_parts(text: str, parts: list[str]) -> None:
 def test_filled_is_what_the_chunks_hold(
     n_tokens: int, most: int | None, chunking: Chunking
 ) -> None:
-    """The counts of a cut name the tokens of each chunk that is laid out, and the rest is dropped."""
+    """A cut counts the tokens of each chunk that is laid out, and those that are dropped."""
     tokenizer = clip("sd1")
     chunker = Chunker((tokenizer,), chunking, most)
     cut = chunker.cut(" cat" * n_tokens)
@@ -73,7 +73,7 @@ def test_filled_is_what_the_chunks_hold(
 
 @pytest.mark.parametrize("max_tokens", [0, -75, 77, 100])
 def test_limit_that_is_no_multiple(max_tokens: int) -> None:
-    """A limit that is no multiple of 75 is refused, with the ones that are."""
+    """A limit that is not a multiple of 75 is refused with a message that names some multiples."""
     with pytest.raises(
         UsageError, match=f"{max_tokens} tokens: expected a multiple of 75, such as 75, 150 or 225"
     ):

@@ -14,7 +14,7 @@ from capmerge.tokens.clean import clean, is_local
 
 
 def slow_clean(text: str) -> str:
-    """What transformers' slow CLIPTokenizer does, to the letter."""
+    """The text as transformers' slow CLIPTokenizer cleans it."""
     return regex.sub(r"\s+", " ", ftfy.fix_text(text)).strip().lower()
 
 
@@ -35,12 +35,12 @@ def test_clean_equals_the_slow_way(text: str) -> None:
     )
 )
 def test_clean_of_typographic_text(text: str) -> None:
-    """Mixtures of what looks like mojibake and what describers write come out as from ftfy."""
+    """Mixtures of mojibake and of what captioning models write are cleaned as by ftfy."""
     assert clean(text) == slow_clean(text)
 
 
 def test_white_space_and_controls() -> None:
-    """Each white-space and control character is treated as by ftfy and CLIP's pattern, at the ends and inside."""
+    """White space and control characters are cleaned as by the slow way, anywhere in a text."""
     for char in map(chr, range(0x10000)):
         if char.isspace() or (
             unicodedata.category(char)[0] in "CZ" and unicodedata.category(char) not in ("Co", "Cn")
@@ -51,7 +51,7 @@ def test_white_space_and_controls() -> None:
 
 
 def test_local_characters_stand_alone() -> None:
-    """Ftfy leaves each local character alone but for quotes, and none of them joins a neighbour under NFC."""
+    """Ftfy changes no local character except quotes, and none joins a neighbour under NFC."""
     seconds = {
         int(parts[1], 16)
         for parts in (unicodedata.decomposition(chr(code)).split() for code in range(0x110000))
@@ -69,14 +69,15 @@ def test_local_characters_stand_alone() -> None:
 
 
 def test_no_sequence_of_typographic_characters_is_bad() -> None:
-    """No three characters of the cheapest class look like mojibake to ftfy, whose suspicions are at most that long there."""
+    """No three typographic characters look like mojibake to ftfy."""
+    # With these characters, no sequence that ftfy looks for is longer than three.
     characters = TYPOGRAPHIC + " aA.,5'"
     assert all(tokens_clean._TYPOGRAPHIC.fullmatch(char) for char in characters)
     assert not any(is_bad("".join(chars)) for chars in itertools.product(characters, repeat=3))
 
 
 def test_local_pieces_add_up() -> None:
-    """Texts of local pieces are not suspicious to ftfy as a whole, and their clean-up is that of the pieces."""
+    """A text of local pieces is not suspicious to ftfy, and its clean-up is that of its pieces."""
     rng = random.Random(1)
     codes = itertools.chain(
         range(0x20, 0x7F),

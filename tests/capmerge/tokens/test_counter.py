@@ -12,7 +12,7 @@ from capmerge.tokens.load import load_tokenizer
 
 @pytest.mark.parametrize("family", CLIP_VARIANTS)
 def test_golden_counts(family: str) -> None:
-    """The counter gives the golden counts, one text at a time and all at once, new and remembered."""
+    """The counter gives the golden counts, one by one and all at once, new and remembered."""
     texts = [line["text"] for line in golden("token_chunks.jsonl")]
     expected = [line[f"tokens_{family}"] for line in golden("token_chunks.jsonl")]
     counter = TokenCounter(load_tokenizer(family))
@@ -24,7 +24,7 @@ def test_golden_counts(family: str) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.lists(hostile_text, max_size=24), st.sampled_from(sorted(CLIP_VARIANTS)))
 def test_counts_equal_ids(texts: list[str], family: str) -> None:
-    """The counter agrees with the tokenizer on hostile texts, also while its table forgets."""
+    """The counter agrees with the tokenizer on hostile texts, also when its table is full."""
     tokenizer = clip(family)
     expected = [len(tokenizer.encode(text)) for text in texts]
     assert tokenizer.count_each(texts) == expected
@@ -34,7 +34,7 @@ def test_counts_equal_ids(texts: list[str], family: str) -> None:
 
 
 def test_one_counter_for_many_texts() -> None:
-    """Batches, repeats and pieces of every length from none to past the longest remembered are counted exactly."""
+    """Batches, repeated texts and pieces of any length, even too long for the table, are exact."""
     rng = random.Random(2)
     tokenizer = clip("sd2")
     pieces = ["".join(rng.choices("ab1,!\u2019\u00e9", k=rng.randint(0, 36))) for _ in range(5000)]

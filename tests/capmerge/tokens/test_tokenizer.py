@@ -21,7 +21,10 @@ def test_golden_ids_and_chunks(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["sd1", "sd2"])
 def test_hostile_ids(family: str) -> None:
-    """Texts made to confuse clean-up and literals have the ids of transformers 4.54's slow tokenizer with ftfy 6.3.1."""
+    """Texts that confuse the clean-up and the literals have the ids of the slow tokenizer.
+
+    These ids are from transformers 4.54 with ftfy 6.3.1.
+    """
     for line in golden("hostile_ids.jsonl"):
         assert clip(family).encode(line["text"]) == line[family], ascii(line["text"])
 
@@ -37,7 +40,7 @@ def test_special_ids(family: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(hostile_text, st.sampled_from(sorted(CLIP_VARIANTS)))
 def test_encode_with_text(text: str, family: str) -> None:
-    """The pieces carry the same ids, and joined they are the cleaned text where no literal cuts it."""
+    """The parts have the ids of `encode`, and join to the cleaned text if it has no literal."""
     tokenizer = clip(family)
     pairs = tokenizer.encode_with_text(text)
     assert [index for index, _ in pairs] == tokenizer.encode(text)
@@ -46,7 +49,7 @@ def test_encode_with_text(text: str, family: str) -> None:
 
 
 def test_encode_with_text_by_example() -> None:
-    """Spaces stand before the token they precede, and a character of two tokens with the second."""
+    """Spaces belong to the token after them, and a character of several tokens to the last."""
     pairs = clip("sd2").encode_with_text("Hello!  a_b \u65e5")
     assert [piece for _, piece in pairs] == ["hello", "!", " a", "_", "b", " \u65e5"]
     emoji = clip("sd1").encode_with_text("\U0001fae0")

@@ -36,7 +36,10 @@ def write_clip_folder(folder: Path, vocabulary: Any, **special: str) -> Path:
 
 
 def write_t5(path: Path, **changes: Any) -> Path:
-    """A small tokenizer in the way of T5: unigrams, `_` for spaces, `</s>` at the end, cut and padded to 6."""
+    """Write a small tokenizer like T5's: unigrams, `_` for spaces, `</s>` at the end.
+
+    It truncates and pads to 6 ids.
+    """
     scores = {
         "<pad>": 0.0,
         "</s>": 0.0,
@@ -59,7 +62,7 @@ def write_t5(path: Path, **changes: Any) -> Path:
 
 @pytest.mark.parametrize(("family", "pad"), [("sd1", "<|endoftext|>"), ("sd2", "!")])
 def test_clip_folder(tmp_path: Path, vocabulary: Any, family: str, pad: str) -> None:
-    """A CLIP folder with vocab.json and merges.txt gives the golden ids of the family whose padding it names."""
+    """A CLIP folder with vocab.json and merges.txt gives the golden ids for its padding."""
     tokenizer = load_tokenizer(write_clip_folder(tmp_path, vocabulary, pad_token=pad))
     assert isinstance(tokenizer, ClipTokenizer)
     for line in golden("token_chunks.jsonl"):
@@ -67,7 +70,7 @@ def test_clip_folder(tmp_path: Path, vocabulary: Any, family: str, pad: str) -> 
 
 
 def test_clip_tokenizer_json(tmp_path: Path, vocabulary: Any) -> None:
-    """A CLIP tokenizer.json gives the golden ids, clean-up included, though its own pipeline has none."""
+    """A CLIP tokenizer.json gives the golden ids, although its own pipeline has no clean-up."""
     model = models.BPE(
         vocabulary.ids, vocabulary.merges, unk_token="<|endoftext|>", end_of_word_suffix="</w>"
     )
@@ -81,7 +84,7 @@ def test_clip_tokenizer_json(tmp_path: Path, vocabulary: Any) -> None:
 
 
 def test_added_token_with_a_space(tmp_path: Path, vocabulary: Any) -> None:
-    """A token added with a space in it is found across pieces, and counted so."""
+    """An added token that contains a space is found across pieces, and counted as one token."""
     folder = write_clip_folder(tmp_path, vocabulary)
     (folder / "added_tokens.json").write_text(
         json.dumps({"my cat": 49408, "my": 49409}), encoding="utf-8"
@@ -92,7 +95,7 @@ def test_added_token_with_a_space(tmp_path: Path, vocabulary: Any) -> None:
 
 
 def test_t5_file(tmp_path: Path) -> None:
-    """Another model's ids are the file's own, without its special tokens, truncation and padding."""
+    """Another model's ids are those of its file, without special tokens, truncation and padding."""
     tokenizer = load_tokenizer(write_t5(tmp_path / "tokenizer.json"))
     assert isinstance(tokenizer, FileTokenizer)
     assert tokenizer.n_special == 1
@@ -104,7 +107,7 @@ def test_t5_file(tmp_path: Path) -> None:
 
 
 def test_t5_and_a_lone_surrogate(tmp_path: Path) -> None:
-    """Half a surrogate pair, which such files may hold, is counted as an unknown character and raises nothing."""
+    """A lone surrogate, which such files may contain, is counted as an unknown character."""
     tokenizer = load_tokenizer_file(write_t5(tmp_path / "tokenizer.json"))
     assert tokenizer.encode("a \ud83d") == tokenizer.encode("a \ufffd")
 
@@ -115,7 +118,7 @@ def test_t5_and_a_lone_surrogate(tmp_path: Path) -> None:
         (
             {},
             "nowhere",
-            "neither a family nor an existing path. Expected sd1, sd2, sdxl_g, a Hugging Face",
+            "neither a known name nor an existing path. Expected sd1, sd2, sdxl_g, a Hugging Face",
         ),
         ({}, ".", "found nothing; expected tokenizer.json, or CLIP's vocab.json and merges.txt"),
         (
@@ -124,24 +127,24 @@ def test_t5_and_a_lone_surrogate(tmp_path: Path) -> None:
             "found a.safetensors, config.json; expected tokenizer.json",
         ),
         ({"spiece.model": ""}, ".", "AutoTokenizer"),
-        ({"tokenizer/merges.txt": ""}, ".", "a model's folder, not a tokenizer's. Try "),
+        ({"tokenizer/merges.txt": ""}, ".", "the folder of a model, expected that of a tokenizer."),
         ({"tokenizer.json": "not"}, ".", "tokenizer.json: not JSON: Expecting value"),
         ({"tokenizer.json": "[1]"}, ".", "found a JSON list, expected an object"),
         (
             {"vocab.json": '{"a": 1}'},
             "vocab.json",
-            "found a; expected a tokenizer.json, with a key `model`",
+            "found a; expected a tokenizer.json, which has a key `model`",
         ),
         (
             {"tokenizer.json": '{"model": {"type": "Nothing"}}'},
             "tokenizer.json",
             "the tokenizers library cannot build this tokenizer",
         ),
-        ({"vocab.json": '{"a": 1}', "merges.txt": ""}, ".", "vocab.json: not CLIP's: no "),
+        ({"vocab.json": '{"a": 1}', "merges.txt": ""}, ".", "vocab.json: found no <|startoftext|>"),
         (
             {"vocab.json": TWO_IDS, "merges.txt": "#v\na b c"},
             ".",
-            "merges.txt: expected one version line",
+            "merges.txt: found a line that is not a pair of tokens; expected a version line",
         ),
         (
             {"vocab.json": TWO_IDS, "merges.txt": "#v\na b"},
@@ -150,17 +153,18 @@ def test_t5_and_a_lone_surrogate(tmp_path: Path) -> None:
         ),
         (
             {
-                "tokenizer.json": f'{{"model": {{"end_of_word_suffix": "</w>", "vocab": {TWO_IDS}}}}}'
+                "tokenizer.json": '{"model": {"end_of_word_suffix": "</w>", '
+                f'"vocab": {TWO_IDS}}}}}'
             },
             ".",
-            "not laid out like a Hugging Face tokenizer: KeyError('merges')",
+            "the contents are not those of a Hugging Face tokenizer: KeyError('merges')",
         ),
     ],
 )
 def test_bad_tokenizer_paths(
     tmp_path: Path, files: dict[str, str], name: str, message: str
 ) -> None:
-    """A path that holds no tokenizer raises one line that names the path, what was found and what was expected."""
+    """A path without a tokenizer raises an error that names the path and what was expected."""
     for file, content in files.items():
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(content, encoding="utf-8")
@@ -171,13 +175,13 @@ def test_bad_tokenizer_paths(
 
 
 def test_path_that_is_missing(tmp_path: Path) -> None:
-    """The file loader itself names a path that does not exist."""
+    """The file loader names a path that does not exist."""
     with pytest.raises(UsageError, match="no such file or folder"):
         load_tokenizer_file(tmp_path / "nowhere")
 
 
 def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the package that holds CLIP's vocabulary the error says what to install."""
+    """Without the package that contains CLIP's vocabulary, the error says what to install."""
 
     def distribution(name: str) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
@@ -191,7 +195,7 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_damaged_package(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None
 ) -> None:
-    """A vocabulary file that is missing, broken or short is named, with the way to mend it."""
+    """A vocabulary file that is missing, broken or short is named, with the way to repair it."""
     file = tmp_path / "vocabulary.gz"
     if content is not None:
         file.write_bytes(content)
@@ -206,10 +210,12 @@ def test_damaged_package(
 
 
 def test_imports_are_lazy() -> None:
-    """Importing the module loads none of the libraries, and using it never the package of the vocabulary, nor torch."""
+    """Importing the module loads no library, and using it loads neither torch nor clip."""
     script = (
-        "import sys; from capmerge.tokens.counter import TokenCounter; from capmerge.tokens.load import load_tokenizer; "
-        "print([m for m in ('ftfy', 'regex', 'tokenizers', 'numpy', 'importlib.metadata') if m in sys.modules]); "
+        "import sys; from capmerge.tokens.counter import TokenCounter; "
+        "from capmerge.tokens.load import load_tokenizer; "
+        "late = ('ftfy', 'regex', 'tokenizers', 'numpy', 'importlib.metadata'); "
+        "print([m for m in late if m in sys.modules]); "
         "print(TokenCounter(load_tokenizer('sd1')).count_tokens(['a cat \u2019'] * 9)); "
         "print([m for m in ('clip', 'torch', 'transformers') if m in sys.modules])"
     )

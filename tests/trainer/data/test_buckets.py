@@ -11,7 +11,7 @@ from trainer.errors import LatentsError
 
 
 def rows(width, chunks=None, repeats=1, usable=None):
-    """Rows that are as high as wide."""
+    """The columns of square records."""
     column = np.array(width, dtype=np.uint32)
     return SetRows(
         column,
@@ -30,7 +30,7 @@ def small_windows(monkeypatch):
 
 @pytest.mark.usefixtures("small_windows")
 def test_sizes_are_summed_over_sets_windows_and_repeats():
-    """A bucket holds the samples of all sets; one that only an unusable record has is none."""
+    """A bucket holds the samples of all sets, and unusable records form no bucket."""
     sets = [rows([64, 128, 64, 64, 64, 192], repeats=2, usable=[True] * 5 + [False]), rows([64])]
     codes, sizes = bucket_sizes(sets)
     assert [triple_of(code) for code in codes.tolist()] == [(64, 64, 0), (128, 128, 0)]
@@ -38,7 +38,7 @@ def test_sizes_are_summed_over_sets_windows_and_repeats():
 
 
 def test_chunk_counts_part_buckets():
-    """The same size with another chunk count is another bucket."""
+    """Records of the same size with different chunk counts are in different buckets."""
     codes, sizes = bucket_sizes([rows([64, 64, 64], chunks=[1, 3, 1])])
     assert [triple_of(code) for code in codes.tolist()] == [(64, 64, 1), (64, 64, 3)]
     assert sizes.tolist() == [2, 1]
@@ -48,13 +48,16 @@ def test_no_usable_record_is_an_error_that_says_so():
     """The message counts the records and names the settings."""
     with pytest.raises(
         LatentsError,
-        match=r"^data: none of 2 records is usable, expected at least one\. Look at data\.metadata",
+        match=r"^data: none of the 2 records is usable, expected at least one\. Check data",
     ):
         bucket_sizes([rows([64, 64], usable=[False, False]), rows([])])
 
 
 def test_what_the_codes_do_not_hold_is_refused():
-    """A size past 24 bits, and chunk counts in one set alone, are bugs of the caller; in an unusable record nobody looks."""
+    """A size of more than 24 bits, or chunk counts in only one set, raise `ValueError`.
+
+    Sizes of unusable records are not checked.
+    """
     with pytest.raises(ValueError, match="below 2"):
         bucket_sizes([rows([2**24])])
     with pytest.raises(ValueError, match="in all sets or in none"):
@@ -64,7 +67,10 @@ def test_what_the_codes_do_not_hold_is_refused():
 
 @given(st.data())
 def test_the_next_of_a_bucket_come_in_a_circle(data):
-    """All other usable records of the bucket and set, from the one behind to the one before; those of another set never."""
+    """The other usable records of the bucket come in a circle, and none of another set.
+
+    The circle begins after the given record and ends before it.
+    """
     kinds = data.draw(
         st.lists(
             st.tuples(st.sampled_from([64, 128]), st.integers(1, 2), st.booleans()),
@@ -85,7 +91,7 @@ def test_the_next_of_a_bucket_come_in_a_circle(data):
 
 
 def test_the_next_of_a_bucket_is_looked_for_no_further_than_needed():
-    """Rows behind the window that holds the next one are not read."""
+    """Rows after the window that holds the next record are not read."""
 
     class Column(np.ndarray):
         furthest = 0

@@ -19,7 +19,7 @@ SENTENCE = "A girl in a hat, smiling, stands under a tree."
 
 
 def rewritten(tags=TAGS, caption=SENTENCE, **options):
-    """A record as a rewrite leaves it."""
+    """A record as a rewrite writes it."""
     record = {"tags": tags, "caption": caption}
     Merger(MergeOptions(**options)).merge(record)
     return record
@@ -38,7 +38,7 @@ def train(
     max_steps=100,
     **settings,
 ):
-    """`train_caption` with the usual sample; `settings` are those of `[caption]`."""
+    """The result of `train_caption` for the default sample; `settings` are those of `[caption]`."""
     return train_caption(
         record,
         CaptionSettings(**settings),
@@ -50,22 +50,22 @@ def train(
 
 
 def plain(caption, letters="t", **fields):
-    """A record made by hand."""
+    """A rewritten record made by hand."""
     return {"caption": caption, **fields, "capmerge": letters}
 
 
 def texts(record, count=200, **settings):
-    """What many epochs train."""
+    """The texts that many epochs train."""
     return [train(record, epoch=epoch, **settings).text for epoch in range(count)]
 
 
 def test_nothing_asked_nothing_changed():
-    """A line trains verbatim, separators and odd spaces included, when no setting touches it."""
+    """A line trains verbatim, with its separators and odd spaces, when no setting changes it."""
     assert train(plain("a,,b ,  c ||| d, ")) == ("a,,b ,  c ||| d, ", "t", ())
 
 
 def test_the_drawn_line_has_its_own_style():
-    """Each line comes with its own letter, in both picks."""
+    """Each line comes with its own letter, under both values of `pick`."""
     record = plain("x, y\nA sentence.\nx, y, A sentence.", "tcb", capmerge_tags=[[0, 4]])
     expected = {("x, y", "t"), ("A sentence.", "c"), ("x, y, A sentence.", "b")}
     for pick in ("random", "cycle"):
@@ -81,14 +81,14 @@ def test_weights_are_honoured():
 
 
 def test_wildcards_are_drawn_before_tags_are_split():
-    """Options of a wildcard are tags like the others, and doubled braces come out single."""
+    """Options of a wildcard are tags like any other, and doubled braces become single."""
     assert {
         tuple(sorted(text.split(", "))) for text in texts(plain("{a|b, c}, d, {{e}}"), shuffle=True)
     } == {tuple(sorted(tags)) for tags in (["a", "d", "{e}"], ["b", "c", "d", "{e}"])}
 
 
 def test_empty_record():
-    """A record without text trains the empty caption, whatever is asked of it."""
+    """A record without text trains the empty caption under all settings."""
     text = TextSettings(random_caption_rate=1, word_repeat_rate=1)
     assert train(plain("", ""), text=text, shuffle=True, tag_dropout_rate=0.5, dropout_rate=1) == (
         "",
@@ -101,21 +101,21 @@ def test_empty_record():
 
 
 def test_shuffle_gives_every_order_equally():
-    """Three tags come in six orders, each about as often."""
+    """Three tags come in six orders that are about equally frequent."""
     counts = Counter(texts(plain("a, b, c"), 1200, shuffle=True))
     assert len(counts) == math.factorial(3)
     assert min(counts.values()) > 150
 
 
 def test_keep_tokens():
-    """The first tags stay, the others move."""
+    """The first `keep_tokens` tags stay in place, and the others move."""
     found = texts(plain(TAGS), keep_tokens=2, shuffle=True)
     assert all(text.startswith("1girl, solo, ") for text in found)
     assert len(set(found)) > 150
 
 
 def test_empty_tags_stay_without_a_separator():
-    """`a,,b, ` is four tags, two of them empty. Source: facts B4."""
+    """The line `a,,b, ` has four tags, two of them empty. Source: facts B4."""
     record = plain("a,,b, ")
     assert {tuple(sorted(text.split(", "))) for text in texts(record, shuffle=True)} == {
         ("", "", "a", "b")
@@ -124,7 +124,7 @@ def test_empty_tags_stay_without_a_separator():
 
 
 def test_outer_spaces_do_not_count():
-    """The whole is stripped before it is split, as in sd-scripts."""
+    """The whole line is stripped before it is split, as in sd-scripts."""
     assert train(plain("  a ,b  "), token_warmup_steps=1, step=5).text == "a, b"
 
 
@@ -140,12 +140,15 @@ def test_outer_spaces_do_not_count():
     ],
 )
 def test_keep_tokens_separator(line, expected):
-    """Tags before the first and behind the second stay, a third stands literally, empty tags go. Source: facts B4."""
+    """Tags before the first and after the second separator stay in place. Source: facts B4.
+
+    A third separator stays in the text; empty tags are removed.
+    """
     assert set(texts(plain(line), 60, keep_tokens_separator="|||", shuffle=True)) == expected
 
 
 def test_keep_tokens_is_ignored_beside_the_separator():
-    """Where the line has the separator it alone says what stays."""
+    """`keep_tokens` has no effect on a line that contains the separator."""
     assert set(
         texts(plain("a ||| b, c"), 60, keep_tokens_separator="|||", keep_tokens=3, shuffle=True)
     ) == {"a, b, c", "a, c, b"}
@@ -155,7 +158,7 @@ def test_keep_tokens_is_ignored_beside_the_separator():
 
 
 def test_tag_dropout_spares_what_is_kept():
-    """Each flexible tag goes with the rate; kept tags and those behind the second separator never go."""
+    """Flexible tags are dropped at the given rate, and kept tags are never dropped."""
     found = texts(
         plain("k ||| a, b, c, d ||| z"), 500, keep_tokens_separator="|||", tag_dropout_rate=0.3
     )
@@ -171,7 +174,10 @@ def test_other_separator():
 
 
 def test_secondary_separator():
-    """What it joins stays together and is separated at the end, also when nothing else ran. Source: facts B4."""
+    """Tags that it joins stay together and are separated at the end. Source: facts B4.
+
+    It is replaced even when no other setting changes the line.
+    """
     assert set(texts(plain("a;;;b, c"), 40, secondary_separator=";;;", shuffle=True)) == {
         "a,b, c",
         "c, a,b",
@@ -183,7 +189,7 @@ def test_secondary_separator():
     ("step", "count"), [(0, 2), (1, 2), (3, 3), (5, 5), (6, 5), (9, 7), (10, 8), (99, 8)]
 )
 def test_token_warmup(step, count):
-    """The number of tags is floor(step (n - min) / warmup) + min, all of them after it."""
+    """The number of tags is floor(step (n - min) / warmup) + min, and n after the warm-up."""
     expected = ", ".join(TAGS.split(", ")[:count])
     assert train(plain(TAGS), token_warmup_steps=10, token_warmup_min=2, step=step).text == expected
     assert (
@@ -195,7 +201,7 @@ def test_token_warmup(step, count):
 
 
 def test_token_warmup_is_exact():
-    """Floats would lose a tag here: 49 * (1 / 49) is below 1."""
+    """Warm-up counts in integers: with floats, 49 * (1 / 49) is below 1 and loses a tag."""
     assert (
         train(plain(", ".join("abc")), token_warmup_steps=49, token_warmup_min=1, step=49 - 24).text
         == "a, b"
@@ -207,7 +213,7 @@ def test_token_warmup_is_exact():
 
 
 def test_warmup_keeps_what_is_shorter_than_its_least():
-    """Few tags are never cut."""
+    """Captions with fewer tags than `token_warmup_min` are never shortened."""
     for step in range(10):
         assert (
             train(plain("a, b"), token_warmup_steps=10, token_warmup_min=5, step=step).text
@@ -219,7 +225,7 @@ def test_warmup_keeps_what_is_shorter_than_its_least():
 
 
 def test_sentences_are_not_touched():
-    """Style `c` trains as it is; of style `b` only the tags move, in both orders."""
+    """Style `c` trains unchanged, and only the tags of style `b` move, in both layouts."""
     for sentence in (SENTENCE, "One,two ||| three , four"):
         asked = {
             "shuffle": True,
@@ -238,7 +244,7 @@ def test_sentences_are_not_touched():
 
 
 def test_sentences_on_request():
-    """With `sentences` their clauses move like tags."""
+    """With `sentences`, the clauses of sentences move like tags."""
     assert (
         len(
             {
@@ -256,7 +262,7 @@ def test_sentences_on_request():
 
 
 def test_all_tags_dropped_leaves_a_clean_sentence():
-    """Where no tag is left, the separator towards the sentence goes too."""
+    """When no tag is left, the separator next to the sentence is removed too."""
     for layout in ("concat", "concat-caption-first"):
         assert set(texts(rewritten(layout=layout), 5, tag_dropout_rate=1)) == {SENTENCE}
     record = rewritten(lines=("by me, {tags}, {caption}",))
@@ -264,7 +270,10 @@ def test_all_tags_dropped_leaves_a_clean_sentence():
 
 
 def test_separator_between_sentence_and_tags():
-    """A separator around the tags of a `b` line is taken out as in sd-scripts, and the sentence stays whole."""
+    """A keep-tokens separator in a `b` line is removed as in sd-scripts.
+
+    The sentence stays whole.
+    """
     record = rewritten(tags="a, b", caption="One, two.", lines=("{caption} ||| {tags}",))
     assert set(texts(record, 40, shuffle=True, keep_tokens_separator="|||")) == {
         "One, two., a, b",
@@ -280,7 +289,7 @@ def test_separator_between_sentence_and_tags():
 
 
 def test_inline_layout():
-    """Options of an in-line wildcard have their own styles and spans."""
+    """The options of an in-line wildcard have their own styles and spans."""
     record = rewritten(tags="a, b", caption="One, {two}.", layout="inline")
     assert record["caption"].startswith("{")
     assert set(texts(record, 60, shuffle=True)) == {"a, b", "b, a", "One, {two}."}
@@ -304,7 +313,10 @@ TEXTS = st.lists(PIECES, min_size=1, max_size=9).map("".join)
 def test_tags_are_found_in_whatever_a_rewrite_writes(
     tags, caption, between, tags_first, wildcards, epoch
 ):
-    """Wildcards of the caption and doubled braces shift the marked span; what it holds in the drawn text is the tags, letter for letter."""
+    """The marked span, mapped into the drawn text, holds exactly the tags.
+
+    Wildcards of the caption and doubled braces shift it.
+    """
     between = between.replace("{", "<").replace("}", ">")
     line = f"{{tags}}{between}{{caption}}" if tags_first else f"{{caption}}{between}{{tags}}"
     record = {"tags": tags, "caption": caption}
@@ -315,16 +327,15 @@ def test_tags_are_found_in_whatever_a_rewrite_writes(
     found = _draw(record, CaptionSettings(), SampleId(7, epoch, "a.png"))
     assert found.text in alternative.texts
     assert found.text[slice(*found.tags)] == alternative.tags
-    assert alternative.tags.replace(" ", "") == tags.replace(
-        " ", ""
-    )  # U+2985 before a brace gets a space
+    # A space is inserted between U+2985 and a brace.
+    assert alternative.tags.replace(" ", "") == tags.replace(" ", "")
 
 
 # ---------------------------------------------------------------- dropout and random changes
 
 
 def test_caption_dropout():
-    """A rate drops its share; every n-th epoch, counted from 1, drops all."""
+    """`dropout_rate` drops its share; every n-th epoch, counted from 1, drops all."""
     found = [train(plain(TAGS), epoch=epoch, dropout_rate=0.25) for epoch in range(800)]
     assert {(caption.text, caption.events) for caption in found} == {
         (TAGS, ()),
@@ -339,7 +350,7 @@ def test_caption_dropout():
 
 
 def test_random_caption():
-    """A replaced caption is a few real words, the same each time it is asked for."""
+    """A random caption consists of a few real words and is the same each time it is made."""
     text = TextSettings(random_caption_rate=1)
     found = [train(plain(TAGS), text=text, epoch=epoch) for epoch in range(20)]
     assert found == [train(plain(TAGS), text=text, epoch=epoch) for epoch in range(20)]
@@ -352,7 +363,7 @@ def test_random_caption():
 
 
 def test_word_repeated():
-    """One word of the caption comes a second time, anywhere."""
+    """One word of the caption is repeated at a random place."""
     text = TextSettings(word_repeat_rate=1)
     words = SENTENCE.split(" ")
     places = set()
@@ -366,7 +377,7 @@ def test_word_repeated():
 
 
 def test_rates():
-    """Rates are met, and what happens by one is independent of the others."""
+    """The rates are met, and the events are independent of each other."""
     text = TextSettings(random_caption_rate=0.3, word_repeat_rate=0.3)
     counts = Counter(
         train(plain(SENTENCE, "c"), text=text, epoch=epoch, dropout_rate=0.3).events
@@ -381,7 +392,7 @@ def test_rates():
 
 
 def test_pure_function_of_the_sample():
-    """Seed, epoch, key, data set and repeat each give another order; nothing else does."""
+    """Only seed, epoch, key, data set and repeat change the order."""
     record = plain(", ".join(str(number) for number in range(30)))
     first = train(record, shuffle=True).text
     assert train(record, shuffle=True, step=50, max_steps=7).text == first
@@ -412,7 +423,7 @@ def test_pure_function_of_the_sample():
     ],
 )
 def test_broken_records(record, message):
-    """A record that no rewrite leaves says what was found and expected."""
+    """The error for a record that no rewrite writes says what was found and expected."""
     with pytest.raises(BrokenRecordError, match=message):
         train(record, shuffle=True)
 
@@ -432,7 +443,7 @@ SPANS = st.lists(st.sampled_from([[0, 1], [0, 0], [1, 0], [0], [True, 1], "a", [
     epoch=st.integers(0, 3),
 )
 def test_the_trainer_reads_a_record_as_statistics_do(record, epoch):
-    """It refuses a record in the same words, or trains one of the texts that are counted."""
+    """The trainer refuses a record in the same words, or trains one of the counted texts."""
     try:
         texts = {text for found in trained_alternatives(record) for text in found.texts} or {""}
     except BrokenRecordError as error:

@@ -16,13 +16,13 @@ from trainer.errors import LatentsError
 
 @pytest.fixture(scope="module")
 def metadata(tmp_path_factory):
-    """The rewritten examples."""
+    """The rewritten example metadata."""
     return rewrite_examples(tmp_path_factory.mktemp("examples"))
 
 
 @pytest.fixture
 def latents(tmp_path):
-    """A copy of the example latents to be damaged."""
+    """A copy of the example latents that a test may damage."""
     return shutil.copytree(LATENTS, tmp_path / "latents")
 
 
@@ -39,7 +39,7 @@ def open_one(metadata, tmp_path, **changes):
 
 
 def test_every_example_is_found(metadata, tmp_path):
-    """All records have latents for every family, nothing is noted, and a pickled set finds the same files."""
+    """All records have latents for every family, and a pickled set finds the same files."""
     for family in ("sd1", "sd2", "sdxl"):
         dataset = open_one(metadata, tmp_path, model={"family": family, "path": "random"})
         assert (len(dataset.index), dataset.rows.usable, dataset.notes) == (213, None, ())
@@ -55,7 +55,7 @@ def test_every_example_is_found(metadata, tmp_path):
 
 
 def test_captions_of_a_set(metadata, tmp_path):
-    """What a set says of captions goes before [caption]."""
+    """Caption settings of a data set override those of `[caption]`."""
     sections = settings_of(metadata, tmp_path / "run", caption={"shuffle": True, "keep_tokens": 2})
     other = sections["data"] | {"caption": {"keep_tokens": 0}, "repeats": 3}
     first, second = open_datasets(
@@ -69,7 +69,7 @@ def test_captions_of_a_set(metadata, tmp_path):
 
 
 def test_missing_latents_stop(metadata, latents, tmp_path):
-    """One error says how many records lack latents and names the first of them."""
+    """A single error says how many records lack latents and names the first of them."""
     for path in sorted(latents.rglob("danbooru/10*.npz")):
         path.unlink()
     gone = sorted(
@@ -89,7 +89,7 @@ def test_missing_latents_stop(metadata, latents, tmp_path):
 
 
 def test_missing_latents_are_left_out(metadata, latents, tmp_path):
-    """With "skip" up to 1 % is left out and counted; more stops."""
+    """With "skip", up to 1 % of the records are left out and counted; more is an error."""
     paths = sorted(latents.rglob("photos/**/*.npz"))
     data = {"latents": str(latents), "on_missing": "skip"}
     for path in paths[:2]:
@@ -100,7 +100,7 @@ def test_missing_latents_are_left_out(metadata, latents, tmp_path):
     unusable_keys = [dataset.index.read(number)[0] for number in unusable.tolist()]
     assert len(unusable_keys) == 2
     assert all(any(name.startswith(key) for name in names) for key in unusable_keys)
-    assert dataset.notes[0].endswith("2 are left out.")
+    assert dataset.notes[0].endswith("Records left out: 2.")
     assert all(
         dataset.latents_file(number, dataset.index.read(number)[0]) is None
         for number in unusable.tolist()
@@ -113,7 +113,7 @@ def test_missing_latents_are_left_out(metadata, latents, tmp_path):
 
 
 def test_records_without_a_size(metadata, tmp_path):
-    """They are counted apart, and no plan sees them."""
+    """Records without a size are counted separately, and no plan contains them."""
     records = json.loads(metadata.read_text(encoding="utf-8"))
     for key in list(records)[3:5]:
         del records[key]["train_resolution"]
@@ -130,7 +130,7 @@ def test_records_without_a_size(metadata, tmp_path):
 
 
 def test_names_of_another_family(metadata, tmp_path):
-    """SDXL does not take `_sd` latents."""
+    """SDXL does not use `_sd` latents."""
     latents = tmp_path / "latents"
     for path in LATENTS.rglob("*.npz"):
         target = (
@@ -145,7 +145,7 @@ def test_names_of_another_family(metadata, tmp_path):
 
 
 def test_keys_that_lead_out(metadata, tmp_path):
-    """A key above the folder is missing unless that is allowed, and the error says so."""
+    """A key that leads out of the folder has no latents unless that is allowed."""
     records = json.loads(metadata.read_text(encoding="utf-8"))
     records = {
         f"../latents/{key}" if key.startswith("photos") else key: record
@@ -155,14 +155,14 @@ def test_keys_that_lead_out(metadata, tmp_path):
     changed.write_text(json.dumps(records), encoding="utf-8")
     with pytest.raises(
         LatentsError,
-        match=r"The keys of 21 lead out of that folder: data.allow_outside = true looks there too\.",
+        match=r"21 keys lead out of that folder: data.allow_outside = true allows this\.",
     ):
         open_one(changed, tmp_path)
     assert open_one(changed, tmp_path, data={"allow_outside": True}).rows.usable is None
 
 
 def test_links_that_lead_out(metadata, tmp_path):
-    """A link to a file outside of the folder is refused when it would be read, unless that is allowed."""
+    """A link that leads out of the folder is refused on reading unless that is allowed."""
     latents = tmp_path / "latents"
     shutil.copytree(
         LATENTS, latents, copy_function=lambda source, target: Path(target).symlink_to(source)
@@ -176,7 +176,7 @@ def test_links_that_lead_out(metadata, tmp_path):
 
 @pytest.mark.parametrize(("chunking", "unit"), [("kohya", "tokens"), ("a1111", "chunks")])
 def test_chunks_for_the_plan(metadata, tmp_path, chunking, unit):
-    """With dynamic chunks a record stands in the bucket of its longest alternative, capped by `max_tokens`."""
+    """The longest alternative decides the chunk count of a record, capped by `max_tokens`."""
     dataset = open_one(
         metadata, tmp_path, text={"dynamic_chunks": True, "chunking": chunking, "max_tokens": 150}
     )
@@ -194,7 +194,7 @@ def test_chunks_for_the_plan(metadata, tmp_path, chunking, unit):
 
 
 def test_an_index_without_token_lengths(metadata, tmp_path):
-    """Dynamic chunks make such an index anew; without them it serves."""
+    """An index without token lengths is rebuilt only for dynamic chunks."""
     copy = shutil.copy(metadata, tmp_path / "meta.json")
     build_index(copy, tokens=False)
     assert not open_one(copy, tmp_path).index.has_tokens
@@ -202,7 +202,10 @@ def test_an_index_without_token_lengths(metadata, tmp_path):
 
 
 def test_scale_is_looked_at_for_real_models_alone(metadata, latents, tmp_path):
-    """Latents of another family are noted where a model is loaded; a broken file stops, or is passed over."""
+    """Latents of another family are noted, but only for a real model.
+
+    A broken file among those checked is an error, or is skipped.
+    """
     data = {"latents": str(latents), "on_missing": "stop"}
     assert (
         open_one(metadata, tmp_path, data=data, model={"family": "sd1", "path": "a/model"}).notes
@@ -212,7 +215,8 @@ def test_scale_is_looked_at_for_real_models_alone(metadata, latents, tmp_path):
         metadata, tmp_path, data=data, model={"family": "sdxl", "path": "a/model"}
     ).notes
     assert note.startswith(
-        f"WARNING: data.0, {latents}: scaled by 0.13025, the latents of 64 files have a standard deviation of 0.7"
+        f"WARNING: data.0, {latents}: scaled by 0.13025, "
+        "the latents of 64 files have a standard deviation of 0.7"
     )
     for path in latents.rglob("*.npz"):
         path.write_bytes(b"")

@@ -8,7 +8,7 @@ from trainer.data.epochs import run_size
 
 
 def test_an_epoch_has_the_samples_that_it_trains(tmp_path):
-    """Records that are left out count as records, not as samples of an epoch; repeats count."""
+    """Records that are left out do not count as samples of an epoch, while repeats do."""
     latents = shutil.copytree(LATENTS, tmp_path / "latents")
     for path in sorted(latents.rglob("photos/**/*.npz"))[:2]:
         path.unlink()

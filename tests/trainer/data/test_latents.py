@@ -14,7 +14,7 @@ EXAMPLES = EXAMPLE_LATENTS
 
 
 def arrays(height=32, width=24, seed=0, **changes):
-    """What sd-scripts caches for a bucket of 192x256 px."""
+    """The arrays that sd-scripts caches for a bucket of 192x256 px."""
     rng = np.random.default_rng(seed)
     latents = (rng.standard_normal((4, height, width)) / 0.18215).astype(np.float32)
     found = {
@@ -29,7 +29,7 @@ def arrays(height=32, width=24, seed=0, **changes):
 
 @pytest.fixture
 def save(tmp_path):
-    """Writes an npz as sd-scripts does and gives its path."""
+    """A function that writes an npz file as sd-scripts does and returns its path."""
 
     def write(contents, how=np.savez):
         path = tmp_path / "a.npz"
@@ -40,7 +40,7 @@ def save(tmp_path):
 
 
 def load(path, *, family=SD1, width=192, height=256, flipped=False, alpha_mask=False):
-    """`load_latents` with the usual bucket."""
+    """The result of `load_latents` for the default bucket."""
     return load_latents(
         path, family=family, width=width, height=height, flipped=flipped, alpha_mask=alpha_mask
     )
@@ -48,7 +48,7 @@ def load(path, *, family=SD1, width=192, height=256, flipped=False, alpha_mask=F
 
 @pytest.mark.parametrize("how", [np.savez, np.savez_compressed])
 def test_scaled_by_the_family(save, how):
-    """Latents come as float32, times the family's factor, the same from a stored and from a packed file."""
+    """Latents are float32 times the family's factor, from stored and compressed files alike."""
     contents = arrays()
     path = save(contents, how)
     for family, scale in ((SD1, 0.18215), (SDXL, 0.13025)):
@@ -62,14 +62,17 @@ def test_scaled_by_the_family(save, how):
 
 
 def test_size_conditioning(save):
-    """Original, crop and target as height and width pairs, whole pixels; flipped, the crop is measured from the right. Facts C4."""
+    """Original, crop and target are (height, width) pairs of whole pixels. Facts C4.
+
+    When flipped, the crop is measured from the right.
+    """
     path = save(arrays())
     assert load(path, family=SDXL).size_conditioning == (1000, 700, 3, 10, 256, 192)
     assert load(path, family=SDXL, flipped=True).size_conditioning == (1000, 700, 3, 41, 256, 192)
 
 
 def test_flipped(save):
-    """Flipped latents are those that the file holds, and the mask is mirrored."""
+    """Flipped latents are read from the file, and the mask is mirrored."""
     contents = arrays()
     path = save(contents)
     straight, flipped = load(path, alpha_mask=True), load(path, flipped=True, alpha_mask=True)
@@ -78,7 +81,7 @@ def test_flipped(save):
 
 
 def test_mask_is_resized_by_area(save):
-    """Each latent's weight is the mean of its 64 pixels, as torch's area resize has it."""
+    """The weight of each latent is the mean of its 64 pixels, as in torch's area resize."""
     contents = arrays()
     mask = load(save(contents), alpha_mask=True).mask_HW
     expected = torch.nn.functional.interpolate(
@@ -88,7 +91,7 @@ def test_mask_is_resized_by_area(save):
 
 
 def test_keys_of_the_bucket_go_first(save):
-    """Of plain and suffixed keys those with the bucket's size count; another bucket's are passed over."""
+    """Arrays with the bucket's size in their names win over plain and other ones."""
     suffixed = {f"{name}_32x24": array for name, array in arrays(seed=1).items()}
     other = {f"{name}_24x32": array for name, array in arrays(24, 32).items()}
     for contents in (suffixed | other, arrays(16, 16) | suffixed, arrays() | suffixed):
@@ -104,7 +107,7 @@ def test_keys_of_the_bucket_go_first(save):
 
 @pytest.mark.parametrize("dtype", ["<f2", "<f8", ">f4"])
 def test_other_float_types(save, dtype):
-    """Half, double and foreign byte order become float32."""
+    """Half, double and foreign byte order are converted to float32."""
     latents = arrays()["latents"].astype(dtype)
     found = load(save(arrays(latents=latents))).latents_CHW
     assert torch.equal(found, torch.from_numpy(latents.astype(np.float32)) * 0.18215)
@@ -134,14 +137,17 @@ def test_other_float_types(save, dtype):
         (
             {"latents": None},
             {},
-            'found "alpha_mask", "crop_ltrb", .*expected "latents" or "latents_32x24" for the bucket 192x256',
+            (
+                'found "alpha_mask", "crop_ltrb", .*expected "latents" or "latents_32x24" '
+                "for the bucket 192x256"
+            ),
         ),
         (
             {"original_size": None},
             {},
-            'expected "original_size" too: the file is of a very old version',
+            'expected "original_size" too: a very old version wrote the file',
         ),
-        ({"crop_ltrb": None}, {}, 'expected "crop_ltrb" too: the file is of a very old version'),
+        ({"crop_ltrb": None}, {}, 'expected "crop_ltrb" too: a very old version wrote the file'),
         (
             {"latents_flipped": None},
             {"flipped": True},
@@ -172,7 +178,7 @@ def test_other_float_types(save, dtype):
     ],
 )
 def test_what_a_file_may_lack(save, changes, asked, message):
-    """Whatever is missing or wrong is named with the file, what was found and what was expected."""
+    """An error names the file, what was found in it and what was expected."""
     path = save(arrays(**changes))
     with pytest.raises(LatentsError, match=message) as error:
         load(path, **asked)
@@ -181,7 +187,7 @@ def test_what_a_file_may_lack(save, changes, asked, message):
 
 @pytest.mark.parametrize("how", [np.savez, np.savez_compressed])
 def test_damage_is_never_trained(save, how):
-    """A file cut off anywhere, or with any byte of its numbers changed, is an error of latents and nothing else."""
+    """A truncated file, or one with a changed byte, always raises `LatentsError`."""
     path = save(arrays(), how)
     whole = path.read_bytes()
     for size in (0, 10, 100, len(whole) // 2, len(whole) - 30, len(whole) - 1):
@@ -197,7 +203,7 @@ def test_damage_is_never_trained(save, how):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    """A missing file, a folder and a single array say so."""
+    """A missing file, a folder and a single array each have their own message."""
     with pytest.raises(LatentsError, match="no such file, expected cached latents"):
         load(tmp_path / "none.npz")
     with pytest.raises(LatentsError, match="directory, expected a readable"):
@@ -208,7 +214,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_scale_of_the_wrong_family(tmp_path):
-    """Latents of the right family pass; those of another one are told from a few files."""
+    """Latents of the right family pass, and those of another one are detected."""
     paths = []
     for number in range(100):
         paths.append(tmp_path / f"{number}.npz")
@@ -223,7 +229,7 @@ def test_scale_of_the_wrong_family(tmp_path):
 
 
 def test_examples_are_as_they_should_be():
-    """The example latents load for every family, flipped too, and have SD 1's scale."""
+    """The example latents load for every family, also flipped, and have SD 1's scale."""
     paths = sorted(EXAMPLES.rglob("*.npz"))
     assert len(paths) == 213
     assert check_latent_scale(paths, SD1) is None

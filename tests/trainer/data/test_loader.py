@@ -24,12 +24,11 @@ from capmerge.tokens.load import load_tokenizer
 from trainer.data.batch import Sample
 from trainer.data.buckets import SetRows
 from trainer.data.loader import Share, _Loaded, build_loader
-from trainer.data.plan import open_plan
+from trainer.data.plan_files import open_plan
 from trainer.errors import LatentsError
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:This DataLoader will create:UserWarning"
-)  # the machine may have one core
+# The machine may have only one core.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 KOHYA = Chunker((load_tokenizer("sd1"),), "kohya", 3)
 SDXL = Chunker((load_tokenizer("sd1"), load_tokenizer("sdxl_g")), "a1111", None)
 ONE = Share(rank=0, ranks=1, batch_size=4, accumulation=1)
@@ -37,34 +36,34 @@ SIDES = [64, 128]
 
 
 def caption_of(record):
-    """Captions of 1 to 200 tokens, so of 1 to 3 chunks."""
+    """A caption of 1 to 200 tokens, and therefore of 1 to 3 chunks."""
     return " ".join(["cat"] * (1 + record * 37 % 200))
 
 
 def rows_of(n_records, *, chunks=False, repeats=1):
-    """Records of two sizes by turns, and the chunk counts of their captions."""
+    """The columns of records that alternate between two sizes, with their chunk counts."""
     side = np.array([SIDES[record % 2] for record in range(n_records)], dtype=np.uint32)
     counts = np.array([len(KOHYA.cut(caption_of(record)).filled) for record in range(n_records)])
     return SetRows(side, side, counts if chunks else None, repeats, None)
 
 
 class Maker(NamedTuple):
-    """Cheap samples that depend on all they are asked for, and the ways in which real ones fail."""
+    """A maker of cheap samples that depend on the whole request and can fail as real ones do."""
 
     chunker: Chunker = KOHYA
     missing: frozenset = frozenset()
-    """(data set, record) without latents."""
+    """The (data set, record) of the records without latents."""
     fails: tuple = ()
-    """What the sample of record 5 raises."""
+    """The error that the sample of record 5 raises; empty for none."""
     kills: bool = False
-    """Whether the sample of record 5 kills its process."""
+    """True when the sample of record 5 kills its process."""
     longer: bool = False
-    """Whether the captions have a chunk more than the index knows."""
+    """True when captions have one chunk more than the index says."""
     masked: tuple = ()
-    """Data sets with masks."""
+    """The data sets with masks."""
 
     def __call__(self, request):
-        """The sample."""
+        """The sample of `request`."""
         dataset, record, repeat, epoch, step = request
         if record == 5 and self.fails:
             raise self.fails[0]
@@ -100,7 +99,7 @@ class Maker(NamedTuple):
 
 @pytest.fixture
 def load(tmp_path):
-    """Builds a loader over plans in a temporary folder."""
+    """A function that builds a loader over plans in a temporary folder."""
 
     def build(
         sets,
@@ -139,7 +138,7 @@ def _open_epoch(folder, sets, global_batch_size, epoch):
 
 
 def same(one, other):
-    """Whether two batches are equal in every field, bit for bit."""
+    """True when two batches are equal in every field, bit for bit."""
 
     def equal(a, b):
         if isinstance(a, torch.Tensor):
@@ -152,13 +151,16 @@ def same(one, other):
 
 
 def all_same(some, others):
-    """Whether two runs of batches are equal."""
+    """True when two sequences of batches are equal and not empty."""
     some, others = list(some), list(others)
     return len(some) == len(others) > 0 and all(map(same, some, others))
 
 
 def test_an_epoch_trains_each_sample_once_in_order_of_steps(load):
-    """Steps and micro-batches count up, weights are 1 for each sample once, and tensors, keys and captions belong together."""
+    """Every sample has weight 1 once, in ascending order of step and micro-batch.
+
+    Tensors, keys and captions belong together.
+    """
     batches = list(load([rows_of(23, repeats=2), rows_of(4)], share=Share(0, 1, 2, 3)))
     n_steps = batches[-1].step + 1
     assert [(batch.step, batch.micro) for batch in batches] == [
@@ -182,7 +184,7 @@ def test_an_epoch_trains_each_sample_once_in_order_of_steps(load):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_change_nothing(load, workers):
-    """Real processes give the batches of the training process, over the ends of epochs."""
+    """Worker processes give the same batches as the training process, across epochs."""
     sets = [rows_of(13, repeats=2), rows_of(5)]
     share = Share(0, 1, 2, 2)
     assert all_same(
@@ -192,7 +194,7 @@ def test_workers_change_nothing(load, workers):
 
 
 def test_resuming_at_any_step_gives_the_rest(load):
-    """Over two epochs and a half, from every step on; with workers too."""
+    """Resuming at any step of two and a half epochs gives the remaining batches."""
     sets, share = [rows_of(13, repeats=2)], Share(0, 1, 2, 2)
     whole = list(load(sets, share=share, max_steps=20))
     assert whole[-1].epoch == 2
@@ -208,7 +210,7 @@ def test_resuming_at_any_step_gives_the_rest(load):
     ("ranks", "batch_size", "accumulation"), [(1, 1, 4), (1, 2, 2), (2, 1, 2), (4, 1, 1), (2, 2, 1)]
 )
 def test_ranks_and_accumulation_only_slice(load, ranks, batch_size, accumulation):
-    """The real samples of a step, micro-step by micro-step and rank by rank, are those of one rank and one micro-batch."""
+    """Ranks and micro-steps together train the samples of one undivided batch, in order."""
     sets = [rows_of(27)]
     whole = list(load(sets, share=ONE))
     of_ranks = [
@@ -228,7 +230,10 @@ def test_ranks_and_accumulation_only_slice(load, ranks, batch_size, accumulation
 
 
 def test_a_short_batch_fills_empty_places_with_weight_0(load):
-    """Five samples of each size on two ranks and two micro-steps: the step with one sample has three places that only fill."""
+    """Of five samples on two ranks and two micro-steps, the last one leaves three places.
+
+    They are filled with a sample of weight 0.
+    """
     of_ranks = [list(load([rows_of(10)], share=Share(rank, 2, 1, 2))) for rank in range(2)]
     short = [batch for batches in of_ranks for batch in batches if batch.real_samples == 1]
     assert len(short) == 2 * 4  # both sizes
@@ -242,7 +247,7 @@ def test_a_short_batch_fills_empty_places_with_weight_0(load):
 
 
 def test_dynamic_chunks_are_the_buckets(load):
-    """Every caption of a batch needs the batch's chunks, and nothing is dropped."""
+    """Every caption of a batch needs the chunks of its bucket, and no token is dropped."""
     batches = list(load([rows_of(60, chunks=True)]))
     assert {batch.ids[0].shape[1] for batch in batches} == {1, 2, 3}
     for batch in batches:
@@ -253,7 +258,10 @@ def test_dynamic_chunks_are_the_buckets(load):
 
 
 def test_a_longer_caption_makes_its_batch_wider(load):
-    """What does not fit the bucket's chunks is encoded and counted; only the limit drops, and is counted too."""
+    """A caption longer than its bucket widens the batch, up to the limit.
+
+    Wider batches and dropped tokens are both counted.
+    """
     batches = list(load([rows_of(60, chunks=True)], Maker(longer=True)))
     for batch in batches:
         needed = {len(KOHYA.cut(caption).filled) for caption in batch.captions}
@@ -268,7 +276,7 @@ def test_a_longer_caption_makes_its_batch_wider(load):
 
 
 def test_without_dynamic_chunks_all_batches_are_as_wide_as_the_limit(load):
-    """Two chunks always; what stands behind them is dropped and counted."""
+    """Every batch has two chunks, and the tokens beyond them are dropped and counted."""
     chunker = KOHYA._replace(max_chunks=2)
     for batch in load([rows_of(30)], chunker=chunker):
         assert batch.ids[0].shape == (len(batch.keys), 2, CHUNK_IDS)
@@ -279,7 +287,7 @@ def test_without_dynamic_chunks_all_batches_are_as_wide_as_the_limit(load):
 
 
 def test_unlimited_without_dynamic_chunks_takes_what_the_batch_needs(load):
-    """As wide as its longest caption; two tokenizers each get their ids, and sizes come along."""
+    """A batch is as wide as its longest caption, with ids for each of two tokenizers."""
     batches = list(load([rows_of(30)], Maker(SDXL), chunker=SDXL))
     assert len({batch.ids[0].shape[1] for batch in batches}) > 1
     for batch in batches:
@@ -291,7 +299,7 @@ def test_unlimited_without_dynamic_chunks_takes_what_the_batch_needs(load):
 
 
 def test_crop_is_one_chunk(load):
-    """Whatever the limit says; the rest is dropped."""
+    """Cropping gives one chunk whatever the limit is, and drops the rest."""
     chunker = KOHYA._replace(chunking="crop")
     for batch in load([rows_of(30)], Maker(chunker), chunker=chunker):
         assert batch.ids[0].shape[1] == 1
@@ -301,7 +309,7 @@ def test_crop_is_one_chunk(load):
 
 
 def test_masks_of_one_data_set_are_ones_in_the_others(load):
-    """A batch of both has a mask for each sample."""
+    """A batch of both data sets has a mask for every sample."""
     batches = list(load([rows_of(6), rows_of(6)], Maker(masked=(1,))))
     for batch in batches:
         if batch.mask_B1HW is None:
@@ -319,7 +327,10 @@ def test_masks_of_one_data_set_are_ones_in_the_others(load):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_missing_latents_are_replaced_by_the_next_of_the_bucket(load, caplog, workers):
-    """Record 4 by 8 where 6 is missing too; counted each time, warned of once for each file in two epochs."""
+    """The next record of the bucket replaces one without latents.
+
+    Each replacement is counted; each file is warned about once in two epochs.
+    """
     sets, missing = [rows_of(10)], frozenset({(0, 4), (0, 6)})
     n_steps = len(load(sets))
     with caplog.at_level(logging.WARNING):
@@ -341,27 +352,27 @@ def test_missing_latents_are_replaced_by_the_next_of_the_bucket(load, caplog, wo
 
 
 def test_replacements_are_the_same_on_resuming(load):
-    """They depend on the files alone."""
+    """Replacements depend only on the files, so a resumed run makes the same ones."""
     sets, maker = [rows_of(20)], Maker(missing=frozenset({(0, 3), (0, 4), (0, 19)}))
     whole = list(load(sets, maker, on_missing="skip", max_steps=12))
     assert all_same(whole[7:], load(sets, maker, on_missing="skip", start_step=7, max_steps=12))
 
 
 def test_a_bucket_without_any_latents_is_an_error(load):
-    """It names the data set, the bucket, how many were tried, and the first file."""
+    """The error names the data set, the bucket, the number of tries and the first file."""
     maker = Maker(missing=frozenset((1, record) for record in range(0, 10, 2)))
     with pytest.raises(LatentsError) as caught:
         list(load([rows_of(3), rows_of(10)], maker, on_missing="skip"))
     assert str(caught.value).startswith(
-        "data.1, bucket 64 x 64: found no latents for 5 records one after the other, expected one to train"
+        "data.1, bucket 64 x 64: found no latents for 5 records in a row, expected one to train"
     )
     assert ".npz: found no such file, expected cached latents." in str(caught.value)
 
 
 def test_a_large_bucket_is_not_searched_to_its_end(load):
-    """A folder that is not there ends the run after a hundred files, not after twelve million."""
+    """A missing folder is an error after a hundred files, not after twelve million."""
     maker = Maker(missing=frozenset((0, record) for record in range(1000)))
-    with pytest.raises(LatentsError, match="found no latents for 100 records one after the other"):
+    with pytest.raises(LatentsError, match="found no latents for 100 records in a row"):
         list(load([rows_of(1000)], maker, on_missing="skip"))
 
 
@@ -374,7 +385,7 @@ ERRORS = [
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("error", ERRORS, ids=["latents", "data"])
 def test_an_error_of_the_user_crosses_processes_unchanged(load, error, workers):
-    """The same class and the same words, and the batches before it in their order."""
+    """A user's error keeps its class and message, and the batches before it arrive."""
     batches, expected = [], list(load([rows_of(10)]))
     with pytest.raises(type(error)) as caught:
         batches.extend(load([rows_of(10)], Maker(fails=(error,)), workers=workers))
@@ -384,26 +395,26 @@ def test_an_error_of_the_user_crosses_processes_unchanged(load, error, workers):
 
 
 def test_a_bug_in_a_worker_shows_its_traceback(load):
-    """What is no error of the user keeps the place where it happened."""
+    """An error that is a bug keeps the traceback of the worker."""
     with pytest.raises(
         ZeroDivisionError, match=r'(?s)Traceback.*test_loader\.py", line \d+, in __call__'
     ) as caught:
         list(load([rows_of(10)], Maker(fails=(ZeroDivisionError("bug"),)), workers=1))
-    traceback.clear_frames(
-        caught.tb
-    )  # they hold torch's iterator, which takes five seconds to close from the garbage collector
+    # The frames hold torch's iterator, which takes five seconds to close in the garbage collector.
+    traceback.clear_frames(caught.tb)
 
 
 def test_a_killed_worker_is_a_clear_error(load):
-    """As the kernel kills it when memory is short: no waiting, no traceback.
+    """A worker that is killed, as by the kernel when memory is short, is one clear error.
 
-    The error does not hold torch's iterator, which would make torch raise the death again whenever
+    The error does not hold torch's iterator, which would make torch raise the error again whenever
     any process ends.
     """
-    gc.collect()  # iterators that the errors of other tests held
+    # Drop iterators that the errors of other tests held.
+    gc.collect()
     with pytest.raises(
         WorkerError,
-        match=r"^loading: DataLoader worker \(pid.* Mostly memory is short: lower train\.workers",
+        match=r"^data loading: DataLoader worker \(pid.* too little memory: lower train\.workers",
     ) as caught:
         list(load([rows_of(10)], Maker(kills=True), workers=1))
     assert caught.value.__context__ is None
@@ -414,7 +425,7 @@ def test_a_killed_worker_is_a_clear_error(load):
 
 @pytest.fixture
 def two_workers(load):
-    """An iterator over 30 batches with its first four taken, and its two processes, both of which have answered."""
+    """An iterator over 30 batches, its first four batches, and its two running workers."""
     before = set(multiprocessing.active_children())
     batches = iter(load([rows_of(120)], workers=2))
     taken = [next(batches) for _ in range(4)]
@@ -422,18 +433,25 @@ def two_workers(load):
 
 
 def test_signals_to_all_processes_leave_the_workers_alive(load, two_workers):
-    """Ctrl-C in a terminal and a SIGTERM to the whole job come from others: the training process ends its step before it stops."""
+    """Workers ignore Ctrl-C and SIGTERM from other processes than their parent.
+
+    The training process needs them to finish its step before it stops.
+    """
     taken, batches, workers = two_workers
     assert len(workers) == 2
     for name in ("-INT", "-TERM", "-TERM"):
         subprocess.run(["kill", name, *(str(worker.pid) for worker in workers)], check=True)
     assert all_same([*taken, *batches], load([rows_of(120)]))
-    assert not any(worker.is_alive() for worker in workers)  # they end with the last batch
+    # The workers end with the last batch.
+    assert not any(worker.is_alive() for worker in workers)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who sent a signal")
 def test_workers_obey_their_own_process(two_workers):
-    """It ends them so when an error keeps the loader from being closed; otherwise it would wait for them for ever."""
+    """Workers end at a signal from their own training process.
+
+    It sends one when an error keeps the loader from being closed; otherwise it would wait for ever.
+    """
     _, batches, (worker, other) = two_workers
     worker.terminate()
     worker.join(10)
@@ -442,14 +460,17 @@ def test_workers_obey_their_own_process(two_workers):
 
 
 def test_loading_leaves_the_random_state_alone(load):
-    """Neither the training process's own stream nor its workers' matter: a loader built anew on resuming draws nothing."""
+    """Loading draws nothing from torch's global generator, also with workers."""
     before = torch.get_rng_state()
     list(load([rows_of(10)], workers=1))
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_torch_pins_every_tensor_of_a_batch(load, monkeypatch):
-    """Where CUDA is, torch's loader walks through what crosses from the workers; here it is seen to reach the tensors."""
+    """Torch's `pin_memory` reaches every tensor of a batch.
+
+    With CUDA, torch's loader applies it to everything that crosses from the workers.
+    """
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
     batch = next(iter(load([rows_of(10)], Maker(SDXL), chunker=SDXL)))
     result, replaced = pin_memory(_Loaded(batch, [((0, 1), "line")]))
@@ -463,7 +484,10 @@ def test_torch_pins_every_tensor_of_a_batch(load, monkeypatch):
 
 
 def test_the_next_plan_is_built_ahead(load, tmp_path):
-    """A thread opens it in the second half of the epoch before, once; none is built that no step needs."""
+    """A thread builds the next plan once, in the second half of an epoch.
+
+    No plan is built that no step needs.
+    """
     sets, asked = [rows_of(40)], []
     n_steps = len(load(sets))
 

@@ -16,12 +16,12 @@ EVERYTHING = NoiseSettings(offset=0.1, multires_iterations=5, input_perturbation
 
 
 def chance_of(**other):
-    """The chance of the usual sample with some of its identity changed."""
+    """The random numbers of the default sample with parts of its identity changed."""
     return Chance(SAMPLE._replace(**other))
 
 
 def test_noise_is_a_pure_function_of_the_sample():
-    """The global generator neither moves a sample's noise nor is moved by it."""
+    """The noise of a sample neither depends on the global generator nor advances it."""
     first = draw_noise(LATENTS_CHW, CHANCE, EVERYTHING)
     torch.manual_seed(1)
     state = torch.get_rng_state()
@@ -34,19 +34,19 @@ def test_noise_is_a_pure_function_of_the_sample():
     "other", [{"seed": 4}, {"epoch": 0}, {"key": "danbooru/43"}, {"dataset": 1}, {"repeat": 0}]
 )
 def test_every_part_of_a_sample_s_name_moves_its_noise(other):
-    """Another seed, epoch, record, data set or repeat gives other noise."""
+    """A different seed, epoch, record, data set or repeat gives different noise."""
     ours, _ = draw_noise(LATENTS_CHW, CHANCE, NoiseSettings())
     theirs, _ = draw_noise(LATENTS_CHW, chance_of(**other), NoiseSettings())
     assert correlation(ours, theirs) < 0.05
 
 
 def correlation(left, right):
-    """How much two tensors move together, 0 to 1."""
+    """The absolute correlation of two tensors, 0 to 1."""
     return abs(torch.corrcoef(torch.stack([left.flatten(), right.flatten()]))[0, 1].item())
 
 
 def test_plain_noise_is_normal():
-    """Without options: shape of the latents, float32, mean 0, standard deviation 1, the input's noise no other."""
+    """Without options, noise is standard normal float32 in the shape of the latents."""
     noise_CHW, input_noise_CHW = draw_noise(
         torch.zeros(4, 128, 128, dtype=torch.float16), CHANCE, NoiseSettings()
     )
@@ -60,7 +60,7 @@ def test_plain_noise_is_normal():
 
 
 def test_offset_moves_each_channel_as_a_whole():
-    """Offset noise is plain noise and one constant for each channel, of the given standard deviation."""
+    """Offset adds one constant per channel, with the given standard deviation."""
     constants = []
     for repeat in range(100):
         chance = chance_of(repeat=repeat)
@@ -76,7 +76,7 @@ def test_offset_moves_each_channel_as_a_whole():
 
 
 def test_levels_are_normalised_for_each_sample():
-    """Multi-resolution noise has standard deviation 1 within one sample, whatever its levels drew."""
+    """Multi-resolution noise has standard deviation 1 within each sample."""
     deviations = [
         draw_noise(
             LATENTS_CHW,
@@ -91,7 +91,7 @@ def test_levels_are_normalised_for_each_sample():
 
 
 def test_the_first_level_is_as_fine_as_the_noise():
-    """Level 0 halves the share of the plain noise's variance, as r**0 = 1 says, and joins no neighbours."""
+    """Level 0 adds uncorrelated noise of the same variance as the plain noise, as r**0 = 1."""
     plain_CHW, _ = draw_noise(LATENTS_CHW, CHANCE, NoiseSettings())
     one_CHW, _ = draw_noise(LATENTS_CHW, CHANCE, NoiseSettings(multires_iterations=1))
     assert correlation(plain_CHW, one_CHW) == pytest.approx(0.5**0.5, abs=0.03)
@@ -99,12 +99,16 @@ def test_the_first_level_is_as_fine_as_the_noise():
 
 
 def test_coarse_levels_join_neighbours():
-    """The second level makes neighbours alike, the more the less it is discounted; a level of one pixel is the last."""
+    """The second level correlates neighbours, more so the less it is discounted.
+
+    A level of one pixel is the last one.
+    """
     none, weak, strong = (
         neighbours(iterations=levels, discount=discount)
         for levels, discount in ((1, 1.0), (2, 0.3), (2, 1.0))
     )
-    assert none < 0.01 < weak < 0.03  # 0.3 squared of the strong one's, about
+    # The weak correlation is about 0.3 squared of the strong one.
+    assert none < 0.01 < weak < 0.03
     assert strong > 0.1
     last, past = (
         draw_noise(LATENTS_CHW, CHANCE, NoiseSettings(multires_iterations=levels))[0]
@@ -114,7 +118,7 @@ def test_coarse_levels_join_neighbours():
 
 
 def neighbours(iterations, discount):
-    """How alike pixels beside each other are in multi-resolution noise."""
+    """The correlation of adjacent pixels in multi-resolution noise."""
     noise_CHW, _ = draw_noise(
         torch.zeros(4, 128, 128),
         CHANCE,
@@ -124,7 +128,7 @@ def neighbours(iterations, discount):
 
 
 def test_input_perturbation_leaves_the_target_clean():
-    """The input's noise differs from the target's by normal noise of the given size."""
+    """The noise of the input differs from that of the target by normal noise of the given size."""
     clean_CHW, _ = draw_noise(LATENTS_CHW, CHANCE, NoiseSettings())
     noise_CHW, input_noise_CHW = draw_noise(
         LATENTS_CHW, CHANCE, NoiseSettings(input_perturbation=0.1)
@@ -135,14 +139,14 @@ def test_input_perturbation_leaves_the_target_clean():
 
 
 def test_timesteps_stay_in_their_range():
-    """Every timestep from the lowest to below the highest is drawn, none other."""
+    """All timesteps in [`min_timestep`, `max_timestep`) are drawn, and no others."""
     settings = NoiseSettings(min_timestep=990, max_timestep=1000)
     drawn = {draw_timestep(chance_of(repeat=repeat), settings) for repeat in range(200)}
     assert drawn == set(range(990, 1000))
 
 
 def test_timesteps_never_change_between_releases():
-    """A run that goes on with a newer release draws what it would have drawn."""
+    """A run that continues with a newer release draws the same timesteps."""
     assert [draw_timestep(chance_of(repeat=repeat), NoiseSettings()) for repeat in range(4)] == [
         674,
         372,

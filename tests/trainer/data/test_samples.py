@@ -20,12 +20,12 @@ from trainer.errors import LatentsError
 
 @pytest.fixture(scope="module")
 def metadata(tmp_path_factory):
-    """The rewritten examples."""
+    """The rewritten example metadata."""
     return rewrite_examples(tmp_path_factory.mktemp("examples"))
 
 
 def maker_of(metadata, tmp_path, sets=1, **changes):
-    """The maker of a small run over `sets` equal data sets, and those."""
+    """The sample maker of a small run over `sets` equal data sets, and the data sets."""
     sections = settings_of(metadata, tmp_path / "run", **changes)
     config = Config.model_validate(sections | {"data": [sections["data"]] * sets})
     datasets = open_datasets(config, jobs=1)
@@ -48,7 +48,7 @@ def assert_same(one, two):
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_one_sample(metadata, tmp_path, family):
-    """Each part of a sample is what its own room makes of record, latents and chance."""
+    """Each part of a sample is the result of its own module for the record and its identity."""
     maker, (dataset,) = maker_of(
         metadata,
         tmp_path,
@@ -75,7 +75,10 @@ def test_one_sample(metadata, tmp_path, family):
 
 
 def test_a_pure_function(metadata, tmp_path):
-    """Made again, in a pickled maker, after others: the same, bit for bit; made for another epoch, repeat or set: another."""
+    """A sample made again by a pickled maker is equal, bit for bit.
+
+    Another epoch, repeat or data set gives another sample.
+    """
     maker, _ = maker_of(
         metadata,
         tmp_path,
@@ -95,7 +98,7 @@ def test_a_pure_function(metadata, tmp_path):
 
 
 def test_a_set_has_captions_of_its_own(metadata, tmp_path):
-    """The second set draws by its own number and settings."""
+    """The second data set draws by its own number and settings."""
     sections = settings_of(metadata, tmp_path / "run")
     sets = [sections["data"], sections["data"] | {"caption": {"dropout_every_epochs": 2}}]
     config = Config.model_validate(sections | {"data": sets})
@@ -113,7 +116,7 @@ def test_a_set_has_captions_of_its_own(metadata, tmp_path):
 
 
 def test_half_are_flipped(metadata, tmp_path):
-    """With `data.flip` about half of the samples take the flipped latents, and say so."""
+    """With `data.flip`, about half of the samples take the flipped latents and report it."""
     maker, (dataset,) = maker_of(metadata, tmp_path, data={"flip": True})
     plain, _ = maker_of(metadata, tmp_path)
     flipped = 0
@@ -129,7 +132,10 @@ def test_half_are_flipped(metadata, tmp_path):
 
 
 def test_masks(metadata, tmp_path):
-    """A mask comes with the sample where it is asked for; a file without one is an error that names the setting."""
+    """A sample has a mask when `data.alpha_mask` asks for one.
+
+    A file without a mask is then an error that names the setting.
+    """
     maker, (dataset,) = maker_of(metadata, tmp_path, data={"alpha_mask": True})
     found, lacking = [], []
     for number in range(213):
@@ -144,7 +150,7 @@ def test_masks(metadata, tmp_path):
 
 
 def test_step_moves_the_token_warmup_alone(metadata, tmp_path):
-    """Early steps train fewer tags of the same drawn line; the rest of the sample stays."""
+    """Early steps train fewer tags of the same line, and nothing else changes."""
     maker, _ = maker_of(metadata, tmp_path, caption={"token_warmup_steps": 0.5})
     early, late = ([make(maker, 0, number, 0, 0, step) for number in range(20)] for step in (0, 50))
     tags = [(one, two) for one, two in zip(early, late, strict=True) if one.style == "t"]
@@ -157,7 +163,7 @@ def test_step_moves_the_token_warmup_alone(metadata, tmp_path):
 
 
 def test_events_of_the_caption(metadata, tmp_path):
-    """A dropped caption trains as the empty text and is counted."""
+    """A dropped caption trains as the empty text and is reported as an event."""
     maker, _ = maker_of(metadata, tmp_path, caption={"dropout_every_epochs": 2})
     assert make(maker, 0, 0, 0, 0, 0).events == ()
     dropped = make(maker, 0, 0, 0, 1, 0)
@@ -165,7 +171,7 @@ def test_events_of_the_caption(metadata, tmp_path):
 
 
 def test_a_record_that_no_rewrite_leaves(metadata, tmp_path):
-    """A broken record is named with its file, place and key."""
+    """The error for a broken record names its file, byte offset and key."""
     records = json.loads(metadata.read_text(encoding="utf-8"))
     key = list(records)[2]
     changed = tmp_path / "meta.json"
@@ -185,7 +191,7 @@ def test_a_record_that_no_rewrite_leaves(metadata, tmp_path):
 
 
 def test_vanished_latents(metadata, tmp_path):
-    """A file that was listed and is gone, or was never there, is an error of latents."""
+    """Latents that were never listed, or have vanished since, raise `LatentsError`."""
     latents = tmp_path / "latents"
     for path in LATENTS.rglob("*.npz"):
         target = latents / path.relative_to(LATENTS)
@@ -205,7 +211,7 @@ def test_vanished_latents(metadata, tmp_path):
 
 
 def test_chunker_of_a_run(metadata, tmp_path):
-    """`[text]` says how many chunks a caption may take."""
+    """The `[text]` section decides how many chunks a caption may take."""
     for most, expected in ((75, 1), (225, 3), ("unlimited", None)):
         maker, _ = maker_of(
             metadata,

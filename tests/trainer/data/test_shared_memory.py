@@ -38,13 +38,13 @@ def assert_same(one, two):
 
 @pytest.mark.parametrize("value", VALUES)
 def test_what_is_put_is_taken(value):
-    """Shapes, types and everything around the tensors come back."""
+    """Tensors come back with their shapes and types, and so does everything around them."""
     handover = Handover(workers=2, slots=3, slot_bytes=1000)
     assert_same(handover.take(handover.put(value, 1)), value)
 
 
 def test_tensors_cross_in_the_slot_and_large_ones_in_the_bytes():
-    """A small tensor leaves the bytes alone; what does not fit takes the slow way and arrives too."""
+    """Tensors that fit cross in the slot, and larger ones in the bytes."""
     handover = Handover(workers=1, slots=1, slot_bytes=4096)
     assert len(handover.put(torch.ones(1000), 0)) < 400
     large = [torch.arange(5000.0), torch.arange(100.0)]
@@ -54,7 +54,7 @@ def test_tensors_cross_in_the_slot_and_large_ones_in_the_bytes():
 
 
 def test_what_was_taken_is_a_copy():
-    """The slot is written again while the value lives on."""
+    """A value that was taken stays valid when its slot is written again."""
     handover = Handover(workers=1, slots=1, slot_bytes=4096)
     first = handover.take(handover.put(torch.ones(100), 0))
     handover.take(handover.put(torch.zeros(100), 0))
@@ -62,7 +62,7 @@ def test_what_was_taken_is_a_copy():
 
 
 def test_slots_are_used_by_turns():
-    """As many values as slots wait at once; one more, and the oldest is refused instead of read wrongly."""
+    """As many values as slots can wait; after one more, the oldest is refused."""
     handover = Handover(workers=2, slots=3, slot_bytes=4096)
     waiting = [handover.put(torch.full((9,), float(number)), 1) for number in range(3)]
     other = handover.put(torch.full((9,), 9.0), 0)
@@ -75,13 +75,14 @@ def test_slots_are_used_by_turns():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory is inherited by forked processes")
 def test_between_processes():
-    """What a forked process puts is taken by the one that made the memory."""
+    """A value that a forked process puts is taken by the process that made the memory."""
     handover = Handover(workers=1, slots=2, slot_bytes=1 << 20)
     here, there = multiprocessing.Pipe()
     context = multiprocessing.get_context("fork")
 
     def put():
-        torch.set_num_threads(1)  # as a DataLoader's worker does: OpenMP's threads are not forked
+        # As in a DataLoader worker: OpenMP's threads do not survive a fork.
+        torch.set_num_threads(1)
         there.send_bytes(handover.put(torch.arange(1e5), 0))
 
     process = context.Process(target=put)
@@ -95,7 +96,7 @@ def test_between_processes():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_into_page_locked_memory():
-    """With a GPU the copies are page-locked, and equal."""
+    """With a GPU, the copies are page-locked and equal."""
     handover = Handover(workers=1, slots=1, slot_bytes=4096)
     taken = handover.take(handover.put(torch.arange(10.0).view(2, 5), 0), pinned=True)
     assert taken.is_pinned()

@@ -9,7 +9,7 @@ KEYS = st.integers(0, 2**64 - 1)
 
 
 def splitmix64(key):
-    """The outputs of splitmix64 from its published definition, with Python's whole numbers."""
+    """The outputs of splitmix64 by its published definition, with Python's integers."""
     word = 2**64 - 1
     while True:
         key = (key + 0x9E3779B97F4A7C15) & word
@@ -19,7 +19,7 @@ def splitmix64(key):
 
 
 def test_the_hash_is_splitmix64():
-    """The published outputs for the seed 1234567."""
+    """The hash equals the published outputs for the seed 1234567."""
     published = [
         6457827717110365317,
         3203168211198807973,
@@ -32,7 +32,7 @@ def test_the_hash_is_splitmix64():
 
 @given(KEYS)
 def test_the_hash_is_defined_for_every_key(key):
-    """Numpy's words wrap around as the definition says."""
+    """Integer overflow in numpy wraps around as the definition says."""
     stream = splitmix64(key)
     assert hash_of(np.arange(20, dtype=np.uint64), key).tolist() == [
         next(stream) for _ in range(20)
@@ -46,7 +46,7 @@ def test_the_hash_is_defined_for_every_key(key):
     bits=st.sampled_from([1, 2, 18]),
 )
 def test_groups_follow_each_other_in_the_order_of_the_hash(key, groups, piece, bits):
-    """However the numbers come in pieces and are parted, the order is that of one plain sort."""
+    """The order is that of one plain sort, however the numbers are split into arrays."""
     groups = np.array(groups, dtype=np.int64)
     numbers = np.arange(len(groups), dtype=np.uint64) * np.uint64(7)
     out = np.zeros(len(numbers), dtype=np.uint32)
@@ -62,7 +62,7 @@ def test_groups_follow_each_other_in_the_order_of_the_hash(key, groups, piece, b
 
 
 def test_many_numbers_are_parted_without_loss():
-    """Three quarters of a million numbers, more than one part holds, stand in the order of one plain sort."""
+    """750,000 numbers, which is more than one part holds, come in the order of a plain sort."""
     numbers = np.arange(750_000, dtype=np.uint64)
     out = np.zeros(len(numbers), dtype=np.uint32)
     fill_in_order(

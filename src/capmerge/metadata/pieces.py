@@ -1,0 +1,127 @@
+"""Decodes a source piece by piece, and finds the byte offset of each record on demand.
+
+This module proves the cuts that `blocks` guesses: a piece whose bytes `codec` decodes was cut
+right.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from capmerge.files.source import BytesSource, Source
+from capmerge.metadata.blocks import (
+    Block,
+    FileLayout,
+    WalkedRecord,
+    iter_pieces,
+    next_block,
+    walk,
+    walked_block,
+)
+from capmerge.metadata.codec import NotJsonError, Pair, Records, decode, encode
+from capmerge.metadata.format import FRAMINGS
+
+
+class MiscutError(Exception):
+    """The bytes of a block from `offset` on are not whole records.
+
+    Either the end of the block was guessed wrong, or the source is broken.
+    """
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(offset)
+        self.offset = offset
+
+
+class Piece(NamedTuple):
+    """A decoded part of a source."""
+
+    start: int
+    """The offset of `data` in the source."""
+    data: memoryview
+    last: bool
+    """True when `data` reaches the end of the source."""
+    records: Records
+
+
+def iter_block(
+    data: bytes, layout: FileLayout, block: Block, *, whole: bool = False
+) -> Iterator[Piece]:
+    """The decoded pieces of one block; with `whole`, the block as one piece.
+
+    Raises `MiscutError` where the bytes are not whole records; the pieces before it are valid.
+    """
+    for start, piece, last in iter_pieces(data, layout, block, whole=whole):
+        try:
+            records = decode(piece, layout.kind, last=last)
+        except NotJsonError as error:
+            raise MiscutError(block.start + start) from error
+        yield Piece(block.start + start, piece, last, records)
+
+
+def iter_source(source: Source, layout: FileLayout, *, keep: bool = False) -> Iterator[Piece]:
+    """The whole source, decoded piece by piece in one process.
+
+    With `keep`, the bytes of a pipe are kept so that they can be read again.
+
+    Raises `DataError` with the offset where the source is not valid.
+    """
+    block = next_block(source, layout, layout.first)
+    while True:
+        try:
+            yield from iter_block(
+                source.window(block.start, block.end - block.start), layout, block
+            )
+        except MiscutError as error:
+            block = walked_block(source, layout, error.offset)
+            continue
+        if block.last:
+            return
+        if not keep:
+            source.release(block.next_start)
+        block = next_block(source, layout, block.next_start)
+
+
+def iter_pairs(source: Source, layout: FileLayout) -> Iterator[tuple[Piece, int, Pair]]:
+    """Every pair of the source, with its piece and its number in that piece.
+
+    A repeated key is given as often as it occurs in the source.
+    """
+    # A parsed object keeps only the last of two equal keys. If a piece is encoded back to its own
+    # bytes, it held no equal keys. Any other piece, which may just have another layout, is walked,
+    # and each of its members is decoded as an object of its own.
+    indent = len(FRAMINGS["json"].indent)  # a piece begins after it, at a key's quote
+    for decoded in iter_source(source, layout):
+        piece = decoded
+        if layout.kind == "json" and not bytes(piece.data).startswith(
+            bytes(encode(piece.records, "json"))[indent:]
+        ):
+            pairs: list[Pair] = []
+            for walked in _walk_piece(source.name, layout, piece):
+                member = piece.data[walked.start - piece.start : walked.value_end - piece.start]
+                pairs += decode(member, "json", last=False).pairs
+            piece = piece._replace(records=Records(pairs, piece.records.exact))
+        for number, pair in enumerate(piece.records.pairs):
+            yield piece, number, pair
+
+
+def place_of(name: str, layout: FileLayout, piece: Piece, number: int) -> int:
+    """The offset in the source of record `number` of a piece, found by a walk over the piece."""
+    walked = _walk_piece(name, layout, piece)
+    key = list(piece.records.pairs)[number][0]
+    if layout.kind == "jsonl" or len(walked) == len(piece.records.pairs):
+        return walked[number].start
+    # The value of a repeated key is that of its last occurrence.
+    return next(record.start for record in reversed(walked) if record.key == key)
+
+
+def _walk_piece(name: str, layout: FileLayout, piece: Piece) -> list[WalkedRecord]:
+    """The records of a piece as a parser finds them."""
+    whole = bytes(piece.data) if piece.last or layout.kind == "jsonl" else bytes(piece.data) + b"}"
+    walked = walk(BytesSource(name, whole, piece.start), layout, piece.start)
+    if layout.kind == "json":
+        return [record for record in walked if record.key is not None]
+    return [
+        record
+        for record in walked
+        if whole[record.start - piece.start : record.end - piece.start].strip()
+    ]

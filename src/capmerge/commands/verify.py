@@ -55,7 +55,7 @@ class Verified:
             lines.append(f"already rewritten in the source, and unchanged: {self.passed:,}")
         if self.too_many_outcomes:
             lines.append(
-                "right to the byte, with too many wildcard outcomes to list them: "
+                "right to the byte, but with too many wildcard outcomes to list: "
                 f"{self.too_many_outcomes:,}"
             )
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""README and docs are true: examples print what they show, and trees, links and sizes hold."""
+"""README and docs are true: examples print what they show, and trees and links hold."""
 
 import difflib
 import re
@@ -58,7 +58,7 @@ def _difference(example: re.Match[str], folder: Path) -> str:
 
 
 def _with_examples():
-    """The pages that have examples; those that train take more than ten seconds."""
+    """The pages that have examples; pages that train take more than ten seconds."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         if EXAMPLE.search(text):
@@ -134,6 +134,6 @@ def test_links_lead_somewhere(page):
 
 
 def _anchors(page: Path) -> set[str]:
-    """What a link can name in a page: its headings as GitHub spells them."""
+    """The anchors that a link can name in a page: its headings as GitHub spells them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

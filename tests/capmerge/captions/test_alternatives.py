@@ -214,7 +214,7 @@ def test_an_empty_line_is_no_tags_and_no_caption(caption):
 
 
 def test_too_many_equally_long_texts_are_one_text_with_all_the_probability():
-    """Of wildcards too many to list the probabilities add up to 1, and statistics count the line."""
+    """The probabilities of too many wildcards add up to 1, and statistics count the line."""
     record = merged({"caption": "{b|c}" * 13}, MergeOptions(caption_wildcards=True))
     (alternative,) = trained_alternatives(record)
     assert alternative.texts == {"b" * 13: 1}

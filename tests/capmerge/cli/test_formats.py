@@ -229,7 +229,8 @@ def test_a_repeated_key_reads_back_as_the_source_does(tmp_path, layout):
 def test_values_are_kept_as_json_load_reads_them(tmp_path):
     """All values come back the same: numbers, signs of zero, NaN, surrogates, nested objects."""
     text = (
-        '{"": {"caption": "c", "": "", "wide": 18446744073709551616, "minus": -9223372036854775809, '
+        '{"": {"caption": "c", "": "", "wide": 18446744073709551616, '
+        '"minus": -9223372036854775809, '
         '"zero": -0.0, "large": 1e300,'
         '"over": 1e400, "nan": NaN, '
         '"inf": -Infinity, "half \\ud83d": "\\udc00", '

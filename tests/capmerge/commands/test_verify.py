@@ -159,7 +159,7 @@ def test_no_right_output_is_refused(tmp_path, records, merge):
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_no_right_output_of_braces_is_refused(tmp_path, captions, merge):
-    """Braces, groups and stand-ins in any order are verified, also where a draw makes them touch."""
+    """Braces, groups and stand-ins are verified in any order, also where a draw joins them."""
     records = {
         str(i): {"caption": caption, "tags": caption[::-1]} for i, caption in enumerate(captions)
     }

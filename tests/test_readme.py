@@ -105,6 +105,17 @@ def test_tree_names_every_source_folder(page):
     assert sorted(folder for folder in folders if f"`{folder}/`" not in page) == []
 
 
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in (ROOT / "src").rglob("*.py")}), ids=lambda f: f.name
+)
+def test_architecture_names_the_modules_of_each_folder(folder):
+    """The row of a folder in docs/architecture.md names its modules, and none that is not there."""
+    start = f"| `{folder.relative_to(ROOT).as_posix()}/` |"
+    (row,) = [line for line in ARCHITECTURE.splitlines() if line.startswith(start)]
+    named = set(re.findall(r"`([a-z_0-9]+)`", row))
+    assert named == {path.stem for path in folder.glob("[a-z]*.py")}
+
+
 def test_every_script_is_named():
     """Each script is named in the README or in docs/architecture.md."""
     scripts = [

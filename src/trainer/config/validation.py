@@ -19,6 +19,7 @@ from typing_extensions import get_type_hints, is_typeddict
 
 from capmerge.errors import printable
 from capmerge.toml import to_toml
+from trainer.config import kohya
 from trainer.config.settings import Config, SettingPath
 
 _LONGEST_VALUE = 80
@@ -129,6 +130,15 @@ def _unknown(setting: SettingPath, document: dict[str, Any]) -> Mistake:
     near: SettingPath = tuple(get_close_matches(key, keys, n=1))
     meant: SettingPath = (*table, *near) if near else ()
 
+    # A name of sd-scripts says more than any likeness.
+    known = kohya.NAMES.get(key)
+    if known and known != ".".join(part for part in setting if isinstance(part, str)):
+        section, *inner = known.split(".")
+        meant = (section, 0, *inner) if section == "data" else (section, *inner)
+        where = f"in {_header(table, document)}" if table else "outside of any section"
+        text = f"unknown key `{key}` {where}. That setting of sd-scripts is `{known}` here."
+        return Mistake(setting, text, meant)
+
     if not table and isinstance(document.get(key), dict | list):
         suggestion = f"Sections are {_listed(keys, 'and')}."
         if meant:
@@ -184,6 +194,10 @@ def _wrong(setting: SettingPath, document: dict[str, Any]) -> str:
     words = _words(annotation) if isinstance(value, str) else []
     near = get_close_matches(value, words, n=1) if words else []
     suggestion = f" Did you mean {to_toml(near[0])}?" if near else ""
+    if get_origin(annotation) is tuple and isinstance(value, str):
+        # On a command line, the shell would take the quotes.
+        listed = to_toml([near[0] if near else value])
+        suggestion = f" Write {name} = {listed}, or --set '{name}={listed}'."
     return f"`{name}` is {_shown(value)}, expected {_expected_at(setting)}.{suggestion}"
 
 

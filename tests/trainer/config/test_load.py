@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from capmerge.toml import to_toml
+from trainer.config import kohya
 from trainer.config.load import load_config, resolved_toml, with_seed
 from trainer.config.settings import Config, DataSettings
 from trainer.errors import ConfigError
@@ -222,7 +223,10 @@ def test_mistakes_in_file_and_overrides_are_told_together(tmp_path):
         ),
         (
             {"model": {**LEAST["model"], "freeze": "a"}},
-            '`model.freeze` is "a", expected a list of text in quotes.',
+            (
+                '`model.freeze` is "a", expected a list of text in quotes. '
+                'Write model.freeze = ["a"], or --set \'model.freeze=["a"]\'.'
+            ),
         ),
         (
             {"optimizer": {"schedule_arguments": 1}},
@@ -624,3 +628,41 @@ def test_toml_past_any_use_is_refused(tmp_path, text):
     """Deep nesting and integers of thousands of digits are told, in the file and in `--set`."""
     assert re.search("cannot be read|more than 20 deep", refusal(tmp_path, text))
     assert refusal_of(tmp_path, text.replace(" = ", "=") if "." in text else f"train.{text}")
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "ours"),
+    [
+        ("model", "pretrained_model_name_or_path", "model.path"),
+        ("train", "train_batch_size", "train.batch_size"),
+        ("optimizer", "lr_scheduler", "optimizer.schedule"),
+        ("noise", "noise_offset", "noise.offset"),
+    ],
+)
+def test_a_key_of_sd_scripts_is_translated(tmp_path, table, key, ours):
+    """A key that sd-scripts has is told with the setting that decides the same here."""
+    hint = f"That setting of sd-scripts is `{ours}` here."
+    assert refusal_of(tmp_path, f"{table}.{key}=1") == (
+        f"--set {table}.{key}=1: unknown key `{key}` in [{table}]. {hint}"
+    )
+    outside = f'{key} = "x"\n' + write(tmp_path / "c.toml", LEAST).read_text(encoding="utf-8")
+    assert f"unknown key `{key}` outside of any section. {hint}" in refusal(tmp_path, outside)
+
+
+def test_every_translation_is_a_setting():
+    """The settings that the hints name exist, under other names than those of sd-scripts."""
+    for name, ours in kohya.NAMES.items():
+        section, key = ours.split(".")
+        annotation = Config.model_fields[section].annotation
+        fields = (DataSettings if section == "data" else annotation).model_fields
+        assert key in fields, name
+        assert name not in fields or name == key
+
+
+def test_a_word_for_a_list_is_shown_as_a_list(tmp_path):
+    """A single word where a list belongs is answered with the list, quoted for the shell."""
+    told = refusal_of(tmp_path, "log.trackers=tensorboard")
+    assert told.endswith(
+        'Write log.trackers = ["tensorboard"], or --set \'log.trackers=["tensorboard"]\'.'
+    )
+    assert load(tmp_path, {}, 'log.trackers=["tensorboard"]').log.trackers == ("tensorboard",)

@@ -54,11 +54,11 @@ class Summary:
             "sd-scripts needs these settings for this file:",
             *(f"  {need}" for need in SD_SCRIPTS_NEEDS),
         ]
-        return (
-            [*lines, f"  both are in {printable(self.dataset_config)}"]
-            if self.dataset_config
-            else lines
-        )
+        if self.dataset_config:
+            lines.append(
+                f"{printable(self.dataset_config)} sets enable_wildcard for --dataset_config."
+            )
+        return lines
 
     def _notes(self) -> list[str]:
         """Notes on what the user may want to change, each of one or two sentences."""

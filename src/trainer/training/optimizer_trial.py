@@ -49,7 +49,9 @@ def check_by_trial(
     _check_sides(settings, groups)
     with torch.random.fork_rng(devices=[]):
         try:
-            trial = _Trial(optimizer_class, arguments, device, (groups[0]["lr"],))
+            _Trial(optimizer_class, arguments, device, (groups[0]["lr"],)).step(0)
+            # At a usual rate: one that is far too high is for the run to notice.
+            trial = _Trial(optimizer_class, arguments, device, _RATES[:1])
             trial.step(0)
             ignores_all = _move_alike(optimizer_class, arguments, device, _RATES[:1], _RATES[1:])
             ignores_groups = len({group["lr"] for group in groups}) > 1 and _move_alike(

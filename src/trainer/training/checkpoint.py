@@ -7,6 +7,7 @@ write alone are written by rank 0.
     checkpoints/
       step-00000008/        renamed into place when everything in it is on disk
         state.json          step, and the values that identify the run
+        config.toml         the resolved config that it was trained with
         model.safetensors, optimizer.bin, random_states_0.pkl, ...   accelerate's
       .unfinished-00000012/ a save that was interrupted; the next save removes it
       before-resume-step-00000012/ a state later than the one that the run was resumed from
@@ -27,11 +28,13 @@ from safetensors import SafetensorError
 from capmerge.files.folders import publish_folder, sync_files
 from trainer.errors import ResumeError
 from trainer.training.accelerator import sum_over_ranks
+from trainer.training.run_folder import holds_run
 
 _FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{8,})")
 _UNFINISHED = ".unfinished-"
 _STATE = "state.json"
+_CONFIG = "config.toml"
 
 
 class SavedState(NamedTuple):
@@ -43,21 +46,28 @@ class SavedState(NamedTuple):
     identity: dict[str, Any]
     """Values that a resumed run must share, by the name of the setting."""
 
+    @property
+    def config_file(self) -> Path:
+        """The resolved config of the state; states of earlier versions have none."""
+        return self.folder / _CONFIG
+
 
 def find_state(output_dir: Path, wanted: str) -> SavedState | None:
     """The state to resume from, or None when the run has not saved any yet.
 
-    `wanted` is `latest` for the newest complete state in `output_dir`, or the path of a state.
-    Raises `ResumeError` when the folder holds no run, or the path no complete state.
+    `wanted` is `latest` for the newest complete state in `output_dir`, the folder of another run
+    for its newest one, or the path of a state. Raises `ResumeError` when the folder holds no run,
+    or the path no complete state.
     """
-    if wanted != "latest":
-        return _read_state(Path(wanted))
-    if not (output_dir / "config.toml").exists():
+    run = output_dir if wanted == "latest" else Path(wanted)
+    if wanted == "latest" and not holds_run(run):
         raise ResumeError(
-            f"{output_dir}: found no run there, expected config.toml and {_FOLDER}. "
+            f"{output_dir}: found no run there, expected run.json and {_FOLDER}. "
             "Start the run without --resume."
         )
-    folders = _complete(output_dir)
+    if not holds_run(run):
+        return _read_state(run)
+    folders = _complete(run)
     return _read_state(folders[-1]) if folders else None
 
 
@@ -96,32 +106,6 @@ def _step_of(folder: Path) -> int:
     match = _NAME.fullmatch(folder.name)
     assert match is not None, "only folders with such names are listed"
     return int(match[1])
-
-
-def check_identity(
-    saved: SavedState, identity: Mapping[str, Any], *, allow_change: bool
-) -> list[str]:
-    """The differences between a saved run and this one, as lines to show.
-
-    Raises `ResumeError` naming every difference, unless `allow_change`.
-    """
-    names = list(dict.fromkeys((*saved.identity, *identity)))
-    changed = [
-        f"{name}: saved {_shown(saved.identity.get(name))}, now {_shown(identity.get(name))}"
-        for name in names
-        if saved.identity.get(name) != identity.get(name)
-    ]
-    if changed and not allow_change:
-        raise ResumeError(
-            f"{saved.folder}: the run would not continue as it began: {'; '.join(changed)}. "
-            "Set them back, or resume with --allow-change: from here on, the samples will then "
-            "differ from those of an uninterrupted run."
-        )
-    return changed
-
-
-def _shown(value: Any) -> str:
-    return "nothing" if value is None else json.dumps(value)
 
 
 def set_aside_later(output_dir: Path, step: int) -> list[Path]:
@@ -167,14 +151,15 @@ def save_state(
     output_dir: Path,
     step: int,
     identity: Mapping[str, Any],
+    config_toml: str,
     *,
     keep: int | None,
 ) -> tuple[Path | None, str]:
     """Save the full state after `step` steps, and remove all but the newest `keep` states.
 
-    None for `keep` removes none. Returns the state's folder and "", or None and the reason when a
-    disk was full or unwritable on any rank: then nothing is left of this state, the older ones are
-    kept, and the run can continue.
+    `config_toml` is the resolved config of the run. None for `keep` removes none. Returns the
+    state's folder and "", or None and the reason when a disk was full or unwritable on any rank:
+    then nothing is left of this state, the older ones are kept, and the run can continue.
     """
     # Remove the remains of an interrupted save before any rank writes.
     parent = output_dir / _FOLDER
@@ -194,6 +179,7 @@ def save_state(
                 json.dumps({"step": step, "identity": dict(identity)}, indent=2) + "\n",
                 encoding="utf-8",
             )
+            (unfinished / _CONFIG).write_text(config_toml, encoding="utf-8")
         sync_files(unfinished)
     # torch and safetensors have errors of their own for a full disk.
     except (OSError, RuntimeError, SafetensorError) as error:

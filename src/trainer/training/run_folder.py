@@ -5,11 +5,14 @@ import json
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from capmerge.errors import UsageError, printable
 from capmerge.files.atomic import write_whole
 from capmerge.files.lock import open_locked
+from capmerge.toml import to_toml
 from trainer.config.load import resolved_toml
 from trainer.config.settings import Config
 from trainer.errors import ConfigError
@@ -32,6 +35,15 @@ _PACKAGES = (
     "tokenizers",
     "ftfy",
 )
+
+
+def holds_run(folder: Path) -> bool:
+    """True if a run has begun in the folder: its `run.json` tells it, not files of common names."""
+    try:
+        run = json.loads((folder / _RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(run, dict) and isinstance(run.get("identity"), dict)
 
 
 def check_new(output_dir: Path) -> None:
@@ -89,4 +101,42 @@ def write_run_files(config: Config, identity: Mapping[str, Any]) -> None:
         folder / _RUN_FILE,
         json.dumps({"versions": versions, "identity": dict(identity)}, indent=2) + "\n",
     )
-    write_whole(folder / CONFIG_FILE, resolved_toml(config))
+    _write_config(folder / CONFIG_FILE, resolved_toml(config))
+
+
+def _write_config(path: Path, text: str) -> None:
+    """Write the resolved config; an older one with another content stays as `config.1.toml`, ..."""
+    if path.exists() and path.read_bytes() != text.encode():
+        numbers = count(1)
+        while (older := path.with_name(f"{path.stem}.{next(numbers)}.toml")).exists():
+            pass
+        path.rename(older)
+    write_whole(path, text)
+
+
+def config_to_resume(resume: str) -> tuple[Path, list[str]]:
+    """The config of a saved state or of the folder of a run, and the overrides that it needs.
+
+    They let the run go on in the folder where the state lies now. Raises `UsageError` when there is
+    neither.
+    """
+    path = Path(resume)
+    if holds_run(path):
+        return path / CONFIG_FILE, [f"train.output_dir={to_toml(path)}"]
+    folder = path.resolve().parent.parent
+    if (path / CONFIG_FILE).exists():
+        moved = [f"train.output_dir={to_toml(_shortest(folder))}"] if holds_run(folder) else []
+        return path / CONFIG_FILE, moved
+    if path.is_dir() and holds_run(folder):
+        return folder / CONFIG_FILE, [f"train.output_dir={to_toml(_shortest(folder))}"]
+    raise UsageError(
+        f"--resume {printable(resume)}: found no CONFIG and no saved config there, expected the "
+        "folder of a run, such as runs/mine, or a state in it. Name one of them, or give the "
+        "config of the run before --resume."
+    )
+
+
+def _shortest(folder: Path) -> Path:
+    """The path from the current directory where `folder` is below it, else as it is."""
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder

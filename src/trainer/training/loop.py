@@ -22,16 +22,17 @@ from trainer.data.epochs import EpochPlans, RunSize, identity, run_size
 from trainer.data.loader import Share, build_loader
 from trainer.data.plan_files import drop_old_plans
 from trainer.data.samples import SampleMaker, build_chunker
-from trainer.errors import LatentsError, NonFiniteError
+from trainer.errors import ConfigError, LatentsError, NonFiniteError
 from trainer.model.build import build_model, model_fingerprint
 from trainer.model.noise_schedule import Schedule
 from trainer.model.save import save_model
 from trainer.model.trainable import parameter_groups
 from trainer.training.accelerator import build_engine, from_rank_0
 from trainer.training.checkpoint import (
-    find_state,
+    find_states,
     is_of,
     load_state,
+    newest_sound,
     save_state,
     set_aside_later,
 )
@@ -69,18 +70,26 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
     """
     # Find the state to resume from, or make sure that no earlier run would be overwritten.
     output_dir = config.train.output_dir
-    saved = find_state(output_dir, resume) if resume else None
-    if not resume or (saved and not is_of(saved, output_dir)):
+    states = find_states(output_dir, resume) if resume else []
+    if not resume or (states and not is_of(states[0], output_dir)):
         check_new(output_dir)
 
     # Open the data before process groups start: a first launch may build an index for minutes.
     datasets = open_datasets(config)
 
-    # Start the engine, agree on the seed, and check that a resumed run is still the same run.
+    # Start the engine, choose the state and the seed, and check that a resumed run is still the
+    # same run.
     engine = build_engine(config)
+    saved, damaged = newest_sound(engine, states)
     begun = saved.identity["train.seed"] if saved else begun_seed(output_dir) if resume else None
     config = from_rank_0(engine, with_seed(config, begun))
     size = run_size(config, datasets, engine.num_processes)
+    if saved and size.max_steps < saved.step:
+        raise ConfigError(
+            f"train.max_steps: the run would end at step {size.max_steps:,}, but {saved.folder} "
+            f"is the state after step {saved.step:,}, expected at least that many. Raise "
+            "train.max_steps (or train.max_epochs), or --resume an older state."
+        )
     fixed = from_rank_0(engine, identity(config, datasets, size) | _fingerprints(config, datasets))
     changed = check_same_run(saved, fixed, config, allow_change=allow_change) if saved else []
 
@@ -102,6 +111,7 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
 
         # Tell how the run starts, train, and save the last state and the model.
         run = _Run(state, datasets, size, fixed, step=saved.step if saved else 0)
+        run.log.say(*(f"WARNING: {problem} An older state is used." for problem in damaged))
         if saved and not saved.config_file.exists():
             run.log.say(f"{saved.folder}: {NO_SAVED_CONFIG}")
         run.log.say(*(f"changed since the state was saved: {line}" for line in changed))

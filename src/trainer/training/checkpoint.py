@@ -30,9 +30,9 @@ from safetensors import SafetensorError
 from capmerge.files.folders import publish_folder, sync_files
 from trainer.errors import ResumeError
 from trainer.training.accelerator import from_rank_0, sum_over_ranks
+from trainer.training.run_folder import CHECKPOINTS_FOLDER as _FOLDER
 from trainer.training.run_folder import holds_run
 
-_FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{8,})")
 _UNFINISHED = ".unfinished-"
 _STATE = "state.json"

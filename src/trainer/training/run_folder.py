@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,8 +23,14 @@ METRICS_FILE = "metrics.jsonl"
 PLOT_FILE = "loss.png"
 PLANS_FOLDER = "plans"
 MODEL_FOLDER = "model"
+CHECKPOINTS_FOLDER = "checkpoints"
 _RUN_FILE = "run.json"
 _LOCK_FILE = ".lock"
+_WRITTEN = (
+    *(_RUN_FILE, CONFIG_FILE, METRICS_FILE, PLOT_FILE),
+    *(PLANS_FOLDER, MODEL_FOLDER, CHECKPOINTS_FOLDER),
+)
+"""The names of what a run writes, replaces or cuts in its folder."""
 _PACKAGES = (
     "capmerge",
     "torch",
@@ -47,11 +54,18 @@ def holds_run(folder: Path) -> bool:
 
 
 def check_new(output_dir: Path) -> None:
-    """Raise `ConfigError` if the folder already holds a run."""
-    if (output_dir / CONFIG_FILE).exists():
+    """Raise `ConfigError` if the folder already holds a run, or files that a run would replace."""
+    if holds_run(output_dir):
         raise ConfigError(
-            f"{output_dir}: found the {CONFIG_FILE} of an earlier run, expected a new or empty "
+            f"{output_dir}: found the {_RUN_FILE} of an earlier run, expected a new or empty "
             "folder. Continue that run with --resume latest, or choose another train.output_dir."
+        )
+    foreign = [name for name in _WRITTEN if os.path.lexists(output_dir / name)]
+    if foreign:
+        raise ConfigError(
+            f"train.output_dir: {output_dir} holds {', '.join(foreign)}, and no {_RUN_FILE} of a "
+            "run that wrote it; expected a folder without files of these names, which the run "
+            "would replace. Move them, or set another train.output_dir."
         )
 
 

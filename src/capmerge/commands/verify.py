@@ -4,7 +4,7 @@ There are two proofs for each record. First, the record that the merge rules giv
 in the output, field by field, in order and type. Second, sd-scripts' own grammar, read over the
 caption in the output, must give exactly the texts that the templates ask for, with their
 probabilities. Of the code that wrote the file, the second proof uses only the choice of templates
-and what `--fit` leaves of them. No more than the records compared are in memory.
+and what `--fit` leaves of them. Only a piece of each file is in memory at a time.
 """
 
 import json

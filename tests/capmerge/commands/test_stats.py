@@ -290,7 +290,7 @@ def test_a_t5_counts_beside_clip(tmp_path, t5):
     ] == [(256, 255, 45), (512, 511, 0)]
     assert found["lengths"]["lines"]["max"] == 600
     assert statistics(path, tokenizers=Tokenizers("flux"))["t5"] is None
-    with pytest.raises(UsageError, match="no CLIP tokenizer"):
+    with pytest.raises(UsageError, match="found a tokenizer that is not CLIP"):
         statistics(path, tokenizers=Tokenizers("sd1", t5))
 
 

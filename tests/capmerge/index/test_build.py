@@ -517,7 +517,7 @@ def test_gzip_and_pipes_have_no_offsets(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["-o", "-", "--index"], "Give -o OUT"),
+        (["-o", "-", "--index"], "Give a file with -o OUT"),
         (["-o", "o.json.gz", "--index"], "does not end in .gz"),
     ],
 )

@@ -252,6 +252,7 @@ def test_a_stored_run_goes_on_as_the_version_that_began_it(folder):
     lines = (folder / "run" / "metrics.jsonl").read_bytes()
     done = run_well(folder, "trainer.run", *GO_ON)
     assert "resumes at step 2: seed 7; 10 records" in done.stderr
+    assert "an earlier version saved this state without its config" in done.stderr
     assert contents(folder, *kept) == before
     assert {path.name for path in folder.glob(f"{METADATA}*")} == metadata_files
     assert [path.name for path in (folder / "run" / "plans").glob("*.plan")] == [Path(PLAN).name]

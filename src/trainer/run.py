@@ -17,7 +17,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 @app.command()
 def _run(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", show_default=False)],
+    config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", show_default=False)] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -42,7 +42,8 @@ def _run(
         typer.Option(
             "--resume",
             metavar="latest|PATH",
-            help="Continue from the newest saved state of the run, or from the state at PATH.",
+            help="Continue from the newest saved state of the run, or from PATH, a saved state or "
+            "the folder of a run. With PATH, CONFIG may be left out: it is then that of the run.",
             show_default=False,
         ),
     ] = None,
@@ -50,15 +51,15 @@ def _run(
         bool,
         typer.Option(
             "--allow-change",
-            help="With --resume: continue even though the seed, the metadata or the global batch "
-            "size has changed.",
+            help="With --resume: continue even though settings or data have changed that decide "
+            "what is trained; the new ones apply.",
         ),
     ] = False,
 ) -> None:
     """Fine-tune SD 1.x, SD 2.x or SDXL on captions that capmerge wrote.
 
-    CONFIG is a TOML file; examples/tiny_sd1.toml is a good start. Relative paths in it are relative
-    to the current directory.
+    CONFIG is a TOML file, needed unless --resume names a folder; examples/tiny_sd1.toml is a good
+    start. Relative paths in it are relative to the current directory.
     """
     with errors_as_exit_codes(program=None):
         if dry_run and (resume is not None or allow_change):
@@ -73,7 +74,11 @@ def _run(
             )
         from trainer.config.load import load_config
 
-        settings = load_config(config, overrides or [])
+        overrides = overrides or []
+        if config is None:
+            config, of_the_run = _config_of(resume)
+            overrides = [*of_the_run, *overrides]
+        settings = load_config(config, overrides)
         if dry_run:
             from trainer.training.dry_run import show
 
@@ -83,6 +88,24 @@ def _run(
 
             if code := train(settings, resume=resume, allow_change=allow_change):
                 raise typer.Exit(code)
+
+
+def _config_of(resume: str | None) -> tuple[str, list[str]]:
+    """The config of the run to resume, and the overrides it needs, for a command without CONFIG."""
+    if resume is None:
+        raise UsageError(
+            "found no CONFIG, expected the path of a config file; examples/tiny_sd1.toml is a good "
+            "start. Only --resume PATH needs none."
+        )
+    if resume == "latest":
+        raise UsageError(
+            "--resume latest: found no CONFIG that tells the folder of the run. Give the config, "
+            "or the folder itself: --resume runs/mine."
+        )
+    from trainer.training.run_folder import config_to_resume
+
+    path, overrides = config_to_resume(resume)
+    return str(path), overrides
 
 
 def main() -> None:

@@ -103,7 +103,9 @@ def test_mistakes_in_the_config_are_exit_2(config):
             "--dry-run starts no training, so --resume and --allow-change have no effect with it.",
         ),
         (["c", "--dry-run", "--allow-change"], "--dry-run starts no training"),
-        ([], "Missing argument 'CONFIG'"),
+        ([], "found no CONFIG, expected the path of a config file"),
+        (["--resume", "latest"], "--resume latest: found no CONFIG that tells the folder"),
+        (["--resume", "none"], "--resume none: found no CONFIG and no saved config there"),
         (["c", "--frobnicate"], "--frobnicate"),
     ],
 )

@@ -4,6 +4,8 @@ Records without latents or without a size are counted here, before anything trai
 parsed, however large the metadata is, except those that are named in a message or checked.
 """
 
+import hashlib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from capmerge.cores import usable_cores
 from capmerge.errors import printable, quoted
+from capmerge.files.source import FileSource, fingerprint_text
 from capmerge.index.build import ensure_index
 from capmerge.index.latent_listing import Listing, ensure_listing
 from capmerge.index.latent_names import LEGACY, SIZED
@@ -119,6 +122,17 @@ def _open(config: Config, number: int, jobs: int, *, relist: bool) -> DataSet:
     return replace(
         opened, notes=(*notes, f"WARNING: data.{number}, {_shown(settings.latents)}: {warning}")
     )
+
+
+def latents_fingerprint(dataset: DataSet) -> str:
+    """A fingerprint of up to 64 latents files, the same wherever their folder is."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for path in _some_files(dataset):
+        if path.is_file():
+            source = FileSource(path)
+            hashed.update(os.fsencode(f"{path.name} {fingerprint_text(source)}\n"))
+            source.close()
+    return hashed.hexdigest()
 
 
 class _LeftOut(NamedTuple):

@@ -3,6 +3,7 @@
 Parts are frozen, cast to bf16 and set to gradient checkpointing as the settings say.
 """
 
+import hashlib
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from capmerge.files.source import FileSource, fingerprint_text
 from trainer.config.settings import Config
-from trainer.model.load import load_parts
+from trainer.model.load import check_is_folder, load_parts
 from trainer.model.model import Model
 from trainer.model.shapes import RANDOM, Shape, shape_of
 from trainer.model.text_encoders import encoder_rules
@@ -47,6 +49,26 @@ def build_model(config: Config, *, weights: bool = True) -> Model:
     if settings.gradient_checkpointing:
         _recompute_activations(model)
     return model
+
+
+def model_fingerprint(config: Config) -> str:
+    """A fingerprint of the model that a run begins with, the same wherever its folder is.
+
+    Of each file of the U-Net and the text encoders it holds the name, the size, and the hash of 64
+    evenly spaced blocks. Raises `ModelError` when there is no folder.
+    """
+    if config.model.path == RANDOM:
+        return RANDOM
+    folder = Path(config.model.path)
+    check_is_folder(folder)
+    hashed = hashlib.blake2b(digest_size=16)
+    for path in sorted([*folder.glob("unet/*"), *folder.glob("text_encoder*/*")]):
+        if path.is_file():
+            source = FileSource(path)
+            name = path.relative_to(folder).as_posix()
+            hashed.update(f"{name} {fingerprint_text(source)}\n".encode())
+            source.close()
+    return hashed.hexdigest()
 
 
 def _random_parts(config: Config, shape: Shape) -> tuple[nn.Module, list[nn.Module]]:

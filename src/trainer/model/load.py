@@ -40,7 +40,7 @@ def load_parts(
     or belong to another family, prediction type or noise schedule.
     """
     # Check the folder by its small files, and build the parts without memory for their weights.
-    _check_is_folder(folder)
+    check_is_folder(folder)
     names = ("text_encoder", "text_encoder_2")[: len(FAMILIES[family].encoders)]
     _check_family(folder, family)
     _check_scheduler(folder, noise)
@@ -68,7 +68,8 @@ def load_parts(
     return unet, encoders
 
 
-def _check_is_folder(folder: Path) -> None:
+def check_is_folder(folder: Path) -> None:
+    """Raise `ModelError` with the next step if there is no folder of that name."""
     if folder.is_file():
         raise ModelError(
             f"{folder}: a single file, expected a diffusers folder. Write one with diffusers: "

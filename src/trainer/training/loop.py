@@ -14,31 +14,32 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from trainer.config.load import with_seed
+from trainer.config.load import resolved_toml, with_seed
 from trainer.config.settings import Config
 from trainer.data.batch import Batch
-from trainer.data.datasets import DataSet, open_datasets
+from trainer.data.datasets import DataSet, latents_fingerprint, open_datasets
 from trainer.data.epochs import EpochPlans, RunSize, identity, length_warnings, run_size
 from trainer.data.loader import Share, build_loader
 from trainer.data.plan_files import drop_old_plans
 from trainer.data.samples import SampleMaker, build_chunker
-from trainer.errors import LatentsError, NonFiniteError
-from trainer.model.build import build_model
+from trainer.errors import ConfigError, LatentsError, NonFiniteError
+from trainer.model.build import build_model, model_fingerprint
 from trainer.model.noise_schedule import Schedule
 from trainer.model.save import save_model, without_wrappers
 from trainer.model.trainable import parameter_groups
 from trainer.training.accelerator import build_engine, from_rank_0
 from trainer.training.checkpoint import (
-    check_identity,
-    find_state,
+    find_states,
     is_of,
     load_state,
+    newest_sound,
     save_state,
     set_aside_later,
 )
+from trainer.training.continuation import NO_SAVED_CONFIG, check_loaded, check_same_run
 from trainer.training.loss_plot import save_loss_plot
 from trainer.training.moved_weights import FIRST_STEPS, WARNING, MovedWeights
-from trainer.training.optim import build_optimizer, build_schedule, weights_for_use
+from trainer.training.optim import arguments_of, build_optimizer, build_schedule, weights_for_use
 from trainer.training.run_folder import (
     METRICS_FILE,
     MODEL_FOLDER,
@@ -65,25 +66,33 @@ Latents are checked to be finite, so a single batch may break a gradient, but no
 def train(config: Config, *, resume: str | None = None, allow_change: bool = False) -> int:
     """Train as `config` says, and return the exit code: 0, or 128 + the signal that ended the run.
 
-    `resume` is `latest` or the path of a saved state; None starts a new run. Raises the errors of
-    `trainer.errors` and `capmerge.errors`.
+    `resume` is `latest`, or the path of a saved state or a run; None starts a new run. Raises the
+    errors of `trainer.errors` and `capmerge.errors`.
     """
     # Find the state to resume from, or make sure that no earlier run would be overwritten.
     output_dir = config.train.output_dir
-    saved = find_state(output_dir, resume) if resume else None
-    if not resume or (saved and not is_of(saved, output_dir)):
+    states = find_states(output_dir, resume) if resume else []
+    if not resume or (states and not is_of(states[0], output_dir)):
         check_new(output_dir)
 
     # Open the data before process groups start: a first launch may build an index for minutes.
     datasets = open_datasets(config)
 
-    # Start the engine, agree on the seed, and check that a resumed run is still the same run.
+    # Start the engine, choose the state and the seed, and check that a resumed run is still the
+    # same run.
     engine = build_engine(config)
+    saved, damaged = newest_sound(engine, states)
     begun = saved.identity["train.seed"] if saved else begun_seed(output_dir) if resume else None
     config = from_rank_0(engine, with_seed(config, begun))
     size = run_size(config, datasets, engine.num_processes)
-    fixed = identity(config, datasets, size)
-    changed = check_identity(saved, fixed, allow_change=allow_change) if saved else []
+    if saved and size.max_steps < saved.step:
+        raise ConfigError(
+            f"train.max_steps: the run would end at step {size.max_steps:,}, but {saved.folder} "
+            f"is the state after step {saved.step:,}, expected at least that many. Raise "
+            "train.max_steps (or train.max_epochs), or --resume an older state."
+        )
+    fixed = from_rank_0(engine, identity(config, datasets, size) | _fingerprints(config, datasets))
+    changed = check_same_run(saved, fixed, config, allow_change=allow_change) if saved else []
 
     with (
         Interrupts() as interrupts,
@@ -92,13 +101,20 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
         # Build and prepare everything that trains, then load the saved state into it.
         state = _build(config, engine, size)
         if saved:
+            configured = arguments_of(state.optimizer)
             load_state(engine, saved)
+            changed += check_loaded(
+                saved, state.rates, configured, config, allow_change=allow_change
+            )
         # Only now: a state that does not fit leaves the files of the run as they were.
         if engine.is_main_process:
             write_run_files(config, fixed)
 
         # Tell how the run starts, train, and save the last state and the model.
         run = _Run(state, datasets, size, fixed, step=saved.step if saved else 0)
+        run.log.say(*(f"WARNING: {problem} An older state is used." for problem in damaged))
+        if saved and not saved.config_file.exists():
+            run.log.say(f"{saved.folder}: {NO_SAVED_CONFIG}")
         run.log.say(*(f"changed since the state was saved: {line}" for line in changed))
         run.log.say(*(note for dataset in datasets for note in dataset.notes))
         run.log.say(*length_warnings(config, size.max_steps))
@@ -114,6 +130,14 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
             run.log.close()
     engine.end_training()
     return interrupts.exit_code
+
+
+def _fingerprints(config: Config, datasets: Sequence[DataSet]) -> dict[str, str]:
+    """What a resumed run must share besides `identity`: files that may lie elsewhere by then."""
+    return {"model fingerprint": model_fingerprint(config)} | {
+        f"data.{dataset.number}.latents fingerprint": latents_fingerprint(dataset)
+        for dataset in datasets
+    }
 
 
 def _build(config: Config, engine: Accelerator, size: RunSize) -> TrainState:
@@ -232,7 +256,9 @@ class _Run:
             return
         # Weights that may be damaged replace no older state.
         keep = None if self.skipped_in_row else self.config.checkpoint.keep
-        saved, problem = save_state(self.engine, self.folder, self.step, self.fixed, keep=keep)
+        saved, problem = save_state(
+            self.engine, self.folder, self.step, self.fixed, resolved_toml(self.config), keep=keep
+        )
         self.saved_at = time.monotonic()
         if saved:
             self.saved_step = self.step
@@ -254,7 +280,7 @@ class _Run:
                 f"step {self.step:,}: found no finite gradient in {MOST_SKIPPED} steps in a row, "
                 "expected at least one: the weights are damaged. The states in "
                 f"{self.folder} are from before these steps. Lower the learning rate, then resume "
-                "with --resume latest."
+                "with --resume latest --allow-change."
             )
 
     def _check_replaced(self, result: StepResult) -> None:
@@ -277,8 +303,9 @@ class _Run:
         self.save()
         raise NonFiniteError(
             f"step {self.step + 1:,}: the gradient norm is {result.grad_norm}, expected a finite "
-            f"number. The state after step {self.step:,} is saved. Lower the learning rate, or set "
-            'train.on_nonfinite = "skip", then resume with --resume latest.'
+            f"number. The state after step {self.step:,} is saved. Set "
+            'train.on_nonfinite = "skip" and resume with --resume latest, or lower the learning '
+            "rate and resume with --resume latest --allow-change."
         )
 
     def finish(self) -> None:
@@ -294,7 +321,8 @@ class _Run:
                     raise NonFiniteError(
                         f"step {self.step:,}: the weights are not finite any more, so no model is "
                         f"written. The states in {self.folder} from before the skipped steps are "
-                        "kept. Lower the learning rate, then --resume with the path of one of them."
+                        "kept. Lower the learning rate, then --resume the path of one of them with "
+                        "--allow-change."
                     )
                 folder, plot = self.folder / MODEL_FOLDER, self.folder / PLOT_FILE
                 missing = save_model(self.state.bare_model, tensors, folder, self.config)

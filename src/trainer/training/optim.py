@@ -4,7 +4,7 @@ Knows no model and no ranks.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -121,6 +121,48 @@ def build_schedule(
             "another schedule."
         ) from error
     return RateSchedule(optimizer, base_rates, share)
+
+
+def list_moved_rates(rates: RateSchedule, step: int) -> dict[str, tuple[float, float]]:
+    """The rates with which a loaded optimizer took its last step, and those of `rates` for it.
+
+    By `lr_<group name>`; only rates that differ, and none for a state from before the first step.
+    `step` counts the steps that are done.
+    """
+    if not step:
+        return {}
+    found = {
+        f"lr_{group['name']}": (float(group["lr"]), base_rate * rates.share(step - 1))
+        for group, base_rate in zip(rates.optimizer.param_groups, rates.base_rates, strict=True)
+    }
+    return {name: pair for name, pair in found.items() if not math.isclose(*pair, rel_tol=1e-6)}
+
+
+def arguments_of(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The arguments with which each parameter group was built, except its rate."""
+    inner = _unwrapped(optimizer)
+    known = parameter_names(type(inner)) - {"params", "lr"}
+    return [
+        {name: value for name, value in group.items() if name in known}
+        for group in inner.param_groups
+    ]
+
+
+def replace_arguments(
+    optimizer: Optimizer, arguments: Sequence[Mapping[str, Any]], names: set[str] | None
+) -> dict[str, tuple[Any, Any]]:
+    """Give each parameter group its `arguments`, as `arguments_of` returned them.
+
+    Only those in `names`; None stands for all. Returns the values before and now of the arguments
+    that differ, by name.
+    """
+    replaced = {}
+    for group, values in zip(_unwrapped(optimizer).param_groups, arguments, strict=True):
+        for name, value in values.items():
+            if (names is None or name in names) and name in group and group[name] != value:
+                replaced[name] = group[name], value
+                group[name] = value
+    return replaced
 
 
 def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> Tensor:

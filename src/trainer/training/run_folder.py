@@ -2,14 +2,18 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from capmerge.errors import UsageError, printable
 from capmerge.files.atomic import write_whole
 from capmerge.files.lock import open_locked
+from capmerge.toml import to_toml
 from trainer.config.load import resolved_toml
 from trainer.config.settings import Config
 from trainer.errors import ConfigError
@@ -19,8 +23,14 @@ METRICS_FILE = "metrics.jsonl"
 PLOT_FILE = "loss.png"
 PLANS_FOLDER = "plans"
 MODEL_FOLDER = "model"
+CHECKPOINTS_FOLDER = "checkpoints"
 _RUN_FILE = "run.json"
 _LOCK_FILE = ".lock"
+_WRITTEN = (
+    *(_RUN_FILE, CONFIG_FILE, METRICS_FILE, PLOT_FILE),
+    *(PLANS_FOLDER, MODEL_FOLDER, CHECKPOINTS_FOLDER),
+)
+"""The names of what a run writes, replaces or cuts in its folder."""
 _PACKAGES = (
     "capmerge",
     "torch",
@@ -34,12 +44,28 @@ _PACKAGES = (
 )
 
 
+def holds_run(folder: Path) -> bool:
+    """True if a run has begun in the folder: its `run.json` tells it, not files of common names."""
+    try:
+        run = json.loads((folder / _RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(run, dict) and isinstance(run.get("identity"), dict)
+
+
 def check_new(output_dir: Path) -> None:
-    """Raise `ConfigError` if the folder already holds a run."""
-    if (output_dir / CONFIG_FILE).exists():
+    """Raise `ConfigError` if the folder already holds a run, or files that a run would replace."""
+    if holds_run(output_dir):
         raise ConfigError(
-            f"{output_dir}: found the {CONFIG_FILE} of an earlier run, expected a new or empty "
+            f"{output_dir}: found the {_RUN_FILE} of an earlier run, expected a new or empty "
             "folder. Continue that run with --resume latest, or choose another train.output_dir."
+        )
+    foreign = [name for name in _WRITTEN if os.path.lexists(output_dir / name)]
+    if foreign:
+        raise ConfigError(
+            f"train.output_dir: {output_dir} holds {', '.join(foreign)}, and no {_RUN_FILE} of a "
+            "run that wrote it; expected a folder without files of these names, which the run "
+            "would replace. Move them, or set another train.output_dir."
         )
 
 
@@ -89,4 +115,42 @@ def write_run_files(config: Config, identity: Mapping[str, Any]) -> None:
         folder / _RUN_FILE,
         json.dumps({"versions": versions, "identity": dict(identity)}, indent=2) + "\n",
     )
-    write_whole(folder / CONFIG_FILE, resolved_toml(config))
+    _write_config(folder / CONFIG_FILE, resolved_toml(config))
+
+
+def _write_config(path: Path, text: str) -> None:
+    """Write the resolved config; an older one with another content stays as `config.1.toml`, ..."""
+    if path.exists() and path.read_bytes() != text.encode():
+        numbers = count(1)
+        while (older := path.with_name(f"{path.stem}.{next(numbers)}.toml")).exists():
+            pass
+        path.rename(older)
+    write_whole(path, text)
+
+
+def config_to_resume(resume: str) -> tuple[Path, list[str]]:
+    """The config of a saved state or of the folder of a run, and the overrides that it needs.
+
+    They let the run go on in the folder where the state lies now. Raises `UsageError` when there is
+    neither.
+    """
+    path = Path(resume)
+    if holds_run(path):
+        return path / CONFIG_FILE, [f"train.output_dir={to_toml(path)}"]
+    folder = path.resolve().parent.parent
+    if (path / CONFIG_FILE).exists():
+        moved = [f"train.output_dir={to_toml(_shortest(folder))}"] if holds_run(folder) else []
+        return path / CONFIG_FILE, moved
+    if path.is_dir() and holds_run(folder):
+        return folder / CONFIG_FILE, [f"train.output_dir={to_toml(_shortest(folder))}"]
+    raise UsageError(
+        f"--resume {printable(resume)}: found no CONFIG and no saved config there, expected the "
+        "folder of a run, such as runs/mine, or a state in it. Name one of them, or give the "
+        "config of the run before --resume."
+    )
+
+
+def _shortest(folder: Path) -> Path:
+    """The path from the current directory where `folder` is below it, else as it is."""
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder

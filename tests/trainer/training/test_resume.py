@@ -264,5 +264,5 @@ def test_the_state_of_another_run_goes_into_a_new_folder(metadata, unbroken, tmp
     )
     assert train_here(config, resume=state) == 0
     assert [line["step"] for line in metrics_of(tmp_path / "run")] == [9]
-    with pytest.raises(ConfigError, match=r"the config\.toml of an earlier run"):
+    with pytest.raises(ConfigError, match=r"the run\.json of an earlier run"):
         train_here(config, resume=state)

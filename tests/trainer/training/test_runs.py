@@ -21,7 +21,7 @@ from builders.runs import (
 from safetensors.torch import load_file
 
 from trainer.config.load import load_config
-from trainer.errors import ConfigError, LatentsError, NonFiniteError
+from trainer.errors import ConfigError, LatentsError, NonFiniteError, ResumeError
 from trainer.model.build import build_model
 from trainer.training.dry_run import show
 
@@ -241,6 +241,31 @@ def test_a_run_is_never_written_over(config, tmp_path):
     with pytest.raises(ConfigError, match="--resume latest"):
         train_here(written)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "name", ["config.toml", "metrics.jsonl", "run.json", "loss.png", "model/unet/a.bin"]
+)
+def test_files_of_others_are_never_written_over(config, tmp_path, name):
+    """Files of a run's names that no run wrote are refused by name, and left as they are."""
+    mine = tmp_path / "run" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text('{"step": 99}\nmine\n')
+    with pytest.raises(ConfigError, match=rf"holds {name.split('/')[0]}, and no run\.json of a"):
+        train_here(config())
+    with pytest.raises(ResumeError, match=r"found no run there"):
+        train_here(config(), resume="latest")
+    assert mine.read_text() == '{"step": 99}\nmine\n'
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == [mine]
+
+
+def test_a_config_that_the_user_put_into_a_run_is_kept(config, tmp_path):
+    """A config.toml that was put into the folder of a run is kept under another name."""
+    written = config(train={"max_steps": 1})
+    assert train_here(written) == 0
+    (tmp_path / "run" / "config.toml").write_text("# mine\n")
+    assert train_here(written, "train.max_steps=2", resume="latest") == 0
+    assert (tmp_path / "run" / "config.1.toml").read_text() == "# mine\n"
 
 
 def test_the_folder_tells_how_it_was_made(config, tmp_path):

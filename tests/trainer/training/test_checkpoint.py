@@ -1,0 +1,149 @@
+import json
+import shutil
+
+import pytest
+from builders.runs import metrics_of, rewrite_examples, settings_of, train_here, write_config
+
+from trainer.errors import ConfigError, ResumeError
+from trainer.training import checkpoint
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A function that gives a copy of a run with the states after steps 1, 2 and 3."""
+    folder = tmp_path_factory.mktemp("begun")
+    metadata = rewrite_examples(folder, n_records=24)
+    sections = settings_of(
+        metadata,
+        folder / "run",
+        train={"max_steps": 3},
+        checkpoint={"every_steps": 1, "keep": 3},
+    )
+    assert train_here(write_config(folder / "c.toml", sections)) == 0
+
+    def copy(to):
+        shutil.copytree(folder / "run", to / "run")
+        sections["train"]["output_dir"] = str(to / "run")
+        return to / "run", write_config(to / "c.toml", sections)
+
+    return copy
+
+
+def state(run, step):
+    """The folder of a saved state."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def flip_a_bit(path):
+    """Change one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def edit(run, step, values):
+    """Change values in the state.json of a saved state; None removes one."""
+    path = state(run, step) / "state.json"
+    told = json.loads(path.read_text(encoding="utf-8")) | values
+    path.write_text(json.dumps({name: one for name, one in told.items() if one is not None}))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "config.toml"])
+def test_a_flipped_bit_falls_back_to_the_state_before(begun, tmp_path, capsys, name):
+    """A newest state with a changed byte is told, set aside, and the state before it trains on."""
+    run, config = begun(tmp_path)
+    before = metrics_of(run)
+    flip_a_bit(state(run, 3) / name)
+    assert train_here(config, resume="latest") == 0
+    said = capsys.readouterr().err
+    assert f"WARNING: {state(run, 3)}: the saved state is damaged: {name} is not as it was" in said
+    assert "resumes at step 2" in said
+    assert (run / "checkpoints" / "before-resume-step-00000003").is_dir()
+    assert metrics_of(run) == before
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"step": -1},
+        {"step": 10**20},
+        {"step": True},
+        {"identity": None},
+        {"identity": {}},
+        {"files": []},
+        {"files": {"model.safetensors": 1}},
+    ],
+)
+def test_values_that_no_save_writes_are_refused(begun, tmp_path, capsys, damage):
+    """A state.json with an impossible step, identity or checksum falls back to the state before."""
+    run, config = begun(tmp_path)
+    edit(run, 3, damage)
+    assert checkpoint.find_states(run, "latest")[0] == state(run, 3)
+    with pytest.raises(ResumeError, match="no complete state"):
+        checkpoint.find_states(run, str(state(run, 3)))
+    assert train_here(config, resume="latest") == 0
+    assert "resumes at step 2" in capsys.readouterr().err
+
+
+def test_a_run_without_a_sound_state_is_not_begun_again(begun, tmp_path):
+    """When every state is damaged, all are named; the run does not start from step 0 instead."""
+    run, config = begun(tmp_path)
+    flip_a_bit(state(run, 1) / "model.safetensors")
+    (state(run, 2) / "optimizer.bin").unlink()
+    (state(run, 3) / "state.json").unlink()
+    with pytest.raises(ResumeError) as refused:
+        train_here(config, resume="latest")
+    for step in (1, 2, 3):
+        assert str(state(run, step)) in str(refused.value)
+
+
+def test_a_state_that_is_named_does_not_fall_back(begun, tmp_path):
+    """With the path of a damaged state, the run is refused."""
+    run, config = begun(tmp_path)
+    flip_a_bit(state(run, 2) / "model.safetensors")
+    with pytest.raises(ResumeError, match=r"step-00000002: .*damaged: model\.safetensors"):
+        train_here(config, resume=str(state(run, 2)))
+
+
+def test_a_run_that_would_end_before_its_state_is_refused(begun, tmp_path):
+    """`max_steps` below the state's step is a mistake; the model is not written again."""
+    run, config = begun(tmp_path)
+    shutil.rmtree(run / "model")
+    with pytest.raises(ConfigError, match=r"train\.max_steps: .*end at step 2, .*after step 3"):
+        train_here(config, "train.max_steps=2", resume="latest")
+    assert not (run / "model").exists()
+
+
+def test_a_kill_while_a_state_is_replaced_leaves_one_of_them(begun, tmp_path):
+    """A state that was being replaced keeps its name if the new one has not got it yet."""
+    run, _ = begun(tmp_path)
+    folder = run / "checkpoints"
+    state(run, 1).rename(folder / ".step-00000001.replaced")
+    shutil.copytree(state(run, 2), folder / ".step-00000002.replaced")
+    checkpoint._tidy(folder)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("step-00000001", "step-00000002", "step-00000003")
+    ]
+
+
+def test_a_kill_while_a_state_is_removed_leaves_nothing_for_ever(begun, tmp_path, monkeypatch):
+    """A removal that is cut short leaves no half state, and the next save removes the rest."""
+    run, config = begun(tmp_path)
+    left = run / "checkpoints" / ".step-00000001.replaced"
+    shutil.copytree(state(run, 1), left)
+
+    def killed(folder, **_):
+        if folder.name == ".unfinished-step-00000001":
+            (folder / "state.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_here(config, "train.max_steps=4", resume="latest")
+    assert not state(run, 1).exists()
+    assert (run / "checkpoints" / ".unfinished-step-00000001").is_dir()
+    assert train_here(config, "train.max_steps=5", resume="latest") == 0
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        *("step-00000003", "step-00000004", "step-00000005")
+    ]

@@ -5,7 +5,7 @@ between two collectives.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +19,8 @@ from accelerate.utils import (
 
 from trainer.config.settings import Config
 from trainer.errors import ConfigError
+
+Value = TypeVar("Value")
 
 # With full_bf16 the weights are bf16 themselves, so nothing is left to cast.
 _PRECISION = {"fp32": "no", "bf16": "bf16", "full_bf16": "no"}
@@ -64,6 +66,11 @@ def from_rank_0(engine: Accelerator, value: Any) -> Any:
 def from_all_ranks(engine: Accelerator, values: Sequence[Any]) -> list[Any]:
     """The values of all ranks, in the order of the ranks."""
     return list(gather_object(list(values))) if engine.num_processes > 1 else list(values)
+
+
+def first_of_ranks(engine: Accelerator, value: Value | None) -> Value | None:
+    """The first value that is not None, in the order of the ranks; None if all values are."""
+    return next((found for found in from_all_ranks(engine, [value]) if found is not None), None)
 
 
 def sum_over_ranks(engine: Accelerator, values: torch.Tensor) -> torch.Tensor:

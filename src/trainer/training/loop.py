@@ -27,7 +27,7 @@ from trainer.model.build import build_model
 from trainer.model.noise_schedule import Schedule
 from trainer.model.save import save_model
 from trainer.model.trainable import parameter_groups
-from trainer.training.accelerator import build_engine, from_rank_0
+from trainer.training.accelerator import build_engine, first_of_ranks, from_rank_0
 from trainer.training.checkpoint import (
     check_identity,
     find_state,
@@ -49,7 +49,7 @@ from trainer.training.run_folder import (
     write_run_files,
 )
 from trainer.training.run_log import RunLog
-from trainer.training.signals import Interrupts
+from trainer.training.signals import Interrupts, exit_code
 from trainer.training.step import Requests, StepResult, TrainState, train_step
 
 MOST_REPLACED = 0.01
@@ -104,14 +104,20 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
         try:
             run.train(interrupts)
             run.save()
-            if interrupts.signal_number is None:
+            # The signal may have reached one rank only, but all of them end the run alike.
+            stopped_by = first_of_ranks(engine, interrupts.signal_number)
+            if stopped_by is None:
                 run.finish()
             else:
                 run.log.say_stop(run.step, is_saved=run.saved_step == run.step)
         finally:
             run.log.close()
+    # Drop DDP before the process group. If it were the last to hold the group, it would wait for a
+    # thread of gloo with Python's lock in hand, which that thread may need: both would hang.
+    del run, state
+    engine.free_memory()
     engine.end_training()
-    return interrupts.exit_code
+    return exit_code(stopped_by)
 
 
 def _build(config: Config, engine: Accelerator, size: RunSize) -> TrainState:

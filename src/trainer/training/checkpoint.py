@@ -92,6 +92,11 @@ def _complete(output_dir: Path) -> list[Path]:
     return sorted(found, key=_step_of)
 
 
+def newest_state(output_dir: Path) -> Path | None:
+    """The folder of the newest complete state of a run, without reading it; None without any."""
+    return next(reversed(_complete(output_dir)), None)
+
+
 def _step_of(folder: Path) -> int:
     match = _NAME.fullmatch(folder.name)
     assert match is not None, "only folders with such names are listed"

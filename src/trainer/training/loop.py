@@ -22,17 +22,23 @@ from trainer.data.epochs import EpochPlans, RunSize, identity, run_size
 from trainer.data.loader import Share, build_loader
 from trainer.data.plan_files import drop_old_plans
 from trainer.data.samples import SampleMaker, build_chunker
-from trainer.errors import LatentsError, NonFiniteError
+from trainer.errors import LatentsError, NonFiniteError, RankError
 from trainer.model.build import build_model
 from trainer.model.noise_schedule import Schedule
 from trainer.model.save import save_model
 from trainer.model.trainable import parameter_groups
-from trainer.training.accelerator import build_engine, first_of_ranks, from_rank_0
+from trainer.training.accelerator import (
+    build_engine,
+    first_of_ranks,
+    from_rank_0,
+    problem_of_lost_rank,
+)
 from trainer.training.checkpoint import (
     check_identity,
     find_state,
     is_of,
     load_state,
+    newest_state,
     save_state,
     set_aside_later,
 )
@@ -65,8 +71,25 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
     """Train as `config` says, and return the exit code: 0, or 128 + the signal that ended the run.
 
     `resume` is `latest` or the path of a saved state; None starts a new run. Raises the errors of
-    `trainer.errors` and `capmerge.errors`.
+    `trainer.errors` and `capmerge.errors`; among them `RankError` when another process of the run
+    is lost.
     """
+    try:
+        return _train(config, resume=resume, allow_change=allow_change)
+    except Exception as error:
+        if not (problem := problem_of_lost_rank(error)):
+            raise
+    # Raised outside of the handler, without the error, which holds the model. No save is tried: it
+    # would wait for the lost process.
+    newest = newest_state(config.train.output_dir)
+    kept = f"the newest saved state is {newest}" if newest else "no state has been saved yet"
+    raise RankError(
+        f"{problem}, expected all to train to the end. See the messages of the process that ended, "
+        f"or hangs. Nothing was saved now; {kept}. Continue with --resume latest."
+    )
+
+
+def _train(config: Config, *, resume: str | None, allow_change: bool) -> int:
     # Find the state to resume from, or make sure that no earlier run would be overwritten.
     output_dir = config.train.output_dir
     saved = find_state(output_dir, resume) if resume else None

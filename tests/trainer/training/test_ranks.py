@@ -2,7 +2,7 @@ import signal
 
 import pytest
 import torch
-from builders.ranks import run_ranks, started
+from builders.ranks import TRAINER, run_ranks, started
 from builders.runs import (
     metrics_of,
     rewrite_examples,
@@ -11,6 +11,8 @@ from builders.runs import (
     train_here,
     write_config,
 )
+
+from trainer.training.accelerator import problem_of_lost_rank
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
@@ -140,3 +142,65 @@ def test_a_signal_to_one_rank_stops_all(write, tmp_path, rank, number, code):
     assert f"stopped after step {last:,} of 100,000; its state is saved." in ends[0].output
     assert (_state(run, last) / "state.json").exists()
     assert not (run / "model").exists()
+
+
+SHORT_WAIT = (
+    "-c",
+    """
+from datetime import timedelta
+import trainer.training.accelerator as accelerator
+from trainer.run import main
+accelerator.LONGEST_WAIT = timedelta(seconds=15)
+main()
+""",
+)
+"""The arguments of Python that run the trainer, which waits 15 seconds for another process."""
+
+
+@pytest.mark.parametrize(
+    ("rank", "number", "python"),
+    [
+        (0, signal.SIGKILL, TRAINER),
+        (1, signal.SIGKILL, TRAINER),
+        # Rank 1 hangs: it keeps its connections, and does not answer.
+        (1, signal.SIGSTOP, SHORT_WAIT),
+    ],
+)
+def test_a_lost_rank_ends_the_other_with_one_message(write, tmp_path, rank, number, python):
+    """When a rank is killed or hangs, the other names the newest state and ends within a minute."""
+    run = tmp_path / "run"
+    config = write(tmp_path, 2, 1, max_steps=ENDLESS)
+    with started(tmp_path, config, python=python) as group:
+        group.wait_until((_state(run, 3) / "state.json").exists)
+        group.send(rank, number)
+        (ended,) = group.wait(1 - rank, seconds=60)
+    assert ended.code == 1, ended.output
+    assert "Traceback" not in ended.output
+    newest = max(run.glob("checkpoints/step-*"))
+    (message,) = [line for line in ended.output.splitlines() if "--resume" in line]
+    assert message.startswith(f"rank {1 - rank}: lost another process of the run (")
+    assert f"the newest saved state is {newest}." in message
+    assert not (run / "model").exists()
+
+
+def test_a_rank_that_never_starts_is_told(write, tmp_path):
+    """A process that waits in vain for the others says where, and for how many."""
+    with started(tmp_path, write(tmp_path, 2, 1), python=SHORT_WAIT) as group:
+        group.send(1, signal.SIGKILL)
+        (ended,) = group.wait(0)
+    assert ended.code == 1, ended.output
+    assert "Traceback" not in ended.output
+    assert "rank 0: found no way to meet the other processes at 127.0.0.1:" in ended.output
+    assert "expected all 2 of them" in ended.output
+
+
+def test_only_a_lost_process_counts_as_lost():
+    """Other errors of torch, of files and of the network keep their own messages."""
+    closed = "[/src/gloo/pair.cc:553] Connection closed by peer [127.0.0.1]:3718. This is typical."
+    found = problem_of_lost_rank(RuntimeError(closed))
+    assert found.endswith("of the run (Connection closed by peer [127.0.0.1]:3718)")
+    wrapped = ValueError("the saved state is damaged")
+    wrapped.__cause__ = RuntimeError(closed)
+    assert problem_of_lost_rank(wrapped) == found
+    for other in (RuntimeError("CUDA out of memory"), BrokenPipeError("broken pipe")):
+        assert problem_of_lost_rank(other) == ""

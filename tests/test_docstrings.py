@@ -1,4 +1,4 @@
-"""The examples in docstrings print what stands below them."""
+"""The examples in docstrings print what the docstrings show."""
 
 import doctest
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The architecture as `docs/architecture.md` states it: who may import whom, and what stays light."""
+"""Imports follow the layers of `docs/architecture.md`, and some modules load no large library."""
 
 import ast
 import subprocess
@@ -18,9 +18,9 @@ LAYERS = {
     ),
     "trainer": "errors families < config < data model < training < run",
 }
-"""A folder imports only from folders that stand further left; those side by side know nothing of each other."""
+"""The layers from low to high. A folder imports only from folders of lower layers."""
 TRAINER_TAKES = "errors rng toml cores terminal files tokens captions index"
-"""What the trainer may import of capmerge."""
+"""The folders and modules of capmerge that the trainer may import."""
 
 WITH_NUMPY = {"files", "tokens", "index", "stats"}
 """The folders of capmerge that may import numpy."""
@@ -51,7 +51,7 @@ MODULES = {
 
 
 def level_of(package: str) -> dict[str, int]:
-    """The folders and single modules of a package with their places in its layers, from 0."""
+    """The number of the layer, from 0, of each folder and single module of a package."""
     return {
         name: level
         for level, names in enumerate(LAYERS[package].split("<"))
@@ -83,7 +83,7 @@ def test_every_folder_has_a_layer(package):
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_imports_go_down(module):
-    """A module imports from its own folder and from lower layers, and the trainer only what it may of capmerge."""
+    """A module imports only from its own folder, lower layers, and what the trainer may import."""
     package, folder, *_ = module.split(".")
     levels = level_of(package)
     for name in imported_by(module):
@@ -97,7 +97,7 @@ def test_imports_go_down(module):
 
 @pytest.mark.parametrize("folder", sorted({module.rpartition(".")[0] for module in MODULES}))
 def test_no_circle_inside_a_folder(folder):
-    """The modules of a folder can be read in an order in which each one needs only those before it."""
+    """The modules of a folder have an order in which each one needs only those before it."""
     inside = {module for module in MODULES if module.rpartition(".")[0] == folder}
     TopologicalSorter(
         {module: imported_by(module) & inside - {module} for module in inside}
@@ -108,7 +108,7 @@ def test_no_circle_inside_a_folder(folder):
     "module", sorted(module for module in MODULES if module.startswith("capmerge."))
 )
 def test_capmerge_is_light(module):
-    """No module of capmerge knows of torch and its kin; numpy and matplotlib have their places."""
+    """No module of capmerge imports torch and its kin, and few import numpy or matplotlib."""
     roots = {name.split(".")[0] for name in imported_by(module)}
     assert roots.isdisjoint({"torch", "transformers", "diffusers"})
     assert "numpy" not in roots or module.split(".")[1] in WITH_NUMPY
@@ -117,7 +117,10 @@ def test_capmerge_is_light(module):
 
 def test_the_command_line_loads_nothing_heavy():
     """Importing the command line loads neither torch nor transformers, numpy nor tqdm."""
-    code = "import sys, capmerge.cli.app; print(sorted({'torch', 'transformers', 'tqdm', 'numpy', 'trainer'} & sys.modules.keys()))"
+    code = (
+        "import sys, capmerge.cli.app; "
+        "print(sorted({'torch', 'transformers', 'tqdm', 'numpy', 'trainer'} & sys.modules.keys()))"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
 

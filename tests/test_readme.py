@@ -1,4 +1,4 @@
-"""README and docs are true: examples print what they show, and trees, links and sizes hold."""
+"""README and docs are true: examples print what they show, and trees and links hold."""
 
 import difflib
 import re
@@ -58,7 +58,7 @@ def _difference(example: re.Match[str], folder: Path) -> str:
 
 
 def _with_examples():
-    """The pages that have examples; those that train take more than ten seconds."""
+    """The pages that have examples; pages that train take more than ten seconds."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         if EXAMPLE.search(text):
@@ -105,6 +105,17 @@ def test_tree_names_every_source_folder(page):
     assert sorted(folder for folder in folders if f"`{folder}/`" not in page) == []
 
 
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in (ROOT / "src").rglob("*.py")}), ids=lambda f: f.name
+)
+def test_architecture_names_the_modules_of_each_folder(folder):
+    """The row of a folder in docs/architecture.md names its modules, and none that is not there."""
+    start = f"| `{folder.relative_to(ROOT).as_posix()}/` |"
+    (row,) = [line for line in ARCHITECTURE.splitlines() if line.startswith(start)]
+    named = set(re.findall(r"`([a-z_0-9]+)`", row))
+    assert named == {path.stem for path in folder.glob("[a-z]*.py")}
+
+
 def test_every_script_is_named():
     """Each script is named in the README or in docs/architecture.md."""
     scripts = [
@@ -134,6 +145,6 @@ def test_links_lead_somewhere(page):
 
 
 def _anchors(page: Path) -> set[str]:
-    """What a link can name in a page: its headings as GitHub spells them."""
+    """The anchors that a link can name in a page: its headings as GitHub spells them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

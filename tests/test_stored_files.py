@@ -1,4 +1,4 @@
-"""Files that an earlier version wrote: each is used as it stands, made anew, or refused in words.
+"""Files of an earlier version are used as they are, made anew, or refused with a message.
 
 The samples and what wrote them are described in `data/stored/README.md`.
 """
@@ -21,9 +21,9 @@ RECEIPT, LISTING = "meta_wildcard.json.capmerge.json", "meta_wildcard.json.laten
 STATE = "run/checkpoints/step-00000002"
 PLAN = "run/plans/epoch-00000000-54fbe9af2aaee54bcd835441569b3532.plan"
 GO_ON = ("run/config.toml", "--resume", "latest", "--set", "train.max_steps=4")
-"""What tells the trainer to go on with the stored run, by its own config."""
+"""The arguments with which the trainer goes on with the stored run, by its own config."""
 OF_THE_MACHINE = {"samples_per_second", "data_wait", "memory_bytes"}
-"""Fields of metrics.jsonl that tell of the machine, not of the training."""
+"""Fields of metrics.jsonl that depend on the machine, not on the training."""
 ROUNDED = {"loss", "grad_norm"}
 """Fields of metrics.jsonl whose last digits another processor may round differently."""
 
@@ -83,7 +83,7 @@ def run_well(folder, module, *arguments):
 
 
 def index_and_list(folder):
-    """What `capmerge index` prints of the stored metadata and latents."""
+    """The text that `capmerge index` prints for the stored metadata and latents."""
     return run_well(folder, "capmerge", "index", METADATA, "--latents", "latents").stdout
 
 
@@ -107,7 +107,7 @@ def patch(path, old, new):
 
 
 def table(path):
-    """What an index or a listing holds: its version, and type and bytes of each column by name."""
+    """The contents of an index or a listing: its version, and type and bytes of each column."""
     data = path.read_bytes()
     head = json.loads(data[16 : 16 + int.from_bytes(data[8:16], "little")])
     columns = {"version": head["version"]}
@@ -117,7 +117,7 @@ def table(path):
 
 
 def metrics(path):
-    """The lines of a metrics.jsonl, without what tells of the machine."""
+    """The lines of a metrics.jsonl, without the fields that depend on the machine."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [{name: line[name] for name in line.keys() - OF_THE_MACHINE} for line in lines]
 

@@ -147,7 +147,7 @@ def test_kinds_of_a_command_line():
 
 
 def test_reference_imports_nothing_of_the_package():
-    """What the benchmarks compare with shares no code with what they measure."""
+    """The reference of the benchmarks shares no code with the package that they measure."""
     assert not re.search(
         r"^\s*(?:import|from) (?:capmerge|trainer)",
         (SCRIPTS / "reference_rewrite.py").read_text(encoding="utf-8"),

@@ -1,4 +1,4 @@
-"""`python -m capmerge`, the same as the console script."""
+"""The entry point of `python -m capmerge`, which does what the console script does."""
 
 from capmerge.cli.app import main
 

@@ -1,7 +1,7 @@
-"""How many processor cores this process may use: its affinity, and the limit of its container.
+"""The number of processor cores that this process may use, by its affinity and its container.
 
-A container's limit is a CPU quota of its control group (cgroup), which neither the number of cores
-nor the affinity shows: a job with 4 of 128 cores would start 128 workers.
+The limit of a container is a CPU quota of its control group (cgroup), which neither the number of
+cores nor the affinity shows: without it a job with 4 of 128 cores would start 128 workers.
 """
 
 import math
@@ -16,7 +16,10 @@ _V1_CONTROLLERS = ("cpu,cpuacct", "cpu")
 
 
 def usable_cores() -> int:
-    """The cores this process may use, at least 1: its affinity, or its CPU quota if that is less."""
+    """Return the number of cores this process may use, at least 1.
+
+    It is that of the affinity, or the CPU quota if that is less.
+    """
     if sys.platform == "linux":
         pinned = len(os.sched_getaffinity(0))
         return min(pinned, cpu_quota(_MEMBERSHIP, _CGROUPS) or pinned)
@@ -24,11 +27,11 @@ def usable_cores() -> int:
 
 
 def cpu_quota(membership: Path, mount: Path) -> int | None:
-    """The cores that its control groups leave a process, rounded up; None without a limit.
+    """Return the number of cores that a process's control groups allow, rounded up.
 
-    `membership` is its `/proc/self/cgroup`, `mount` where the groups are mounted. Both versions
-    are read; their formats stand in the kernel's `cgroup-v2.rst` (`cpu.max`) and `sched-bwc.rst`
-    (`cpu.cfs_quota_us`).
+    Returns None without a limit. `membership` is the process's `/proc/self/cgroup`, and `mount` is
+    the folder where the groups are mounted. Both versions of control groups are read; the kernel's
+    `cgroup-v2.rst` (`cpu.max`) and `sched-bwc.rst` (`cpu.cfs_quota_us`) describe their formats.
     """
     quotas = []
     for group in _groups(membership):
@@ -45,10 +48,10 @@ def cpu_quota(membership: Path, mount: Path) -> int | None:
 
 
 def _groups(membership: Path) -> Iterator[str]:
-    """The groups of a process and all groups around them, relative to the mount.
+    """Yield the groups of a process and all groups that contain them, relative to the mount.
 
-    The limit of each one holds. The mount itself is always among them: in a container of version 1
-    the paths are those of the host, and only the mount is there.
+    The limit of every one of them applies. The mount itself is always among them: in a container of
+    version 1 the paths are those of the host, and only the mount exists.
     """
     yield "."
     try:
@@ -63,7 +66,7 @@ def _groups(membership: Path) -> Iterator[str]:
 
 
 def _read(path: Path) -> list[str]:
-    """The words of a file; none where there is no such file."""
+    """Return the words of a file; an empty list if it cannot be read."""
     try:
         return path.read_text(encoding="ascii").split()
     except OSError:

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 @contextmanager
 def errors_as_exit_codes(program: str | None = "capmerge") -> Iterator[None]:
-    """End on a user's mistake with one message and its exit code; a bug goes on with its traceback.
+    """Exit with one message and an exit code on a user's mistake; a bug keeps its traceback.
 
-    Exit codes: those of `capmerge.errors`, 130 for Ctrl-C, 141 for a closed pipe. `program` stands
-    before each message. The trainer, with None, prints no name, and its `OSError`s keep their
-    traceback: the libraries under it raise them for mistakes of any kind.
+    The exit codes are those of `capmerge.errors`, 130 for Ctrl-C and 141 for a closed pipe. Each
+    message begins with `program`. The trainer passes None: it prints no name, and its `OSError`s
+    keep their traceback, since the libraries under it raise them for mistakes of any kind.
     """
     prefix = f"{program}: " if program else ""
     try:
         yield
         if sys.stdout is not None:
-            sys.stdout.flush()  # else a closed pipe would be noticed behind this function only
+            sys.stdout.flush()  # otherwise a closed pipe would be noticed only after this function
     except CapmergeError as error:
         print(f"{prefix}{error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -44,29 +44,29 @@ def errors_as_exit_codes(program: str | None = "capmerge") -> Iterator[None]:
     except OSError as error:
         if program is None:
             raise
-        # No library function foresaw it: the terminal's device is full, a disk is gone.
-        place = error.filename or "standard output"
-        print(f"{prefix}{place}: {error.strerror}. Check the disk or the device.", file=sys.stderr)
+        # No library function foresaw it: the terminal's device is full, or a disk is gone.
+        where = error.filename or "standard output"
+        print(f"{prefix}{where}: {error.strerror}. Check the disk or the device.", file=sys.stderr)
         raise SystemExit(1) from None
 
 
 def make_streams_safe() -> None:
-    """Let the standard streams write characters that their encoding lacks as escapes."""
+    """Make the standard streams write characters that their encoding lacks as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def warn(message: str) -> None:
-    """Print a line to standard error."""
+    """Print a line to standard error, behind the name of the program."""
     print(f"capmerge: {message}", file=sys.stderr)
 
 
 @contextmanager
 def progress_bar(source: Source, *, quiet: bool = False) -> Iterator[Callable[[int], None] | None]:
-    """A bar over the bytes of the source; yields a function that takes the offset that is done.
+    """Show a bar over the bytes of the source; yields a function that takes the offset done so far.
 
-    Yields None when `quiet` or without a terminal, as `count_bar` does.
+    Yields None with `quiet` or without a terminal, as `count_bar` does.
     """
     name = Path(source.name).name
     with _bar(name, "B", source.total_bytes, quiet=quiet) as progress:
@@ -75,7 +75,7 @@ def progress_bar(source: Source, *, quiet: bool = False) -> Iterator[Callable[[i
 
 @contextmanager
 def count_bar(folder: Path, *, quiet: bool = False) -> Iterator[Callable[[int], None] | None]:
-    """A count of the files seen in `folder`; yields a function that takes their number so far."""
+    """Show a count of the files in `folder`; yields a function that takes their number so far."""
     with _bar(folder.name, " files", None, quiet=quiet) as progress:
         yield progress
 
@@ -84,9 +84,9 @@ def count_bar(folder: Path, *, quiet: bool = False) -> Iterator[Callable[[int], 
 def _bar(
     name: str, unit: str, total: int | None, *, quiet: bool
 ) -> Iterator[Callable[[int], None] | None]:
-    """A bar that appears at the first progress, on a terminal only.
+    """Show a bar from the first progress on, on a terminal only.
 
-    Yields a function that takes how much is done in all, or None where there is no bar.
+    Yields a function that takes the total done so far, or None if there is no bar.
     """
     if quiet or not sys.stderr.isatty():
         yield None
@@ -106,7 +106,7 @@ def _bar(
 
 
 def _new_bar(name: str, unit: str, total: int | None) -> "tqdm[Never]":
-    from tqdm import tqdm  # 50 ms that only a bar needs
+    from tqdm import tqdm  # takes 50 ms to import
 
     tqdm.monitor_interval = 0  # its thread must not run when workers are forked
     return tqdm(

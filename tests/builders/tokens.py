@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from builders.paths import DATA
-from capmerge.tokens.load import load_tokenizer
+from capmerge.tokens.load import load_clip
 from capmerge.tokens.tokenizer import ClipTokenizer
 
 TYPOGRAPHIC = (
@@ -48,6 +48,6 @@ def golden(name: str) -> list[dict[str, Any]]:
 
 def clip(family: str) -> ClipTokenizer:
     """The tokenizer of a family."""
-    tokenizer = load_tokenizer(family)
+    tokenizer = load_clip(family)
     assert isinstance(tokenizer, ClipTokenizer)
     return tokenizer

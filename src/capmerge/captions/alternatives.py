@@ -137,7 +137,8 @@ def _trained(written: WrittenAlternative) -> TrainedAlternative:
 def _outcomes(line: str) -> tuple[dict[str, Fraction], bool]:
     """Return every text of a line with its probability, and True.
 
-    Where they are too many to list: the longest and the shortest, 1/2 each, and False.
+    Where they are too many to list: the longest and the shortest, 1/2 each, and False. Both may
+    be the same text, where all options of a group are equally long.
     """
     if not has_brace(line):
         return {line: Fraction(1)}, True
@@ -145,8 +146,9 @@ def _outcomes(line: str) -> tuple[dict[str, Fraction], bool]:
         return line_outcomes(line), True
     except TooManyOutcomesError:
         parsed = parse_line(line)
-        drawn = (
-            [options.index(pick(options, key=len)) for options in parsed.groups]
-            for pick in (max, min)
-        )
-        return dict.fromkeys(map(parsed.text, drawn), Fraction(1, 2)), False
+        texts: dict[str, Fraction] = {}
+        for pick in (max, min):
+            drawn = [options.index(pick(options, key=len)) for options in parsed.groups]
+            text = parsed.text(drawn)
+            texts[text] = texts.get(text, Fraction(0)) + Fraction(1, 2)
+        return texts, False

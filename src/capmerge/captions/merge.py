@@ -30,6 +30,7 @@ from capmerge.captions.wildcard import (
     escape,
     has_brace,
     outcomes,
+    space_groups,
     space_stand_ins,
 )
 from capmerge.tokens.vocabulary import BOS, EOS
@@ -391,6 +392,10 @@ class Merger:
             line += written
             line += _seam(line, escape(literal)) + escape(literal)
             text += value + literal
+        if self.options.caption_wildcards:
+            line, spaces = space_groups(line)
+            start += sum(space <= start for space in spaces)
+            end += sum(space < end for space in spaces)
         return Alternative(
             line, text, template.style, (start, end) if template.style == "b" else None, draw.share
         )

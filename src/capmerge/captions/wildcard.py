@@ -9,7 +9,7 @@ records, tags or files.
 import re
 from collections.abc import Sequence
 from fractions import Fraction
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 from typing import NamedTuple
 
@@ -36,6 +36,11 @@ def has_brace(text: str) -> bool:
     return "{" in text or "}" in text
 
 
+def has_stand_in(text: str) -> bool:
+    """Whether `text` holds a character that the grammar hides doubled braces behind."""
+    return _OPEN in text or _CLOSE in text
+
+
 def escape(text: str) -> str:
     """Return `text` with its braces doubled, so that the grammar gives back `text` itself.
 
@@ -43,8 +48,8 @@ def escape(text: str) -> str:
     'a {{b|c}}'
 
     A space goes between U+2985 and an opening brace right after it, and between U+2986 and a
-    closing one: the stand-in for the doubled brace would swap places with them (measured on the real code:
-    the only failures among 9,330 strings).
+    closing one: the stand-in for the doubled brace would swap places with them (measured on the
+    real code: the only failures among 9,330 strings).
     """
     if not has_brace(text):
         return text
@@ -53,9 +58,46 @@ def escape(text: str) -> str:
 
 def space_stand_ins(line: str) -> str:
     """Return `line` with a space between a stand-in and the doubled brace right after it."""
-    if _OPEN in line or _CLOSE in line:
+    if has_stand_in(line):
         line = _FUSES_CLOSE.sub(_CLOSE + " ", _FUSES_OPEN.sub(_OPEN + " ", line))
     return line
+
+
+def space_groups(line: str) -> tuple[str, list[int]]:
+    """Return a written `line` with a space where drawing could join stand-ins, and where it went.
+
+    A group vanishes when one of its options is drawn, so that its neighbours and the option touch.
+    In `{x|y}` with U+2986 as the last character of `y` and another U+2986 after the group, the two
+    meet, and the grammar takes them for a hidden brace. The list holds the indexes in `line` before
+    which a space was put. A line without these characters is returned as it is.
+    """
+    if not has_stand_in(line):
+        return line, []
+    spaces: list[int] = []
+    for stand_in, brace in ((_OPEN, "{{"), (_CLOSE, "}}")):
+        starts = (stand_in, brace)  # behind a stand-in, a hidden brace would swap places with it
+        may_end_so, done = False, 0  # whether what is drawn up to `done` may end with the stand-in
+        for start, end in [*_group_spans(line), (len(line), len(line))]:
+            if start > done:  # literal text
+                if may_end_so and line.startswith(starts, done):
+                    spaces.append(done)
+                may_end_so = line[start - 1] == stand_in
+            options = line[start + 1 : end - 1].split("|") if end > start else [""]
+            if may_end_so and any(option.startswith(starts) for option in options):
+                spaces.append(start)
+                may_end_so = False
+            may_end_so = (may_end_so and "" in options) or any(
+                option.endswith(stand_in) for option in options
+            )
+            done = end
+    spaces = sorted(set(spaces))
+    parts = [line[start:end] for start, end in pairwise([0, *spaces, len(line)])]
+    return " ".join(parts), spaces
+
+
+def _group_spans(line: str) -> list[tuple[int, int]]:
+    """Return [start, end) of each `{a|b}` in `line`."""
+    return [m.span() for m in _UNBREAKABLE.finditer(line) if m[0] not in {"{{", "}}"}]
 
 
 def outcomes(caption: str) -> dict[str, Fraction]:

@@ -1,1 +1,1 @@
-"""The command line: one file of options for each command."""
+"""The command line, with one module of options for each command."""

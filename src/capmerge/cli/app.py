@@ -1,4 +1,4 @@
-"""The program `capmerge`: its commands, and what holds for all of them."""
+"""The program `capmerge`: its commands, and the behaviour that all of them share."""
 
 import signal
 from types import FrameType
@@ -51,4 +51,5 @@ def main() -> None:
 
 
 def _terminated(_signal: int, _frame: FrameType | None) -> None:
-    raise SystemExit(143)  # through every `finally`, so that nothing temporary stays
+    """Exit through every `finally`, so that nothing temporary stays."""
+    raise SystemExit(143)

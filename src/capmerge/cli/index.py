@@ -1,4 +1,4 @@
-"""The command `capmerge index`: from options to the index and its listings, and what they hold."""
+"""The command `capmerge index`: from its options to the index, its listings and their table."""
 
 import time
 from pathlib import Path
@@ -58,10 +58,11 @@ def index_command(
     quiet: QuietOption = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
 ) -> None:
-    """Write FILE.index, by which the trainer reads single records of FILE without parsing it.
+    """Write FILE.index, so that the trainer need not parse FILE.
 
-    FILE is a .json or .jsonl file that `rewrite` wrote. An index that fits FILE is kept as it is.
-    With --latents, a listing beside the index says which latents each record has.
+    The index tells the trainer where each record is in FILE, a .json or .jsonl file that `rewrite`
+    wrote. An index that fits FILE is kept as it is. With --latents, a listing beside the index says
+    which latents each record has.
     """
     with errors_as_exit_codes():
         # Checks

@@ -1,4 +1,4 @@
-"""The options that several commands share, each stated once."""
+"""The options that several commands share, each of them defined once."""
 
 import inspect
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from capmerge.tokens.families import TokenizerFamily
 
 
 def _fit_with_known_word(fit: tuple[int, str] | None) -> tuple[int, str] | None:
-    """The two values of --fit, with the word checked: typer takes no Literal in a tuple."""
+    """The two values of --fit, with the word checked, because typer takes no Literal in a tuple."""
     words = get_args(FitBy)
     if fit and fit[1] not in words:
         raise typer.BadParameter(f"{fit[1]!r} is not one of {', '.join(map(repr, words))}.")
@@ -121,7 +121,7 @@ class MergeChoice:
         typer.Option(
             "--on-error",
             help="What to do with a record that cannot be merged. stop: end the run. skip: leave "
-            "the record out and list it whole. Default: stop.",
+            "it out, and let `rewrite` list it whole in OUT.rejects.jsonl. Default: stop.",
             show_default=False,
         ),
     ] = None
@@ -155,9 +155,10 @@ class MergeChoice:
     ] = None
 
     def given(self) -> dict[str, Any]:
-        """The options given that decide what a record becomes, by their names in `MergeOptions`."""
+        """The given options that decide what a record becomes, by their names in `MergeOptions`."""
         values = {option.name: getattr(self, option.name) for option in fields(self)}
-        del values["on_error"]  # it decides what happens to a record that cannot be merged
+        # It decides whether a run stops, not what a record becomes.
+        del values["on_error"]
         fit, family = values.pop("fit"), values.pop("family")
         values["lines"] = tuple(self.lines or ()) or None
         if fit:
@@ -168,21 +169,21 @@ class MergeChoice:
         """The options of the merge, with the defaults for those that are not given.
 
         `counts_tokens` says that the command counts tokens without --fit too. Raises `UsageError`
-        for --family where no tokens are counted, and as `MergeOptions`.
+        for --family where no tokens are counted, and where `MergeOptions` raises it.
         """
         if self.family and not self.fit and not counts_tokens:
             raise UsageError(
-                f"--family {self.family} says whose tokens --fit counts. "
-                "Give --fit N drop or --fit N trim, or leave it out."
+                f"--family {self.family} says whose tokens --fit counts, but --fit is not given. "
+                "Give --fit N drop or --fit N trim, or leave --family out."
             )
         return MergeOptions(**self.given())
 
 
 def with_merge_options(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A decorator that gives a command the options of `MergeChoice`, but for the fields `left_out`.
+    """A decorator that gives a command the options of `MergeChoice`, except the fields `left_out`.
 
     The command takes them as one keyword parameter `merge: MergeChoice`. In the signature that
-    typer reads, the options stand in its place.
+    typer reads, the options replace that parameter.
     """
     offered = [option.name for option in fields(MergeChoice) if option.name not in left_out]
     hints = get_type_hints(MergeChoice, include_extras=True)

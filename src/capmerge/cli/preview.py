@@ -1,4 +1,4 @@
-"""The command `capmerge preview`: from options to the records that are shown."""
+"""The command `capmerge preview`: from its options to the records that it shows."""
 
 from typing import Annotated
 
@@ -79,7 +79,7 @@ def preview_command(
         typer.Option(
             "--epoch",
             metavar="N",
-            help="The epoch whose line is shown, together with --seed.",
+            help="The epoch whose line is shown, counted from 0. Goes together with --seed.",
             show_default=False,
         ),
     ] = None,
@@ -98,7 +98,7 @@ def preview_command(
             "--dataset",
             metavar="N",
             min=0,
-            help="The number of the data set in the training run. Default: 0.",
+            help="The number of the data set in the training run, counted from 0. Default: 0.",
             show_default=False,
         ),
     ] = None,
@@ -108,7 +108,7 @@ def preview_command(
             "--repeat",
             metavar="N",
             min=0,
-            help="The number of the repeat within the epoch. Default: 0.",
+            help="The number of the repeat within the epoch, counted from 0. Default: 0.",
             show_default=False,
         ),
     ] = None,
@@ -116,8 +116,9 @@ def preview_command(
     quiet: QuietOption = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
 ) -> None:
-    """Show records before and after the merge, with the tokens that CLIP sees of each alternative.
+    """Show records before and after the merge, as CLIP sees them.
 
+    Each alternative is shown cut into chunks, with its tokens and with the part that is dropped.
     SRC is a .json or .jsonl metadata file, a .gz file of either, or - for standard input. Records
     that are already rewritten are shown as they are. No file is written.
     """

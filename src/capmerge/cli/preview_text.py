@@ -21,7 +21,7 @@ _RED, _BOLD = "31", "1"
 
 
 class Printed(NamedTuple):
-    """How many of the records that were printed are not simply merged."""
+    """The numbers of printed records that were not merged."""
 
     rewritten: int
     """Already rewritten in the source."""
@@ -38,7 +38,8 @@ def print_previews(
     """Print the records that `options` ask for and, unless `quiet`, the tokenizer that counted.
 
     `progress` is told the offset that is done; when it is given, its bar is on the terminal
-    and the lines are written above it. Raises `UsageError` when a key is not there.
+    and the lines are written above it. Returns the numbers of records that were not merged. Raises
+    `UsageError` when the source has no record of a key.
     """
     previewer = Previewer(options)
     screen = Screen(
@@ -59,7 +60,8 @@ def print_previews(
 
 
 def _write_beside_bar(line: str) -> None:
-    from tqdm import tqdm  # the bar needs it anyway
+    """Write a line above the progress bar."""
+    from tqdm import tqdm  # imported already, by the bar
 
     tqdm.write(line)
 
@@ -113,6 +115,7 @@ class Screen:
 
 
 def _heading(shown: Shown) -> str:
+    """The line above an alternative: its style, its probability and its token length."""
     times = len(shown.written.places)
     repeated = f", on {times} lines" if times > 1 else ""
     longest = f", longest of {shown.texts:,} texts" if shown.texts > 1 else ""
@@ -121,12 +124,14 @@ def _heading(shown: Shown) -> str:
 
 
 def _length(cut: ChunkedText) -> str:
+    """The token length of a text, such as `80 tokens in 2 chunks, 5 dropped`."""
     used = sum(1 for part in cut.parts if part.chunk and part.tokens)
     dropped = f", {cut.dropped:,} dropped" if cut.dropped else ""
     return f"{_counted(cut.tokens, 'token')} in {_counted(max(1, used), 'chunk')}{dropped}"
 
 
 def _counted(number: int, thing: str) -> str:
+    """A number with its noun, such as `1 token` or `3 tokens`."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 

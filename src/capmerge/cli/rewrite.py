@@ -1,4 +1,4 @@
-"""The command `capmerge rewrite`: from options to the run, and its end table."""
+"""The command `capmerge rewrite`: from its options to the run and the table at its end."""
 
 import sys
 import time
@@ -70,8 +70,8 @@ def rewrite_command(
         bool,
         typer.Option(
             "--stats",
-            help="Count tokens in the same pass: print a table, and write <stem>.stats.json beside "
-            "OUT.",
+            help="Count tokens in the same pass, as `stats` does: print a table, and write "
+            "<stem>.stats.json beside OUT.",
         ),
     ] = False,
     tokenizer: TokenizerOption = None,
@@ -88,10 +88,11 @@ def rewrite_command(
     quiet: QuietOption = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
 ) -> None:
-    """Merge the caption and the tags of every record into caption lines that sd-scripts draws from.
+    """Merge the caption and tags of every record into caption lines.
 
-    SRC is a .json or .jsonl metadata file, a .gz file of either, or - for standard input. It is
-    never changed, and OUT appears whole or not at all.
+    sd-scripts draws one of the lines each time that it trains the record. SRC is a .json or .jsonl
+    metadata file, a .gz file of either, or - for standard input. It is never changed, and OUT
+    appears whole or not at all.
     """
     with errors_as_exit_codes():
         # Options
@@ -112,8 +113,7 @@ def rewrite_command(
         # Checks
         if not stats and (plot or report or tokenizer):
             raise UsageError(
-                "--plot, --report and --tokenizer show and choose what --stats counts. "
-                "Give --stats too."
+                "--plot, --report and --tokenizer belong to --stats. Give --stats too."
             )
         with open_source(src) as source:
             document = default_document(target) if target and stats else None
@@ -142,12 +142,12 @@ def rewrite_command(
 
 
 def _target(src: str, out: str | None, format_name: FormatName | None) -> Path | None:
-    """The file to write: the one -o names, else one beside `src`; None for standard output."""
+    """The file that -o names, or a default beside `src`; None for standard output."""
     if out is not None:
         return None if out == "-" else Path(out)
     if src == "-":
         raise UsageError(
-            "standard input has no name to derive the output's from. "
+            "standard input has no name from which the name of the output could be made. "
             "Give -o OUT, or -o - for standard output."
         )
     path = Path(src)
@@ -158,7 +158,7 @@ def _target(src: str, out: str | None, format_name: FormatName | None) -> Path |
 def _show_first_records(
     source: Source, options: RewriteOptions, count: int, tokenizers: Tokenizers, *, quiet: bool
 ) -> None:
-    """Print the first `count` records as `capmerge preview` does, and what would stop the run."""
+    """Print the first `count` records as `capmerge preview` does, and warn of what stops a run."""
     from capmerge.cli.preview_text import print_previews
     from capmerge.commands.preview import PreviewOptions
 

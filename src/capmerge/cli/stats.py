@@ -1,4 +1,4 @@
-"""The command `capmerge stats`: from options to the statistics, and their table."""
+"""The command `capmerge stats`: from its options to the statistics and their table."""
 
 import sys
 from pathlib import Path
@@ -60,11 +60,12 @@ def stats_command(
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
 ) -> None:
-    """Count the tokens that CLIP will see, what a max length cuts, and what else captions hold.
+    """Count the tokens of captions, and those that a max length cuts.
 
-    SRC is a metadata file as for `rewrite`, or a file that `rewrite` wrote. Default: meta_lat.json
-    in this folder. Records that are already rewritten are counted as they are, all others as
-    `rewrite` would write them with the same options.
+    The statistics also show tags, duplicates and sizes. SRC is a metadata file as for `rewrite`, or
+    a file that `rewrite` wrote. Default: meta_lat.json in this folder. Records that are already
+    rewritten are counted as they are, all others as `rewrite` would write them with the same
+    options.
     """
     with errors_as_exit_codes():
         options = merge.options(counts_tokens=True)

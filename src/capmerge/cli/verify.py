@@ -1,4 +1,4 @@
-"""The command `capmerge verify`: from options to the proof, and its result as text."""
+"""The command `capmerge verify`: from its options to the proof and its result as text."""
 
 from pathlib import Path
 from typing import Annotated
@@ -28,10 +28,11 @@ def verify_command(
     quiet: QuietOption = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
 ) -> None:
-    """Prove record by record that OUT is what `rewrite` makes of SRC, and that nothing is lost.
+    """Prove that OUT is what `rewrite` makes of SRC, record by record.
 
     SRC and OUT are .json or .jsonl files, or .gz files of either. The merge options are read from
-    OUT.capmerge.json; if any is given here, those given here are used instead.
+    OUT.capmerge.json. If you give any of them here, that file is not read: give all the options
+    that OUT was made with.
     """
     with errors_as_exit_codes():
         options, skips = merge.options(counts_tokens=False), merge.on_error == "skip"

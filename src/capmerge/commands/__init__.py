@@ -1,1 +1,1 @@
-"""The story of each command, without a command line."""
+"""The commands as functions that know no command line, one module for each."""

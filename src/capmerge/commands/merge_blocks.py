@@ -1,4 +1,4 @@
-"""The work of `rewrite` and `stats` on each block: decode, merge, encode, count, note."""
+"""The work of `rewrite` and `stats` on each block: decode, merge, encode and count its records."""
 
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -27,7 +27,7 @@ OnError = Literal["stop", "skip"]
 
 
 class Counted(NamedTuple):
-    """What a worker has counted."""
+    """The counts of a worker."""
 
     tally: Tally
     stats: CaptionStats
@@ -39,11 +39,12 @@ class Counted(NamedTuple):
 
 
 class BlockMerger:
-    """What a worker does with each block of a rewrite, or of statistics alone when `out` is None.
+    """The work on each block of a rewrite, or of statistics alone when `out` is None.
 
-    `make_observer` gives what counts the merged records, if anything does; `make_rows` gives what
-    notes them for an index. The streams are "records" and "rejects" of a rewrite, "hashes",
-    "per_record" and "places" of an observer, and "rows" of an index.
+    `make_observer` makes the observer that counts the merged records, and `make_rows` the
+    `RowMaker` that notes them for an index; both may be None. The streams are "records" and
+    "rejects" of a rewrite, "hashes", "per_record" and "places" of an observer, and "rows" of an
+    index.
     """
 
     def __init__(
@@ -64,8 +65,8 @@ class BlockMerger:
         self.counts = _MergeCounts(self._merger, self._observer)
 
     def run(self, block: Block, data: bytes) -> Iterator[Chunk]:
-        """The merged records of a block as they are written, and those that had to be left out."""
-        # --fit counts the tokens of many records at a time.
+        """The merged records of a block as the output holds them, and those that were left out."""
+        # --fit counts the tokens of many records at a time, so it takes the block in one piece.
         whole = self._merger.options.fit_tokens is not None
         written_bytes = 0
         for piece in iter_block(data, self._layout, block, whole=whole):
@@ -87,7 +88,7 @@ class BlockMerger:
                 yield "rejects", rejects
 
     def flush(self) -> Iterator[Chunk]:
-        """What was noted of the block's records for statistics and for an index."""
+        """The notes on the block's records for statistics and for an index."""
         if self._observer:
             hashes, lines, places = self._observer.count()
             yield "hashes", hashes
@@ -123,7 +124,7 @@ class BlockMerger:
     ) -> None:
         """Note the records of a merged piece for the index.
 
-        `spans` are the bytes of each, counted from `offset` in the block's output.
+        `spans` are the first byte and the end of each, counted from `offset` in the block's output.
         """
         numbered = enumerate(piece.records.pairs)
         kept = ((number, pair) for number, pair in numbered if number not in left_out)
@@ -136,12 +137,19 @@ class BlockMerger:
                 ) from None
 
     def rewrite(self, piece: Piece) -> tuple[Buffer, bytes]:
-        """A piece's records as they stand in the output, and a line of JSON for each that had to be left out."""
+        """The records of a piece as the output holds them, and the lines of its rejects.
+
+        A reject is a record that had to be left out; its line is JSON with the reason.
+        """
         records, _, rejects = self.merge(piece)
         return encode(records, self._out.kind) if self._out else b"", rejects
 
     def merge(self, piece: Piece) -> tuple[Records, Collection[int], bytes]:
-        """A piece's records merged, the numbers of those that had to be left out, and a line of JSON for each of them."""
+        """The merged records of a piece, the numbers of those left out, and the lines of these.
+
+        Raises `DataError` for a record that is rewritten already, and `RecordError` for one that
+        cannot be merged when such records are not skipped.
+        """
         records = piece.records
         failures = self._merger.merge_all(records.values())
         if not failures:
@@ -150,8 +158,14 @@ class BlockMerger:
         for number, error in failures:
             key, record = pairs[number]
             if isinstance(error, RewrittenError):
-                problem = f'found a field "{MARK}": the record is rewritten already, and its braces would double.'
-                next_step = "Give the original file, or --allow-rewritten to pass such records through unchanged."
+                problem = (
+                    f'found a field "{MARK}": the record is rewritten already, and its braces '
+                    "would be doubled again."
+                )
+                next_step = (
+                    "Give the original file, or --allow-rewritten to pass such records through "
+                    "unchanged."
+                )
                 raise self._error(DataError, piece, number, problem, next_step)
             value, problem = (
                 (record.value, record.problem)
@@ -159,7 +173,10 @@ class BlockMerger:
                 else (record, str(error))
             )
             if not self._skips:
-                next_step = "Mend the record, or use --on-error skip to leave such records out and list them."
+                next_step = (
+                    "Mend the record, or use --on-error skip to leave such records out and list "
+                    "them."
+                )
                 raise self._error(RecordError, piece, number, problem, next_step)
             rejects.append(to_json({"key": key, "reason": problem, "record": value}) + "\n")
         self._merger.tally.rejected += len(rejects)
@@ -192,11 +209,11 @@ class _MergeCounts:
         return counted
 
     def keep(self, counted: Counted) -> None:
-        """Add the counts of a block that stands."""
+        """Add the counts of a block that is valid."""
         self._kept.add(counted)
 
     def is_full(self) -> bool:
-        """Whether the kept counts take so much memory that the parent should add them up."""
+        """True if the kept counts take so much memory that the parent should add them up."""
         return self._kept.stats.is_large
 
     def result(self) -> Counted:

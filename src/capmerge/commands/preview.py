@@ -1,4 +1,7 @@
-"""The story of `capmerge preview`: some records of a source, before and after, and what a model sees of every alternative."""
+"""The work of `capmerge preview`: some records of a source before and after the merge.
+
+Each alternative is shown as a model sees it: cut into chunks, with the tokens that it drops.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -31,7 +34,10 @@ DEFAULT_MAX_TOKENS = 3 * CHUNK_TOKENS
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The sample whose draw is shown, but for its key, and the way of drawing. Raises `UsageError` for numbers out of range."""
+    """The training sample whose draw is shown, without its key, and how its line is picked.
+
+    Raises `UsageError` for numbers out of range.
+    """
 
     seed: int
     epoch: int
@@ -54,21 +60,24 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class PreviewOptions:
-    """What is shown, and how it is cut. Raises `UsageError` for combinations that cannot be carried out."""
+    """The options of a preview: which records are shown, and how their captions are cut.
+
+    Raises `UsageError` for combinations that cannot be carried out.
+    """
 
     merge: MergeOptions = field(default_factory=MergeOptions)
     keys: tuple[str, ...] = ()
-    """Of the records that are shown; when empty, the first `count`."""
+    """The keys of the records that are shown; if empty, the first `count` records are."""
     count: int = 5
     family: TokenizerFamily = "sd1"
     chunking: Splitting = "kohya"
     max_tokens: int | None = None
-    """None: 225 for kohya, no limit for a1111, one chunk for a family that crops."""
+    """None is 225 for kohya, no limit for a1111, and one chunk for a family that crops."""
     tokenizer: str | None = None
-    """Path of another CLIP tokenizer, or of a T5 for a family that reads one."""
+    """The path of another CLIP tokenizer, or of a T5 tokenizer for a family that has one."""
     sampling: Sampling | None = None
     out: Format | None = None
-    """The format that is written; its reserved fields cannot stand in a record. None: any."""
+    """The format of the output, whose reserved fields a record cannot have; None for any format."""
     max_record_bytes: int = MAX_RECORD_BYTES
 
     def __post_init__(self) -> None:
@@ -77,25 +86,27 @@ class PreviewOptions:
         one_chunk = self.family in ONE_CHUNK
         if one_chunk and self.max_tokens not in (None, CHUNK_TOKENS):
             raise UsageError(
-                f"--max-tokens {self.max_tokens}: CLIP reads {CHUNK_TOKENS} tokens of a caption with --family {self.family}. Leave it out."
+                f"--max-tokens {self.max_tokens}: CLIP reads {CHUNK_TOKENS} tokens of a caption "
+                f"with --family {self.family}. Leave --max-tokens out."
             )
         if one_chunk and self.chunking == "a1111":
             raise UsageError(
-                f"--chunking a1111: captions are not cut into chunks with --family {self.family}. Leave one of them out."
+                "--chunking a1111: captions are not cut into chunks with --family "
+                f"{self.family}. Leave one of them out."
             )
 
 
 class Readers(NamedTuple):
-    """What reads a caption: CLIP, and for some families T5."""
+    """The tokenizers that read a caption: CLIP's chunks, and for some families T5."""
 
     clip: Chunker
     t5: FileTokenizer | None = None
     t5_ids: int = 0
-    """That T5 reads, its own included; 0 for a family without T5."""
+    """The number of ids that T5 reads, its special tokens included; 0 for a family without T5."""
 
     @classmethod
     def load(cls, options: PreviewOptions) -> "Readers":
-        """The readers that the options ask for. Raises `UsageError` as `tokens.load_readers`."""
+        """The readers that the options ask for. Raises `UsageError` as `load_readers` does."""
         clip, t5 = load_readers(options.family, options.tokenizer)
         if options.max_tokens is not None:
             max_chunks: int | None = count_chunks(options.max_tokens)
@@ -107,7 +118,7 @@ class Readers(NamedTuple):
         return cls(chunker, t5, T5_IDS.get(options.family, 0))
 
     def text(self) -> str:
-        """What they are, in a line."""
+        """A line that names the tokenizer and says how much of a caption is read."""
         most = self.clip.max_chunks
         limit = f"{most * CHUNK_TOKENS} tokens" if most else "all tokens"
         name = printable(self.clip.tokenizers[0].name)
@@ -117,7 +128,10 @@ class Readers(NamedTuple):
         if self.t5:
             return f"{line} T5: {self.t5_ids - self.t5.n_special} tokens are read."
         if self.t5_ids:
-            return f"{line} T5 reads {self.t5_ids} tokens of its own: give --tokenizer a T5 to see what it drops."
+            return (
+                f"{line} T5 reads {self.t5_ids} tokens by its own count. Give a T5 tokenizer with "
+                "--tokenizer to see what it drops."
+            )
         return line
 
 
@@ -127,10 +141,10 @@ class Shown:
 
     written: WrittenAlternative
     texts: int
-    """How many texts its in-line wildcards give; what is cut is the longest."""
+    """The number of texts that its in-line wildcards give; the longest of them is cut."""
     cut: ChunkedText
     t5_cut: ChunkedText | None
-    """As T5 reads it."""
+    """The part that T5 reads; None without T5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,33 +153,33 @@ class Unfit:
 
     style: str
     tokens: int
-    """Before the cut."""
+    """The token length before the cut."""
     left_out: bool
     text: str
-    """What is not trained: all of it, or what was cut off."""
+    """The text that is not trained: all of it, or what was cut off."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """One record."""
+    """A record before and after the merge, with its alternatives."""
 
     key: str
     before: Any
     after: dict[str, Any] | None
-    """None when it cannot be merged."""
+    """None when the record cannot be merged."""
     problem: str = ""
-    """Why there is no `after`, or nothing to read in it."""
+    """The reason why there is no `after`, or why its alternatives cannot be read."""
     rewritten: bool = False
-    """Whether the source holds it rewritten already; then `after` is `before`."""
+    """True if the record is already rewritten in the source; then `after` is `before`."""
     alternatives: tuple[Shown, ...] = ()
     unfit: tuple[Unfit, ...] = ()
     drawn: Drawn | None = None
     drawn_number: int | None = None
-    """Of the drawn alternative, from 0."""
+    """The number of the drawn alternative in `alternatives`, from 0."""
 
 
 class Previewer:
-    """Looks at records under one set of options."""
+    """Makes previews of records under one set of options."""
 
     def __init__(self, options: PreviewOptions) -> None:
         self._options = options
@@ -174,7 +188,7 @@ class Previewer:
         self._counter = TokenCounter(self.readers.clip.tokenizers[0])
 
     def preview(self, key: str, record: Any) -> Preview:
-        """What one record is, becomes and gives to a model; `record` is not changed."""
+        """The preview of one record, which is not changed."""
         if isinstance(record, Stray):
             return Preview(key, record.value, None, record.problem)
         rewritten = is_rewritten(record)
@@ -249,10 +263,10 @@ def iter_previews(
     previewer: Previewer,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Preview]:
-    """The records that are asked for, in the order of the source, one in memory at a time.
+    """The previews that `options` ask for, in the order of the source, one in memory at a time.
 
-    `progress` is told the offset that is done. Raises `UsageError` at the end when a key is not
-    there.
+    `progress` is told the offset that is done. Raises `UsageError` at the end when the source has
+    no record of a key.
     """
     for key, record in _iter_asked(source, options, progress):
         yield previewer.preview(key, record)
@@ -287,7 +301,7 @@ def _iter_asked(
             progress(piece.start + len(piece.data))
     names = ", ".join(map(quoted, missing))
     hints = [f"Did you mean {quoted(alike[key])}?" for key in missing if key in alike]
-    hint = " ".join(hints) or "Keys are compared whole, folder and ending included."
+    hint = " ".join(hints) or "Give whole keys, with folder and ending."
     raise UsageError(f"{printable(source.name)}: found no record {names} among {records:,}. {hint}")
 
 

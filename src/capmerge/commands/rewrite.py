@@ -1,7 +1,7 @@
-"""The story of `capmerge rewrite`: source -> blocks -> workers merge each record -> one ordered output.
+"""The work of `capmerge rewrite`: source -> blocks -> workers merge each record -> ordered output.
 
-The whole run, from the first look at the source to the rename of the output; `merge_blocks` is what
-a worker does with a block.
+This module owns the whole run, from the first look at the source to the rename of the output. What
+a worker does with a block is in `merge_blocks`.
 """
 
 import json
@@ -44,41 +44,44 @@ if TYPE_CHECKING:
     from capmerge.index.build import Indexing
     from capmerge.metadata.work import Sink, Stream
 
-_SAMPLE_RECORDS, _SAMPLE_BYTES = 1000, 8 << 20  # a pipe's bytes are held meanwhile
-
+# A pipe cannot be read twice, so the bytes of the sample stay in memory.
+_SAMPLE_RECORDS, _SAMPLE_BYTES = 1000, 8 << 20
 
 _JSON = Format("json")
 
 
 @dataclass(frozen=True, slots=True)
 class RewriteOptions:
-    """One run of `capmerge rewrite`; `merge` decides what a record becomes, the rest how the run is done."""
+    """The options of one run of `capmerge rewrite`.
+
+    `merge` decides what a record becomes; the other options decide how the run is done.
+    """
 
     target: Path | None
-    """None: standard output."""
+    """The file to write; None for standard output."""
     format: Format = _JSON
     merge: MergeOptions = field(default_factory=MergeOptions)
     on_error: OnError = "stop"
     jobs: int = 1
     force: bool = False
     stats: Tokenizers | None = None
-    """Count the output in the same pass, with these."""
+    """The tokenizers that count the output in the same pass; None to count nothing."""
     index: bool = False
-    """Write the index of the output in the same pass."""
+    """True to write the index of the output in the same pass."""
     max_record_bytes: int = MAX_RECORD_BYTES
     start_method: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a finished run has to tell."""
+    """The result of a finished run."""
 
     tally: Tally
     read_bytes: int
-    """Of the source as it lies on disk or comes from the pipe."""
+    """Bytes of the source as it is on disk or comes from the pipe, so before it is unzipped."""
     written_bytes: int
     statistics: Document | None = None
-    """Of the output, when they were asked for."""
+    """The statistics of the output; None when they were not asked for."""
 
 
 def rewrite(
@@ -88,12 +91,13 @@ def rewrite(
     warn: Callable[[str], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Outcome:
-    """Rewrite `source` into `options.target` and its side files, which appear together when all is done.
+    """Rewrite `source` into `options.target` and its side files, and return the counts of the run.
 
-    `warn` is given each warning, `progress` the offset that is done.
-    Raises `UsageError`, `DataError`, `OutputError` or `WorkerError`; then nothing new is there.
+    The files appear together when all is done. `warn` is given each warning, `progress` the offset
+    that is done. Raises `UsageError`, `DataError`, `OutputError` or `WorkerError`; then no file was
+    written or replaced.
     """
-    # Check all that can be checked before there is a file.
+    # Check everything that can be checked before a file is opened.
     if options.index:
         _check_indexable(options)
     target = options.target and check_target(
@@ -101,17 +105,18 @@ def rewrite(
     )
     layout = read_layout(source, options.max_record_bytes)
 
-    # Rewrite a sample: it tells how large the output will be.
+    # Rewrite a sample to estimate how large the output will be.
     sample = _sample(source, layout, options)
     if warn and sample.growth > 2 and options.merge.weights == "repeat":
         warn(
-            f"The output will be about {sample.growth:.1f} times the input: weights repeat lines. --weights field stores numbers."
+            f"the output will be about {sample.growth:.1f} times as large as the input, because "
+            "weights repeat lines. Use --weights field to store them as numbers instead."
         )
     if target:
         _check_room(target, source, sample.growth)
 
     with ExitStack() as stack:
-        # Open the outputs. Statistics and an index bring the sinks of what workers note for them.
+        # Open the outputs. Statistics and an index add sinks for the notes of the workers.
         files = stack.enter_context(OutputFiles(target, SIDE_FILES))
         output = files.open()
         records = RecordWriter(output, options.format)
@@ -151,7 +156,7 @@ def rewrite(
         read_bytes = source.read_bytes(end)
         source.check_unchanged()
 
-        # Finish the side files, and give all files their names together.
+        # Finish the side files, and give all files their final names together.
         name = target.name if target else source.name
         statistics = gathered.document(name, source, layout, options.merge) if gathered else None
         if indexing and isinstance(output, AtomicFile):
@@ -176,11 +181,14 @@ def rewrite(
 def _check_indexable(options: RewriteOptions) -> None:
     """Raise `UsageError` for an output that has no offsets."""
     if options.target is None:
-        raise UsageError("--index: standard output cannot be read by offsets. Give -o OUT, a file.")
+        raise UsageError(
+            "--index: standard output cannot be read by byte offsets. Give a file with -o OUT."
+        )
     if options.format.gz:
         shown = printable(str(options.target))
         raise UsageError(
-            f"{shown}: --index needs offsets, which gzip has not. Choose a -o that does not end in .gz."
+            f"{shown}: found a gzip output, but --index needs byte offsets, which gzip does not "
+            "have. Choose an -o that does not end in .gz."
         )
 
 
@@ -191,7 +199,7 @@ def _indexing(target: Path, out: Format, records: "RecordWriter") -> "Indexing":
 
 
 class _RejectsFile:
-    """The records left out, in a side file that is opened at the first of them."""
+    """A sink for the records left out: a side file that is opened at the first of them."""
 
     def __init__(self, open_file: Callable[[], AtomicFile]) -> None:
         self._open_file = open_file
@@ -204,10 +212,10 @@ class _RejectsFile:
 
 
 class _RejectsOnStderr:
-    """The records left out, on standard error: standard output has no side files."""
+    """A sink for the records left out when OUT is standard output, which has no side files."""
 
     def write(self, data: Buffer, *, new_block: bool) -> None:  # noqa: ARG002  # a sink
-        """Print lines of JSON; they stay JSON when what a terminal would obey is escaped."""
+        """Print lines of JSON on standard error, with characters that act on a terminal escaped."""
         text = bytes(data).decode(errors="backslashreplace")
         sys.stderr.write(
             "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
@@ -215,16 +223,20 @@ class _RejectsOnStderr:
 
 
 class _Sample(NamedTuple):
-    """What the first records tell of the rest."""
+    """An estimate from the first records for the rest."""
 
     growth: float
     """Output bytes over input bytes."""
     resolutions: set[tuple[int, int]]
-    """[width, height] in px."""
+    """The [width, height] of the latents in px."""
 
 
 def _sample(source: Source, layout: FileLayout, options: RewriteOptions) -> _Sample:
-    """The first `_SAMPLE_RECORDS` records, fewer when they are long, rewritten and thrown away; all can be read again."""
+    """The estimate from the first records of `source`.
+
+    They are `_SAMPLE_RECORDS` records, fewer when they are long. They are rewritten and thrown
+    away, and the run reads them again.
+    """
     merger = BlockMerger(source.name, layout, options.merge, options.on_error, options.format)
     records, read_bytes, written_bytes = 0, 0, 0
     resolutions = set()
@@ -250,8 +262,9 @@ def _check_room(target: Path, source: Source, growth: float) -> None:
         return
     total, _, free = shutil.disk_usage(target.parent)
     needed = source.total_bytes * growth
-    if needed > free and total:  # some network file systems tell no sizes
+    # Some network file systems report 0 bytes in all; there the run is simply tried.
+    if needed > free and total:
         raise OutputError(
-            f"{printable(str(target))}: the output will take about {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free there. "
-            "Free some room, choose another -o, or an output that ends in .gz."
+            f"{printable(str(target))}: found {free / 1e9:,.2f} GB free, but the output will take "
+            f"about {needed / 1e9:,.2f} GB. Make room, choose another -o, or one that ends in .gz."
         )

@@ -16,7 +16,7 @@ SD_SCRIPTS_NEEDS = (
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The counts of a finished run, and how long it took."""
+    """The counts of a finished run and the time that it took, and their text for a terminal."""
 
     tally: Tally
     read_bytes: int
@@ -54,14 +54,14 @@ class Summary:
             "sd-scripts needs these settings for this file:",
             *(f"  {need}" for need in SD_SCRIPTS_NEEDS),
         ]
-        return (
-            [*lines, f"  both stand in {printable(self.dataset_config)}"]
-            if self.dataset_config
-            else lines
-        )
+        if self.dataset_config:
+            lines.append(
+                f"{printable(self.dataset_config)} sets enable_wildcard for --dataset_config."
+            )
+        return lines
 
     def _notes(self) -> list[str]:
-        """What the user may want to change, one sentence or two per note."""
+        """Notes on what the user may want to change, each of one or two sentences."""
         tally = self.tally
         notes = []
         if tally.image_size_added:

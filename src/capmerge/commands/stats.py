@@ -1,7 +1,7 @@
-"""The story of `capmerge stats`: source -> blocks -> workers merge and count each record -> one document.
+"""The work of `capmerge stats`: source -> blocks -> workers merge and count records -> a document.
 
 The records go through the merge of a rewrite and are counted as they come out of it, so the figures
-of an original file are those of what the same options would write.
+of an original file are those of the file that the same options would write.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from capmerge.stats.document import Document
 
 @dataclass(frozen=True, slots=True)
 class MeasureOptions:
-    """One run of `capmerge stats`; `merge` holds for records that are not rewritten yet."""
+    """The options of one run of `capmerge stats`; `merge` is for records not yet rewritten."""
 
     merge: MergeOptions = field(default_factory=MergeOptions)
     tokenizers: Tokenizers = field(default_factory=Tokenizers)
@@ -40,8 +40,8 @@ def measure(
 ) -> Document:
     """The statistics of `source`; `progress` is told the offset that is done.
 
-    Raises `UsageError`, `DataError`, `OutputError` or `WorkerError`; then there is no file of lines
-    either.
+    Raises `UsageError`, `DataError`, `OutputError` or `WorkerError`; then `options.per_record` is
+    not written either.
     """
     layout = read_layout(source, options.max_record_bytes)
     with AtomicFile(options.per_record) if options.per_record else nullcontext() as lines:

@@ -1,4 +1,7 @@
-"""The files that statistics are written to: the document, a figure, a page. Checked before a run, written after it."""
+"""The files that statistics are written to: the document, a figure and a page.
+
+They are checked before a run and written after it.
+"""
 
 import json
 from dataclasses import dataclass, replace
@@ -15,14 +18,14 @@ _PLOT_ENDINGS = (".png", ".svg")
 
 
 def default_document(path: Path) -> Path:
-    """Where the document of the metadata file `path` goes: `<stem>.stats.json` beside it."""
+    """The default path of the document of a metadata file: `<stem>.stats.json` beside it."""
     name = path.name.removesuffix(".gz").removesuffix(".json").removesuffix(".jsonl")
     return path.with_name(f"{name}.stats.json")
 
 
 @dataclass(frozen=True, slots=True)
 class StatsFiles:
-    """What to write and where; None for what is not asked for."""
+    """The paths of the files to write; None for a file that is not asked for."""
 
     document: Path | None = None
     plot: Path | None = None
@@ -32,15 +35,19 @@ class StatsFiles:
     def checked(self, source: Source, *, force: bool) -> "StatsFiles":
         """The same files by their real paths.
 
-        Raises `UsageError` when one is the source, is there already without `force`, or cannot be
-        made: an ending that is no picture's, no matplotlib, two files of one name.
+        Raises `UsageError` when one is the source, exists already without `force`, or cannot be
+        made: the figure's ending is neither .png nor .svg, matplotlib is missing, or two files have
+        one name.
         """
         if self.plot and self.plot.suffix.lower() not in _PLOT_ENDINGS:
             raise UsageError(
-                f"{printable(str(self.plot))}: --plot draws a .png or an .svg. Name the file so."
+                f"--plot {printable(str(self.plot))}: expected a name that ends in .png or .svg. "
+                "Give such a name."
             )
         if self.plot and find_spec("matplotlib") is None:
-            raise UsageError("--plot needs matplotlib. Run: pip install 'capmerge[plot]'")
+            raise UsageError(
+                "--plot: matplotlib is not installed. Run: pip install 'capmerge[plot]'"
+            )
         given = {
             name: getattr(self, name)
             for name in ("document", "plot", "report", "per_record")
@@ -50,12 +57,12 @@ class StatsFiles:
         for path in real.values():
             if list(real.values()).count(path) > 1:
                 raise UsageError(
-                    f"{printable(str(path))}: two outputs have this name. Give each its own."
+                    f"{printable(str(path))}: two outputs have this name. Give each its own name."
                 )
         return replace(self, **real)
 
     def save(self, document: Document) -> list[Path]:
-        """Write the document and what is drawn from it; the paths written, in order."""
+        """Write the document and the views drawn from it, and return the paths in that order."""
         written = []
         if self.document:
             write_whole(self.document, json.dumps(document, indent=1) + "\n")

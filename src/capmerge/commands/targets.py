@@ -1,4 +1,7 @@
-"""Where a command may write: never over its source, and over other files only with --force."""
+"""The check of a path before a command writes to it.
+
+A command never writes over its source, and over other files only with --force.
+"""
 
 from pathlib import Path
 
@@ -12,33 +15,38 @@ def check_target(
 ) -> Path:
     """The real path to write to, links followed.
 
-    Raises `UsageError` when it is the source, no regular file, in no folder, or there already
-    without `force`; and when a side file would be the source.
+    Raises `UsageError` when it is the source, is not a regular file, is in a folder that does not
+    exist, or exists already without `force`; and when a side file would be the source.
     """
     shown = printable(str(target))
     try:
         target = target.resolve()
         if source.is_file(target):
             raise UsageError(
-                f"{shown}: the output is the source itself. Choose another -o; the source is never written to."
+                f"{shown}: the output is the source itself, which is never written to. Choose "
+                "another -o."
             )
         for suffix in side_suffixes:
             if source.is_file(side_path(target, suffix)):
                 raise UsageError(
-                    f"{shown}: its side file *{suffix} would be the source itself. Choose another -o."
+                    f"{shown}: the side file with the ending {suffix} would be the source itself. "
+                    "Choose another -o."
                 )
         return _checked(target, shown, force=force)
-    except (OSError, RuntimeError) as error:  # a name that is too long; a loop of links
+    except (OSError, RuntimeError) as error:
+        # The name is too long, or its links form a loop.
         raise UsageError(
-            f"{shown}: this cannot be a file name here ({error}). Choose another -o."
+            f"{shown}: the file system refuses this name ({error}). Choose another -o."
         ) from error
 
 
 def _checked(target: Path, shown: str, *, force: bool) -> Path:
+    """`target`, when it can be written; `shown` is its name as the user gave it."""
     if target.exists() and not target.is_file():
-        kind = "a folder" if target.is_dir() else "no regular file"
+        kind = "a folder" if target.is_dir() else "a pipe or device"
         raise UsageError(
-            f"{shown}: found {kind}, expected a file name. For a pipe or device use -o - and redirect it."
+            f"{shown}: found {kind}, expected the name of a file. For a pipe or device use -o - "
+            "and redirect it."
         )
     if target.exists() and not force:
         raise UsageError(
@@ -46,6 +54,7 @@ def _checked(target: Path, shown: str, *, force: bool) -> Path:
         )
     if not target.parent.is_dir():
         raise UsageError(
-            f"{shown}: there is no folder {printable(str(target.parent))}. Create it first."
+            f"{shown}: there is no folder {printable(str(target.parent))}. Create it first, or "
+            "choose another -o."
         )
     return target

@@ -1,9 +1,10 @@
-"""The story of `capmerge verify`: source and output side by side, every record proven, nothing held but the two.
+"""The work of `capmerge verify`: it reads source and output side by side and proves every record.
 
-Two proofs for each record. The record that the merge rule gives must equal the one found, field by
-field, in order and type. And sd-scripts' own grammar, read over the caption found, must give
-exactly the texts that the templates ask for, with their probabilities: that one uses nothing of
-what wrote the file but the choice of templates and what `--fit` leaves of them.
+There are two proofs for each record. First, the record that the merge rules give must equal the one
+in the output, field by field, in order and type. Second, sd-scripts' own grammar, read over the
+caption in the output, must give exactly the texts that the templates ask for, with their
+probabilities. Of the code that wrote the file, the second proof uses only the choice of templates
+and what `--fit` leaves of them. No more than the records compared are in memory.
 """
 
 import json
@@ -17,7 +18,13 @@ from typing import Any
 from capmerge.captions.fields import MARK
 from capmerge.captions.merge import Merger, Record, RewrittenError, UnmergeableError, copy_of
 from capmerge.captions.templates import MOST_LINES, Draw, MergeOptions
-from capmerge.captions.wildcard import TooManyOutcomesError, line_outcomes, space_stand_ins
+from capmerge.captions.wildcard import (
+    TooManyOutcomesError,
+    has_stand_in,
+    line_outcomes,
+    space_groups,
+    space_stand_ins,
+)
 from capmerge.captions.written import BrokenRecordError, read_written
 from capmerge.errors import DataError, quoted
 from capmerge.files.atomic import side_path
@@ -27,32 +34,36 @@ from capmerge.metadata.codec import Stray
 from capmerge.metadata.format import REJECTS, Format, reserved_fields
 from capmerge.metadata.pieces import iter_pairs, iter_source, place_of
 
-_SPACE_BEFORE_BRACE = re.compile(r" +(?=[{}])")
+_SPACES_BEFORE_BRACES = re.compile(r" +(?=[{}])")
+_ANY_SPACES = re.compile(r" +")
 _RUN_AGAIN = "Run `capmerge rewrite` again, or give verify the options it was run with."
 
 
 @dataclass(slots=True)
 class Verified:
-    """What was proven."""
+    """The counts of what was proven."""
 
     records: int = 0
     rejected: int = 0
     passed: int = 0
     too_many_outcomes: int = 0
-    """Records whose intended wildcards multiply to more texts than are listed; only the first proof holds for them."""
+    """Records whose intended wildcards give more texts than are listed.
+
+    Only the first proof is made for them.
+    """
 
     def text(self) -> str:
         """One line for a terminal, and one for each exception."""
-        lines = [
-            f"verified: {self.records:,} records are what they should be, in order; nothing else is there."
-        ]
+        counted = f"{self.records:,} records are as expected and in order"
+        lines = [f"verified: {counted}, and the output holds nothing else."]
         if self.rejected:
             lines.append(f"could not be merged, and listed whole: {self.rejected:,}")
         if self.passed:
-            lines.append(f"rewritten before, and unchanged: {self.passed:,}")
+            lines.append(f"already rewritten in the source, and unchanged: {self.passed:,}")
         if self.too_many_outcomes:
             lines.append(
-                f"too many wildcard outcomes to list, though their bytes are right: {self.too_many_outcomes:,}"
+                "right to the byte, but with too many wildcard outcomes to list: "
+                f"{self.too_many_outcomes:,}"
             )
         return "\n".join(lines)
 
@@ -66,14 +77,14 @@ def verify(
     max_record_bytes: int,
     progress: Callable[[int], None] | None = None,
 ) -> Verified:
-    """Prove that `written` is `source` rewritten with `merge`; `skips` says that records may be in OUT.rejects.jsonl.
+    """Prove that `written` is `source` rewritten with `merge`, and return the counts.
 
-    Raises `DataError` at the first difference, with the place in the output.
+    `skips` says that records which cannot be merged are in OUT.rejects.jsonl. Raises `DataError` at
+    the first difference, with its place in the output.
     """
+    # Open both sides. Weights make the records of the output longer.
     layout = read_layout(source, max_record_bytes)
-    out_layout = read_layout(
-        written, max_record_bytes * MOST_LINES, may_be_empty=True
-    )  # weights make records longer
+    out_layout = read_layout(written, max_record_bytes * MOST_LINES, may_be_empty=True)
     merger = Merger(merge, reserved_fields(Format(out_layout.kind)))
     found = iter_pairs(written, out_layout)
     rejects = _iter_rejects(written.name) if skips else iter(())
@@ -83,6 +94,8 @@ def verify(
         for number, (key, record) in enumerate(piece.records.pairs):
             fit = fits[number] if fits else None
             before = copy_of(record)
+
+            # Merge the record of the source as a rewrite does.
             try:
                 merger.merge(record, fit)
             except UnmergeableError:
@@ -98,6 +111,8 @@ def verify(
                     problem,
                     "Give the original file.",
                 ) from None
+
+            # Compare it with the next record of the output, by both proofs.
             out_piece, out_number, (out_key, out_record) = next(found, (None, 0, ("", None)))
             if out_piece is None:
                 problem = f"the output ends before record {quoted(key)} of the source."
@@ -124,6 +139,8 @@ def verify(
             verified.records += 1
         if progress:
             progress(piece.start + len(piece.data))
+
+    # Nothing else may be in the output or among the rejects.
     out_piece, out_number, (out_key, _) = next(found, (None, 0, ("", None)))
     if out_piece is not None:
         place = place_of(written.name, out_layout, out_piece, out_number)
@@ -131,7 +148,7 @@ def verify(
             written.name,
             place,
             out_key,
-            "the record is not in the source, expected the end of the file.",
+            "found a record that is not in the source, expected the end of the file.",
             _RUN_AGAIN,
         )
     _check_reject(next(rejects, None), None, None, written.name)
@@ -139,7 +156,7 @@ def verify(
 
 
 def _difference(key: str, record: Record, found_key: str, found: Any) -> str:
-    """What differs between the record that should be there and the one found; "" when nothing does."""
+    """The difference between the record found and the expected one; "" when they are equal."""
     if key != found_key:
         return f"found this key, expected record {quoted(key)}."
     # repr() tells 1 from 1.0, -0.0 from 0.0 and one order of keys from another; == does not.
@@ -151,17 +168,18 @@ def _difference(key: str, record: Record, found_key: str, found: Any) -> str:
         if name not in found:
             return f"the field {quoted(name)} is missing."
         if repr(value) != repr(found[name]):
-            return f"the field {quoted(name)} is {_excerpt(found[name], value)}, expected {_excerpt(value, found[name])}."
+            shown, expected = _excerpt(found[name], value), _excerpt(value, found[name])
+            return f"the field {quoted(name)} is {shown}, expected {expected}."
     extra = [name for name in found if name not in record]
     return (
         f"found a field {quoted(extra[0])}, expected none."
         if extra
-        else "the fields stand in another order."
+        else "the fields are in another order than expected."
     )
 
 
 def _excerpt(value: object, other: object) -> str:
-    """`value` for a message, from shortly before the place where it differs from `other`."""
+    """`value` for a message, from shortly before the character at which it differs from `other`."""
     text, other_text = (
         v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in (value, other)
     )
@@ -174,16 +192,21 @@ def _excerpt(value: object, other: object) -> str:
 
 
 def _misread(merger: Merger, draws: list[Draw], found: Any) -> str:
-    """What sd-scripts' grammar reads in the caption found that the templates do not ask for; "" when they agree."""
+    """The difference of what sd-scripts reads in the caption found from what the templates ask for.
+
+    It is "" when the texts and their probabilities agree and each span holds the tags.
+    """
     written = read_written(found)
     lines = written.caption.split("\n") if draws else []
     weights = written.weights or [1] * len(lines)
+    # Spaces that keep braces and stand-ins apart may be drawn or not, with or without them beside.
+    apart = _ANY_SPACES if has_stand_in(written.caption) else _SPACES_BEFORE_BRACES
     read: dict[str, Fraction] = {}
     for line, weight in zip(lines, weights, strict=True):
-        _add(read, line_outcomes(line), Fraction(weight, sum(weights)))
+        _add(read, line_outcomes(line), Fraction(weight, sum(weights)), apart)
     meant: dict[str, Fraction] = {}
     for draw in draws:
-        _add(meant, _texts(merger, draw), draw.share)
+        _add(meant, _texts(merger, draw), draw.share, apart)
     if read.keys() != meant.keys():
         wrong, missing = sorted(read.keys() - meant.keys()), sorted(meant.keys() - read.keys())
         return f"sd-scripts draws {quoted(str(wrong))}, expected {quoted(str(missing))}."
@@ -198,21 +221,20 @@ def _misread(merger: Merger, draws: list[Draw], found: Any) -> str:
             continue
         start, end = span
         (tags,) = line_outcomes(line[start:end])
-        if _plain(tags) not in {
-            _plain(draw.tags) for draw in draws
-        }:  # cut tags differ from draw to draw
+        # --fit cuts tags by template, so that they can differ from draw to draw.
+        if apart.sub("", tags) not in {apart.sub("", draw.tags) for draw in draws}:
             return f"the span [{start}, {end}) holds {quoted(tags)}, expected the tags."
     return ""
 
 
 def _texts(merger: Merger, draw: Draw) -> dict[str, Fraction]:
-    """The texts that one draw is meant to train, intended wildcards expanded, with their probabilities."""
+    """The texts that one draw is meant to train, wildcards expanded, with their probabilities."""
     first, *others = merger.literals(draw.template)
     texts = {first: Fraction(1)}
     for field, literal in zip(draw.template.fields, others, strict=True):
         value = draw.value(field)
         intended = field == "caption" and merger.options.caption_wildcards
-        values = line_outcomes(space_stand_ins(value)) if intended else {value: Fraction(1)}
+        values = line_outcomes(_spaced(value)) if intended else {value: Fraction(1)}
         texts = {
             text + drawn + literal: p * q
             for text, p in texts.items()
@@ -221,14 +243,21 @@ def _texts(merger: Merger, draw: Draw) -> dict[str, Fraction]:
     return texts
 
 
-def _add(total: dict[str, Fraction], texts: dict[str, Fraction], share: Fraction) -> None:
+def _add(
+    total: dict[str, Fraction],
+    texts: dict[str, Fraction],
+    share: Fraction,
+    ignored: re.Pattern[str],
+) -> None:
+    """Add texts to `total` with their share of its probability, without what `ignored` matches."""
     for text, probability in texts.items():
-        total[_plain(text)] = total.get(_plain(text), Fraction(0)) + probability * share
+        plain = ignored.sub("", text)
+        total[plain] = total.get(plain, Fraction(0)) + probability * share
 
 
-def _plain(text: str) -> str:
-    """`text` without the spaces that keep braces from fusing with their neighbours."""
-    return _SPACE_BEFORE_BRACE.sub("", text)
+def _spaced(value: str) -> str:
+    """Return a caption with intended wildcards as the grammar reads it by itself."""
+    return space_groups(space_stand_ins(value))[0]
 
 
 def _iter_rejects(name: str) -> Iterator[Any]:
@@ -246,10 +275,19 @@ def _iter_rejects(name: str) -> Iterator[Any]:
 
 
 def _check_reject(found: Any, key: str | None, record: Any, name: str) -> None:
-    """Raise unless the next line of the rejects is this record, whole; with no key, unless there is none left."""
+    """Raise `DataError` unless `found`, the next line of the rejects, is this record, whole.
+
+    `key` is None at the end, where no line may be left.
+    """
     value = record.value if isinstance(record, Stray) else record
     listed = (found.get("key"), found.get("record")) if isinstance(found, dict) else found
     expected = None if key is None else (key, value)
     if repr(listed) != repr(expected):
-        problem = f"found {quoted(str(listed))}, expected {quoted(str(expected))}: the record that could not be merged."
+        shown = "the end of the file" if found is None else quoted(str(listed))
+        wanted = (
+            "the end of the file"
+            if key is None
+            else f"{quoted(str(expected))}, a record that cannot be merged"
+        )
+        problem = f"found {shown}, expected {wanted}."
         raise DataError(str(side_path(Path(name), REJECTS)), None, key, problem, _RUN_AGAIN)

@@ -1,1 +1,1 @@
-"""Bytes in and bytes out: sources, files that appear whole, columns of numbers. No JSON is known here."""
+"""Bytes in and bytes out: sources, atomic files and folders, locks, and files of arrays."""

@@ -1,6 +1,7 @@
-"""Output that appears whole or not at all.
+"""Output files that appear whole or not at all.
 
-A hidden temporary file beside the target, fsync, rename, fsync of the folder.
+A file is written under a hidden name beside its target, synced and renamed; then the folder is
+synced.
 """
 
 import errno
@@ -22,13 +23,13 @@ Buffer = bytes | memoryview
 class AtomicFile:
     """A file that takes its name only when it is complete and on disk.
 
-    A context manager: leaving the block removes what `publish` did not name, so the target is
+    It is a context manager: leaving the block without `publish` removes the file, so the target is
     written whole or left as it was.
 
-    It is written as `.NAME.capmerge-tmp` in the folder of its target. A run that was killed leaves
-    at most that; the next run to the same target takes it over. A lock on it keeps two runs to one
-    target apart. Raises `OutputError` when it cannot be written: no room, no permission;
-    `BusyError` while another run writes it.
+    The file is written as `.NAME.capmerge-tmp` in the folder of its target. A killed run leaves at
+    most that, and the next run with the same target takes it over. A lock keeps two runs with one
+    target apart. Raises `OutputError` when there is no room or no permission to write, and
+    `BusyError` while another run writes the same target.
     """
 
     def __init__(self, target: Path) -> None:
@@ -41,7 +42,8 @@ class AtomicFile:
             self._file.truncate(0)
         except BlockingIOError as error:
             raise BusyError(
-                f"{printable(str(target))}: another run is writing this file. Wait for it, or choose another output."
+                f"{printable(str(target))}: another run is writing this file. "
+                "Wait for it, or choose another output."
             ) from error
         except OSError as error:
             raise _cannot_write(target, error) from error
@@ -55,10 +57,10 @@ class AtomicFile:
         self.written_bytes += len(data)
 
     def read_back(self) -> FileSource:
-        """All that was written, as a source to be closed before anything more is written.
+        """Return everything written so far as a source, to be closed before writing goes on.
 
         It reads through the writer's descriptor: on POSIX closing another one would give up the
-        lock, and Windows lets no other one read what is locked.
+        lock, and on Windows no other one can read a locked file.
         """
         return FileSource(self._temporary, self._file.fileno())
 
@@ -72,9 +74,8 @@ class AtomicFile:
     def publish(self) -> None:
         """Put all bytes on disk and give the file its name, durably, replacing an older one."""
         self.sync()
-        if (
-            sys.platform == "win32"
-        ):  # it cannot rename an open file; elsewhere the lock is held until the name is taken
+        # Windows cannot rename an open file; elsewhere the lock is held until the name is taken.
+        if sys.platform == "win32":
             self._file.close()
         try:
             self._temporary.replace(self.target)
@@ -87,7 +88,7 @@ class AtomicFile:
     def discard(self) -> None:
         """Remove the temporary file; after `publish` there is none."""
         if not self._published:
-            if sys.platform == "win32":  # it cannot remove an open file
+            if sys.platform == "win32":  # which cannot remove an open file
                 self._file.close()
             self._temporary.unlink(missing_ok=True)
             self._file.close()
@@ -100,9 +101,10 @@ class AtomicFile:
 
 
 class ScratchFile:
-    """Bytes that only this process sees, beside the output they are for; they are gone when it is closed or killed.
+    """A temporary file for this process alone, in the folder of the output it serves.
 
-    Raises `OutputError` when they cannot be written.
+    It is gone when it is closed, or when the process is killed. Raises `OutputError` when it
+    cannot be written.
     """
 
     def __init__(self, target: Path) -> None:
@@ -120,13 +122,13 @@ class ScratchFile:
             raise _cannot_write(self._target, error) from error
 
     def parts(self, part_bytes: int) -> Iterator[bytes]:
-        """All bytes from the start, in parts of `part_bytes`, the last one shorter."""
+        """Yield all bytes from the start in parts of `part_bytes`; the last one may be shorter."""
         self._file.seek(0)
         while part := _read_all(self._file, part_bytes):
             yield part
 
     def close(self) -> None:
-        """Remove it."""
+        """Close and remove the file."""
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -137,7 +139,7 @@ class ScratchFile:
 
 
 class StandardOutput:
-    """Standard output as a place to write to; a closed pipe raises `BrokenPipeError`."""
+    """Standard output as a file to write to; a closed pipe raises `BrokenPipeError`."""
 
     def __init__(self) -> None:
         self.written_bytes = 0
@@ -153,9 +155,8 @@ class StandardOutput:
         except BrokenPipeError:
             raise
         except OSError as error:
-            if (
-                sys.platform == "win32" and error.errno == errno.EINVAL
-            ):  # how Windows says that the reader is gone
+            # On Windows EINVAL is the error of a pipe whose reader is gone.
+            if sys.platform == "win32" and error.errno == errno.EINVAL:
                 raise BrokenPipeError from error
             raise OutputError(f"standard output: cannot write ({error.strerror}).") from error
         self.written_bytes += len(data)
@@ -164,8 +165,8 @@ class StandardOutput:
 class OutputFiles:
     """The output and its side files, which appear together: side files first, the output last.
 
-    A context manager: leaving the block removes what `publish` did not name. `target` is None for
-    standard output, which has no side files.
+    It is a context manager: leaving the block removes every file that `publish` did not name.
+    `target` is None for standard output, which has no side files.
     """
 
     def __init__(self, target: Path | None, side_suffixes: tuple[str, ...]) -> None:
@@ -178,22 +179,29 @@ class OutputFiles:
         )
 
     def open(self) -> AtomicFile | StandardOutput:
-        """The output itself, open for writing; what a killed run left of the side files is removed."""
+        """Open the output itself for writing.
+
+        The temporary files that a killed run left of the side files are removed.
+        """
         if self._target is None:
             return StandardOutput()
         main = self._add(self._target)
-        for path in self._absent.values():  # the lock on the main file is ours by now
+        # No other run writes these now, since the lock on the main file is ours.
+        for path in self._absent.values():
             _remove(_temporary_of(path))
         return main
 
     def side(self, suffix: str) -> AtomicFile:
-        """The side file OUT + `suffix`, opened at its first use."""
+        """Open the side file OUT + `suffix`; each one can be opened once."""
         return self._add(self._absent.pop(suffix))
 
     def publish(self) -> None:
-        """Sync every file, then name them; side files of an earlier run that this one did not write are removed."""
+        """Sync every file, then name them all.
+
+        Side files of an earlier run that this one did not write are removed.
+        """
         for file in self._files:
-            file.sync()  # all of them first: a full disk is found before anything has its name
+            file.sync()  # all of them first, so a full disk is noticed before any has its name
         for path in self._absent.values():
             _remove(path)
         for file in reversed(self._files):
@@ -212,14 +220,14 @@ class OutputFiles:
 
 
 def write_whole(path: Path, text: str | bytes) -> None:
-    """Write a small file, replacing an older one: whole or not at all."""
+    """Write a small file whole or not at all, replacing an older one."""
     with AtomicFile(path.resolve()) as file:
         file.write(text.encode() if isinstance(text, str) else text)
         file.publish()
 
 
 def side_path(target: Path, suffix: str) -> Path:
-    """The side file of `target`: its whole name and `suffix`."""
+    """Return the path of a side file of `target`: its whole name with `suffix` behind it."""
     return target.with_name(target.name + suffix)
 
 
@@ -232,7 +240,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
-            f"{printable(str(path))}: cannot replace this, {error.strerror}. Remove it, or choose another -o."
+            f"{printable(str(path))}: the old side file cannot be replaced, {error.strerror}. "
+            "Remove it, or choose another -o."
         ) from error
 
 
@@ -240,10 +249,12 @@ def _cannot_write(target: Path, error: OSError) -> OutputError:
     shown = printable(str(target))
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return OutputError(
-            f"{shown}: cannot write, {error.strerror}. Nothing was kept; free some room, or choose another -o."
+            f"{shown}: cannot write, {error.strerror}. "
+            "Nothing was kept; free some space, or choose another -o."
         )
     return OutputError(
-        f"{shown}: cannot write, {error.strerror}. Check the folder and its permissions, or choose another -o."
+        f"{shown}: cannot write, {error.strerror}. "
+        "Check the folder and its permissions, or choose another -o."
     )
 
 
@@ -254,7 +265,7 @@ def _write_all(file: FileIO, data: Buffer) -> None:
 
 
 def _read_all(file: FileIO, size: int) -> bytes:
-    """`size` bytes, fewer only at the end of the file."""
+    """Return the next `size` bytes, fewer only at the end of the file."""
     data = file.read(size)
     while len(data) < size and (more := file.read(size - len(data))):
         data += more
@@ -262,7 +273,10 @@ def _read_all(file: FileIO, size: int) -> bytes:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable. Windows cannot open folders, and makes renames durable by itself."""
+    """Make a rename in `folder` durable.
+
+    Windows cannot open folders, and makes renames durable by itself.
+    """
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)

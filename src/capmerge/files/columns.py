@@ -1,12 +1,14 @@
-"""A file of numpy columns behind a head of JSON: written once, then memory-mapped by any number of processes.
+"""Files of numpy columns behind a JSON head, written once and memory-mapped by many processes.
 
-Owns the bytes of such a file: 8 bytes of magic, the length of the head, the head, and each column
-at a multiple of 64 bytes. Knows nothing of what the columns mean.
+This module owns the bytes of such a file: 8 bytes of magic, the length of the head, the head, and
+each column at a multiple of 64 bytes. The meaning of the columns belongs to the readers, who
+describe what they need as a `Schema`.
 """
 
 import json
 import mmap
 import os
+import reprlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -21,9 +23,11 @@ from capmerge.files.atomic import AtomicFile, Buffer
 Opened = TypeVar("Opened")
 
 _MAGIC = b"CMCOLS\r\n"
+_HEAD_START = len(_MAGIC) + 8
 _ALIGNMENT = 64
 _LONGEST_HEAD = 1 << 20
 _WAIT_SECONDS = 0.2
+_TYPE_NAMES = {str: "a string", int: "a whole number of 0 or more", bool: "true or false"}
 
 
 class Column(NamedTuple):
@@ -34,10 +38,26 @@ class Column(NamedTuple):
     """Its bytes, in order."""
 
 
+class Schema(NamedTuple):
+    """The head entries and columns that every file of one kind and version has."""
+
+    kind: str
+    version: int
+    entries: dict[str, type | tuple[str, ...]]
+    """The type of each head entry, or the words it may be; an integer must not be negative."""
+    columns: dict[str, np.dtype[Any]]
+    """The dtype of each column, in the order of the file."""
+    optional: tuple[str, ...] = ()
+    """Columns that a file has either all of or none of."""
+
+
 def write_columns(
     file: AtomicFile, about: dict[str, Any], rows: int, columns: dict[str, Column]
 ) -> None:
-    """Write `rows` rows of `columns` into the empty `file`; `about` is what `Columns.about` gives back, and tells files apart."""
+    """Write `rows` rows of `columns` into the empty `file`.
+
+    `about` comes back as `Columns.about`; its entries `kind` and `version` tell files apart.
+    """
     sizes = [column.dtype.itemsize * rows for column in columns.values()]
 
     def head_of(start: int) -> bytes:
@@ -48,7 +68,7 @@ def write_columns(
         text = json.dumps({**about, "rows": rows, "file_bytes": place, "columns": places}).encode()
         return _MAGIC + len(text).to_bytes(8, "little") + text
 
-    start = _aligned(len(head_of(1 << 62)))  # longer than with any real place
+    start = _aligned(len(head_of(1 << 62)))  # longer than with any real offset
     head = head_of(start)
     file.write(head.ljust(start, b"\0"))
     for column, size in zip(columns.values(), sizes, strict=True):
@@ -61,57 +81,54 @@ def write_columns(
 
 
 class Columns:
-    """An opened file of columns: `about`, and by name one read-only array a column, mapped from the file.
+    """An opened file of columns: its head as `about`, and by name one read-only mapped array each.
 
-    Raises `StaleError` when the file is missing, broken, or not of this `kind` and `version`;
-    `remedy` ends its message.
+    Raises `StaleError` when the file is missing, is of another kind or version than `schema`, or
+    has a damaged head: an entry or column that is missing or of another type, or columns that do
+    not fill the file as `write_columns` lays them out. `remedy` ends the message.
     """
 
-    def __init__(self, path: Path, kind: str, version: int, remedy: str) -> None:
+    def __init__(self, path: Path, schema: Schema, remedy: str) -> None:
         self.path = path
         shown = printable(str(path))
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                self.about = self._head(file.read(_LONGEST_HEAD))
-                if self.about.get("kind") != kind or self.about.get("version") != version:
-                    found = f"{self.about.get('kind')!r} of version {self.about.get('version')!r}"
+                self.about, head_end = _parse_head(file.read(_LONGEST_HEAD))
+                found = (self.about.get("kind"), self.about.get("version"))
+                if found != (schema.kind, schema.version):
+                    text = printable(f"{found[0]!r} of version {found[1]!r}")
                     raise StaleError(
-                        f"{shown}: found {printable(found)}, expected {kind!r} of version {version}. {remedy}"
+                        f"{shown}: found {text}, "
+                        f"expected {schema.kind!r} of version {schema.version}. {remedy}"
                     )
+                _check_entries(self.about, schema)
                 if size != self.about["file_bytes"]:
                     raise StaleError(
-                        f"{shown}: found {size:,} bytes, expected {self.about['file_bytes']:,}: it is cut off. {remedy}"
+                        f"{shown}: found {size:,} bytes, expected {self.about['file_bytes']:,}: "
+                        f"the file was cut off or extended. {remedy}"
                     )
                 self.rows: int = self.about["rows"]
-                self._columns = self._mapped(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                places = _checked_places(self.about.get("columns"), schema)
+                _check_layout(mapped, head_end, self.rows, places, schema)
         except FileNotFoundError as error:
             raise StaleError(f"{shown}: no such file. {remedy}") from error
         except OSError as error:
             raise StaleError(
                 f"{shown}: the file cannot be read ({error.strerror}). {remedy}"
             ) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        # A head that is no JSON raises the first, one that nests too deeply the second.
+        except (ValueError, RecursionError) as error:
             raise StaleError(
-                f"{shown}: the file is broken ({printable(str(error))}). {remedy}"
+                f"{shown}: the file is broken: {printable(str(error))}. {remedy}"
             ) from error
-
-    @staticmethod
-    def _head(start: bytes) -> dict[str, Any]:
-        length = int.from_bytes(start[8:16], "little")
-        if start[:8] != _MAGIC or 16 + length > len(start):
-            raise ValueError("it does not begin as one that capmerge wrote")
-        head: dict[str, Any] = json.loads(start[16 : 16 + length])
-        return head
-
-    def _mapped(self, mapped: mmap.mmap) -> dict[str, NDArray[Any]]:
-        columns = self.about["columns"].items()
-        # An array of no rows needs no bytes, which may not be there.
-        return {
-            name: np.frombuffer(mapped, dtype, self.rows, place)
+        self._columns: dict[str, NDArray[Any]] = {
+            # An array of no rows needs no bytes, and there may be none behind the head.
+            name: np.frombuffer(mapped, schema.columns[name], self.rows, place)
             if self.rows
-            else np.zeros(0, dtype)
-            for name, (dtype, place) in columns
+            else np.zeros(0, schema.columns[name])
+            for name, place in places.items()
         }
 
     def __contains__(self, name: str) -> bool:
@@ -122,7 +139,7 @@ class Columns:
 
 
 def parts_of(column: NDArray[Any], rows: int = 1 << 18) -> Iterator[bytes]:
-    """The bytes of an array, piece by piece."""
+    """Yield the bytes of an array, at most `rows` elements at a time."""
     for start in range(0, len(column), rows):
         yield column[start : start + rows].tobytes()
 
@@ -130,10 +147,10 @@ def parts_of(column: NDArray[Any], rows: int = 1 << 18) -> Iterator[bytes]:
 def opened_or_made(
     target: Path, look: Callable[[], Opened | None], make: Callable[[AtomicFile], Opened]
 ) -> Opened:
-    """What `look` finds, or else what `make` makes in the file it is given; by one process, while others that ask for it wait.
+    """Return what `look` finds or, when it finds None, what `make` makes in the file it is given.
 
-    A process that dies at it leaves its place to the next. Raises `OutputError`, and what `look`
-    and `make` raise.
+    One process makes it, while others that ask for it wait; when that process dies, the next one
+    takes over. Raises `OutputError`, and what `look` and `make` raise.
     """
     while True:
         if (found := look()) is not None:
@@ -148,5 +165,84 @@ def opened_or_made(
             return make(file) if found is None else found
 
 
-def _aligned(place: int) -> int:
-    return -(-place // _ALIGNMENT) * _ALIGNMENT
+def _parse_head(start: bytes) -> tuple[dict[str, Any], int]:
+    """Return the head of a file that begins with these bytes, and the offset behind the head."""
+    end = _HEAD_START + int.from_bytes(start[len(_MAGIC) : _HEAD_START], "little")
+    if not start.startswith(_MAGIC) or end > len(start):
+        raise ValueError("it does not begin like a file that capmerge wrote")
+    head = json.loads(start[_HEAD_START:end])
+    if type(head) is not dict:
+        raise ValueError("its head is no JSON object")
+    return head, end
+
+
+def _check_entries(head: dict[str, Any], schema: Schema) -> None:
+    """Raise `ValueError` unless every entry is there with its type, or is one of its words."""
+    own = {"version": int, "rows": int, "file_bytes": int}
+    for name, expected in {**schema.entries, **own}.items():
+        value: Any = head.get(name)
+        if isinstance(expected, tuple):
+            right, wanted = value in expected, " or ".join(map(repr, expected))
+        else:
+            # bool is a subclass of int, so isinstance would take true for a number.
+            right = type(value) is expected
+            if right and expected is int:
+                right = value >= 0
+            wanted = _TYPE_NAMES[expected]
+        if not right:
+            raise ValueError(f"found {reprlib.repr(value)} as its {name!r}, expected {wanted}")
+
+
+def _checked_places(found: Any, schema: Schema) -> dict[str, int]:
+    """Return the offset of each column in the file.
+
+    Raises `ValueError` unless the head names the columns of the schema, in their order and with
+    their dtypes.
+    """
+    names = [*found] if isinstance(found, dict) else []
+    without = {*schema.optional} if {*schema.optional}.isdisjoint(names) else set()
+    expected = [name for name in schema.columns if name not in without]
+    if names != expected:
+        raise ValueError(f"found the columns {names!r}, expected {expected!r}")
+    places = {}
+    for name, entry in found.items():
+        dtype = schema.columns[name].str
+        match entry:
+            case [str(written), int(place)] if written == dtype and type(place) is int:
+                places[name] = place
+            case _:
+                raise ValueError(
+                    f"found {reprlib.repr(entry)} as its column {name!r}, "
+                    f"expected [{dtype!r}, offset]"
+                )
+    return places
+
+
+def _check_layout(
+    mapped: mmap.mmap, head_end: int, rows: int, places: dict[str, int], schema: Schema
+) -> None:
+    """Raise `ValueError` unless the columns fill the file as `write_columns` lays them out.
+
+    The padding between them must be zero: where the head says too few rows, or shifts all columns
+    alike, padding would begin inside of a column.
+    """
+    end = head_end
+    first = next(iter(places.values()))
+    expected = first if first >= head_end else _aligned(head_end)
+    for name, place in places.items():
+        if place != expected or place % _ALIGNMENT:
+            raise ValueError(f"column {name!r} begins at byte {place:,}, expected {expected:,}")
+        if mapped[end:place].strip(b"\0"):
+            raise ValueError(f"found bytes before column {name!r} that belong to no column")
+        end = place + schema.columns[name].itemsize * rows
+        expected = _aligned(end)
+    if expected != len(mapped):
+        raise ValueError(
+            f"its columns of {rows:,} rows end at byte {expected:,}, expected {len(mapped):,}"
+        )
+    if mapped[end:].strip(b"\0"):
+        raise ValueError("found bytes behind the last column")
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // _ALIGNMENT) * _ALIGNMENT

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all: written under another name, synced, renamed. Knows nothing of what is in it."""
+"""Folders that appear whole or not at all: written under another name, synced, then renamed."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from capmerge.files.atomic import sync_folder
 
 
 def sync_files(folder: Path) -> None:
-    """Put every file of a folder, and the names of its own entries, on disk."""
+    """Put every file of a folder, and the names of its entries, durably on disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -19,7 +19,10 @@ def sync_files(folder: Path) -> None:
 
 
 def publish_folder(unfinished: Path, final: Path) -> None:
-    """Give a finished folder its name, replacing an older one; a kill in between leaves the older one as `.NAME.replaced`."""
+    """Sync a finished folder and give it its final name, replacing an older one.
+
+    A kill between the two renames leaves the older folder as `.NAME.replaced`.
+    """
     _share_files(unfinished)
     sync_files(unfinished)
     replaced = final.with_name(f".{final.name}.replaced")
@@ -32,8 +35,12 @@ def publish_folder(unfinished: Path, final: Path) -> None:
 
 
 def _share_files(folder: Path) -> None:
-    """Let whoever may read the folder read its files: safetensors writes them for their owner alone."""
+    """Let everybody who may read the folder read its files too.
+
+    safetensors writes its files for their owner alone.
+    """
     mode = folder.stat().st_mode & 0o666
     for path in folder.rglob("*"):
-        if path.is_file() and path.stat().st_nlink == 1:  # a hard link is somebody else's file too
+        # A file with several hard links belongs to another folder too.
+        if path.is_file() and path.stat().st_nlink == 1:
             path.chmod(mode)

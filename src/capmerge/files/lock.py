@@ -1,14 +1,14 @@
-"""A file lock, which keeps out the other processes and threads that ask for it.
+"""File locks that exclude the other processes and threads that ask for the same file.
 
-On POSIX it is a record lock (`fcntl.lockf`): it belongs to the process that took it, so a forked
-child that outlives its killed parent does not hold it. Two properties of record locks are dealt
-with here:
+On POSIX a lock is a record lock (`fcntl.lockf`): it belongs to the process that took it, so a
+forked child that outlives its killed parent does not hold it. This module deals with two properties
+of record locks:
 
 - The locks of one process do not exclude each other. A set of the files that this process holds
-  stands in for that.
-- Closing any descriptor of a locked file gives its lock up, duplicates and memory maps included.
-  So a file that this process holds is not opened again here, and nobody else may open it, `os.dup`
-  its descriptor or map it while the lock matters.
+  makes up for that.
+- Closing any descriptor of a locked file gives up its lock, duplicates and memory maps included.
+  So a file that this process holds is not opened again here, and no other code may open it,
+  `os.dup` its descriptor or map it while the lock matters.
 """
 
 import errno
@@ -23,7 +23,7 @@ _WAIT_SECONDS = 0.05
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 Identity = tuple[int, int]
-"""Device and inode of a file."""
+"""The device and inode of a file."""
 
 _held: set[Identity] = set()
 _guard = threading.RLock()  # reentrant: garbage collection may close a file while it is held
@@ -49,10 +49,10 @@ class LockedFile(FileIO):
 
 
 def open_locked(path: Path, *, wait: bool = False) -> LockedFile:
-    """The file at `path`, created where there is none, and locked; its content is left as it is.
+    """Return the file at `path`, open and locked; it is created if missing and never truncated.
 
-    With `wait` it comes when the other holder is done; a holder that dies gives its lock up. On
-    file systems without locks the file is given to each process that asks for it. Raises
+    With `wait` the call returns when the other holder is done; a holder that dies gives up its
+    lock. On file systems without locks every process that asks gets the file. Raises
     `BlockingIOError` when another process or thread holds it, and `OSError` when it cannot be
     opened for writing.
     """
@@ -68,7 +68,7 @@ def open_locked(path: Path, *, wait: bool = False) -> LockedFile:
 
 
 def _open_once(path: Path) -> LockedFile | None:
-    """The locked file; None when its holder renamed or removed it between our open and our lock."""
+    """Return the locked file; None if its holder renamed or removed it before we had the lock."""
     with _guard:
         if _identity_of(path) in _held:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(path))
@@ -89,7 +89,7 @@ def _open_once(path: Path) -> LockedFile | None:
 
 
 def _identity_of(path: Path) -> Identity | None:
-    """The identity of the file that has this name now, if there is one."""
+    """Return the identity of the file that has this name now; None if there is none."""
     try:
         status = path.lstat()
     except FileNotFoundError:

@@ -1,9 +1,9 @@
-"""The arrays of an `.npz` file. Knows the zip and npy formats, nothing of latents.
+"""Reading the arrays of an `.npz` file, which is a zip of npy files.
 
-Files of `numpy.savez` - stored, one member an array - are read directly: 85 us against
-`numpy.load`'s 235 for the three arrays of a 1024 px picture (256 KiB; one core, from the page
-cache), checksums included. Whatever is not laid out exactly so, damaged files too, goes through
-`numpy.load(allow_pickle=False)`, which is also where every error comes from.
+Files of `numpy.savez`, which are uncompressed with one member per array, are read directly: in
+85 us against `numpy.load`'s 235 us for the three arrays of a 1024 px picture (256 KiB; one core,
+from the page cache), checksums included. Every other layout, and every damaged file, goes through
+`numpy.load(allow_pickle=False)`, which also raises every error.
 """
 
 import math
@@ -33,9 +33,11 @@ READ_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What numpy and zipfile raise for a file that cannot be read, is damaged or holds objects."""
+"""The errors of numpy and zipfile for a file that is unreadable, damaged or holds objects."""
 
-_END = struct.Struct("<4s4H2LH")  # of the central directory; no comment behind it
+# The records of a zip file: the end of the central directory without a comment, one entry of the
+# directory, and the local header of a member.
+_END = struct.Struct("<4s4H2LH")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _NPY_1 = b"\x93NUMPY\x01\x00"
@@ -45,17 +47,17 @@ _ZIP64 = 0xFFFFFFFF
 
 class _Member(NamedTuple):
     start: int
-    """Of its local header."""
+    """The offset of its local header."""
     end: int
-    """Where the next one may begin."""
+    """The offset where the next member may begin."""
     size: int
     crc: int
 
 
 class Npz:
-    """An open `.npz` file: its names, and the array of each.
+    """An open `.npz` file: the names of its arrays, and by name each array.
 
-    Raises one of `READ_ERRORS` for what cannot be read, as `numpy.load` does.
+    Raises one of `READ_ERRORS` when the file cannot be read, as `numpy.load` does.
     """
 
     def __init__(self, path: Path) -> None:
@@ -80,7 +82,10 @@ class Npz:
         self._closing.close()
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
-        """The array of a name, a fresh one each time. Raises as the class does, `KeyError` when there is none."""
+        """Return a fresh copy of the array of this name.
+
+        Raises `KeyError` when there is none, and one of `READ_ERRORS` when it cannot be read.
+        """
         array = None if self._members is None else _read(self._file, name, self._members[name])
         return self._through_numpy()[name] if array is None else array
 
@@ -88,14 +93,18 @@ class Npz:
         if self._slow is None:
             self._file.seek(0)
             if self._file.read(2) != b"PK":
-                raise zipfile.BadZipFile("not a zip of arrays")  # numpy would take it for a pickle
+                raise zipfile.BadZipFile("not a zip of arrays")  # numpy would try to unpickle it
             self._file.seek(0)
             self._slow = np.load(self._file, allow_pickle=False)
         return self._slow
 
 
 def _members(file: FileIO) -> dict[str, _Member] | None:
-    """The members by array name, in their order; None when the zip is not as `numpy.savez` writes it."""
+    """Return the members by array name, in order.
+
+    Returns None if the zip is not laid out as `numpy.savez` writes it.
+    """
+    # Read the end of the file, which holds the central directory and its end record.
     size = file.seek(0, 2)
     tail_start = file.seek(max(0, size - _TAIL_BYTES))
     tail = file.read(_TAIL_BYTES)
@@ -113,6 +122,8 @@ def _members(file: FileIO) -> dict[str, _Member] | None:
         or directory + directory_bytes + _END.size != size
     ):
         return None
+
+    # Walk the directory's entries.
     members: dict[str, _Member] = {}
     starts: list[int] = []
     found: list[tuple[str, int, int]] = []
@@ -142,6 +153,8 @@ def _members(file: FileIO) -> dict[str, _Member] | None:
             return None
         starts.append(start)
         found.append((name[:-4].decode("ascii"), unpacked, crc))
+
+    # A member must have room for its array before the next one begins.
     ends = [*starts[1:], directory]
     for (name, unpacked, crc), start, end in zip(found, starts, ends, strict=True):
         if name in members or end - start < _LOCAL.size + unpacked:
@@ -151,7 +164,7 @@ def _members(file: FileIO) -> dict[str, _Member] | None:
 
 
 def _read(file: FileIO, name: str, member: _Member) -> NDArray[np.generic] | None:
-    """The array of one member; None when it is not whole, or no plain array in C order."""
+    """Return the array of one member; None if it is damaged, or no plain array in C order."""
     buffer = np.empty(member.end - member.start, np.uint8)
     file.seek(member.start)
     if file.readinto(buffer.data) != len(buffer):
@@ -179,6 +192,9 @@ def _read(file: FileIO, name: str, member: _Member) -> NDArray[np.generic] | Non
 
 @lru_cache(256)
 def _parse_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
-    """Shape, whether in C order, and type from an npy header of version 1.0 behind its magic: few of them stand in a set's files."""
+    """Return shape, C order and dtype from an npy header of version 1.0 without its magic.
+
+    The files of a data set have few different headers, so they are cached.
+    """
     shape, in_fortran_order, dtype = npy.read_array_header_1_0(BytesIO(header))
     return shape, not in_fortran_order, dtype

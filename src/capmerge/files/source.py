@@ -1,8 +1,8 @@
-"""Reading the source: a file or a pipe, plain or gzip, as bytes at any offset. Knows nothing of JSON.
+"""Reading a source - a file or a pipe, plain or gzip - as bytes at any offset.
 
-A plain file is read where it is asked (seek + read: every process opens its own handle, so no
-POSIX-only call is needed). A pipe or a gzip stream is read once, front to back; bytes are kept
-until they are released.
+A plain file is read at the offset that is asked for, by seek and read: every process opens its own
+handle, so no POSIX-only call is needed. A pipe or a gzip stream is read once, front to back; its
+bytes are kept until they are released.
 """
 
 import gzip
@@ -24,21 +24,24 @@ _FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 4096
 
 
 class Window(Protocol):
-    """What a parser needs of a source."""
+    """The part of a source that a parser needs."""
 
     name: str
 
     def window(self, start: int, size: int) -> bytes:
-        """The bytes [start, start + size), fewer only at the end."""
+        """Return the bytes [start, start + size), fewer only at the end."""
 
 
 class FileSource:
-    """A plain file, read at any offset; through `descriptor`, if it is given, which stays open."""
+    """A plain file, read at any offset.
+
+    If `descriptor` is given, the file is read through it, and `close` leaves it open.
+    """
 
     def __init__(self, path: Path, descriptor: int | None = None) -> None:
         self.name = str(path)
         self.path: Path | None = path
-        """Where other processes can read it; None for what can be read only once."""
+        """The path by which other processes can read it; None if it can be read only once."""
         self._file = (
             path.open("rb", buffering=0)
             if descriptor is None
@@ -48,7 +51,7 @@ class FileSource:
         self._opened_as = _identity(self._file.fileno())
 
     def window(self, start: int, size: int) -> bytes:
-        """The bytes [start, start + size), fewer only at the end of the file."""
+        """Return the bytes [start, start + size), fewer only at the end of the file."""
         try:
             self._file.seek(start)
             window = self._file.read(size) or b""
@@ -59,14 +62,14 @@ class FileSource:
         return window
 
     def release(self, before: int) -> None:
-        """Nothing to do: a file can be read again."""
+        """Do nothing, since a file can be read again."""
 
     def read_bytes(self, offset: int) -> int:
-        """How many bytes of the file stand before `offset`: the offset itself."""
+        """Return how many bytes of the file lie before `offset`: the offset itself."""
         return offset
 
     def is_file(self, path: Path) -> bool:
-        """Whether `path` is this very file, by whatever name."""
+        """Return whether `path` is this very file, under any name."""
         return _is_file(self._file.fileno(), path)
 
     def check_unchanged(self) -> None:
@@ -92,7 +95,7 @@ class FileSource:
 
 
 class StreamSource:
-    """A pipe or a gzip file, read once. `release` says which bytes are not needed any more."""
+    """A pipe or a gzip file, read once; `release` tells which bytes are no longer needed."""
 
     def __init__(
         self, name: str, stream: IO[bytes] | gzip.GzipFile, compressed: IO[bytes] | None = None
@@ -106,7 +109,10 @@ class StreamSource:
         self._ended = False
 
     def window(self, start: int, size: int) -> bytes:
-        """The bytes [start, start + size), fewer only at the end of the stream; `start` must not be released yet."""
+        """Return the bytes [start, start + size), fewer only at the end of the stream.
+
+        The bytes from `start` on must not have been released.
+        """
         while not self._ended and self._kept_from + len(self._kept) < start + size:
             try:
                 more = self._stream.read(1 << 18)
@@ -136,17 +142,17 @@ class StreamSource:
         self._kept_from = before
 
     def read_bytes(self, offset: int) -> int:
-        """How far the underlying file is read, in its own (compressed) bytes; `offset` for a pipe."""
+        """Return how many bytes of the compressed file were read; `offset` for a pipe."""
         return (
             self._compressed.tell() if self._compressed and self._compressed.seekable() else offset
         )
 
     def is_file(self, path: Path) -> bool:
-        """Whether `path` is the very file that this reads."""
+        """Return whether `path` is the very file that this source reads."""
         return _is_file((self._compressed or self._stream).fileno(), path)
 
     def check_unchanged(self) -> None:
-        """A stream is read once; nothing can have changed."""
+        """Do nothing, since a stream is read only once."""
 
     def close(self) -> None:
         """Close the stream and the file under it."""
@@ -162,14 +168,14 @@ class StreamSource:
 
 
 class BytesSource:
-    """Bytes in memory that stand at `offset` of a source, read like the source itself."""
+    """Bytes in memory that begin at `offset` of a source, read with the source's own offsets."""
 
     def __init__(self, name: str, data: bytes, offset: int) -> None:
         self.name = name
         self._data, self._offset = data, offset
 
     def window(self, start: int, size: int) -> bytes:
-        """The bytes [start, start + size), fewer only at the end of what is there."""
+        """Return the bytes [start, start + size), fewer only at the end of the bytes in memory."""
         return self._data[start - self._offset : start - self._offset + size]
 
 
@@ -177,17 +183,19 @@ Source = FileSource | StreamSource
 
 
 def open_source(path: str) -> Source:
-    """The opened source; `-` is standard input. gzip is told by its first two bytes, not by its name.
+    """Open a source; `-` is standard input.
 
-    Raises `UsageError` when the file is missing, a folder or not readable.
+    gzip is recognized by its first two bytes, not by the name of the file. Raises `UsageError` when
+    the file is missing, a folder or not readable.
     """
     if path == "-":
         if sys.stdin is None:
             raise UsageError(
-                "standard input is closed. Redirect or pipe the metadata file into it, or name the file."
+                "standard input is closed. "
+                "Redirect or pipe the metadata file into it, or name the file."
             )
         stdin = cast("io.BufferedReader", sys.stdin.buffer)
-        # peek() may give fewer bytes than asked, but never none before the end.
+        # peek() may give fewer bytes than asked for, but at least one before the end.
         return StreamSource(
             "standard input", gzip.open(stdin) if stdin.peek(2)[:2] == _GZIP_MAGIC else stdin
         )
@@ -204,7 +212,8 @@ def open_source(path: str) -> Source:
         raise UsageError(f"{printable(path)}: no such file. Check the path.") from error
     except IsADirectoryError as error:
         raise UsageError(
-            f"{printable(path)}: found a folder, expected a metadata file. Name the .json or .jsonl file in it."
+            f"{printable(path)}: found a folder, expected a metadata file. "
+            "Name the .json or .jsonl file in it."
         ) from error
     except OSError as error:
         raise UsageError(
@@ -213,9 +222,10 @@ def open_source(path: str) -> Source:
 
 
 def fingerprint(source: Source) -> dict[str, int | str | None]:
-    """What ties a later run to this source: its size in bytes and the BLAKE2b hash of 64 evenly spaced blocks of 4 KiB.
+    """Return the size and a hash of a source, by which a later run knows it again.
 
-    Both are None for a pipe or a gzip file: they are read once, front to back.
+    The size is in bytes, and the hash is BLAKE2b of 64 evenly spaced blocks of 4 KiB. Both are None
+    for a pipe or a gzip file, which are read only once, front to back.
     """
     if isinstance(source, StreamSource) or source.total_bytes is None:
         return {"bytes": None, "blake2b": None}
@@ -229,7 +239,7 @@ def fingerprint(source: Source) -> dict[str, int | str | None]:
 
 
 def fingerprint_text(source: Source) -> str:
-    """`fingerprint` of a file as one string of hexadecimal digits."""
+    """Return the `fingerprint` of a file as one string of hexadecimal digits."""
     found = fingerprint(source)
     return f"{found['bytes']:012x}{found['blake2b']}"
 

@@ -1,4 +1,8 @@
-"""The story of `capmerge index`: metadata -> blocks -> workers note each record -> rows -> one file of columns."""
+"""The building of an index: metadata -> blocks -> rows of the records -> one file of columns.
+
+Workers note the records of their blocks, and the parent collects the rows and leaves out repeated
+keys. `capmerge index` and `capmerge rewrite --index` both build by this module.
+"""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -42,10 +46,11 @@ def ensure_index(
     tokens: bool | None = None,
     max_record_bytes: int = MAX_RECORD_BYTES,
 ) -> Index:
-    """The index of `metadata`, built first when there is none that fits; by one process, while others that ask for it wait.
+    """Return the index of `metadata`, built first if there is none that fits.
 
-    `progress` is told the offset that is done. `tokens`: whether it has to be one with token
-    lengths; None takes one without, but builds one with them. Raises as `build_index`.
+    One process builds it, while others that ask for it wait. `progress` is told the offset that is
+    done. `tokens` says if the index must be one with token lengths; None takes one without, but
+    builds one with them. Raises what `build_index` raises.
     """
 
     def look() -> Index | None:
@@ -72,21 +77,22 @@ def build_index(
     max_record_bytes: int = MAX_RECORD_BYTES,
     start_method: str | None = None,
 ) -> Index:
-    """A new index of `metadata`, whether there is one or not. Any number of `jobs` gives the same bytes.
+    """Build a new index of `metadata`, even if there is one already.
 
-    Raises `UsageError` for a file that has no offsets, `DataError` for one that is damaged or not
-    rewritten, `OutputError` (`BusyError` while another process builds it) or `WorkerError`; then an
-    index that is there stays.
+    Any number of `jobs` gives the same bytes. Raises `UsageError` for a file that has no offsets,
+    `DataError` for one that is damaged or not rewritten, `OutputError` (`BusyError` while another
+    process builds it) or `WorkerError`; an older index then stays as it was.
     """
-    open_indexable(metadata).close()  # its errors come before there is a file
+    open_indexable(metadata).close()  # raises its errors before there is a file
     with AtomicFile(index_path(metadata)) as file:
         return _build(metadata, file, jobs, progress, max_record_bytes, start_method, tokens=tokens)
 
 
 class Indexing:
-    """The parent's side of an index of `target`: the sink `rows` of what the workers note, and the writing of the file at the end.
+    """The parent's side of building an index of `target`: collecting rows, then writing the file.
 
-    `block_start` is that of `RowSink`. A context manager, because the rows lie in a scratch file.
+    `rows` is the sink for the rows from the workers, and `block_start` is handed on to it. This is
+    a context manager, because the rows are kept in a scratch file.
     """
 
     def __init__(
@@ -102,7 +108,7 @@ class Indexing:
         self.rows = RowSink(self._scratch, block_start)
 
     def make_rows(self) -> Callable[[], RowMaker]:
-        """To be called in each worker; it can be pickled."""
+        """Return a function that makes each worker its `RowMaker`; it can be pickled."""
         return partial(RowMaker, tokens=self._tokens)
 
     def write(self, file: AtomicFile, metadata: FileSource) -> None:
@@ -145,7 +151,7 @@ def _build(
 
 
 class _Indexer:
-    """What a worker does with each block."""
+    """The work of a worker on each block: to note its records and make their rows."""
 
     counts = None
 
@@ -154,7 +160,7 @@ class _Indexer:
         self._rows = make_rows()
 
     def run(self, block: Block, data: bytes) -> Iterator[Chunk]:
-        """Nothing yet: it notes the records of a block, and `flush` makes their rows together."""
+        """Note the records of a block and yield nothing; `flush` makes their rows together."""
         for start, end, (key, record) in iter_placed(self._name, self._layout, block, data):
             if not is_rewritten(record):
                 raise self._error(start, key, record)
@@ -166,13 +172,13 @@ class _Indexer:
         return iter(())
 
     def flush(self) -> Iterator[Chunk]:
-        """The rows of the block's records."""
+        """Yield the rows of the block's records."""
         yield "rows", self._rows.rows()
 
     def _error(self, start: int, key: str, record: Any) -> DataError:
         if isinstance(record, Stray):
             return DataError(self._name, start, None, record.problem, "Mend the line.")
-        problem = f'found a record without "{MARK}", expected what a rewrite writes.'
+        problem = f'found a record without "{MARK}", expected one that capmerge rewrite wrote.'
         return DataError(
             self._name,
             start,
@@ -207,17 +213,20 @@ def _write(
 
 
 def _repeated(rows: RowSink, source: FileSource, kind: Kind) -> NDArray[np.int64]:
-    """The numbers of the rows whose key stands in the file again, further behind.
+    """Return the numbers of the rows whose key occurs again further on in the file.
 
-    Equal keys have equal stems, so only rows whose hashes of the stem agree are compared, by their
-    real keys.
+    Equal keys have equal stems, so only rows whose stem hashes agree are compared, by their real
+    keys.
     """
+    # Collect the hashes that occur more than once.
     ordered = rows.column("stem_hash")
     ordered.sort()
     doubled = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     del ordered
     if not len(doubled):
         return np.zeros(0, np.int64)
+
+    # Find the rows that have one of these hashes.
     hashes, numbers, places = [], [], []
     done = 0
     for part in rows.parts():
@@ -232,6 +241,8 @@ def _repeated(rows: RowSink, source: FileSource, kind: Kind) -> NDArray[np.int64
         np.concatenate(numbers),
         np.concatenate(places),
     )
+
+    # Read their keys, group by group and in the order of the file; all but the last are repeated.
     last: dict[str, int] = {}
     group, repeated = None, []
     for i in np.lexsort((every_number, every_hash)).tolist():

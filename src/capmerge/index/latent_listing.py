@@ -1,8 +1,9 @@
-"""Which latents each record of an index has in one folder: found by listing the folder once, kept in a file beside the index.
+"""The listing of a folder of latents: which files each record of an index has there.
 
-No name is ever probed. It is built from the record's key and what the listing knows, so two stems
-with one hash can give a name that does not exist, but never the name of another record's file.
-Knows nothing of what is in the files.
+The folder is walked once, and the result is kept in a file beside the index. No name is ever
+probed. A name is built from the record's key and what the listing knows, so two stems with one hash
+can give a name that does not exist, but never the name of another record's file. The content of
+the latents is not looked at.
 """
 
 import os
@@ -15,7 +16,14 @@ import numpy as np
 
 from capmerge.errors import CapmergeError, StaleError, UsageError, printable, quoted
 from capmerge.files.atomic import AtomicFile, side_path
-from capmerge.files.columns import Column, Columns, opened_or_made, parts_of, write_columns
+from capmerge.files.columns import (
+    Column,
+    Columns,
+    Schema,
+    opened_or_made,
+    parts_of,
+    write_columns,
+)
 from capmerge.index.latent_names import (
     ABOVE,
     ABSOLUTE,
@@ -26,37 +34,50 @@ from capmerge.index.latent_names import (
     sized_name,
     stem_of,
 )
-from capmerge.index.latent_scan import Found, folders_of, iter_latents, latents_in
+from capmerge.index.latent_scan import (
+    SIZE_COLUMNS,
+    Found,
+    folders_of,
+    iter_latents,
+    latents_in,
+)
 from capmerge.index.reader import Index
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KIND, VERSION = "capmerge.listing", 1
+_SCHEMA = Schema(
+    KIND,
+    VERSION,
+    {"fingerprint": str, "folder": str, "found": int, "outside": bool, "unlisted": int},
+    {"form": np.dtype("u1"), **dict.fromkeys(SIZE_COLUMNS, np.dtype("<u4"))},
+)
 
-_FILES_A_REPORT = 1 << 14
+_FILES_PER_REPORT = 1 << 14
 _MOST_FOLDERS_REMEMBERED = 1 << 16
 
 
 class Listing:
-    """The opened listing of `folder`: a row for each record of the index, each column a read-only array mapped from disk.
+    """The opened listing of `folder`, with one row per record of the index.
 
-    It can be pickled: it is opened again by its path.
+    Each column is a read-only array mapped from disk. A pickled listing is opened again by its
+    path.
     """
 
     def __init__(self, folder: Path, columns: Columns) -> None:
         self.folder = folder
         self.path = columns.path
         self.fingerprint: str = columns.about["fingerprint"]
-        """That of the index."""
+        """The fingerprint of the index that the listing belongs to."""
         self.form: NDArray[np.uint8] = columns["form"]
-        """The sum of the forms that were found: `LEGACY` and those of `SIZED`; 0 for none."""
+        """The forms of each record's files, `LEGACY` and those of `SIZED` added up; 0 for none."""
         self.found: int = columns.about["found"]
-        """Records that have at least one file."""
+        """The number of records that have at least one file."""
         self.outside: bool = columns.about["outside"]
-        """Whether folders that keys lead out to were listed too."""
+        """True if the folders outside that keys lead to were listed too."""
         self.unlisted: int = columns.about["unlisted"]
-        """Records without a file whose key leads out of the folder."""
+        """The number of records without a file whose key leads out of the folder."""
         self._sizes = {
             suffix: (columns["width" + suffix], columns["height" + suffix]) for suffix in SIZED
         }
@@ -68,16 +89,16 @@ class Listing:
         return self._columns.rows
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open_again, (self.folder, self.path, self.fingerprint)
+        return _open, (self.folder, self.path, self.fingerprint, len(self))
 
     def file_of(
         self, number: int, key: str, suffixes: tuple[str, ...], *, allow_outside: bool = False
     ) -> Path | None:
-        """The latents of record `number` with this `key`; None when there were none.
+        """Return the latents file of record `number` with this `key`; None if there was none.
 
-        `suffixes`: which of `SIZED` the model takes, the best first; a legacy name goes before all,
-        as sd-scripts has it. Raises `CapmergeError` when the key leads out of the folder, itself or
-        by a link, unless `allow_outside`.
+        `suffixes` are the forms of `SIZED` that the model takes, the best first; a legacy name
+        goes before them all, as in sd-scripts. Raises `CapmergeError` when the key leads out of the
+        folder, by itself or through a link, unless `allow_outside`.
         """
         stem, leads = stem_of(key)
         if not allow_outside and (
@@ -104,7 +125,7 @@ class Listing:
         return None
 
     def _stays(self, path: Path) -> bool:
-        """Whether a file below the folder lies there in truth, links followed."""
+        """Return whether a path below the folder is still inside it once links are followed."""
         parent = str(path.parent)
         if parent not in self._real_folders:
             if not _is_below(os.path.realpath(parent) + "/", self._roots[-1]):
@@ -114,10 +135,11 @@ class Listing:
             self._real_folders.add(parent)
         return not path.is_symlink() or _is_below(os.path.realpath(path), self._roots[-1])
 
-    def _leads_out(self, key: str, place: str) -> CapmergeError:
+    def _leads_out(self, key: str, path: str) -> CapmergeError:
         return CapmergeError(
-            f"{printable(str(self.folder))}, record {quoted(key)}: its latents would be {quoted(place)}, expected a file in this folder. "
-            "If that is meant, set allow_outside = true."
+            f"{printable(str(self.folder))}, record {quoted(key)}: its latents would be "
+            f"{quoted(path)}, expected a file in this folder. "
+            "If that is intended, set allow_outside = true."
         )
 
 
@@ -129,14 +151,16 @@ def ensure_listing(
     allow_outside: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Listing:
-    """The listing of `folder` for the records of `index`, made first when there is none that fits; `relist` makes it anew.
+    """Return the listing of `folder` for the records of `index`, made first if none fits.
 
-    With `allow_outside` the folders that keys lead out to are listed too. `progress` is told how
-    many files were seen. Raises `UsageError` when the folder is missing, and `OutputError`.
+    `relist` makes it again in any case. With `allow_outside` the folders outside that keys lead to
+    are listed too. `progress` is told how many files were seen. Raises `UsageError` when the folder
+    is missing, and `OutputError` when the listing cannot be written.
     """
     if not folder.is_dir():
         raise UsageError(
-            f"{printable(str(folder))}: there is no such folder. Name the folder of the cached latents."
+            f"{printable(str(folder))}: there is no such folder. "
+            "Name the folder of the cached latents."
         )
     path = listing_path(index, folder)
 
@@ -144,38 +168,38 @@ def ensure_listing(
         if relist:
             return None
         try:
-            listing = _open(index.fingerprint, folder, path)
+            listing = _open(folder, path, index.fingerprint, len(index))
         except StaleError:
             return None
         return None if allow_outside and listing.unlisted and not listing.outside else listing
 
     def make(file: AtomicFile) -> Listing:
         _make(index, folder, file, progress, outside=allow_outside)
-        return _open(index.fingerprint, folder, path)
+        return _open(folder, path, index.fingerprint, len(index))
 
     return opened_or_made(path, look, make)
 
 
 def listing_path(index: Index, folder: Path) -> Path:
-    """Where the listing of `folder` lies: beside the index, named after the folder's path."""
+    """Return the path of the listing of `folder`: beside the index, named after the folder."""
     name = blake2b(_absolute(folder).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
     return side_path(index.metadata.resolve(), f".latents-{name}")
 
 
-def _open(fingerprint: str, folder: Path, path: Path) -> Listing:
-    remedy = "List the folder anew: capmerge index FILE --latents DIR --relist"
-    columns = Columns(path, KIND, VERSION, remedy)
-    if columns.about.get("fingerprint") != fingerprint or columns.about.get("folder") != _absolute(
-        folder
-    ):
+def _open(folder: Path, path: Path, fingerprint: str, records: int) -> Listing:
+    """Open the listing of `folder` for the index that has this fingerprint and so many records."""
+    remedy = "List the folder again: capmerge index FILE --latents DIR --relist"
+    columns = Columns(path, _SCHEMA, remedy)
+    if (columns.about["fingerprint"], columns.about["folder"]) != (fingerprint, _absolute(folder)):
         raise StaleError(
-            f"{printable(str(path))}: it is of other metadata, or of another folder. {remedy}"
+            f"{printable(str(path))}: it was made for other metadata or another folder. {remedy}"
+        )
+    if columns.rows != records:
+        raise StaleError(
+            f"{printable(str(path))}: the file is broken: found {columns.rows:,} rows, "
+            f"expected the index's {records:,}. {remedy}"
         )
     return Listing(folder, columns)
-
-
-def _open_again(folder: Path, path: Path, fingerprint: str) -> Listing:
-    return _open(fingerprint, folder, path)
 
 
 def _absolute(folder: Path) -> str:
@@ -183,7 +207,10 @@ def _absolute(folder: Path) -> str:
 
 
 def _roots(folder: Path) -> tuple[str, ...]:
-    """The paths of the folder that absolute keys can begin with, as stems are written; the real one last."""
+    """Return the paths of the folder that absolute keys can begin with, the real one last.
+
+    They are written with slashes, as stems are.
+    """
     given, real = (
         path.replace(os.sep, "/") for path in (_absolute(folder), os.path.realpath(folder))
     )
@@ -202,7 +229,8 @@ def _make(
     *,
     outside: bool,
 ) -> None:
-    """List `folder` and write what was found into `file`."""
+    """List `folder` and write the listing into `file`."""
+    # Walk the folder. An absolute key can name a file below it by either path of the folder.
     found = Found(index)
     roots = (
         [f"{root.rstrip('/')}/" for root in _roots(folder)]
@@ -211,9 +239,11 @@ def _make(
     )
     for below, name in iter_latents(_absolute(folder)):
         found.add([below, *(root + below for root in roots)], name)
-        if progress and not found.seen % _FILES_A_REPORT:
+        if progress and not found.seen % _FILES_PER_REPORT:
             progress(found.seen)
     found.match()
+
+    # List what lies outside, which only the keys without a file inside can lead to.
     leading_out = np.flatnonzero((index.leads != INSIDE) & (found.form == 0))
     if outside:
         for prefix, path in folders_of(index, folder, leading_out):
@@ -222,6 +252,8 @@ def _make(
         found.match()
     if progress:
         progress(found.seen)
+
+    # Choose between several sizes of one picture, then write.
     found.settle(folder)
     about = {
         "kind": KIND,

@@ -1,7 +1,7 @@
-"""A record's key -> the stem of its picture, and the names of cached latents that are built on it. Pure.
+"""The names of cached latents, which are built on the stem of a record's key.
 
 The key of a record is the path of its picture, with the extension or without, relative or absolute.
-Source: sd-scripts-facts A1 and A4.
+All functions are pure. Source: sd-scripts-facts A1 and A4.
 """
 
 import ntpath
@@ -12,13 +12,16 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 INSIDE, ABSOLUTE, ABOVE = range(3)
-"""Where a stem leads: to below the folder it is relative to, to a place of its own, or out of that folder by `..`."""
+"""The directions of a stem: below its folder, to an absolute path, or out of its folder by `..`."""
 
 ENDING = ".npz"
 LEGACY = 1
 """The form `<stem>.npz`."""
 SIZED = {"_sd": 2, "_sdxl": 4}
-"""The forms `<stem>_{w:04d}x{h:04d}_sd.npz` and `_sdxl.npz`, where w and h are the size of the original picture in px."""
+"""The forms `<stem>_{w:04d}x{h:04d}_sd.npz` and `_sdxl.npz`.
+
+w and h are the size of the original picture in px.
+"""
 
 _SIZED_NAME = re.compile(r"(?s)(.+)_(\d{4}|[1-9]\d{4,8})x(\d{4}|[1-9]\d{4,8})(_sd|_sdxl)")
 _PICTURES = frozenset(
@@ -37,13 +40,15 @@ class Stem(NamedTuple):
 
 
 def stem_of(key: str) -> Stem:
-    """The stem of a `key`: only the extension of a picture is taken off, since what else follows a dot may be part of a name.
+    """Return the stem of a `key`: its normal path without the extension of a picture.
+
+    Any other text behind a dot stays, since it may be part of a name.
 
     >>> stem_of("a/b.PNG"), stem_of("v1.5"), stem_of("../b.png").leads == ABOVE
     (Stem(text='a/b', leads=0), Stem(text='v1.5', leads=0), True)
     """
     if "." not in key and key[:1] != "/" and key[-1:] != "/" and "//" not in key and os.sep == "/":
-        return Stem(key, INSIDE)  # nearly all
+        return Stem(key, INSIDE)  # nearly all keys
     dot = key.rfind(".", len(key) - _LONGEST_EXTENSION if len(key) > _LONGEST_EXTENSION else 0)
     if dot > 0 and key[dot - 1] not in "/\\" and key[dot:].lower() in _PICTURES:
         key = key[:dot]
@@ -60,17 +65,20 @@ def stem_of(key: str) -> Stem:
 
 
 def hash_of(stem: str) -> bytes:
-    """Eight bytes that tell stems apart: two of 12 million agree with a chance of 1 in 250,000."""
+    """Return eight bytes that tell stems apart.
+
+    Among 12 million stems, the chance that any two agree is 1 in 250,000.
+    """
     return blake2b(stem.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 def legacy_name(stem: str) -> str:
-    """The name of the form `LEGACY`."""
+    """Return the file name of the form `LEGACY`."""
     return stem + ENDING
 
 
 def sized_name(stem: str, width: int, height: int, suffix: str) -> str:
-    """The name of a form of `SIZED`.
+    """Return the file name of a form of `SIZED`.
 
     >>> sized_name("a/b", 832, 1216, "_sdxl")
     'a/b_0832x1216_sdxl.npz'
@@ -79,6 +87,9 @@ def sized_name(stem: str, width: int, height: int, suffix: str) -> str:
 
 
 def parse_sized(name: str) -> tuple[str, int, int, str] | None:
-    """Stem, width, height and suffix of a name without its ending, if it is of a form of `SIZED`."""
+    """Return stem, width, height and suffix of a name of a form of `SIZED`, else None.
+
+    The name is given without `ENDING`.
+    """
     match = _SIZED_NAME.fullmatch(name)
     return (match[1], int(match[2]), int(match[3]), match[4]) if match else None

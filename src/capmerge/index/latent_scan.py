@@ -1,7 +1,7 @@
-"""Files in a folder -> records of an index: the walk that sees every name once, and the matching by hashes of stems.
+"""The search for the latents of an index's records: walking a folder and matching its file names.
 
-Memory: 24 bytes a record, 20 of them for what was found; names are forgotten as soon as they are
-hashed.
+The walk sees every name once, and names are matched by the hashes of their stems. It takes 24 bytes
+of memory per record, 20 of them for the result; names are forgotten as soon as they are hashed.
 """
 
 import os
@@ -26,18 +26,21 @@ from capmerge.index.latent_names import (
 )
 from capmerge.index.reader import Index
 
+SIZE_COLUMNS = tuple(side + suffix for suffix in SIZED for side in ("width", "height"))
+"""The columns of a listing with the size of each sized form, in the order of the file."""
+
 _FILES_AT_ONCE = 1 << 15
 
 
 def iter_latents(folder: str) -> Iterator[tuple[str, str]]:
-    """Every latents file in `folder` and below, links to folders followed: its folder as a prefix of stems, and its name without ending.
+    """Yield every latents file in `folder` and below, links to folders followed.
 
-    A link to a folder on the way to it is passed over. Raises `CapmergeError` for a folder that
-    cannot be listed.
+    A file is given as its folder, written as a prefix of stems, and its name without `ENDING`. A
+    link to a folder that contains the link is skipped, since it would never end. Raises
+    `CapmergeError` for a folder that cannot be listed.
     """
-    waiting: list[tuple[str, str, tuple[str, ...]]] = [
-        (folder, "", ())
-    ]  # path, prefix, and the real folders that links led out of
+    # Each entry has a path, its prefix, and the real folders that links on the way led out of.
+    waiting: list[tuple[str, str, tuple[str, ...]]] = [(folder, "", ())]
     while waiting:
         path, prefix, passed = waiting.pop()
         with _listed(path) as entries:
@@ -47,17 +50,15 @@ def iter_latents(folder: str) -> Iterator[tuple[str, str]]:
                 elif entry.is_dir():
                     here = passed
                     if entry.is_symlink():
-                        here, target = (
-                            (*passed, os.path.realpath(path)),
-                            os.path.realpath(entry.path),
-                        )
-                        if any((place + os.sep).startswith(target + os.sep) for place in here):
+                        here = (*passed, os.path.realpath(path))
+                        target = os.path.realpath(entry.path)
+                        if any((above + os.sep).startswith(target + os.sep) for above in here):
                             continue
                     waiting.append((entry.path, f"{prefix}{entry.name}/", here))
 
 
 def latents_in(folder: Path) -> Iterator[str]:
-    """The names without ending of the latents in `folder` itself; none if there is no such folder."""
+    """Yield the names without `ENDING` of the latents in `folder` itself; none if it is missing."""
     if folder.is_dir():
         with _listed(str(folder)) as entries:
             for entry in entries:
@@ -66,7 +67,10 @@ def latents_in(folder: Path) -> Iterator[str]:
 
 
 def folders_of(index: Index, folder: Path, numbers: Iterable[int]) -> list[tuple[str, Path]]:
-    """The folders that the keys of these records lead to, which is out of `folder`: prefix of their stems, and path."""
+    """Return the folders outside of `folder` that the keys of these records lead to.
+
+    Each is given as the prefix of its stems and its path.
+    """
     parents = {stem_of(index.read(int(number))[0]).text.rpartition("/") for number in numbers}
     prefixes = {parent + slash for parent, slash, _ in parents if slash}
     return [(prefix, folder / prefix) for prefix in sorted(prefixes)]
@@ -77,14 +81,15 @@ def _listed(path: str) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
         return os.scandir(path)
     except OSError as error:
         raise CapmergeError(
-            f"{printable(path)}: the folder cannot be listed ({error.strerror}). Check its permissions."
+            f"{printable(path)}: the folder cannot be listed ({error.strerror}). "
+            "Check its permissions."
         ) from error
 
 
 def _age_and_area(
     folder: Path, stem: str, suffix: str, size: tuple[int, int]
 ) -> tuple[int, int, tuple[int, int]]:
-    """What the largest of tells the size to take."""
+    """Return the sort key of a size: of several sizes, the one with the largest key is taken."""
     try:
         written = (folder / sized_name(stem, *size, suffix)).stat().st_mtime_ns
     except OSError:  # it vanished meanwhile
@@ -93,7 +98,11 @@ def _age_and_area(
 
 
 class Found:
-    """The listing in memory while files come in: `form` and `sizes`, a row a record."""
+    """The listing in memory while files come in: `form` and `sizes`, with one row per record.
+
+    Hashes of file names are collected and then looked up together in the sorted hashes of the
+    records' stems, because one search for many names is much faster than many for one.
+    """
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -101,18 +110,14 @@ class Found:
         self._hashes = index.stem_hash[order]
         self._order = order.astype(np.uint32)
         self.form = np.zeros(len(index), np.uint8)
-        self.sizes = {
-            side + suffix: np.zeros(len(index), np.uint32)
-            for suffix in SIZED
-            for side in ("width", "height")
-        }
+        self.sizes = {name: np.zeros(len(index), np.uint32) for name in SIZE_COLUMNS}
         self.seen = 0
-        """Files so far."""
+        """The number of files so far."""
         self._waiting: list[tuple[bytes, int, int, int]] = []
         self._more: list[NDArray[np.uint32]] = []
 
     def add(self, prefixes: list[str], name: str) -> None:
-        """Note the file `name`.npz in a folder that stems name by one of `prefixes`."""
+        """Note the file `name`.npz of a folder that stems may begin with by any of `prefixes`."""
         self.seen += 1
         sized = parse_sized(name)
         for prefix in prefixes:
@@ -124,14 +129,17 @@ class Found:
             self.match()
 
     def match(self) -> None:
-        """Find the records of all files that wait."""
+        """Find the records of all files that were noted since the last call."""
         if not self._waiting:
             return
         hashes = np.frombuffer(b"".join(entry[0] for entry in self._waiting), "<u8")
         rest = np.array([entry[1:] for entry in self._waiting], np.uint32)
         self._waiting.clear()
+        # Each hash has a run of equal hashes in the sorted stems: none, one, or several, as a.png
+        # and a.jpg have one stem. Repeat every file once per record of its run, and number the
+        # places of the run from `first` on.
         first, end = (np.searchsorted(self._hashes, hashes, side) for side in ("left", "right"))
-        times = end - first  # a.png and a.jpg have one stem
+        times = end - first
         which = np.repeat(np.arange(len(hashes)), times)
         records = self._order[
             np.arange(len(which)) - np.repeat(np.cumsum(times) - times - first, times)
@@ -154,7 +162,7 @@ class Found:
         new = (self.form[records] & form) == 0
         all_widths[records[new]], all_heights[records[new]] = widths[new], heights[new]
         self.form[records] |= form
-        # Of several sizes one stands there now; the others are kept for `settle`.
+        # A record with several sizes has one of them in the columns now; `settle` gets the others.
         other = (all_widths[records] != widths) | (all_heights[records] != heights)
         if other.any():
             self._more.append(
@@ -170,7 +178,10 @@ class Found:
             )
 
     def settle(self, folder: Path) -> None:
-        """Choose where a picture has files of several sizes: that of its `image_size`, else the newest, else the largest."""
+        """Choose one size for each picture that has files of several sizes.
+
+        Its `image_size` goes first, then the newest file, then the largest size.
+        """
         if not self._more:
             return
         more = np.unique(np.concatenate(self._more), axis=0)

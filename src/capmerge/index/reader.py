@@ -1,7 +1,7 @@
-"""The index of a rewritten metadata file: where each record lies, and what a trainer needs to know of it beforehand.
+"""The index of a rewritten metadata file: where each record lies, its size in px and its length.
 
-Owns what the columns mean, which index belongs to which metadata, and the reading of one record by
-its number. Knows nothing of how an index is made.
+This module owns the meaning of the columns, the tie between an index and its metadata, and the
+reading of one record by its number. `build` makes an index.
 """
 
 import os
@@ -9,21 +9,19 @@ import sys
 import threading
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from capmerge.errors import StaleError, UsageError, printable
 from capmerge.files.atomic import side_path
-from capmerge.files.columns import Columns
+from capmerge.files.columns import Columns, Schema
 from capmerge.files.source import FileSource, fingerprint_text, open_source
 from capmerge.index.latent_names import hash_of, stem_of
+from capmerge.metadata.blocks import Kind
 from capmerge.metadata.codec import NotJsonError, Stray, decode
 from capmerge.metadata.format import INDEX
-
-if TYPE_CHECKING:
-    from capmerge.metadata.blocks import Kind
 
 KIND, VERSION = "capmerge.index", 1
 
@@ -41,42 +39,55 @@ ROW = np.dtype(
         ("leads", "u1"),
     ]
 )
-"""The columns, in the order of the file. 45 bytes a record."""
+"""The columns in the order of the file, 45 bytes per record."""
 TOKEN_COLUMNS = ("tokens_sd1", "tokens_sd2", "chunks_sd1", "chunks_sd2")
-"""What `Index.longest_alternative` reads; left out where no tokens were counted."""
+"""The columns that `Index.longest_alternative` reads, left out where no tokens were counted."""
+_SCHEMA = Schema(
+    KIND,
+    VERSION,
+    {"layout": get_args(Kind), "fingerprint": str, "repeated": int, "without_size": int},
+    {name: ROW[name] for name in ROW.names or ()},
+    optional=TOKEN_COLUMNS,
+)
 
 
 class Index:
-    """The opened index of `metadata`: one record a row, in the order of the file, each column a read-only array mapped from disk.
+    """The opened index of `metadata`: one row per record, in the order of the file.
 
-    Every process maps the same pages, so its private memory stays small at any number of records.
-    It can be pickled: it is opened again by its path. Threads and processes may share it. Made by
-    `open_index` and `index_build.ensure_index`.
+    Each column is a read-only array mapped from disk. Every process maps the same pages, so its
+    private memory stays small at any number of records. A pickled index is opened again by its
+    path. Threads and processes may share one. `open_index` and `build.ensure_index` return it.
     """
 
     def __init__(self, metadata: Path, columns: Columns) -> None:
         self.metadata = metadata
         self.path = columns.path
         self.fingerprint: str = columns.about["fingerprint"]
-        """Of the metadata: its size and the hash of 64 evenly spaced blocks, in hexadecimal digits."""
+        """The metadata's size and the hash of 64 evenly spaced blocks, in hexadecimal digits."""
         self.kind: Kind = columns.about["layout"]
-        """Whether the metadata are JSON or JSON lines."""
+        """The format of the metadata: JSON or JSON lines."""
         self.repeated: int = columns.about["repeated"]
-        """Records that are left out because their key stands in the file again: `json.load` keeps the last."""
+        """The number of records left out because their key occurs again further on in the file.
+
+        `json.load` too keeps only the last record of a key.
+        """
         self.without_size: int = columns.about["without_size"]
-        """Records whose width and height are 0."""
+        """The number of records whose width and height are 0."""
         self.offset: NDArray[np.uint64] = columns["offset"]
-        """Where the bytes of each record begin: its member `"key": {...}`, or its line."""
+        """The offset of each record's bytes: its member `"key": {...}`, or its line."""
         self.length: NDArray[np.uint32] = columns["length"]
-        """How many bytes those are."""
+        """The number of those bytes."""
         self.width: NDArray[np.uint32] = columns["width"]
-        """px of `train_resolution`, else of `image_size`; 0 where neither is two whole numbers above 0."""
+        """The width in px of `train_resolution`, else of `image_size`.
+
+        It is 0 where neither is two whole numbers above 0.
+        """
         self.height: NDArray[np.uint32] = columns["height"]
-        """As `width`."""
+        """The height in px, by the rule of `width`."""
         self.stem_hash: NDArray[np.uint64] = columns["stem_hash"]
-        """`stems.hash_of` the stem of each key."""
+        """The hash of each key's stem, by `latent_names.hash_of`."""
         self.leads: NDArray[np.uint8] = columns["leads"]
-        """Where the stem of each key leads, as `stems` numbers it."""
+        """The direction of each key's stem: `INSIDE`, `ABSOLUTE` or `ABOVE` of `latent_names`."""
         self._columns = columns
         try:
             self._descriptor = os.open(metadata, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -94,13 +105,13 @@ class Index:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether tokens were counted when the index was made."""
+        """True if tokens were counted when the index was made."""
         return TOKEN_COLUMNS[0] in self._columns
 
     def longest_alternative(
         self, unit: Literal["tokens", "chunks"], tokenizer: Literal["sd1", "sd2"]
     ) -> NDArray[np.uint32]:
-        """The column with the size of each record's longest alternative, in tokens or in chunks.
+        """Return the column with the size of each record's longest alternative in this unit.
 
         Tokens are without BOS and EOS, with in-line wildcards at their longest; chunks are those
         that AUTOMATIC1111 cuts. SD 1 and SDXL share the tokenizer `sd1`. Raises `UsageError` when
@@ -114,9 +125,10 @@ class Index:
         return self._columns[f"{unit}_{tokenizer}"]
 
     def read(self, number: int) -> tuple[str, dict[str, Any]]:
-        """Key and record `number`, from 0: what `json.load` would read, lone surrogates, NaN and big integers included.
+        """Return the key and the record of row `number`, from 0, as `json.load` would read them.
 
-        Raises `StaleError` when the metadata do not hold it there.
+        Lone surrogates, NaN and big integers are read too. Raises `StaleError` when the metadata
+        do not hold the record there.
         """
         data = _read_at(self._descriptor, int(self.length[number]), int(self.offset[number]))
         try:
@@ -131,34 +143,36 @@ class Index:
             ):
                 return key, record
         raise StaleError(
-            f"{printable(str(self.metadata))}, byte {int(self.offset[number]):,}: this is not record {number} of its index, "
-            f"so the file has changed since. {_remedy(self.metadata)}"
+            f"{printable(str(self.metadata))}, byte {int(self.offset[number]):,}: "
+            f"this is not record {number} of its index, so the file has changed since. "
+            f"{_remedy(self.metadata)}"
         )
 
 
 def index_path(metadata: Path) -> Path:
-    """Where the index of `metadata` lies: beside it, links followed."""
+    """Return the path of the index of `metadata`: beside the file itself, links followed."""
     return side_path(metadata.resolve(), INDEX)
 
 
 def open_index(metadata: Path) -> Index:
-    """The index of `metadata`.
+    """Open the index of `metadata`.
 
-    Raises `StaleError` when it is missing, broken, of another version, or of other metadata than
-    lie there now; `UsageError` when the metadata cannot be read, or are compressed.
+    Raises `StaleError` when it is missing, broken, of another version, or was made of other content
+    than the file has now; `UsageError` when the metadata cannot be read, or are compressed.
     """
     with open_indexable(metadata) as source:
         found = fingerprint_text(source)
     columns = _columns(metadata, index_path(metadata))
     if columns.about.get("fingerprint") != found:
         raise StaleError(
-            f"{printable(str(columns.path))}: it was made of other content than {printable(metadata.name)} has now. {_remedy(metadata)}"
+            f"{printable(str(columns.path))}: it was made of other content than "
+            f"{printable(metadata.name)} has now. {_remedy(metadata)}"
         )
     return Index(metadata, columns)
 
 
 def open_indexable(metadata: Path) -> FileSource:
-    """The opened metadata; raises `UsageError` for what has no offsets: gzip, pipes."""
+    """Open the metadata; raises `UsageError` for gzip and pipes, which have no offsets."""
     source = open_source(str(metadata))
     if isinstance(source, FileSource):
         return source
@@ -167,19 +181,28 @@ def open_indexable(metadata: Path) -> FileSource:
     shown = printable(str(metadata))
     if compressed:
         raise UsageError(
-            f"{shown}: found gzip, which has no offsets to read records by. Unzip it first (gunzip -k), then index that."
+            f"{shown}: found gzip, which has no offsets to read records by. "
+            "Unzip it first (gunzip -k), then index that."
         )
     raise UsageError(
-        f"{shown}: found a pipe, which has no offsets to read records by. Write it to a file first, then index that."
+        f"{shown}: found a pipe, which has no offsets to read records by. "
+        "Write it to a file first, then index that."
     )
 
 
 def _columns(metadata: Path, path: Path) -> Columns:
-    return Columns(path, KIND, VERSION, _remedy(metadata))
+    columns = Columns(path, _SCHEMA, _remedy(metadata))
+    # Padding is zero like the rows that a too large row count reads from it; no record is empty.
+    if columns.rows and not columns["length"][-1]:
+        raise StaleError(
+            f"{printable(str(path))}: the file is broken: found no record in the last of its "
+            f"{columns.rows:,} rows. {_remedy(metadata)}"
+        )
+    return columns
 
 
 def _open_again(metadata: Path, path: Path, fingerprint: str) -> Index:
-    """A pickled index; whether it fits the metadata was found when it was opened first."""
+    """Open a pickled index, whose fit to the metadata was checked when it was first opened."""
     columns = _columns(metadata, path)
     if columns.about.get("fingerprint") != fingerprint:
         raise StaleError(f"{printable(str(path))}: it was replaced while it was in use. Run again.")
@@ -187,7 +210,7 @@ def _open_again(metadata: Path, path: Path, fingerprint: str) -> Index:
 
 
 def _remedy(metadata: Path) -> str:
-    return f"Make it anew: capmerge index {printable(str(metadata))}"
+    return f"Build it again: capmerge index {printable(str(metadata))}"
 
 
 if sys.platform == "win32":

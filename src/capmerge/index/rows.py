@@ -1,6 +1,6 @@
-"""Records -> rows of the index: what a worker notes of each record, and the sink that the rows stream into.
+"""The rows of an index: the worker's side makes them from records, the parent's side collects them.
 
-Knows nothing of blocks, of repeated keys, or of the file that the rows end in.
+Repeated keys and the file that the rows end in belong to `build`.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -23,7 +23,10 @@ _ROWS_AT_ONCE = 1 << 16
 
 
 class RowMaker:
-    """Notes rewritten records and makes their rows, those of a block together; with token lengths if `tokens`."""
+    """The maker of rows, which notes the records of a block and then makes their rows together.
+
+    With `tokens` the rows have token lengths.
+    """
 
     def __init__(self, *, tokens: bool) -> None:
         self._lengths = TextLengths() if tokens else None
@@ -37,7 +40,7 @@ class RowMaker:
     def note(self, start: int, end: int, key: str, record: dict[str, Any]) -> None:
         """Note a record whose bytes are [start, end).
 
-        Raises `BrokenRecordError` when its fields do not belong together; then it is not noted.
+        Raises `BrokenRecordError` when its fields do not agree; the record is then not noted.
         """
         texts = texts_of(record)
         stem, leads = stem_of(key)
@@ -51,7 +54,7 @@ class RowMaker:
             self._texts += texts
 
     def rows(self) -> bytes:
-        """The rows of all that was noted since the last call."""
+        """Return the rows of all records that were noted since the last call."""
         rows = np.zeros(len(self._places), ROW)
         if self._places:
             places, sizes = np.array(self._places, np.uint64), np.array(self._sizes, np.uint32)
@@ -77,11 +80,11 @@ class RowMaker:
 
 
 def texts_of(record: dict[str, Any]) -> Collection[str]:
-    """Every text that a rewritten record can train, in-line wildcards expanded; "" for none.
+    """Return every text that a rewritten record can train, in-line wildcards expanded.
 
-    Lines without weights and braces, which nearly all records have, are their own texts: they take
-    the fast way. Every other record is read by the general rule. A test holds the two together.
-    Raises `BrokenRecordError` as `read_written` does.
+    A record without text gives "" alone. Lines without weights and braces, which nearly all records
+    have, are their own texts and take a fast path. Every other record is read by the general rule;
+    a test keeps the two equal. Raises `BrokenRecordError` as `read_written` does.
     """
     caption, letters = record.get("caption"), record.get(MARK)
     if (
@@ -100,7 +103,7 @@ def texts_of(record: dict[str, Any]) -> Collection[str]:
 
 
 def texts_by_rule(record: dict[str, Any]) -> Collection[str]:
-    """`texts_of` for a record of any kind."""
+    """Return the texts of a record of any kind by the general rule of `texts_of`."""
     texts: dict[str, Any] = {}
     for alternative in trained_alternatives(record):
         texts |= alternative.texts
@@ -110,8 +113,8 @@ def texts_by_rule(record: dict[str, Any]) -> Collection[str]:
 class RowSink:
     """The sink of the rows of all blocks, which writes them to `file`.
 
-    `block_start` tells at the beginning of a block what is to be added to the offsets of its rows;
-    without it, they are offsets in the whole file already.
+    `block_start` is called at the beginning of each block and returns what to add to the offsets of
+    its rows; without it they are offsets in the whole file already.
     """
 
     def __init__(self, file: ScratchFile, block_start: Callable[[], int] | None = None) -> None:
@@ -119,10 +122,10 @@ class RowSink:
         self._rest = b""
         self._start = 0
         self.count = 0
-        """Of all rows."""
+        """The number of all rows so far."""
 
     def write(self, data: bytes | memoryview, *, new_block: bool) -> None:
-        """Append rows, of which the last may be cut."""
+        """Append rows; the last one may be cut, and the next call brings the rest of it."""
         if new_block and self._block_start:
             self._start = self._block_start()
         data = self._rest + bytes(data)
@@ -134,11 +137,11 @@ class RowSink:
         self._rest = data[whole * ROW.itemsize :]
 
     def parts(self) -> Iterator[NDArray[Any]]:
-        """All rows, some at a time."""
+        """Return an iterator over all rows in arrays of at most `_ROWS_AT_ONCE` rows."""
         return (np.frombuffer(part, ROW) for part in self._file.parts(_ROWS_AT_ONCE * ROW.itemsize))
 
     def column(self, name: str) -> NDArray[Any]:
-        """One column of all rows, in memory."""
+        """Return one column of all rows, in memory."""
         column = np.empty(self.count, ROW[name])
         done = 0
         for rows in self.parts():

@@ -1,1 +1,1 @@
-"""Statistics of captions: counted in the workers, added up, and shown as table, figure and page."""
+"""Statistics of captions: counted in the workers, added up, shown as table, figure and page."""

@@ -1,4 +1,8 @@
-"""Statistics on their way from the workers to the document: which tokenizers count, what streams back, what is read again."""
+"""The parent's side of statistics: it adds up the workers' counts and builds the document.
+
+It owns the choice of tokenizers, the sinks for the streams that come back from the workers, and the
+second reading of the captions that are duplicated most.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,45 +30,49 @@ _EXCERPT = 200
 
 @dataclass(frozen=True, slots=True)
 class Tokenizers:
-    """Which tokenizers count: those of a family, or one from the user's files: another CLIP, or the T5 of a family that has one."""
+    """The tokenizers that count: those of a family, or one from the user's files.
+
+    The latter is another CLIP, or the T5 of a family that has one.
+    """
 
     family: TokenizerFamily = "sd1"
     path: str | None = None
 
     def load(self) -> tuple[TokenCounter, TokenCounter | None]:
-        """The counter of every figure, and that of the T5, if there is one.
+        """Return the counter for all figures, and that of the T5, if there is one.
 
-        Raises `UsageError` as `tokens.load_readers`.
+        Raises `UsageError` as `load_readers` does.
         """
         clip, t5 = load_readers(self.family, self.path)
         return TokenCounter(clip), TokenCounter(t5) if t5 else None
 
     def observer(self, *, per_record: bool) -> Observer:
-        """What a worker counts with."""
+        """Return the observer with which a worker counts."""
         return Observer(*self.load(), per_record=per_record)
 
 
 class Gathered:
     """The parent's side of statistics: sinks for its streams, and the sum of the workers' counts.
 
-    `per_record` is the file that takes a line of JSON a record, if any.
+    `per_record` is the file that takes one line of JSON per record, if any.
     """
 
     def __init__(self, tokenizers: Tokenizers, per_record: AtomicFile | None = None) -> None:
         self.tokenizers = tokenizers
         self.stats = CaptionStats()
-        self._counters = tokenizers.load()  # says at once what is wrong with --tokenizer
+        self._counters = tokenizers.load()  # a wrong --tokenizer fails here at once
         self._per_record = per_record
         self._hashes, self._places = RecordHashes(), RecordPlaces()
 
     def make_observer(self) -> Callable[[], Observer]:
-        """To be called in each worker; it can be pickled."""
+        """Return a function that can be pickled and makes the observer of a worker."""
         return partial(self.tokenizers.observer, per_record=self._per_record is not None)
 
     def sinks(self) -> dict[Stream, Sink]:
-        """The sinks of the streams that observers give.
+        """Return the sinks of the streams that observers fill.
 
-        Lines per record have one only if there is a file for them; else the observers give none.
+        The lines per record have a sink only if there is a file for them; otherwise the observers
+        make no such lines.
         """
         sinks: dict[Stream, Sink] = {"hashes": self._hashes, "places": self._places}
         if self._per_record:
@@ -74,7 +82,10 @@ class Gathered:
     def document(
         self, name: str, source: Source, layout: FileLayout, merge: MergeOptions
     ) -> Document:
-        """The document of the file `name`; the captions of the largest groups of duplicates are read from `source` again."""
+        """Return the document of the file `name`.
+
+        The captions of the largest groups of duplicates are read again from `source`.
+        """
         groups = self._hashes.groups()
         numbers = [number for _, number in groups.largest]
         firsts: list[tuple[str, str] | None] = [None] * len(numbers)
@@ -95,7 +106,7 @@ class Gathered:
     def _read(
         self, source: Source, layout: FileLayout, merge: MergeOptions, place: RecordPlace
     ) -> tuple[str, str]:
-        """Key and the start of the whole caption of the record at `place`."""
+        """Return the key and the start of the whole caption of the record at `place`."""
         records = decode(
             source.window(place.start, place.end - place.start), layout.kind, last=place.last
         )
@@ -106,7 +117,7 @@ class Gathered:
 
 
 class _PerRecordFile:
-    """The sink of the lines of `--per-record`."""
+    """The sink for the lines of `--per-record`."""
 
     def __init__(self, file: AtomicFile) -> None:
         self._file = file

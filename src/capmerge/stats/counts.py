@@ -1,8 +1,8 @@
-"""What one process counts of a file's captions, and how the counts of several add up to one.
+"""The counts of a file's captions in one process, and how those of several processes add up.
 
-All of it is whole numbers, so any number of workers, in any order, gives the same sums. Owns what
-is counted and how much memory it may take; `observe` does the counting, `document` writes the
-figures down.
+All of them are exact numbers, so any number of workers, in any order, gives the same sums. This
+module owns what is counted and how much memory it may take; `observer` does the counting, and
+`document` writes the figures down.
 """
 
 from collections import Counter
@@ -15,29 +15,30 @@ from capmerge.captions.tally import Kinds, add_counts
 from capmerge.stats.lengths import LengthStats
 
 MOST_TAGS = 1 << 20
-"""Distinct tags that are counted, at about 130 bytes each. Danbooru has about a million."""
+"""The most distinct tags counted, at about 130 bytes each. Danbooru has about a million."""
 _MANY_TAGS = 1 << 17
 MOST_RESOLUTIONS = 1 << 16
 _FIRST_PRUNED = 1 << 14
-# The processor's cache decides: few texts at once, so that their tags are in it from being cut to
-# being counted, and many one after the other, so that the counts are. Together it is half the time.
+# Small batches keep their tags in the processor's cache between splitting and counting, and many
+# batches in a row keep the counter there. Together this halves the time.
 _TEXTS_AT_ONCE = 64
 _MOST_UNCOUNTED, _MOST_UNCOUNTED_LETTERS = 1 << 13, 1 << 22
 LONGEST_TAG = 64
-"""Characters; longer ones are prose, and would fill the memory."""
+"""The longest tag in characters; longer ones are prose, and would fill the memory."""
 
 
 def split_tags(texts: list[str]) -> list[str]:
-    """All tags of the texts; white space around some may remain, and some may be blank."""
+    """Return all tags of the texts; some may have white space around them or be blank."""
     joined = ", ".join(texts)
     return joined.split(", ") if joined.count(",") == joined.count(", ") else joined.split(",")
 
 
 class BoundedCounter:
-    """Counts of texts, of at most `limit` distinct ones; past it there are none, whoever saw which part of them.
+    """Counts of at most `limit` distinct texts.
 
-    White space around a text does not count, and blank texts are none. Those over `longest`
-    characters are only numbered, in `long`.
+    With more than that there are no counts at all, however the texts were split among workers.
+    White space around a text is ignored, and so are blank texts. For texts over `longest`
+    characters only their number is kept, in `long`.
     """
 
     def __init__(self, limit: int, longest: int) -> None:
@@ -49,23 +50,23 @@ class BoundedCounter:
 
     @property
     def counts(self) -> Counter[str] | None:
-        """Stripped text -> how often; None when there are too many."""
+        """The count of each stripped text; None when there are too many distinct ones."""
         self._prune()
         return None if self.overflowed else self._counts
 
     def __len__(self) -> int:
-        """How many are held, those to be pruned among them."""
+        """Return how many texts are held, including those to be pruned."""
         return len(self._counts)
 
     def update(self, texts: Iterable[str]) -> None:
-        """Count each of `texts`; of a `Counter`, add its counts."""
+        """Count each of `texts`, or add the counts of a `Counter`."""
         if not self.overflowed:
             self._counts.update(texts)
             if len(self._counts) >= self._prune_at:
                 self._prune()
 
     def merge(self, other: "BoundedCounter") -> None:
-        """Add what `other` has counted."""
+        """Add the counts of `other`."""
         counts = other.counts
         self.long += other.long
         if counts is None:
@@ -75,7 +76,10 @@ class BoundedCounter:
             self.update(counts)
 
     def _prune(self) -> None:
-        """Strip texts and take long ones out. It is done each time that the texts have doubled, not for each of them."""
+        """Strip the texts held and remove long and blank ones.
+
+        This is done each time that the number of texts has doubled, not for each text.
+        """
         for text in [
             text for text in self._counts if len(text) > self.longest or text != text.strip()
         ]:
@@ -85,8 +89,8 @@ class BoundedCounter:
             else:
                 self._counts[stripped] += count
         self._counts.pop("", None)
-        # More than `limit` in one part means more than `limit` in the whole: any other split comes
-        # to the same.
+        # More than `limit` texts in one part are more than `limit` in the whole, so that any split
+        # among workers gives the same result.
         if len(self._counts) > self.limit:
             self.overflowed = True
             self._counts.clear()
@@ -95,15 +99,18 @@ class BoundedCounter:
 
 @dataclass
 class Wildcards:
-    """Alternatives that in-line wildcards of the captions multiply; the sums are of tokens."""
+    """Counts of the alternatives with in-line wildcards; the sums are of tokens."""
 
     alternatives: int = 0
     longest_sum: int = 0
     shortest_sum: int = 0
     mean_sum: Fraction = Fraction(0)
-    """Of the mean over all outcomes, by their probability."""
+    """The sum of each alternative's mean over its outcomes, weighted by their probability."""
     not_listed: int = 0
-    """Of `alternatives`, those with too many outcomes to list: their longest and shortest are by characters, their mean is between."""
+    """The number of `alternatives` with too many outcomes to list.
+
+    Their longest and shortest texts are chosen by characters, and their mean is halfway between.
+    """
 
 
 @dataclass
@@ -111,14 +118,14 @@ class RecordCounts:
     """Numbers of records."""
 
     rewritten_before: int = 0
-    """They were rewritten by an earlier run: counted as they stand there, whatever the options."""
+    """Records that an earlier run rewrote: they are counted as they are, whatever the options."""
     kinds: Kinds = field(default_factory=Counter)
     rejected: int = 0
-    """They could not be merged or read, and are in no other figure."""
+    """Records that could not be merged or read; no other figure includes them."""
 
     @property
     def counted(self) -> int:
-        """All that are in the figures."""
+        """The number of records that the figures include."""
         return self.kinds.total()
 
 
@@ -128,33 +135,33 @@ def _by_style() -> dict[str, LengthStats]:
 
 @dataclass
 class CaptionStats:
-    """Everything that is counted, of a block or of a whole file."""
+    """All counts of a block or of a whole file."""
 
     records: RecordCounts = field(default_factory=RecordCounts)
     tags: LengthStats = field(default_factory=LengthStats)
-    """Each record's tags, once."""
+    """The lengths of each record's tags, once per record."""
     captions: LengthStats = field(default_factory=LengthStats)
-    """Each of a record's caption lines, once."""
+    """The lengths of each record's caption lines, once per line."""
     lines: dict[str, LengthStats] = field(default_factory=_by_style)
-    """Every alternative by style, weighted by its probability."""
+    """The lengths of all alternatives by style, weighted by their probability."""
     t5_lines: LengthStats = field(default_factory=LengthStats)
-    """Every alternative, in tokens of a T5, when there is one."""
+    """The lengths of all alternatives in tokens of a T5, when there is one."""
     wildcards: Wildcards = field(default_factory=Wildcards)
     tag_counts: BoundedCounter = field(
         default_factory=lambda: BoundedCounter(MOST_TAGS, LONGEST_TAG)
     )
     uncounted_tags: list[str] = field(default_factory=list)
-    """Texts of tags that `count_tags` has not counted into `tag_counts` yet."""
+    """Texts of tags that `count_tags` has not yet counted into `tag_counts`."""
     _uncounted_letters: int = 0
     resolutions: BoundedCounter = field(
         default_factory=lambda: BoundedCounter(MOST_RESOLUTIONS, LONGEST_TAG)
     )
-    """`"832x1216"` -> records."""
+    """The number of records of each resolution, such as `"832x1216"`."""
     literals: Counter[str] = field(default_factory=Counter)
-    """Alternatives that hold a text with a meaning of its own."""
+    """The number of alternatives that hold each text with a special meaning."""
 
     def merge(self, other: "CaptionStats") -> None:
-        """Add what `other` has counted; `other` is not used again."""
+        """Add the counts of `other`, which must not be used afterwards."""
         add_counts(self.records, other.records)
         self.tags.merge(other.tags)
         self.captions.merge(other.captions)
@@ -175,17 +182,20 @@ class CaptionStats:
 
     @property
     def is_large(self) -> bool:
-        """Whether it takes a worker more than some 20 MB: it is time to add it to the sum, which is held once."""
+        """True when the counts take a worker more than some 20 MB.
+
+        It is then time to add them to the sum, which is held only once.
+        """
         return len(self.tag_counts) > _MANY_TAGS
 
     def count_tags(self) -> None:
-        """Count the tags that `merge` has put off."""
+        """Count the tags that `merge` has only collected."""
         texts, self.uncounted_tags, self._uncounted_letters = self.uncounted_tags, [], 0
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             self.tag_counts.update(split_tags(texts[start : start + _TEXTS_AT_ONCE]))
 
     def all_lines(self) -> LengthStats:
-        """The lengths of all alternatives, of any style."""
+        """Return the lengths of all alternatives of any style."""
         total = LengthStats()
         for lines in self.lines.values():
             total.merge(lines)

@@ -1,7 +1,7 @@
-"""The statistics document: what `<stem>.stats.json` holds, and all that a table, figure or page is drawn from.
+"""The statistics document: the content of `<stem>.stats.json`.
 
-`docs/stats.md` names every key. Within version 1 a key may be added; none is renamed, removed or
-given another meaning.
+Tables, figures and pages are drawn from it alone. `docs/stats.md` names every key. Within version 1
+a key may be added; none is renamed, removed or given another meaning.
 """
 
 from bisect import bisect_left
@@ -24,13 +24,16 @@ from capmerge.tokens.families import ONE_CHUNK, T5_IDS, TokenizerFamily
 Document = dict[str, Any]
 MOST_FREQUENT = 100
 _LIMITS = (CHUNK_TOKENS, 2 * CHUNK_TOKENS, 3 * CHUNK_TOKENS)
-"""The max lengths that sd-scripts takes: --max_token_length. Families of `ONE_CHUNK` take the first."""
+"""The values that sd-scripts takes for --max_token_length.
+
+Families of `ONE_CHUNK` take only the first.
+"""
 STYLE_WORDS = {"tags": "tags", "caption": "caption", "both": "tags and caption"}
-"""Names of `marks.STYLES`, for reading."""
+"""The names of `fields.STYLES` in words for a reader."""
 _T5_LIMITS = sorted(set(T5_IDS.values()))
-"""For any family with a T5: both are in use, FLUX schnell has SD3's."""
+"""The T5 lengths for any family with a T5: both are in use, as FLUX schnell has that of SD3."""
 LOSS = Fraction(1, 100)
-"""Of the tokens: what a max length may drop and still be advised."""
+"""A recommended max length drops less than this share of the tokens."""
 
 
 def build_document(
@@ -43,7 +46,7 @@ def build_document(
     t5: TokenCounter | None,
     duplicates: dict[str, Any],
 ) -> Document:
-    """The document of a finished run."""
+    """Return the document of a finished run."""
     lines = stats.all_lines()
     distribution = lines.distribution()
     limits = [
@@ -97,7 +100,7 @@ def _styles(stats: CaptionStats, every: Distribution) -> dict[str, Any]:
 
 
 def _advice(distribution: Distribution, limits: list[LimitEffect]) -> dict[str, Any]:
-    """The smallest max length that drops less than `LOSS` of the tokens, in a sentence."""
+    """Return the smallest max length that drops less than `LOSS` of the tokens, with a sentence."""
     if not distribution.lengths:
         return {
             "max_tokens": None,
@@ -123,8 +126,8 @@ def _advice(distribution: Distribution, limits: list[LimitEffect]) -> dict[str, 
     return {
         "max_tokens": None,
         "dropped_share": largest.dropped_share,
-        "text": f"Even {largest.limit} tokens, the most that this family takes, drop {percent(largest.dropped_share)} of the tokens; "
-        f"{enough:,} would lose under 1 %.",
+        "text": f"Even a max length of {largest.limit}, the largest for this family, drops "
+        f"{percent(largest.dropped_share)} of the tokens; {enough:,} would lose under 1 %.",
     }
 
 
@@ -180,14 +183,18 @@ def _resolutions(resolutions: Counter[str]) -> list[dict[str, Any]]:
 
 
 def _most_first(counts: Counter[str]) -> list[tuple[str, int]]:
-    """The counts, greatest first, equal ones by their text: in the same order whoever counted."""
+    """Return the counts, greatest first and equal ones by text, whatever the order of counting."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _underscores(
     tags: Counter[str] | None, counter: TokenCounter, lengths: LengthStats
 ) -> dict[str, Any] | None:
-    """Tag by tag, each with the comma that follows it: the sum over the tags of a text is what the text would save."""
+    """Return the tokens that spaces instead of underscores would save.
+
+    Tags are counted one by one, each with the comma that follows it: the sum over the tags of a
+    text is what the text would save.
+    """
     if tags is None:
         return None
     underscored = [tag for tag in tags if spaced(tag) != tag]
@@ -203,7 +210,7 @@ def _underscores(
 
 
 def percent(share: float) -> str:
-    """A share for reading: two figures, never rounded to nothing or to everything."""
+    """Return a share as a percentage with one or two decimals, never rounded to 0 % or 100 %."""
     if share == 0:
         return "0 %"
     if 0 < share < 0.0001:

@@ -1,8 +1,8 @@
-"""Captions that stand in a file more than once, found by their 64-bit hashes in bounded memory.
+"""Captions that a file holds more than once, found by their 64-bit hashes in bounded memory.
 
 The hashes come in the order of the records, eight bytes each: 96 MB for 12 million. They are sorted
-a sixteenth at a time, so the whole peaks at 17 bytes a record. Where a group's first caption stands
-is told by its number, and read again from the source only for the groups that are shown.
+a sixteenth at a time, so memory peaks at 17 bytes per record. The number of a record says where it
+lies in the source; the first caption of a group is read again only for the groups that are shown.
 """
 
 import struct
@@ -15,27 +15,31 @@ _PIECE = struct.Struct("<QQQ")
 
 
 class RecordPlace(NamedTuple):
-    """Where a counted record lies: the bytes [start, end) of a piece, whether those end the source, its number there."""
+    """The position of a counted record in the source: a piece and the record's number in it."""
 
     start: int
+    """The first byte of the piece."""
     end: int
+    """The byte after the piece."""
     last: bool
+    """True when the piece ends the source."""
     number: int
+    """The number of the record in the piece, from 0."""
 
 
 class Groups(NamedTuple):
-    """Exact duplicates among whole captions."""
+    """The exact duplicates among whole captions."""
 
     captions: int
     distinct: int
     in_groups: int
-    """Captions that have at least one duplicate."""
+    """The number of captions that have at least one duplicate."""
     largest: list[tuple[int, int]]
-    """How many captions, and the number of the first record with it; largest first, then first first."""
+    """Each group's size and the number of its first record; largest first, ties to the earlier."""
 
 
 class RecordHashes:
-    """The sink of the records' caption hashes."""
+    """The sink for the caption hashes of the records."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
@@ -45,13 +49,17 @@ class RecordHashes:
         self._bytes += data
 
     def groups(self) -> Groups:
-        """The duplicates among all hashes so far."""
+        """Return the duplicates among all hashes so far.
+
+        Hashes are sorted one part at a time, where a part holds those with the same leading bits;
+        in a sorted part equal hashes are neighbours. A hash of 0 means no caption and is left out.
+        """
         import numpy as np
 
         every = np.frombuffer(self._bytes, "<u8")
         last_bytes = np.frombuffer(self._bytes, np.uint8)[7::8]  # the most significant ones
         captions = distinct = in_groups = 0
-        largest: list[tuple[int, int]] = []  # of those seen so far: - size, hash
+        largest: list[tuple[int, int]] = []  # (-size, hash) of the groups so far
         for part in range(_PARTS):
             ordered = every[last_bytes // (256 // _PARTS) == part]
             ordered.sort()
@@ -64,9 +72,8 @@ class RecordHashes:
             captions += len(ordered)
             distinct += len(starts)
             in_groups += int(sizes[again].sum())
-            chosen = again[
-                np.argsort(-sizes[again], kind="stable")[:LARGEST_GROUPS]
-            ]  # of equal ones those of the lowest hashes
+            # Among groups of equal size those of the lowest hashes are kept.
+            chosen = again[np.argsort(-sizes[again], kind="stable")[:LARGEST_GROUPS]]
             negative, hashes = -sizes[chosen], ordered[starts[chosen]]
             largest = sorted([*largest, *zip(negative.tolist(), hashes.tolist(), strict=True)])[
                 :LARGEST_GROUPS
@@ -78,14 +85,14 @@ class RecordHashes:
 
 
 class RecordPlaces:
-    """The sink of the pieces' places, by which a record is found again by its number."""
+    """The sink for the positions of pieces; with them a record is found again by its number."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
 
     @staticmethod
     def entry(start: int, size: int, records: int, *, last: bool) -> bytes:
-        """What a piece of `size` bytes with this many counted records writes to the sink."""
+        """Return the entry of a piece of `size` bytes with this many counted records."""
         return _PIECE.pack(start, size, records << 1 | last)
 
     def write(self, data: bytes | memoryview, *, new_block: bool) -> None:  # noqa: ARG002  # a sink
@@ -93,7 +100,7 @@ class RecordPlaces:
         self._bytes += data
 
     def places(self, numbers: list[int]) -> list[RecordPlace]:
-        """Where the records with these numbers lie."""
+        """Return the positions of the records with these numbers."""
         pieces = list(_PIECE.iter_unpack(self._bytes))
         firsts, before = [], 0
         for _, _, packed in pieces:
@@ -108,7 +115,11 @@ class RecordPlaces:
 
 
 def as_json(groups: Groups, firsts: list[tuple[str, str] | None]) -> dict[str, Any]:
-    """The figures of duplicates; `firsts` are key and caption of each largest group's first record, None if unreadable."""
+    """Return the figures of duplicates for the document.
+
+    `firsts` are the key and the caption of the first record in each of the largest groups, or None
+    where it cannot be read.
+    """
     return {
         "captions": groups.captions,
         "distinct": groups.distinct,

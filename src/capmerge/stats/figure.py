@@ -1,8 +1,9 @@
-"""The figure of token lengths, from the document alone: the only module that imports matplotlib.
+"""The figure of token lengths, drawn from the document alone.
 
-Two panels over the same axis of lengths. Above, how often each length is trained, by style, on a
-log axis: the tail decides what is cut, and on a linear axis it is not to be seen. Below, what share
-of the tokens a max length drops.
+No other module of this package imports matplotlib. The figure has two panels over the same axis of
+lengths. The upper one shows how often each length is trained, by style, on a log axis, because the
+tail decides what is cut and would be invisible on a linear axis. The lower one shows the share of
+the tokens that a max length drops.
 """
 
 import io
@@ -19,7 +20,7 @@ _PALE = "#666666"
 
 
 def draw_figure(document: Document, ending: str) -> bytes:
-    """The bytes of the figure as `png` or `svg`, the same for the same document."""
+    """Return the bytes of the figure as `png` or `svg`; equal documents give equal bytes."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -48,7 +49,7 @@ def draw_figure(document: Document, ending: str) -> bytes:
 
 
 def _draw_lengths(axes: Any, shown: Histogram) -> None:
-    """Histograms by style, the limits across them, what they cut in the legend."""
+    """Draw the histograms by style, and the limits across them with the share that each cuts."""
     for style in shown.styles:
         axes.stairs(
             style.heights,
@@ -67,25 +68,25 @@ def _draw_lengths(axes: Any, shown: Histogram) -> None:
             label=style.label,
         )
     axes.set_yscale("log")
-    axes.set_ylim(
-        shown.floor, shown.top * (shown.top / shown.floor) ** 0.22
-    )  # room for the labels of the limits
+    # The room above the bars is for the labels of the limits.
+    axes.set_ylim(shown.floor, shown.top * (shown.top / shown.floor) ** 0.22)
     axes.yaxis.set_major_formatter(lambda height, _: f"{height:,g}")
     axes.yaxis.set_minor_formatter(lambda *_: "")
     axes.set_ylabel(shown.height_label)
     for row, (limit, label) in enumerate(shown.limits):
         _draw_limit(axes, row, limit, label)
     if shown.styles:
+        # The legend goes above the panel, where it hides nothing.
         axes.legend(
             loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=10, borderaxespad=0.3
-        )  # above: it hides nothing
+        )
     else:
         axes.text(0.5, 0.5, "no text", transform=axes.transAxes, ha="center", color=_PALE)
     _dress(axes)
 
 
 def _draw_dropped(axes: Any, shown: Histogram, document: Document) -> None:
-    """The share of the tokens that a max length drops, over all lengths."""
+    """Draw the share of the tokens that a max length drops, over all lengths."""
     distribution = LengthStats.from_json(document["lengths"]["lines"]).distribution()
     axes.plot(
         shown.edges,
@@ -101,7 +102,7 @@ def _draw_dropped(axes: Any, shown: Histogram, document: Document) -> None:
     axes.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
     axes.set_ylabel("tokens dropped, %")
     one_chunk = (
-        f" ({CHUNK_IDS} places with start and end; one chunk)"
+        f" (one chunk: {CHUNK_IDS} positions with start and end)"
         if document["family"] in ONE_CHUNK
         else ""
     )
@@ -110,7 +111,10 @@ def _draw_dropped(axes: Any, shown: Histogram, document: Document) -> None:
 
 
 def _draw_limit(axes: Any, row: int, limit: int, label: str) -> None:
-    """One limit with its label, each in a row of its own: a long tail brings the limits close together."""
+    """Draw one limit with its label.
+
+    Each label has a row of its own, because a long tail brings the limits close together.
+    """
     axes.axvline(limit, color=LIMIT, linewidth=1.1, linestyle=(0, (4, 3)))
     place = {
         "xy": (limit, 1),
@@ -118,12 +122,8 @@ def _draw_limit(axes: Any, row: int, limit: int, label: str) -> None:
         "xytext": (3, -2 - 11 * row),
         "textcoords": "offset points",
     }
-    behind = {
-        "facecolor": "white",
-        "edgecolor": "none",
-        "alpha": 0.8,
-        "pad": 0.8,
-    }  # where the lines of other limits are close
+    # A background keeps the label readable where the lines of other limits are close.
+    behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
     axes.annotate(label, **place, va="top", color=LIMIT, fontsize=8.5, bbox=behind)
 
 

@@ -1,4 +1,7 @@
-"""What both pictures of token lengths show, on paper and on the page: bins, colours and labels, from the document alone."""
+"""The histograms of token lengths that the figure and the page draw.
+
+Bins, colours and labels come from the document alone.
+"""
 
 from bisect import bisect_right
 from fractions import Fraction
@@ -10,16 +13,16 @@ from capmerge.stats.lengths import Distribution, LengthStats
 INK, LIMIT, GRID = "#222222", "#b3261e", "#e4e4e4"
 _MOST_BINS = 120
 _LONG_TAIL = 10
-"""Times the length of nine in ten lines: a longest line past that would leave all others in a few bins, so the axis is a log one."""
-_COLOURS = {
-    "tags": "#0072b2",
-    "caption": "#e69f00",
-    "both": "#009e73",
-}  # Okabe and Ito's: told apart by colour-blind eyes
+"""The longest line, in multiples of the length of nine in ten lines, for a linear axis.
+
+A longer one would leave all others in a few bins, so the axis of tokens is then a log one.
+"""
+# From Okabe and Ito's palette, which colour-blind readers can tell apart.
+_COLOURS = {"tags": "#0072b2", "caption": "#e69f00", "both": "#009e73"}
 
 
 class StyleBars(NamedTuple):
-    """One style's histogram: how many alternatives are drawn in each bin, by their probability."""
+    """The histogram of one style: the alternatives in each bin, weighted by their probability."""
 
     colour: str
     label: str
@@ -27,26 +30,29 @@ class StyleBars(NamedTuple):
 
 
 class Histogram(NamedTuple):
-    """Histograms over bins [edges[i], edges[i + 1]) of tokens; heights between `floor` and `top`, for a log axis."""
+    """Histograms over bins [edges[i], edges[i + 1]) of tokens.
+
+    Heights lie between `floor` and `top`, for a log axis.
+    """
 
     edges: list[int]
     log_tokens: bool
-    """Whether the axis of tokens is a log one too, from 1; then the first bin holds the empty lines."""
+    """True when the axis of tokens is a log one too, from 1; the first bin holds empty lines."""
     floor: float
     top: float
     height_label: str
     styles: list[StyleBars]
     limits: list[tuple[int, str]]
-    """Each max length, with what it cuts."""
+    """Each max length with its label, which says what it cuts."""
 
     @property
     def end(self) -> int:
-        """Where the axis of tokens ends at the least."""
+        """The number of tokens that the axis must reach at least."""
         return max(self.edges[-1], *(limit for limit, _ in self.limits))
 
 
 def histogram(document: Document) -> Histogram:
-    """The histograms of the styles that there are."""
+    """Return the histograms of the styles that occur."""
     edges, log_tokens = _edges(LengthStats.from_json(document["lengths"]["lines"]).distribution())
     styles = []
     for name, style in document["styles"].items():
@@ -56,7 +62,10 @@ def histogram(document: Document) -> Histogram:
         heights = [0] * (len(edges) - 1)
         for length, weight in zip(distribution.lengths, distribution.weights, strict=True):
             heights[max(0, bisect_right(edges, length) - 1)] += weight
-        label = f"{STYLE_WORDS[name]}: {percent(style['share'])} of what is drawn, mean {distribution.mean():,.0f} tokens"
+        label = (
+            f"{STYLE_WORDS[name]}: {percent(style['share'])} of what is drawn, "
+            f"mean {distribution.mean():,.0f} tokens"
+        )
         styles.append(
             StyleBars(_COLOURS[name], label, [height / distribution.unit for height in heights])
         )
@@ -68,13 +77,11 @@ def histogram(document: Document) -> Histogram:
         for cut in document["limits"]
     ]
     floor, top = min(seen, default=1) * 0.7, max(seen, default=1)
-    return Histogram(
-        edges, log_tokens, floor, top, f"lines drawn, for each {bin_label}", styles, limits
-    )
+    return Histogram(edges, log_tokens, floor, top, f"lines drawn per {bin_label}", styles, limits)
 
 
 def _edges(lines: Distribution) -> tuple[list[int], bool]:
-    """The edges of the bins, and whether they are those of a log axis."""
+    """Return the edges of the bins, and True when they are those of a log axis."""
     longest = lines.maximum or 0
     if longest > _LONG_TAIL * max(100, lines.quantile(Fraction(9, 10)) or 0):
         return sorted(

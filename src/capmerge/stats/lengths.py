@@ -1,8 +1,7 @@
-"""Token lengths as exact counts: what can be asked of them, how parts merge, and how they are written down.
+"""Token lengths as exact counts: their figures, their sums and their form in JSON.
 
 Every text has a share: how likely it is to be drawn for its record. Lengths are whole numbers
-counted by share, so parts merge in any order to the same figures. Knows nothing of records,
-tokenizers or pictures.
+counted by share, so parts merge in any order to the same figures.
 """
 
 from bisect import bisect_left
@@ -27,30 +26,33 @@ _QUANTILES = {
 
 
 class LimitEffect(NamedTuple):
-    """What a limit does to texts that are all encoded at that length. Shares are of the probability."""
+    """The effect of a limit on texts that are all encoded at that length."""
 
     limit: int
     texts: int
-    """Longer than the limit, each counted once."""
+    """The number of texts longer than the limit, each counted once."""
     share: float
-    """Of the texts, those longer than the limit."""
+    """The share of the probability that belongs to texts longer than the limit."""
     dropped_tokens: int
-    """Of those texts, each counted once."""
+    """The tokens of those texts past the limit, each text counted once."""
     dropped_share: float
-    """Of all tokens, those dropped."""
+    """The share of all tokens that is dropped, weighted by probability."""
     padding_share: float
-    """Of all places for a token, those left empty."""
+    """The share of all token positions that stays empty, weighted by probability."""
 
 
 class LengthStats:
-    """Token lengths of many texts; `longest` are the longest of them as (tokens, key), longest first, then by key."""
+    """Token lengths of many texts.
+
+    `longest` are the longest of them as (tokens, key), longest first and equal ones by key.
+    """
 
     def __init__(self) -> None:
         self._by_share: dict[Share, Counter[int]] = {}
         self.longest: list[tuple[int, str]] = []
 
     def add(self, lengths: Sequence[int], keys: Sequence[str], share: Share = WHOLE) -> None:
-        """Count texts of these lengths, each with this share; `keys` are the keys of their records."""
+        """Count texts of these lengths, each with this share; `keys` are their records' keys."""
         if not lengths:
             return
         self._by_share.setdefault(share, Counter()).update(lengths)
@@ -63,7 +65,7 @@ class LengthStats:
             )
 
     def merge(self, other: "LengthStats") -> None:
-        """Add what `other` has counted."""
+        """Add the counts of `other`."""
         for share, counts in other._by_share.items():  # noqa: SLF001  # of the same class
             self._by_share.setdefault(share, Counter()).update(counts)
         self._offer(other.longest)
@@ -74,7 +76,7 @@ class LengthStats:
         ]
 
     def distribution(self) -> "Distribution":
-        """What can be asked of the lengths counted so far."""
+        """Return the distribution of the lengths counted so far."""
         unit = lcm(*(denominator for _, denominator in self._by_share))
         weights: Counter[int] = Counter()
         texts: Counter[int] = Counter()
@@ -91,7 +93,7 @@ class LengthStats:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Figures for a reader, and the exact counts that `from_json` reads back."""
+        """Return figures for a reader, and the exact counts that `from_json` reads back."""
         return {
             **self.distribution().summary(),
             "max_key": self.longest[0][1] if self.longest else None,
@@ -110,7 +112,7 @@ class LengthStats:
 
     @classmethod
     def from_json(cls, written: dict[str, Any]) -> "LengthStats":
-        """What `as_json` wrote."""
+        """Return the lengths that `as_json` wrote."""
         stats = cls()
         for part in written["histogram"]:
             numerator, denominator = map(int, part["share"].split("/"))
@@ -123,14 +125,17 @@ class LengthStats:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """Texts by length. All sums are of whole numbers; a float is made only of the quotient that is asked for."""
+    """Texts by length.
+
+    All sums are of whole numbers; only a final quotient becomes a float.
+    """
 
     lengths: list[int]
     """The lengths that occur, shortest first."""
     texts: list[int]
-    """How many texts have each."""
+    """The number of texts of each length."""
     weights: list[int]
-    """The sum of their shares, in units of 1 / `unit`."""
+    """The sum of the shares of the texts of each length, in units of 1 / `unit`."""
     unit: int
 
     @property
@@ -140,15 +145,17 @@ class Distribution:
 
     @property
     def maximum(self) -> int | None:
-        """The greatest length; None without texts."""
+        """The greatest length, or None without texts."""
         return self.lengths[-1] if self.lengths else None
 
     def mean(self) -> float | None:
-        """The mean length; None without texts."""
+        """Return the mean length, or None without texts."""
         return _quotient(self._sum(self.weights), self.weight) if self.lengths else None
 
     def quantile(self, part: Fraction) -> int | None:
-        """The smallest length that at least `part` of the texts do not exceed; None without texts.
+        """Return the smallest length that at least `part` of the texts do not exceed.
+
+        It is None without texts.
 
         >>> Distribution([10, 20], [3, 1], [3, 1], 1).quantile(Fraction(3, 4))
         10
@@ -160,7 +167,7 @@ class Distribution:
         ]
 
     def limit_effect(self, limit: int) -> LimitEffect:
-        """What a limit of this many tokens does to the texts."""
+        """Return the effect of a limit of this many tokens on the texts."""
         over = [max(0, length - limit) for length in self.lengths]
         tokens, dropped = self._sum(self.weights), _dot(over, self.weights)
         return LimitEffect(
@@ -176,7 +183,10 @@ class Distribution:
         )
 
     def grouped(self, size: int) -> dict[int, tuple[int, float]]:
-        """Texts, and their share of the probability, by how many groups of `size` tokens hold them; 0 tokens take one."""
+        """Return the number and share of texts, by how many groups of `size` tokens they need.
+
+        The share is of the probability. A text of 0 tokens needs one group.
+        """
         found: dict[int, tuple[int, int]] = {}
         for length, texts, weight in zip(self.lengths, self.texts, self.weights, strict=True):
             groups = max(1, -(-length // size))
@@ -188,7 +198,7 @@ class Distribution:
         }
 
     def summary(self) -> dict[str, Any]:
-        """The figures by name; None for those of no texts."""
+        """Return the figures by name; those that need a text are None without texts."""
         return {
             "texts": sum(self.texts),
             "weight": _quotient(self.weight, self.unit),
@@ -207,5 +217,5 @@ def _dot(left: Iterable[int], right: Iterable[int]) -> int:
 
 
 def _quotient(part: int, whole: int) -> float:
-    """The nearest float, also of integers that no float holds; 0 of nothing."""
+    """Return the nearest float, even for integers too large for one; 0 when `whole` is 0."""
     return float(Fraction(part, whole)) if whole else 0.0

@@ -1,7 +1,7 @@
-"""Counting what rewritten records hold: the loop that statistics spend their time in, outside the tokenizer.
+"""Counting the content of rewritten records, where statistics spend their time next to tokenizing.
 
-Nearly all records hold one line of tags and one of a caption, without braces: those are read in a
-flat loop, every other by `alternatives`.
+Nearly all records hold one line of tags and one caption line, without braces: those are read in a
+flat loop, and all others by `alternatives`.
 """
 
 import hashlib
@@ -27,26 +27,32 @@ SPECIAL_LITERALS = {
     "|||": re.compile(r"\|\|\|"),
     "{ or }": re.compile(r"[{}]"),
 }
-"""Texts that mean something to a tokenizer or a trainer. The last is what a trained text holds, not a wildcard."""
+"""Texts that have a meaning for a tokenizer or a trainer.
+
+The last one counts braces in a trained text, not those of a wildcard.
+"""
 _HALF = (1, 2)
 
 
 class Observed(NamedTuple):
-    """What one block adds to the streams."""
+    """The bytes that one block adds to each stream."""
 
     caption_hashes: bytes
-    """Eight bytes a record, in order: the hash of its whole caption, 0 when it has none or is in no figure."""
+    """The hash of each record's whole caption in order, eight bytes per record.
+
+    It is 0 when the record has no caption or no figure includes it.
+    """
     per_record: bytes
-    """A line of JSON a record: its key, and the tokens of its alternatives."""
+    """One line of JSON per record: its key, and the token lengths of its alternatives."""
     places: bytes
-    """Where the pieces lie."""
+    """The positions of the pieces in the source."""
 
 
 class Observer:
     """Counts rewritten records into `stats`, with one tokenizer, and with a T5 if `t5` is given.
 
-    The records of a block are noted piece by piece and counted together: the counter is at its best
-    with hundreds of texts.
+    The records of a block are noted piece by piece and counted together, because the token counter
+    is fastest with hundreds of texts.
     """
 
     def __init__(
@@ -57,17 +63,17 @@ class Observer:
         self._noted = _Noted()
 
     def take(self) -> CaptionStats:
-        """What was counted since the last call."""
+        """Return what was counted since the last call."""
         taken, self.stats = self.stats, CaptionStats()
         return taken
 
     def note(
         self, pairs: Collection[Pair], place: bytes, left_out: Collection[int] = ()
     ) -> list[tuple[int, BrokenRecordError]]:
-        """Note the rewritten records of one piece, but for the numbers in `left_out`; `place` is for the stream of places.
+        """Note the rewritten records of one piece, except those with numbers in `left_out`.
 
-        Returns the numbers of those that are not as a rewrite leaves them, and why: they are in no
-        figure.
+        `place` is the entry of the piece in the stream of places. Returns the number and the error
+        of each record that is not as a rewrite writes it; no other figure includes these.
         """
         noted = self._noted
         plain, keys, others, sizes = (noted.plain, noted.plain_keys, noted.others, noted.sizes)
@@ -76,6 +82,7 @@ class Observer:
         for number, (key, record) in enumerate(pairs):
             if left_out and number in left_out:
                 continue
+            # The usual record: one line of tags, one caption line, no braces and no weights.
             caption = record.get("caption")
             if record[MARK] == "tc" and caption.__class__ is str and WEIGHTS not in record:
                 lines = caption.split("\n")
@@ -92,6 +99,7 @@ class Observer:
                     sizes.append(size_of(record))
                     hashes[number] = caption_hash(lines[1])
                     continue
+            # Any other record.
             try:
                 alternatives = trained_alternatives(record)
             except BrokenRecordError as error:
@@ -106,13 +114,13 @@ class Observer:
         return failures
 
     def count(self) -> Observed:
-        """Count all that is noted."""
+        """Count everything noted so far, and return what it adds to the streams."""
         noted, self._noted = self._noted, _Noted()
         resolutions: Counter[str] = Counter()
         for size, records in Counter(noted.sizes).items():
             if size:
                 width, height, _ = size
-                resolutions[f"{width}x{height}"] += records  # of either field
+                resolutions[f"{width}x{height}"] += records  # whichever field it is from
         self.stats.resolutions.update(resolutions)
         tokens = self._count_plain(noted.plain, noted.plain_keys)
         other_tokens = self._count_others(noted.others)
@@ -127,7 +135,7 @@ class Observer:
         return Observed(b"".join(noted.hashes), lines.encode(), b"".join(noted.places))
 
     def _count_plain(self, texts: list[str], keys: list[str]) -> list[list[int]]:
-        """Count plain records; the tokens of each one's two alternatives."""
+        """Count plain records; return the token lengths of each one's two alternatives."""
         stats = self.stats
         counts = self._counter.count_tokens(texts)
         tags, captions = counts[::2], counts[1::2]
@@ -144,7 +152,7 @@ class Observer:
         return [[a, b] for a, b in zip(tags, captions, strict=True)]
 
     def _count_others(self, others: "list[_Other]") -> list[list[int]]:
-        """Count records of any kind; the tokens of each one's alternatives."""
+        """Count records of any kind; return the token lengths of each one's alternatives."""
         texts = dict.fromkeys(
             text
             for other in others
@@ -174,7 +182,7 @@ class Observer:
             stats.lines[a.style].add([longest], key, a.share)
             if t5:
                 stats.t5_lines.add([max(t5[text] for text in a.texts)], key, a.share)
-            if len(a.texts) > 1:
+            if len(a.texts) > 1 or not a.listed:
                 wildcards = stats.wildcards
                 wildcards.alternatives += 1
                 wildcards.not_listed += not a.listed
@@ -195,12 +203,15 @@ class Observer:
 
 
 def whole_caption(alternatives: list[TrainedAlternative]) -> str:
-    """A record's caption, all its lines and what their in-line wildcards give; "" when it has none."""
+    """Return all caption lines of a record with all texts of their wildcards; "" without any."""
     return "\n".join(text for texts in fields_of(alternatives)[1] for text in texts)
 
 
 def caption_hash(caption: str) -> bytes:
-    """Eight bytes that tell captions apart: of 12 million, two different ones agree with a chance of 1 in 250,000; 0 of none."""
+    """Return an eight-byte hash of a caption; all bytes are 0 for an empty one.
+
+    Among 12 million captions two different ones have the same hash with a chance of 1 in 250,000.
+    """
     if not caption:
         return bytes(8)
     return hashlib.blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=8).digest()
@@ -210,7 +221,7 @@ class _Other(NamedTuple):
     """A record that is not plain."""
 
     place: int
-    """How many plain records are noted before it."""
+    """The number of plain records noted before it."""
     key: str
     alternatives: list[TrainedAlternative]
 

@@ -1,4 +1,7 @@
-"""The page's own picture of token lengths, as inline SVG: the page is drawn where matplotlib is not installed."""
+"""The page's own picture of token lengths, as inline SVG.
+
+It needs no matplotlib, so that the page can be made where that is not installed.
+"""
 
 from collections.abc import Sequence
 from html import escape
@@ -13,22 +16,24 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 12, 90, 46
 
 
 class _Axes:
-    """From tokens and heights to places in the picture; heights on a log axis, tokens too where their tail is long."""
+    """The mapping of tokens and heights to coordinates in the picture.
+
+    Heights are on a log axis, and tokens too where their tail is long.
+    """
 
     def __init__(self, shown: Histogram) -> None:
         self.log_tokens = shown.log_tokens
         self.end = shown.end * (1.5 if shown.log_tokens else 1.12)
         self.low = floor(log10(shown.floor))
-        self.high = max(
-            log10(shown.top) + 0.2 * (log10(shown.top) - self.low), self.low + 1
-        )  # room for the labels of the limits
+        # The room above the bars is for the labels of the limits.
+        self.high = max(log10(shown.top) + 0.2 * (log10(shown.top) - self.low), self.low + 1)
 
     def x(self, tokens: float) -> float:
         part = log10(max(1, tokens)) / log10(self.end) if self.log_tokens else tokens / self.end
         return round(_LEFT + part * (_WIDTH - _LEFT - _RIGHT), 1)
 
     def ticks(self) -> Sequence[int]:
-        """Numbers of tokens to be named."""
+        """Return the numbers of tokens that are labelled."""
         if self.log_tokens:
             return [10**power for power in range(floor(log10(self.end)) + 1)]
         step = next(step for step in _STEPS if self.end / step <= 14)
@@ -40,7 +45,10 @@ class _Axes:
 
 
 def svg_picture(document: Document) -> str:
-    """An `<svg>` element with the histograms by style, the limits, and a legend with shares. The page's style gives its colours."""
+    """Return an `<svg>` element with the histograms by style, the limits and a legend with shares.
+
+    The page's style sheet gives the colours of all but the bars.
+    """
     shown = histogram(document)
     axes = _Axes(shown)
     parts = [*_grid(axes, shown), *_bars(axes, shown), *_limits(axes, shown), *_legend(shown)]
@@ -62,7 +70,8 @@ def _grid(axes: _Axes, shown: Histogram) -> list[str]:
     bottom = _HEIGHT - _BOTTOM
     for tokens in axes.ticks():
         parts.append(
-            f'<line x1="{axes.x(tokens)}" y1="{bottom}" x2="{axes.x(tokens)}" y2="{bottom + 5}" class="axis"/>'
+            f'<line x1="{axes.x(tokens)}" y1="{bottom}" '
+            f'x2="{axes.x(tokens)}" y2="{bottom + 5}" class="axis"/>'
         )
         parts.append(_label(axes.x(tokens), bottom + 18, f"{tokens:,}", anchor="middle"))
     parts.append(
@@ -80,16 +89,16 @@ def _bars(axes: _Axes, shown: Histogram) -> list[str]:
         for height, right in zip(style.heights, shown.edges[1:], strict=True):
             path += f"V{axes.y(height)}H{axes.x(right)}"
         parts.append(
-            f'<path d="{path}V{bottom}Z" fill="{style.colour}" fill-opacity=".35" stroke="{style.colour}" stroke-width="1.3"/>'
+            f'<path d="{path}V{bottom}Z" fill="{style.colour}" fill-opacity=".35" '
+            f'stroke="{style.colour}" stroke-width="1.3"/>'
         )
     return parts
 
 
 def _limits(axes: _Axes, shown: Histogram) -> list[str]:
     parts = []
-    for row, (limit, label) in enumerate(
-        shown.limits
-    ):  # each label in a row of its own: a long tail brings the limits close together
+    # Each label has a row of its own, because a long tail brings the limits close together.
+    for row, (limit, label) in enumerate(shown.limits):
         x = axes.x(limit)
         parts.append(
             f'<line x1="{x}" y1="{_TOP - 2}" x2="{x}" y2="{_HEIGHT - _BOTTOM}" class="limit"/>'
@@ -103,7 +112,8 @@ def _legend(shown: Histogram) -> list[str]:
     for i, style in enumerate(shown.styles):
         y = 16 + 20 * i
         parts.append(
-            f'<rect x="{_LEFT}" y="{y - 10}" width="14" height="12" fill="{style.colour}" fill-opacity=".6"/>'
+            f'<rect x="{_LEFT}" y="{y - 10}" width="14" height="12" '
+            f'fill="{style.colour}" fill-opacity=".6"/>'
         )
         parts.append(_label(_LEFT + 21, y, style.label))
     return parts or [_label(_WIDTH / 2, _HEIGHT / 2, "no text", anchor="middle")]

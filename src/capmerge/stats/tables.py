@@ -1,4 +1,7 @@
-"""Statistics in words and columns: the table for a terminal, and the sections that a page shows too. From the document alone."""
+"""Statistics in words and columns: the table for a terminal, and the sections of the page.
+
+Both come from the document alone.
+"""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +20,7 @@ LENGTH_COLUMNS = ("mean", "median", "p90", "p99", "p99.9", "max")
 
 
 class Section(NamedTuple):
-    """A titled table: its columns' heads ("" without), rows, and a note in a sentence ("" without)."""
+    """A titled table: the heads of its columns, its rows, and a note, which is "" when absent."""
 
     title: str
     heads: tuple[str, ...]
@@ -25,7 +28,11 @@ class Section(NamedTuple):
     note: str = ""
 
     def flush_right(self) -> list[bool]:
-        """Whether each column is set flush right: all but the first, where every cell is a count, a mean, a share or empty."""
+        """Return whether each column is set flush right.
+
+        These are the columns, except the first, where every cell is a count, a mean, a share or
+        empty.
+        """
         columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.heads)
         return [
             number > 0 and all(map(_NUMBER.fullmatch, column))
@@ -34,13 +41,16 @@ class Section(NamedTuple):
 
 
 def text_table(document: Document) -> str:
-    """The whole table for a terminal, safe whatever the captions hold; the advice comes last."""
+    """Return the table for a terminal, safe whatever the captions hold; the advice comes last."""
     parts = [_section_text(section) for section in sections(document)]
     return "\n\n".join([*parts, printable(document["advice"]["text"])])
 
 
 def sections(document: Document, shown: int = _SHOWN) -> Iterator[Section]:
-    """All figures of the document, lists cut after `shown` entries; the texts in them are as in the file, not made safe."""
+    """Yield all figures of the document, with lists cut after `shown` entries.
+
+    The texts in them are as in the file, not made safe for a terminal or a page.
+    """
     yield _records(document)
     yield _lengths(document)
     yield _chunks(document)
@@ -67,7 +77,7 @@ def _records(document: Document) -> Section:
             else []
         ),
         *(
-            [("rejected, in no figure", f"{records['rejected']:,}", "")]
+            [("rejected, not in the figures", f"{records['rejected']:,}", "")]
             if records["rejected"]
             else []
         ),
@@ -80,7 +90,7 @@ def _records(document: Document) -> Section:
             if style["texts"]
         ),
     ]
-    note = "Shares of alternatives are of the probability that they are drawn."
+    note = "The share of alternatives is the probability that they are drawn."
     return Section(
         f"{document['source']}: records and alternatives", ("", "number", "share"), rows, note
     )
@@ -104,7 +114,10 @@ def _lengths(document: Document) -> Section:
         )
         for name, key in (("tags", "tags"), ("captions", "captions"), ("trained lines", "lines"))
     ]
-    note = f"Tokenizer: {document['tokenizer']} ({document['family']}). Trained lines are weighted by their probability."
+    note = (
+        f"Tokenizer: {document['tokenizer']} ({document['family']}). "
+        "Trained lines are weighted by their probability."
+    )
     return Section("token lengths", ("", *LENGTH_COLUMNS, "key of the longest"), rows, note)
 
 
@@ -126,9 +139,9 @@ _LIMIT_HEADS = ("max length", "cut", "share cut", "tokens dropped", "share dropp
 
 
 def _limits(document: Document) -> Section:
-    note = "Padding: empty places for tokens if everything is encoded at that length."
+    note = "Padding: the share of token positions left empty when texts are encoded at that length."
     if document["family"] in ONE_CHUNK:
-        note += f" The {CHUNK_IDS} places of CLIP hold them with start and end; this family has one such chunk."
+        note += f" This family has one chunk of {CHUNK_IDS} positions, start and end included."
     return Section(
         "what a max length cuts",
         _LIMIT_HEADS,
@@ -159,7 +172,8 @@ def _t5(document: Document) -> Section:
         title,
         _LIMIT_HEADS,
         rows,
-        f"Tokenizer: {t5['tokenizer']}, {special} place(s) of each length for its own tokens. Lines: {figures}.",
+        f"Tokenizer: {t5['tokenizer']}. Special tokens within each length: {special}. "
+        f"Lines: {figures}.",
     )
 
 
@@ -173,9 +187,15 @@ def _wildcards(document: Document) -> Section:
             ("shortest", "mean_shortest"),
         )
     ]
-    note = f"{found['alternatives']:,} alternatives have in-line wildcards; every other figure takes them at their longest."
+    note = (
+        f"{found['alternatives']:,} alternatives have in-line wildcards; "
+        "every other figure takes them at their longest."
+    )
     if found["not_listed"]:
-        note += f" {found['not_listed']:,} of them have too many outcomes to list: there the extremes are by characters."
+        note += (
+            f" {found['not_listed']:,} of them have too many outcomes to list; "
+            "their longest and shortest are chosen by characters."
+        )
     return Section("in-line wildcards, mean tokens", ("outcome", "tokens"), rows, note)
 
 
@@ -194,7 +214,7 @@ def _tags(document: Document, shown: int) -> Section:
             "most frequent tags",
             (),
             [],
-            f"Not counted: there are over {MOST_TAGS:,} distinct ones, so they are hardly tags.",
+            f"Not counted: more than {MOST_TAGS:,} distinct tags were found; they are hardly tags.",
         )
     rows = [
         (entry["tag"], f"{entry['texts']:,}", percent(entry["share"]))
@@ -202,10 +222,13 @@ def _tags(document: Document, shown: int) -> Section:
     ]
     note = f"{tags['distinct']:,} distinct tags, {tags['occurrences']:,} in all."
     if underscores["saved_tokens"]:
-        note += f" --underscores space would save {underscores['saved_tokens']:,} tokens, {percent(underscores['share'])} of those of all tags."
+        note += (
+            f" --underscores space would save {underscores['saved_tokens']:,} tokens, "
+            f"{percent(underscores['share'])} of those of all tags."
+        )
     if tags["long"]:
         note += (
-            f" {tags['long']:,} over {LONGEST_TAG} characters are left out: they are hardly tags."
+            f" {tags['long']:,} over {LONGEST_TAG} characters are left out; they are hardly tags."
         )
     return Section("most frequent tags", ("tag", "number", "of records with tags"), rows, note)
 
@@ -221,8 +244,9 @@ def _duplicates(document: Document, shown: int) -> Section:
         for group in found["largest"][:shown]
     ]
     note = (
-        f"{found['duplicated']:,} of {found['captions']:,} whole captions ({percent(found['share'])}) stand more than once; "
-        "duplicates drive copying (arXiv 2305.20086)."
+        f"{found['duplicated']:,} of {found['captions']:,} whole captions "
+        f"({percent(found['share'])}) occur more than once; duplicates promote memorization "
+        "(arXiv 2305.20086)."
     )
     return Section(
         "exact duplicates",
@@ -236,7 +260,10 @@ def _resolutions(document: Document, shown: int) -> Section:
     found = document["resolutions"]
     if found is None:
         return Section(
-            "resolutions", (), [], "Not counted: there are too many distinct ones to be buckets."
+            "resolutions",
+            (),
+            [],
+            "Not counted: there are too many distinct resolutions to be buckets.",
         )
     total = document["records"]["counted"]
     rows = [(entry["resolution"], *_of(entry["records"], total)) for entry in found[:shown]]

@@ -103,11 +103,6 @@ class TokenCounter:
             done += int(totals.sum())
         return TokensAndCommas(np.concatenate(counts), np.sort(np.concatenate(commas)))
 
-    @property
-    def pieces_held(self) -> int:
-        """The number of pieces that are remembered now."""
-        return self._table.n_held
-
     def _count_batch(self, tokenizer: ClipTokenizer, texts: Sequence[str]) -> "_Counted | None":
         """The counts of `texts` and of their pieces; None if a text contains a NUL of its own."""
         import numpy as np

@@ -38,23 +38,6 @@ def load_clip(name: ClipName) -> ClipTokenizer:
     return ClipTokenizer(name, vocabulary._replace(pad=pad, added=vocabulary.added | added))
 
 
-def load_tokenizer(name_or_path: str | os.PathLike[str]) -> Tokenizer:
-    """The CLIP tokenizer of that name (`sd1`, `sd2`, `sdxl_g`), or the tokenizer at a path.
-
-    Raises `UsageError` for a path without a tokenizer, and what `load_clip` raises.
-    """
-    for name in CLIP_VARIANTS:
-        if name == name_or_path:
-            return load_clip(name)
-    if not Path(name_or_path).exists():
-        raise UsageError(
-            f"tokenizer {os.fspath(name_or_path)}: neither a known name nor an existing path. "
-            f"Expected {', '.join(CLIP_VARIANTS)}, a Hugging Face tokenizer folder, "
-            "or a tokenizer.json."
-        )
-    return load_tokenizer_file(name_or_path)
-
-
 def load_tokenizer_file(path: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer in a Hugging Face folder or `tokenizer.json`.
 

@@ -11,7 +11,7 @@ from capmerge.captions.templates import MergeOptions
 from capmerge.captions.written import BrokenRecordError
 from capmerge.stats.observer import Observer
 from capmerge.tokens.counter import TokenCounter
-from capmerge.tokens.load import load_tokenizer
+from capmerge.tokens.load import load_clip
 
 TEXT = st.text(st.sampled_from("ab ,_{}|\u2985\u2986.é<"), min_size=1, max_size=12)
 RECORDS = st.lists(
@@ -31,7 +31,7 @@ OPTIONS = [
 
 
 def as_json(counted):
-    """Everything that was counted, as values that can be compared."""
+    """Return all counts as values that can be compared."""
     counted.count_tags()
     counts = (
         counted.tag_counts.counts,
@@ -47,7 +47,7 @@ def as_json(counted):
 
 
 def merged(record, options=OPTIONS[0]):
-    """What a rewrite makes of one record."""
+    """Return one record as a rewrite writes it."""
     record = copy.deepcopy(record)
     Merger(options).merge(record)
     return record
@@ -57,7 +57,7 @@ def merged(record, options=OPTIONS[0]):
 @settings(deadline=None)
 @given(records=RECORDS)
 def test_what_was_meant_is_read_back(options, records):
-    """The alternatives of the rewritten record are those of the original: texts, styles and shares."""
+    """A rewritten record has the alternatives of the original: texts, styles and shares."""
     merger = Merger(options)
     for record in records:
         meant = merger.alternatives(record)
@@ -77,7 +77,7 @@ def test_what_was_meant_is_read_back(options, records):
 
 
 def test_tags_and_caption_are_told_apart():
-    """In a line of both, the span gives the tags; the rest, without its commas, is the caption."""
+    """In a line of both, the span gives the tags; the rest without its commas is the caption."""
     record = {"tags": "a_{b}, c", "caption": "A {cat}, here."}
     (found,) = trained_alternatives(merged(record, MergeOptions(layout="concat-caption-first")))
     assert (found.tags, found.captions, found.style) == ("a_{b}, c", ("A {cat}, here.",), "b")
@@ -105,12 +105,12 @@ def test_tags_and_caption_are_told_apart():
     ],
 )
 def test_a_records_fields_count_once(options, record, fields):
-    """Tags and each caption line are told once, from the lines of their own style, however many templates hold them."""
+    """Tags and each caption line count once, however many templates hold them."""
     assert fields_of(trained_alternatives(merged(record, MergeOptions(**options)))) == fields
 
 
 def test_intended_wildcards_give_all_their_texts():
-    """A caption with {a|b} has two texts; with too many, the longest and the shortest."""
+    """A caption with {a|b} has two texts; one with too many, the longest and the shortest."""
     options = MergeOptions(lines=("{caption}",), caption_wildcards=True)
     (found,) = trained_alternatives(merged({"caption": "a {red|blue} hat"}, options))
     assert found.texts == {"a red hat": Fraction(1, 2), "a blue hat": Fraction(1, 2)}
@@ -139,8 +139,8 @@ def test_a_record_that_was_edited_is_refused(change):
 @settings(deadline=None)
 @given(records=RECORDS)
 def test_the_fast_way_counts_as_the_general_one(options, records):
-    """Counting many records at once gives the sums of counting each by `trained_alternatives` and the tokenizer itself."""
-    tokenizer = load_tokenizer("sd1")
+    """Counting many records at once equals counting each with `trained_alternatives` alone."""
+    tokenizer = load_clip("sd1")
     pairs = [(f"k{number}", merged(record, options)) for number, record in enumerate(records)]
     observer = Observer(TokenCounter(tokenizer), per_record=True)
     assert observer.note(pairs, b"") == []
@@ -169,7 +169,7 @@ def test_the_fast_way_counts_as_the_general_one(options, records):
 @settings(deadline=None)
 @given(records=RECORDS)
 def test_plain_records_count_as_any_other(records):
-    """What is counted of a plain record is the same when weights that change nothing send it the general way."""
+    """A plain record counts the same when weights of no effect send it through the general path."""
     found = []
     for more in ({}, {"capmerge_weights": [1, 1]}):
         pairs = [(f"k{number}", merged(record)) for number, record in enumerate(records)]
@@ -177,8 +177,8 @@ def test_plain_records_count_as_any_other(records):
             (key, record | (more if len(record["capmerge"]) == 2 else {})) for key, record in pairs
         ]
         observer = Observer(
-            TokenCounter(load_tokenizer("sd1")),
-            TokenCounter(load_tokenizer("sd2")),
+            TokenCounter(load_clip("sd1")),
+            TokenCounter(load_clip("sd2")),
             per_record=True,
         )
         assert observer.note(pairs, b"") == []
@@ -188,8 +188,8 @@ def test_plain_records_count_as_any_other(records):
 
 @pytest.mark.parametrize("change", [{"caption": 5}, {"caption": None}, {"caption": ["a", "b"]}])
 def test_an_edited_caption_is_no_traceback(change):
-    """A rewritten record whose caption is no text is told as broken, and is in no figure."""
-    observer = Observer(TokenCounter(load_tokenizer("sd1")))
+    """A rewritten record whose caption is not text is reported as broken and counted nowhere."""
+    observer = Observer(TokenCounter(load_clip("sd1")))
     ((number, error),) = observer.note(
         [("k", {"caption": "a\nb", "capmerge": "tc", **change})], b""
     )
@@ -201,8 +201,8 @@ def test_an_edited_caption_is_no_traceback(change):
 
 @pytest.mark.parametrize("caption", ["\nA cat.", "tags\n"])
 def test_an_empty_line_is_no_tags_and_no_caption(caption):
-    """A line without text, which only an edit leaves, is trained, and is neither tags nor a caption."""
-    observer = Observer(TokenCounter(load_tokenizer("sd1")))
+    """An empty line, which only an edit leaves, is trained but is neither tags nor a caption."""
+    observer = Observer(TokenCounter(load_clip("sd1")))
     assert observer.note([("k", {"caption": caption, "capmerge": "tc"})], b"") == []
     observer.count()
     counted = observer.take()
@@ -211,3 +211,17 @@ def test_an_empty_line_is_no_tags_and_no_caption(caption):
         counted.records.counted,
         counted.all_lines().as_json()["texts"],
     ) == (0, 1, 2)
+
+
+def test_too_many_equally_long_texts_are_one_text_with_all_the_probability():
+    """The probabilities of too many wildcards add up to 1, and statistics count the line."""
+    record = merged({"caption": "{b|c}" * 13}, MergeOptions(caption_wildcards=True))
+    (alternative,) = trained_alternatives(record)
+    assert alternative.texts == {"b" * 13: 1}
+    assert not alternative.listed
+    observer = Observer(TokenCounter(load_clip("sd1")))
+    observer.note([("a.png", record)], b"")
+    observer.count()
+    wildcards = observer.stats.wildcards
+    assert (wildcards.alternatives, wildcards.not_listed) == (1, 1)
+    assert wildcards.mean_sum == wildcards.longest_sum == wildcards.shortest_sum > 0

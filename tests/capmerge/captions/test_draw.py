@@ -23,12 +23,12 @@ THREE = "tags\nfirst\nsecond"
 
 
 def draw(caption, seed, epoch, key, *, dataset=0, repeat=0, **how):
-    """The text that `draw_line` draws."""
+    """Return the text that `draw_line` draws."""
     return draw_line(caption, SampleId(seed, epoch, key, dataset, repeat), **how).text
 
 
 def chi_square(counts, expected):
-    """How far the counts are from what is expected."""
+    """Return the chi-square statistic of the counts."""
     return sum((counts.get(name, 0) - number) ** 2 / number for name, number in expected.items())
 
 
@@ -68,13 +68,13 @@ GOLDEN = [
 
 
 def test_lines_are_uniform_over_keys():
-    """Each of three lines is drawn for a third of the keys (chi-square, 2 degrees of freedom, p > 1e-4)."""
+    """Each of three lines is drawn for a third of the keys (chi-square, 2 d.o.f., p > 1e-4)."""
     counts = Counter(draw(THREE, 1, 0, key) for key in KEYS)
     assert chi_square(counts, dict.fromkeys(THREE.split("\n"), 10_000)) < 18.4
 
 
 def test_lines_are_uniform_over_epochs_repeats_and_seeds():
-    """One record sees every line equally often, whichever number grows."""
+    """One record draws every line equally often, whichever of its numbers grows."""
     for name in ("epoch", "repeat", "seed", "dataset"):
         counts = Counter(
             draw(THREE, **{"seed": 0, "epoch": 0, "key": "a", name: number})
@@ -84,7 +84,7 @@ def test_lines_are_uniform_over_epochs_repeats_and_seeds():
 
 
 def test_weights_are_probabilities():
-    """A line of weight 7 is drawn seven times as often as one of weight 1, and one of weight 0 never."""
+    """A line of weight 7 is drawn seven times as often as one of weight 1; weight 0 never is."""
     counts = Counter(draw(THREE, 1, 0, key, weights=[7, 1, 0]) for key in KEYS)
     assert "second" not in counts
     assert chi_square(counts, {"tags": 26_250, "first": 3750}) < 15.1
@@ -112,7 +112,7 @@ def test_weights_are_probabilities():
     ],
 )
 def test_draws_are_independent(first, second):
-    """Knowing one draw of a key tells nothing of another: their table is flat (at most 8 degrees of freedom, p > 1e-4)."""
+    """Two draws of a key are independent: their table is flat (at most 8 d.o.f., p > 1e-4)."""
     table = Counter((first(key), second(key)) for key in KEYS)
     one, two = {a for a, _ in table}, {b for _, b in table}
     assert (
@@ -121,7 +121,7 @@ def test_draws_are_independent(first, second):
 
 
 def test_draws_what_sd_scripts_draws():
-    """Over many epochs a caption of the golden file gives exactly the texts that sd-scripts gives, with their frequencies."""
+    """Over many epochs each golden caption gives the texts and frequencies of sd-scripts."""
     cases = json.loads((DATA / "wildcard_outcomes.json").read_text())
     assert cases
     for case in cases:
@@ -143,7 +143,7 @@ def test_draws_what_sd_scripts_draws():
 
 
 def test_cycle_takes_every_alternative_in_turn():
-    """As many epochs, or repeats, as there are lines show each line once, from a place that differs from key to key."""
+    """As many epochs or repeats as lines show each line once; the start differs between keys."""
     lines = THREE.split("\n")
     for key in KEYS[:50]:
         over_epochs = [draw(THREE, 3, epoch, key, pick="cycle") for epoch in range(3)]
@@ -162,7 +162,7 @@ def test_cycle_takes_every_alternative_in_turn():
     st.text(),
 )
 def test_cycle_honours_weights_in_any_turn(weights, epoch, key):
-    """Any run of as many epochs as the weights sum to shows line i weight_i times."""
+    """Any run of as many epochs as the sum of the weights shows line i weight_i times."""
     caption = "\n".join(map(str, range(len(weights))))
     drawn = Counter(
         draw(caption, 1, epoch + step, key, weights=weights, pick="cycle")
@@ -172,13 +172,13 @@ def test_cycle_honours_weights_in_any_turn(weights, epoch, key):
 
 
 def test_cycle_spreads_repeated_lines():
-    """Lines written several times for their weight do not come in a row."""
+    """Lines that are repeated for their weight do not come in a row."""
     drawn = "".join(draw("t\nt\nt\nc\nc\nc", 1, epoch, "k", pick="cycle") for epoch in range(12))
     assert drawn in ("tc" * 6, "ct" * 6)
 
 
 def test_cycle_goes_through_all_options_of_a_line():
-    """In-line wildcards take their combinations in turn too, each time their line comes again."""
+    """In-line wildcards go through their combinations, one each time their line comes up."""
     drawn = Counter(
         draw("plain\n{a|b|b} {c|d}", 1, epoch, "k", pick="cycle") for epoch in range(12)
     )
@@ -187,7 +187,7 @@ def test_cycle_goes_through_all_options_of_a_line():
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=8), st.data())
 def test_nth_of_turn_is_the_sorted_turn(weights, data):
-    """The place looked up equals the place in the whole turn, written out and sorted."""
+    """The line at a place equals that of the whole cycle, written out and sorted."""
     turn = sorted(
         (Fraction(2 * j + 1, 2 * weight), number, j)
         for number, weight in enumerate(weights)
@@ -198,13 +198,13 @@ def test_nth_of_turn_is_the_sorted_turn(weights, data):
 
 
 def test_nth_of_turn_takes_huge_weights():
-    """Weights past 64 bits cost no more than small ones."""
+    """Weights over 64 bits cost no more than small ones."""
     counts = Counter(nth_of_turn((10**40, 3 * 10**40), 10**39 + place)[0] for place in range(400))
     assert counts == {0: 100, 1: 300}
 
 
 def test_style_of_what_was_drawn_is_found_again():
-    """What was drawn has its letter, for lines, repeated lines and an in-line wildcard."""
+    """A drawn alternative has its letter, for lines, repeated lines and an in-line wildcard."""
     record = {"tags": "a, {b}|c", "caption": "One.\nTwo {x}."}
     for options in (
         MergeOptions(),
@@ -222,7 +222,7 @@ def test_style_of_what_was_drawn_is_found_again():
 
 
 def test_wrong_arguments_are_refused():
-    """Weights that do not belong to the lines, or an unknown way to pick, are errors and not another draw."""
+    """Weights that do not match the lines, and an unknown pick, are errors."""
     for weights in ([1], [1, -1], [0, 0], []):
         with pytest.raises(ValueError, match="expected one of 0 or more per line"):
             draw("a\nb", 1, 0, "k", weights=weights)

@@ -16,15 +16,16 @@ from capmerge.captions.templates import MergeOptions
 from capmerge.captions.wildcard import outcomes
 from capmerge.errors import UsageError
 from capmerge.tokens.counter import TokenCounter
-from capmerge.tokens.load import load_tokenizer
+from capmerge.tokens.load import load_clip
 
 SHORT_TAGS = "1girl, solo"  # 4 tokens
-LONG = "A girl stands in the rain. She meets Mr. Smith there. The street is empty!"  # sentences of 7, 6 and 5 tokens, "Mr." and all
+# Sentences of 7, 6 and 5 tokens, one with an abbreviation.
+LONG = "A girl stands in the rain. She meets Mr. Smith there. The street is empty!"
 CONCAT = {"layout": "concat"}
 
 
 def merged(record, **options):
-    """A record as it is written, and what was counted."""
+    """Return a record as it is written, and the counts."""
     after = copy.deepcopy(record)
     merger = Merger(MergeOptions(**options))
     merger.merge(after)
@@ -32,18 +33,18 @@ def merged(record, **options):
 
 
 def count(text, family="sd1"):
-    """Tokens of a text."""
-    return len(load_tokenizer(family).encode(text))
+    """Return the token length of a text."""
+    return len(load_clip(family).encode(text))
 
 
 def fit(record, tokens, by, **options):
-    """Caption, letters and the three counts of a fitted record."""
+    """Return the caption, letters and three counts of a fitted record."""
     after, tally = merged(record, fit_tokens=tokens, fit_by=by, **options)
     return after["caption"], after[MARK], (tally.fit_left_out, tally.fit_cut, tally.fit_too_long)
 
 
 def run(*arguments):
-    """The finished command."""
+    """Run the command and return it finished."""
     command = [
         sys.executable,
         "-c",
@@ -54,7 +55,7 @@ def run(*arguments):
 
 
 def test_drop_leaves_out_what_is_too_long():
-    """The long caption goes, and the tags get its share."""
+    """The long caption is left out, and the tags get its share."""
     assert fit({"tags": SHORT_TAGS, "caption": LONG}, 10, "drop") == (SHORT_TAGS, "t", (1, 0, 0))
     assert fit({"tags": SHORT_TAGS, "caption": LONG}, count(LONG), "drop") == (
         f"{SHORT_TAGS}\n{LONG}",
@@ -64,7 +65,7 @@ def test_drop_leaves_out_what_is_too_long():
 
 
 def test_drop_keeps_the_shortest_when_nothing_fits():
-    """A record never ends with nothing: the shortest alternatives stay, and are counted."""
+    """A record always keeps some text: the shortest alternatives stay, and are counted."""
     assert fit({"tags": SHORT_TAGS, "caption": LONG}, 3, "drop") == (SHORT_TAGS, "t", (1, 0, 1))
     assert fit({"tags": "solo, 1girl", "caption": SHORT_TAGS}, 3, "drop") == (
         f"solo, 1girl\n{SHORT_TAGS}",
@@ -76,7 +77,7 @@ def test_drop_keeps_the_shortest_when_nothing_fits():
 
 
 def test_drop_deals_the_share_inside_the_template_first():
-    """Of three caption lines one is too long: the other two share the caption's half, and the tags keep theirs."""
+    """If one of three caption lines is too long, the others share the half of the caption."""
     after, _ = merged(
         {"tags": SHORT_TAGS, "caption": f"One.\nTwo.\n{LONG}"},
         fit_tokens=9,
@@ -94,7 +95,7 @@ def test_drop_deals_the_share_inside_the_template_first():
 
 
 def test_trim_cuts_at_whole_tags_and_sentences():
-    """Tags end behind a whole tag, captions behind a whole sentence; "Mr." ends none."""
+    """Tags end after a whole tag and captions after a whole sentence; "Mr." ends none."""
     record = {"tags": "long hair, blue eyes, solo, 1girl", "caption": LONG}
     assert fit(record, 8, "trim") == (
         "long hair, blue eyes, solo\nA girl stands in the rain.",
@@ -112,7 +113,7 @@ def test_trim_cuts_at_whole_tags_and_sentences():
 
 
 def test_trim_cuts_a_first_unit_that_is_too_long_at_a_word():
-    """A first sentence that does not fit is cut at a word, a first word inside the word, and one character always stays."""
+    """A first sentence is cut at a word, a first word inside it, and one character always stays."""
     assert fit({"caption": LONG}, 4, "trim") == ("A girl stands in", "c", (0, 1, 0))
     assert fit({"tags": "very long tag name of words, solo"}, 3, "trim") == (
         "very long tag",
@@ -129,7 +130,7 @@ def test_trim_cuts_a_first_unit_that_is_too_long_at_a_word():
 
 
 def test_a_line_of_both_loses_its_last_field_first():
-    """A `b` line keeps whole sentences behind the tags; when none fits it becomes a `t` line, without a span of tags."""
+    """A `b` line keeps whole sentences after the tags; if none fits, it becomes a `t` line."""
     record = {"tags": SHORT_TAGS, "caption": LONG}
     after, _ = merged(record, fit_tokens=12, fit_by="trim", **CONCAT)
     assert (after["caption"], after[MARK]) == (f"{SHORT_TAGS}, A girl stands in the rain.", "b")
@@ -146,7 +147,7 @@ def test_a_line_of_both_loses_its_last_field_first():
 
 
 def test_fixed_text_stays_and_must_leave_room():
-    """Prefix and suffix are never cut; if they fill the limit by themselves, the run does not start."""
+    """Prefix and suffix are never cut; if they alone fill the limit, the run does not start."""
     assert (
         fit({"caption": LONG}, 9, "trim", prefix="photo, ")[0]
         == "photo, A girl stands in the rain."
@@ -176,7 +177,7 @@ def test_the_family_counts():
 def test_an_intended_wildcard_counts_at_its_longest_and_is_not_cut_inside():
     """With --caption-wildcards the longest text decides, and no cut falls inside {a|b}."""
     caption = "A {cat. Or|very big and very hungry dog} sits. It sleeps."
-    (longest,) = longest_texts([caption], TokenCounter(load_tokenizer("sd1")))
+    (longest,) = longest_texts([caption], TokenCounter(load_clip("sd1")))
     assert longest == ("A very big and very hungry dog sits. It sleeps.", 12)
     assert (
         fit({"caption": caption}, 9, "trim", caption_wildcards=True)[0]
@@ -196,7 +197,7 @@ def test_an_intended_wildcard_counts_at_its_longest_and_is_not_cut_inside():
 
 def test_a_line_with_too_many_texts_is_measured_by_its_longest_options():
     """Thirteen groups of two make 8,192 texts; the longest option of each is taken."""
-    (longest,) = longest_texts(["{a|b c}" * 13], TokenCounter(load_tokenizer("sd1")))
+    (longest,) = longest_texts(["{a|b c}" * 13], TokenCounter(load_clip("sd1")))
     assert longest == ("b c" * 13, count("b c" * 13))
 
 
@@ -240,7 +241,7 @@ OPTIONS = st.fixed_dictionaries(
 @settings(deadline=None)
 @given(RECORDS, OPTIONS)
 def test_what_is_written_fits(record, options):
-    """Every alternative fits or is counted as too long, none is empty, and what was something stays something."""
+    """Every alternative fits or counts as too long, and none becomes empty."""
     before, _ = merged(
         record, **{name: value for name, value in options.items() if not name.startswith("fit")}
     )
@@ -275,7 +276,7 @@ def test_a_block_is_fitted_as_its_records_are(records, options):
 @settings(deadline=None)
 @given(st.lists(RECORDS, max_size=8))
 def test_a_limit_that_nothing_reaches_changes_nothing(records):
-    """With room for everything the fast way of plain records and the way through --fit give the same."""
+    """With room for everything, the fast path and the path through --fit give the same."""
     plain, fitted = copy.deepcopy(records), copy.deepcopy(records)
     Merger(MergeOptions()).merge_all(plain)
     Merger(MergeOptions(fit_tokens=10_000)).merge_all(fitted)
@@ -312,7 +313,7 @@ def test_trim_keeps_as_much_as_fits(tags, limit):
     ],
 )
 def test_rewrite_and_verify_from_the_command_line(tmp_path, by, more):
-    """OUT.capmerge.json holds the limit, so `verify` proves the output; a line put back that --fit left out is found."""
+    """`verify` finds a line put back that --fit left out, as OUT.capmerge.json has the limit."""
     source, out = tmp_path / "meta.json", tmp_path / "out.json"
     records = {
         f"{n}.png": {
@@ -362,7 +363,7 @@ def test_wrong_options_are_usage_errors(tmp_path, arguments, message):
 
 
 def test_shares_sum_to_one_after_a_drop():
-    """Whatever is left out, the probabilities of the rest are exact and sum to 1."""
+    """The probabilities of what remains are exact and sum to 1, whatever is left out."""
     merger = Merger(
         MergeOptions(
             fit_tokens=7, fit_by="drop", lines=("{tags}=5", "{caption}=2", "{tags}, {caption}=3")
@@ -378,7 +379,7 @@ def test_shares_sum_to_one_after_a_drop():
     [("drop", [1], [80], []), ("trim", [Fraction(1, 2)] * 2, [], [(80, 74)])],
 )
 def test_the_example_of_the_module_head(fit_by, shares, left_out, cut):
-    """Tags of 80 tokens beside a caption of 3, at a limit of 75: left out, or cut at a comma."""
+    """At a limit of 75, tags of 80 tokens beside a short caption go or are cut at a comma."""
     record = {"tags": "1girl, solo, " + ", ".join(["hat"] * 38), "caption": "A girl."}
     fit = Merger(MergeOptions(fit_tokens=75, fit_by=fit_by)).fit(record)
     assert [draw.share for draw in fit.draws] == shares

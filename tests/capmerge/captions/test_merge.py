@@ -33,24 +33,24 @@ LINES = st.lists(st.tuples(st.sampled_from(TEMPLATES), st.integers(1, 5)), min_s
 
 
 def options_of(lines, **others):
-    """Options over weighted templates."""
+    """Options with weighted templates."""
     return MergeOptions(lines=tuple(f"{template}={weight}" for template, weight in lines), **others)
 
 
 def merged(record, *, reserved=(), **options):
-    """A copy of `record`, merged."""
+    """Return a merged copy of `record`."""
     record = copy.deepcopy(record)
     Merger(MergeOptions(**options), reserved).merge(record)
     return record
 
 
 def tag_line(tags):
-    """The tags of a record as one line, by the words of the rule."""
+    """Return the tags of a record as one line, as the rule is worded."""
     return re.sub(r"[ \t,]*[\r\n][ \t,\r\n]*", ", ", (tags or "").strip()).strip()
 
 
 def caption_lines(caption, how="each"):
-    """The caption lines of a record, by the words of the rule."""
+    """Return the caption lines of a record, as the rule is worded."""
     lines = [line.strip() for line in re.split(r"\r\n|\r|\n", caption or "") if line.strip()]
     if how == "join":
         return [" ".join(lines)] if lines else []
@@ -58,7 +58,7 @@ def caption_lines(caption, how="each"):
 
 
 def intended(lines, tags, caption, *, prefix="", suffix="", how="each"):
-    """Every text that a record is meant to train, with its exact probability: the rule in its plainest form."""
+    """Return every text meant to be trained with its probability: the rule in plain form."""
     tags, captions = tag_line(tags), caption_lines(caption, how)
     have = {name for name, found in (("tags", tags), ("caption", captions)) if found}
     ways = []
@@ -85,7 +85,7 @@ def intended(lines, tags, caption, *, prefix="", suffix="", how="each"):
 
 
 def with_spaces(texts):
-    """The texts as they can be written: a space between a stand-in character and the brace right behind it."""
+    """Return the texts with a space between a stand-in and the brace right after it."""
     spaced_texts = {}
     for text, probability in texts.items():
         written = re.sub(f"{OPEN}(?={{)", OPEN + " ", re.sub(f"{CLOSE}(?=}})", CLOSE + " ", text))
@@ -94,7 +94,7 @@ def with_spaces(texts):
 
 
 def without_spaces(texts):
-    """The texts without the spaces before braces, which may have been put there."""
+    """Return the texts without spaces before braces, which may have been inserted."""
     plain = {}
     for text, probability in texts.items():
         key = re.sub(r" +(?=[{}])", "", text)
@@ -103,7 +103,7 @@ def without_spaces(texts):
 
 
 def drawn(record):
-    """What can be drawn from a rewritten record, its weights taken from the record where it has any."""
+    """Return what can be drawn from a rewritten record, by its own weights if it has any."""
     if WEIGHTS not in record:
         return outcomes(record["caption"])
     found = {}
@@ -120,7 +120,7 @@ def drawn(record):
 @example("a", OPEN + "{\n" + OPEN + " {", [("{caption}", 1)], "", "", "each")
 @settings(max_examples=300, deadline=None)
 def test_every_outcome_is_intended(tags, caption, lines, prefix, suffix, how):
-    """For any text, sd-scripts draws exactly the intended alternatives with their exact probabilities."""
+    """sd-scripts draws exactly the intended alternatives of any text, with their probabilities."""
     expected = with_spaces(intended(lines, tags, caption, prefix=prefix, suffix=suffix, how=how))
     record = {"tags": tags, "caption": caption}
     options = options_of(lines, prefix=prefix, suffix=suffix, caption_lines=how, weights="field")
@@ -175,7 +175,7 @@ def test_every_outcome_of_a_layout_is_intended(tags, caption, layout, prefix, su
 @example("{", "{a|b}", [("{tags}, {caption}", 1), ("{caption}{tags}", 2)], "{", "}")
 @settings(max_examples=300, deadline=None)
 def test_intended_wildcards_are_kept(tags, caption, lines, prefix, suffix):
-    """With --caption-wildcards the caption part of every line is drawn as the caption alone would be.
+    """With --caption-wildcards the caption part of a line is drawn as the caption alone would be.
 
     A stand-in character beside a group is left out: it may fuse with another when the group is
     drawn.
@@ -206,7 +206,7 @@ def test_intended_wildcards_are_kept(tags, caption, lines, prefix, suffix):
 @given(FIELD, FIELD, LINES, AFFIX, AFFIX, st.booleans(), st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_lines_are_clean(tags, caption, lines, prefix, suffix, wildcards, in_line):
-    """No line is blank, has blanks at its ends or holds a line break; the letters and the spans fit the lines."""
+    """No line is blank, unstripped or broken, and letters and spans fit the lines."""
     if in_line:
         options = MergeOptions(
             layout="inline", prefix=prefix, suffix=suffix, caption_wildcards=wildcards
@@ -235,7 +235,7 @@ def test_lines_are_clean(tags, caption, lines, prefix, suffix, wildcards, in_lin
 @given(TEXT, TEXT, LINES, AFFIX, AFFIX, st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_spans_hold_the_tags(tags, caption, lines, prefix, suffix, wildcards):
-    """A span cuts the tags, as written with doubled braces, out of its line."""
+    """A span marks the tags in its line as written, with doubled braces."""
     record = {"tags": tags, "caption": caption}
     Merger(options_of(lines, prefix=prefix, suffix=suffix, caption_wildcards=wildcards)).merge(
         record
@@ -271,14 +271,14 @@ def test_spans_hold_the_tags(tags, caption, lines, prefix, suffix, wildcards):
     ],
 )
 def test_options_by_example(options, caption, letters, spans):
-    """Each layout and template writes these very lines, letters and spans."""
+    """Each layout and template writes exactly these lines, letters and spans."""
     record = merged({"caption": "A girl.", "tags": "1girl, solo"}, **options)
     expected = {"caption": caption, TAG_SPANS: spans, MARK: letters}
     assert record == {name: value for name, value in expected.items() if value is not None}
 
 
 def test_spans_count_code_points_of_the_written_line():
-    """Astral characters count one, doubled braces two."""
+    """Spans count an astral character as one and a doubled brace as two."""
     record = merged({"caption": "😀{", "tags": "😀}, ^_^"}, layout="concat-caption-first")
     assert record["caption"] == "😀{{, 😀}}, ^_^"
     assert record[TAG_SPANS] == [[5, 13]]
@@ -302,7 +302,7 @@ def test_caption_lines(how, lines):
 
 @pytest.mark.parametrize("line_break", ["\n", "\r\n", "\r", "\n\n", "\r\r\n", " \n\t\r\n "])
 def test_line_breaks_split_captions(line_break):
-    """Every kind of line break splits, and blank lines are no alternatives."""
+    """Every kind of line break splits a caption, and blank lines are not alternatives."""
     assert merged({"caption": f"a{line_break}b"})["caption"] == "a\nb"
 
 
@@ -310,12 +310,12 @@ def test_line_breaks_split_captions(line_break):
     "char", ["\u2028", "\u2029", "\x0c", "\x0b", "\x85", "\x1c", "\x1d", "\x1e"]
 )
 def test_other_separators_do_not_split(char):
-    """Only what sd-scripts' own reading can break a line at splits a caption; the character itself stays."""
+    """A separator at which sd-scripts breaks no line does not split a caption and stays in it."""
     assert merged({"caption": f"a{char}b"})["caption"] == f"a{char}b"
 
 
 def test_text_stays_as_it_is():
-    """Inner spaces, full stops, backslashes, pipes, percent signs, quotes and emoticons are not touched."""
+    """Inner spaces, punctuation, backslashes, pipes, quotes and emoticons are not touched."""
     text = "a  b ,, c\t\\(d\\) 100% | ^_^ “q” <|>_<|> {x}"
     assert merged({"tags": text, "caption": f" {text} x"})[
         "caption"
@@ -323,7 +323,7 @@ def test_text_stays_as_it_is():
 
 
 def test_lines_share_their_templates_probability():
-    """A template's lines share its part equally, and repeats stand side by side in the smallest ratio."""
+    """Lines of a template share its part equally; repeats are adjacent, in the smallest ratio."""
     record = merged({"tags": "t", "caption": "c1\nc2\nc3"})
     assert record["caption"] == "t\nt\nt\nc1\nc2\nc3"
     assert record[MARK] == "tttccc"
@@ -340,14 +340,14 @@ def test_lines_share_their_templates_probability():
     ],
 )
 def test_equal_lines_are_one_alternative(caption, lines, letters):
-    """Equal finished lines stand at the first one's place, with its letter and the sum of the shares."""
+    """Equal finished lines become one, with the first one's position and letter and all shares."""
     record = merged({"tags": "t", "caption": caption})
     assert record["caption"].split("\n") == lines
     assert record[MARK] == letters
 
 
 def test_equal_lines_of_two_templates_keep_the_first_letter():
-    """When a template without its caption equals another one, the first one's letter and place win."""
+    """If a template without its caption equals another, the first one's letter and place win."""
     record = merged({"tags": "t"}, lines=("{tags}, {caption}=3", "{caption}", "{tags}"))
     assert record == {"caption": "t", MARK: "t"}
     record = merged(
@@ -359,7 +359,7 @@ def test_equal_lines_of_two_templates_keep_the_first_letter():
 
 
 def test_alternatives_are_distinct_and_sum_to_one():
-    """The alternatives of a record carry what was asked for before anything is repeated or rounded."""
+    """The alternatives of a record have the exact shares, before any repeating or rounding."""
     merger = Merger(MergeOptions(lines=("{tags}=5", "{caption}", "{tags}, {caption}=4")))
     found = merger.alternatives({"tags": "{t}", "caption": "c\nd"})
     assert [(a.line, a.text, a.style, a.tag_span, a.share) for a in found] == [
@@ -372,7 +372,7 @@ def test_alternatives_are_distinct_and_sum_to_one():
 
 
 def test_over_64_lines_are_rounded_and_counted():
-    """A ratio that needs more than 64 lines is dealt to 64, in order, and the record is counted."""
+    """A ratio that needs more than 64 lines is rounded to 64, in order, and is counted."""
     merger = Merger(MergeOptions(lines=("{tags}=999", "{caption}")))
     record = {"tags": "t", "caption": "c"}
     merger.merge(record)
@@ -393,7 +393,7 @@ def test_64_or_more_alternatives_are_one_line_each():
 
 
 def test_field_weights_are_exact():
-    """With --weights field each alternative stands once beside its exact whole weight, with no limit."""
+    """With --weights field each alternative is written once, with an exact, unlimited weight."""
     merger = Merger(MergeOptions(lines=("{tags}=999", "{caption}"), weights="field"))
     record = {"tags": "t", "caption": "c\nd", "z": 1}
     merger.merge(record)
@@ -428,7 +428,7 @@ def test_field_weights_are_exact():
     ],
 )
 def test_a_missing_field_vanishes(lines, record, expected, letters):
-    """A field that is not there goes with the text between; a template without fields gives its weight to the rest."""
+    """A missing field goes with the text between; a template without fields yields its weight."""
     assert merged(record, lines=lines) == {"caption": expected, MARK: letters}
 
 
@@ -447,7 +447,7 @@ def test_a_missing_field_vanishes(lines, record, expected, letters):
     ],
 )
 def test_tags_are_never_lost(missing, options):
-    """A record with tags only trains its tags, whatever is asked for, and whichever way its caption is missing."""
+    """A record without a caption trains its tags, whatever the options."""
     record = merged({"tags": "t", **missing}, **options)
     assert outcomes(record["caption"]) == {"t": 1}
     assert record[MARK] == "t"
@@ -491,7 +491,7 @@ def test_a_record_without_text_has_an_empty_caption(record, options):
     ],
 )
 def test_inline(record, expected):
-    """An in-line wildcard where it reads as meant; else lines, and they are counted."""
+    """An in-line wildcard is written only where it reads as meant; other records are counted."""
     merger = Merger(MergeOptions(layout="inline"))
     record = dict(record)
     merger.merge(record)
@@ -503,7 +503,7 @@ def test_inline(record, expected):
 
 
 def test_inline_with_intended_wildcards_is_lines():
-    """A brace in the caption and --caption-wildcards together cannot stand inside a wildcard."""
+    """With --caption-wildcards, a caption with a brace cannot go inside a wildcard."""
     merger = Merger(MergeOptions(layout="inline", caption_wildcards=True))
     record = {"tags": "t", "caption": "a {b|c}"}
     merger.merge(record)
@@ -515,7 +515,7 @@ def test_inline_with_intended_wildcards_is_lines():
 
 
 def test_inline_of_thousands_of_caption_lines():
-    """A caption of more lines than the grammar lists is written all the same."""
+    """A caption with more lines than the grammar lists is written all the same."""
     record = merged(
         {"tags": "{t}", "caption": "\n".join(f"c{i}" for i in range(5000))}, layout="inline"
     )
@@ -523,7 +523,7 @@ def test_inline_of_thousands_of_caption_lines():
 
 
 def test_intended_wildcards_by_example():
-    """The caption's braces stay single; those of tags, prefix and template are doubled all the same."""
+    """The caption's braces stay single; those of tags, prefix and template are still doubled."""
     record = merged(
         {"tags": ":}", "caption": "a {b|c}"},
         lines=("{tags} {{caption}}",),
@@ -558,7 +558,7 @@ def test_underscores_become_spaces_in_tags_only():
     ],
 )
 def test_image_size(record, expected):
-    """image_size is train_resolution where it is absent, and is never changed."""
+    """A missing image_size is set to train_resolution, and an existing one is never changed."""
     merger = Merger(MergeOptions())
     found = {"tags": "t", "caption": "c", **record}
     merger.merge(found)
@@ -578,7 +578,7 @@ def test_image_size(record, expected):
 )
 @pytest.mark.parametrize("text", ["x", "{x|", " "])
 def test_the_order_of_fields(names, text):
-    """A caption keeps its place or comes behind the rest; what is added stands at the end in a fixed order."""
+    """A caption keeps its place or comes after the rest; added fields come last, in fixed order."""
     record = {name: [64, 64] if name == "train_resolution" else text for name in names}
     found = merged(record, lines=("{tags}{caption}",), weights="field")
     kept = [name for name in names if name != "tags"]
@@ -642,7 +642,7 @@ def test_nothing_else_changes(others, tags, caption):
     ],
 )
 def test_records_that_cannot_be_merged(record, message):
-    """The reason is said, nothing is changed and nothing is counted as rewritten."""
+    """The error says why, nothing is changed and nothing is counted as rewritten."""
     merger = Merger(MergeOptions(), ("image_path",))
     before = copy.deepcopy(record)
     with pytest.raises(UnmergeableError) as error:
@@ -662,13 +662,13 @@ def test_records_that_cannot_be_merged(record, message):
     ],
 )
 def test_a_marked_record_is_refused(record):
-    """A record that bears the mark is never rewritten again."""
+    """A record that has the mark is never rewritten again."""
     with pytest.raises(RewrittenError):
         Merger(MergeOptions()).merge(record)
 
 
 def test_a_marked_record_passes_when_allowed():
-    """--allow-rewritten passes marked records through unchanged, counts them, and rewrites the others."""
+    """--allow-rewritten passes marked records through, counts them and rewrites the others."""
     merger = Merger(MergeOptions(allow_rewritten=True))
     done = merged(
         {"tags": "t", "caption": "{c}", "train_resolution": [1, 2]},
@@ -682,13 +682,13 @@ def test_a_marked_record_passes_when_allowed():
 
 
 def test_a_mark_that_is_no_string_does_not_pass():
-    """With --allow-rewritten a mark that no rewrite writes is refused."""
+    """With --allow-rewritten, a mark that no rewrite writes is refused."""
     with pytest.raises(UnmergeableError, match="expected the string"):
         Merger(MergeOptions(allow_rewritten=True)).merge({MARK: ["t"], "caption": "t"})
 
 
 def test_a_marked_record_must_not_have_the_formats_own_field():
-    """A passed record with an image_path would overwrite its key in JSONL, so it cannot be merged either."""
+    """A marked record with an image_path, which would overwrite its key in JSONL, is refused."""
     with pytest.raises(UnmergeableError, match="image_path"):
         Merger(MergeOptions(allow_rewritten=True), ("image_path",)).merge(
             {"image_path": "x", MARK: "c", "caption": "y"}
@@ -696,7 +696,7 @@ def test_a_marked_record_must_not_have_the_formats_own_field():
 
 
 def test_counts():
-    """Each record is counted once as what it is; lines, special tokens and paragraphs beside it."""
+    """Each record is counted once by its kind, besides lines, special tokens and paragraphs."""
     merger = Merger(MergeOptions())
     failures = merger.merge_all(
         [
@@ -729,7 +729,7 @@ def test_counts():
 
 
 def test_counts_add_up():
-    """The counts of two workers are the counts of one that did both shares."""
+    """The counts of two workers add up to those of one that did both shares."""
     records = [{"tags": "t", "caption": "c\nd"}, {"tags": "t"}, {}, {"tags": "a|{", "caption": "c"}]
     whole, first, second = (Merger(MergeOptions(layout="inline")) for _ in range(3))
     whole.merge_all(copy.deepcopy(records))

@@ -44,7 +44,7 @@ OURS = {
 
 
 def record_of(texts, *, all_of_it=False):
-    """Records over `texts`, the fields in any order."""
+    """Records with `texts` and the fields in any order."""
     fields = {**FIELDS, "caption": texts, "tags": texts}
     names = st.permutations(list(fields))
     kept = (
@@ -96,7 +96,7 @@ def _lines(templates, weights):
 
 @st.composite
 def option_sets(draw):
-    """Any options that can be carried out, most of them with a fast way."""
+    """Any options that can be carried out, most of them with a fast path."""
     layout, lines = draw(
         LAYOUT
         | PLAIN_LINES.map(lambda lines: (None, lines))
@@ -153,7 +153,7 @@ FAST_OPTIONS = [
 
 
 def merged_all(merger, found):
-    """The records after the merge as bytes, what failed and why, and the counts."""
+    """Return the merged records as bytes, the failures with reasons, and the counts."""
     found = copy.deepcopy(found)
     failures = [(number, type(error), str(error)) for number, error in merger.merge_all(found)]
     return json.dumps(found), failures, merger.tally.as_dict()
@@ -162,7 +162,7 @@ def merged_all(merger, found):
 @given(option_sets(), RECORDS, st.sampled_from([(), ("image_path",)]))
 @settings(max_examples=300, deadline=None)
 def test_the_fast_way_is_the_general_rule(options, found, reserved):
-    """Records merged the fast way and by the general rule alone are the same bytes, failures and counts."""
+    """The fast path and the general rule alone give the same bytes, failures and counts."""
     general = Merger(options, reserved)
     general._plain = None
     assert merged_all(Merger(options, reserved), found) == merged_all(general, found)
@@ -172,7 +172,7 @@ def test_the_fast_way_is_the_general_rule(options, found, reserved):
 @given(found=RECORDS)
 @settings(max_examples=40, deadline=None)
 def test_the_fast_way_is_the_general_rule_for(options, found):
-    """The same for the options that matter most, over hostile records between plain ones."""
+    """They agree too for the most important options, on hostile records among plain ones."""
     options = MergeOptions(**options)
     general = Merger(options)
     general._plain = None
@@ -181,7 +181,7 @@ def test_the_fast_way_is_the_general_rule_for(options, found):
 
 @pytest.mark.parametrize("options", FAST_OPTIONS)
 def test_plain_records_take_the_fast_way(options, monkeypatch):
-    """No plain record is left to the general rule, which would give the same at a fraction of the speed."""
+    """No plain record is left to the general rule, which is right but many times slower."""
     found = [
         {"caption": "A girl.", "tags": "long_hair, ^_^", "train_resolution": [64, 64]},
         {"tags": "a", "image_size": None, "caption": "50% \u2985", "x": {"y": [1.5]}},
@@ -214,7 +214,7 @@ def test_plain_records_take_the_fast_way(options, monkeypatch):
     ],
 )
 def test_other_records_are_left_alone(record):
-    """A record that is not plain is named and not touched."""
+    """The number of a record that is not plain is returned, and the record is not touched."""
     plain = Merger(MergeOptions())._plain
     before = copy.deepcopy(record)
     assert plain.merge_all([{"tags": "t", "caption": "c"}, record]) == [1]
@@ -225,7 +225,7 @@ def test_other_records_are_left_alone(record):
     ("text", "serves"), [("p %s \u2985", True), ("{", False), ("a}", False), ("|", False)]
 )
 def test_literal_text_that_needs_care_has_no_fast_way(text, serves):
-    """Braces and pipes in the options' own text are left to the general rule."""
+    """Options with braces or pipes in their own text are left to the general rule."""
     assert PlainMerge.serves(MergeOptions(prefix=text)) == serves
     assert PlainMerge.serves(MergeOptions(suffix=text)) == serves
     assert PlainMerge.serves(MergeOptions(lines=(f"{text} {{tags}}",))) == serves

@@ -33,7 +33,7 @@ def test_line_breaks_in_tags_become_commas(tags, expected):
 @given(TAGS)
 @settings(max_examples=200, deadline=None)
 def test_tags_end_up_on_one_line(tags):
-    """No line break is left, and what is neither a break, a comma nor a space stays in its order."""
+    """No line break is left, and all but breaks, commas and spaces stays in its order."""
     found = one_line(tags)
     assert "\n" not in found
     assert "\r" not in found
@@ -42,7 +42,7 @@ def test_tags_end_up_on_one_line(tags):
 
 
 def test_a_long_run_of_spaces_is_read_once():
-    """A hundred thousand spaces before something else than a line break end quickly, or this test never does."""
+    """A long run of spaces without a line break is read quickly, or this test never ends."""
     tags = "a" + " " * 200_000 + "b\nc"
     assert one_line(tags) == "a" + " " * 200_000 + "b, c"
 
@@ -70,7 +70,7 @@ def test_a_long_run_of_spaces_is_read_once():
     ],
 )
 def test_emoticons_stay(emoticon):
-    """Tags whose underscore is part of a face are no words."""
+    """Tags whose underscore is part of a face are not words."""
     assert spaced(f"long_hair, {emoticon}, cat_ears") == f"long hair, {emoticon}, cat ears"
 
 
@@ -88,14 +88,14 @@ def test_emoticons_stay(emoticon):
     ],
 )
 def test_underscores_become_spaces(tags, expected):
-    """Underscores of words become spaces, and nothing else changes."""
+    """Underscores in words become spaces, and nothing else changes."""
     assert spaced(tags) == expected
 
 
 @given(TAGS)
 @settings(max_examples=200, deadline=None)
 def test_spaced_tags_keep_every_other_character(tags):
-    """Only underscores can have become spaces, and tags that are not blank stay not blank."""
+    """Only underscores become spaces, and tags with text keep some text."""
     found = spaced(tags)
     assert found.replace(" ", "").replace("_", "") == tags.replace("_", " ").strip().replace(
         " ", ""

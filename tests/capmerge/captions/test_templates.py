@@ -21,12 +21,12 @@ WEIGHTS = st.lists(st.integers(1, 40) | st.integers(1, 10**9), min_size=1, max_s
 
 
 def as_shares(weights):
-    """Weights as shares that sum to one."""
+    """Return weights as shares that sum to one."""
     return [Fraction(weight, sum(weights)) for weight in weights]
 
 
 def dealt(shares):
-    """The lines of each share at the limit, by the words of the rule, in exact fractions."""
+    """Return the lines of each share at the limit, as the rule is worded, in exact fractions."""
     if len(shares) >= 64:
         return [1] * len(shares)
     alone = set()
@@ -65,7 +65,7 @@ def dealt(shares):
     ],
 )
 def test_parse_template(text, expected):
-    """A template is literal text around fields; the weight is the ASCII digits behind the last equals sign."""
+    """A template is text around fields; ASCII digits after the last equals sign are its weight."""
     assert parse_template(text) == expected
 
 
@@ -148,7 +148,7 @@ def test_layouts_are_templates(layout):
     ],
 )
 def test_a_missing_field_goes_with_the_text_beside_it(template, missing, expected):
-    """The text between two fields goes with the missing one; the outer texts and the weight stay."""
+    """The text between two fields goes with the missing one; outer texts and the weight stay."""
     assert parse_template(template + "=3").without(missing) == parse_template(expected + "=3")
 
 
@@ -167,7 +167,7 @@ def test_style_letters(text, style):
 
 
 def test_shares_are_the_weights_over_their_sum():
-    """Every template owns its weight's share of the probability."""
+    """Every template has its weight's share of the probability."""
     templates = [parse_template(text) for text in ("{tags}=5", "{caption}", "{tags}, {caption}=4")]
     assert shares_of(templates) == [Fraction(1, 2), Fraction(1, 10), Fraction(2, 5)]
 
@@ -198,7 +198,7 @@ def test_whole_weights_are_the_smallest_with_the_ratio(weights):
 @example([1, 1, 1, 97, 97, 97])
 @settings(max_examples=300, deadline=None)
 def test_line_counts_follow_the_rule(weights):
-    """Up to 64 lines the counts are exact; over it they are dealt by largest remainder, none under one."""
+    """Counts are exact up to 64 lines; over that the largest remainder decides, none under one."""
     shares = as_shares(weights)
     exact = whole_weights(shares)
     counts = line_counts(shares)
@@ -227,11 +227,11 @@ def test_line_counts_follow_the_rule(weights):
     ],
 )
 def test_line_counts_by_hand(weights, expected):
-    """Ratios worked out by hand, with ties to the earlier and small ones that push the next under one."""
+    """Counts equal those worked out by hand, with ties and shares of under one line."""
     assert line_counts(as_shares(weights)) == expected
 
 
 def test_64_or_more_alternatives_get_one_line_each():
-    """With 64 alternatives there is nothing to deal: one line each, whatever the weights."""
+    """With 64 alternatives or more each gets one line, whatever the weights."""
     assert line_counts(as_shares([1000] + [1] * 63)) == [1] * 64
     assert line_counts(as_shares([1000] + [1] * 99)) == [1] * 100

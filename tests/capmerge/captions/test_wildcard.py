@@ -16,6 +16,7 @@ from capmerge.captions.wildcard import (
     line_outcomes,
     outcomes,
     parse_line,
+    space_groups,
     space_stand_ins,
     unbreakable_spans,
 )
@@ -26,7 +27,7 @@ BRACES = st.text(st.sampled_from("{}|ab\u2985\u2986"), max_size=10)
 
 
 def drawn_as_sd_scripts_does(caption, rng):
-    """One text for `caption`, step by step as sd-scripts' process_caption draws it."""
+    """Return one text for `caption`, drawn step by step as sd-scripts' process_caption does."""
     if "\n" in caption:
         caption = rng.choice(caption.split("\n"))
     hidden_open, hidden_close = "\u2985", "\u2986"
@@ -49,7 +50,7 @@ def test_outcomes_are_those_of_the_real_code(case):
 @given(BRACES | HOSTILE, st.integers(0, 2**32))
 @settings(max_examples=300, deadline=None)
 def test_outcomes_hold_every_draw(caption, seed):
-    """Whatever sd-scripts' steps draw is among the outcomes, and their probabilities sum to one."""
+    """All that sd-scripts' steps draw is among the outcomes, whose probabilities sum to one."""
     found = outcomes(caption)
     rng = random.Random(seed)
     assert {drawn_as_sd_scripts_does(caption, rng) for _ in range(8)} <= found.keys()
@@ -114,18 +115,18 @@ def test_text_without_braces_is_not_touched(text):
     ],
 )
 def test_escape(text, expected):
-    """Braces are doubled once; a stand-in right before the brace it stands for is moved off by a space."""
+    """Braces are doubled once, and a space separates a stand-in from the brace it stands for."""
     assert escape(text) == expected
 
 
 def test_stand_ins_before_single_braces_stay():
-    """A written single brace is a wildcard's own, which no stand-in can swap places with."""
+    """A written single brace belongs to a wildcard, and no stand-in can swap places with it."""
     assert space_stand_ins("\u2985{a|b\u2986}") == "\u2985{a|b\u2986}"
     assert space_stand_ins("\u2985{{a\u2986}}") == "\u2985 {{a\u2986 }}"
 
 
 def test_too_many_outcomes_are_refused():
-    """A line of wildcards that multiply past the limit is refused instead of filling the memory."""
+    """A line whose wildcards multiply past the limit is refused instead of filling the memory."""
     groups = "{a|b}" * MOST_OUTCOMES.bit_length()
     with pytest.raises(TooManyOutcomesError):
         outcomes(groups)
@@ -142,7 +143,36 @@ def test_long_outcomes_are_not_listed():
 
 @given(st.text(alphabet="{}|ab\u2985\u2986"))
 def test_unbreakable_spans_are_the_grammars(line):
-    """The groups found in place are as many as the grammar finds, and nothing outside them holds a brace that it reads."""
+    """The spans hold exactly the groups that the grammar finds, and all braces it reads."""
     spans = unbreakable_spans(line)
     groups = [line[start:end] for start, end in spans if line[start:end] not in ("{{", "}}")]
     assert len(groups) == len(parse_line(line).groups)
+
+
+@pytest.mark.parametrize(
+    ("line", "spaced", "spaces"),
+    [
+        ("{x|y\u2986}\u2986", "{x|y\u2986} \u2986", [6]),
+        ("\u2985{|}\u2985", "\u2985{|} \u2985", [4]),
+        ("{a|\u2985}{\u2985|b}", "{a|\u2985} {\u2985|b}", [5]),
+        ("{a|\u2985}{|}{{", "{a|\u2985}{|} {{", [8]),
+        ("{a|\u2985}\u2986", "{a|\u2985}\u2986", []),
+        ("{a|\u2985} {b|c}\u2985", "{a|\u2985} {b|c}\u2985", []),
+        ("{a|b}", "{a|b}", []),
+    ],
+)
+def test_groups_are_spaced_where_a_draw_could_join_stand_ins(line, spaced, spaces):
+    """A space is put exactly where an option and its neighbour could make a hidden brace."""
+    assert space_groups(line) == (spaced, spaces)
+    found = {text.replace(" ", "") for text in line_outcomes(spaced)}
+    assert found == {text.replace(" ", "") for text in meant_texts(line)}
+
+
+def meant_texts(line):
+    """Return every text that `line` is meant to become, put together without the grammar."""
+    texts = [""]
+    for written, options in re.findall(r"((?:[^{]|\{\{)*)(\{(?!\{)[^}]+\})?", line):
+        literal = written.replace("{{", "{").replace("}}", "}")
+        choices = options[1:-1].split("|") if options else [""]
+        texts = [text + literal + choice for text in texts for choice in choices]
+    return texts

@@ -1,4 +1,4 @@
-"""The one reader of rewritten records, and the fast way of the index that is held to it."""
+"""Tests of the one reader of rewritten records, and of the index's fast path against it."""
 
 import copy
 
@@ -24,7 +24,7 @@ RECORDS = st.fixed_dictionaries(
 
 
 def read(reader, record):
-    """What a reader makes of a record, or that it calls the record broken."""
+    """Return the result of a reader for a record, or that it calls the record broken."""
     try:
         return reader(record)
     except BrokenRecordError as error:
@@ -54,13 +54,13 @@ def test_the_fast_way_of_the_index_judges_as_the_general_one(record):
     ],
 )
 def test_what_is_wrong_with_a_record_is_said(change, message):
-    """Each field that does not belong to the others has its message."""
+    """Each field that does not fit the others has its message."""
     with pytest.raises(BrokenRecordError, match=message):
         read_written({"caption": "a\nb", "capmerge": "tc", **change})
 
 
 def test_a_long_value_does_not_fill_the_terminal():
-    """Of weights that are wrong the message shows the beginning."""
+    """The message about wrong weights quotes their beginning."""
     record = {"caption": "a", "capmerge": "t", "capmerge_weights": [1] * 100_000}
     with pytest.raises(BrokenRecordError) as error:
         read_written(record)
@@ -68,7 +68,7 @@ def test_a_long_value_does_not_fill_the_terminal():
 
 
 def test_lines_letters_and_places_belong_together():
-    """An in-line wildcard has a letter for each option, other captions have one for each line."""
+    """An in-line wildcard has a letter for each option, and other captions one for each line."""
     record = {"tags": "a, {b}", "caption": "One."}
     merged = {name: copy.copy(record) for name in ("lines", "inline", "concat")}
     for layout, changed in merged.items():
@@ -83,6 +83,6 @@ def test_lines_letters_and_places_belong_together():
 
 
 def test_an_empty_caption_has_no_lines():
-    """A record without text reads as no lines and no letters, not as one empty line."""
+    """A record without text is read as no lines and no letters, not as one empty line."""
     assert read_written({"caption": "", "capmerge": ""}).lines == []
     assert read_written({"caption": "", "capmerge": "t"}).lines == [""]

@@ -17,13 +17,13 @@ def test_a_dry_run_prints_before_and_after_and_writes_nothing(source):
 
 
 def test_a_dry_run_of_more_than_there_is(source):
-    """--dry-run with a larger number than there are records prints them all, with OUT there already."""
+    """--dry-run N with fewer than N records prints them all, even when OUT exists."""
     run("rewrite", source)
     assert run("rewrite", source, "--dry-run", "99").out.decode().count("before:") == 3
 
 
 def test_a_dry_run_shows_what_cannot_be_merged(unmergeable):
-    """--dry-run goes on behind a record that cannot be merged and says why it cannot."""
+    """--dry-run goes on after a record that cannot be merged, and says why it cannot."""
     text = run("rewrite", unmergeable, "--dry-run", "9").out.decode()
     assert '"caption" is a list, expected a string.' in text
     assert "the record is a number, expected an object." in text
@@ -45,7 +45,7 @@ def test_a_dry_run_says_what_would_stop_the_run(source, unmergeable):
 
 
 def test_a_dry_run_knows_the_format_that_is_written(source):
-    """A field that JSON lines reserve cannot be merged into them, and can into JSON."""
+    """A record with a field that JSONL reserves can be merged into JSON, not into JSONL."""
     source.write_bytes(as_indent_2({"k": {"caption": "c", "image_path": "elsewhere.png"}}))
     lines = run("rewrite", source, "--dry-run", "1", "--format", "jsonl").out.decode()
     assert 'cannot be merged: found a field "image_path"' in lines
@@ -53,7 +53,7 @@ def test_a_dry_run_knows_the_format_that_is_written(source):
 
 
 def test_a_dry_run_shows_what_clip_sees(source):
-    """Each alternative has its style, probability and tokens beside it, as in `preview`."""
+    """Each alternative is shown with its style, probability and tokens, as in `preview`."""
     shown = run("rewrite", source, "--dry-run", "1", "--fit", "5", "drop").out.decode()
     assert shown == run("preview", source, "-n", "1", "--fit", "5", "drop").out.decode()
     assert "1. tags, 100.00%: 4 tokens in 1 chunk" in shown

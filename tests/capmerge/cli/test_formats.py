@@ -45,7 +45,7 @@ def records_of(path: Path) -> dict:
     ],
 )
 def test_every_kind_of_source_and_output(tmp_path, layout, name):
-    """Any layout of SRC gives the same records in any kind of OUT, told by OUT's ending, and verify proves it."""
+    """Any layout of SRC gives the same records in any kind of OUT, and verify proves it."""
     source, out = tmp_path / "m.json", tmp_path / name
     source.write_bytes(LAYOUTS[layout](RECORDS))
     run("rewrite", source, "-o", out)
@@ -65,7 +65,7 @@ def test_every_kind_of_source_and_output(tmp_path, layout, name):
     ],
 )
 def test_the_source_is_told_by_its_content(tmp_path, name, layout, compressed):
-    """A gzip is known by its magic and JSONL by its first line: the name of SRC decides nothing."""
+    """A gzip file is known by its magic and JSONL by its first line, never by the name of SRC."""
     source, out = tmp_path / name, tmp_path / "out.json"
     data = LAYOUTS[layout](RECORDS)
     source.write_bytes(gzip.compress(data) if compressed else data)
@@ -103,7 +103,7 @@ def test_standard_output_has_the_format_asked_for(tmp_path, format_name):
 
 
 def test_json_output_is_laid_out_as_the_standard_library_does(tmp_path):
-    r"""JSON OUT is indent=2 in raw UTF-8, with \uXXXX only for control characters and lone surrogates."""
+    r"""OUT as JSON is indent=2 in raw UTF-8, with \uXXXX only where UTF-8 or JSON need it."""
     records = {
         "猫/1": {"caption": "猫 café 😀", "tags": "a", "list": [1, [], {}], "line": "\u2028\x00\t"},
         "half": {"caption": "\ud83d", "\udc00": 1},
@@ -120,7 +120,7 @@ def test_json_output_is_laid_out_as_the_standard_library_does(tmp_path):
 
 
 def test_json_lines_hold_the_key_first_and_every_value(tmp_path):
-    """JSONL OUT starts each line with image_path and keeps NaN, wide integers and lone surrogates."""
+    """OUT as JSONL has image_path first, and keeps NaN, wide integers and lone surrogates."""
     records = {
         "a": {"z": 1, "caption": "c", "wide": 2**70, "nan": float("nan"), "half": "\ud83d"},
         "": {"tags": "t"},
@@ -136,7 +136,7 @@ def test_json_lines_hold_the_key_first_and_every_value(tmp_path):
 
 
 def test_image_path_in_a_record_is_an_error_in_json_lines(tmp_path):
-    """A record that has image_path stops a JSONL run or is left out; as JSON it is written."""
+    """A record with image_path stops a JSONL run or is left out; in JSON it is written."""
     records = {"a": {"caption": "x"}, "b": {"caption": "y", "image_path": "z"}}
     source, out = tmp_path / "m.json", tmp_path / "out.jsonl"
     source.write_bytes(as_indent_2(records))
@@ -155,7 +155,10 @@ def test_image_path_in_a_record_is_an_error_in_json_lines(tmp_path):
 @pytest.mark.parametrize(
     "text",
     [
-        b'\n \r\n{"image_path": "a", "caption": "x"}\n\n  \n{"image_path": "b", "caption": "y"}\n\n',
+        (
+            b'\n \r\n{"image_path": "a", "caption": "x"}\n'
+            b'\n  \n{"image_path": "b", "caption": "y"}\n\n'
+        ),
         b'{"image_path": "a", "caption": "x"}\r\n{"image_path": "b", "caption": "y"}\r\n',
         b'{"image_path": "a", "caption": "x"}\n{"image_path": "b", "caption": "y"}',
         b'\xef\xbb\xbf{"image_path": "a", "caption": "x"}\n{"caption": "y", "image_path": "b"}\n',
@@ -163,7 +166,7 @@ def test_image_path_in_a_record_is_an_error_in_json_lines(tmp_path):
     ids=["blank lines", "CRLF", "no last line break", "BOM"],
 )
 def test_spellings_of_json_lines(text):
-    """Blank lines, CRLF, a missing last line break and a BOM are no harm to JSONL."""
+    """Blank lines, CRLF, a missing last line break and a BOM do no harm to JSONL."""
     done = run("rewrite", "-", "-o", "-", stdin=text)
     assert json.loads(done.out) == {
         "a": {"caption": "x", "capmerge": "c"},
@@ -172,7 +175,7 @@ def test_spellings_of_json_lines(text):
 
 
 def test_one_line_of_json_lines_is_json_lines():
-    """A single record with image_path is JSONL, an object that holds one under another key is not."""
+    """One record with image_path is JSONL; an object that holds one under another key is not."""
     assert json.loads(
         run("rewrite", "-", "-o", "-", stdin=b'{"image_path": "a", "caption": "x"}').out
     ) == {"a": {"caption": "x", "capmerge": "c"}}
@@ -183,7 +186,7 @@ def test_one_line_of_json_lines_is_json_lines():
 
 @pytest.mark.parametrize("layout", ["indent=2", "compact"])
 def test_a_byte_order_mark_is_accepted(tmp_path, layout):
-    """A UTF-8 BOM before the object is read over, and not written."""
+    """A UTF-8 BOM before the object is skipped, and not written."""
     source, out = tmp_path / "m.json", tmp_path / "out.json"
     source.write_bytes(b"\xef\xbb\xbf" + LAYOUTS[layout](RECORDS))
     run("rewrite", source, "-o", out)
@@ -224,11 +227,16 @@ def test_a_repeated_key_reads_back_as_the_source_does(tmp_path, layout):
 
 
 def test_values_are_kept_as_json_load_reads_them(tmp_path):
-    """Numbers of any size, signs of zero, NaN, surrogates, empty keys and nested objects come back the same."""
+    """All values come back the same: numbers, signs of zero, NaN, surrogates, nested objects."""
     text = (
-        '{"": {"caption": "c", "": "", "wide": 18446744073709551616, "minus": -9223372036854775809, "zero": -0.0, "large": 1e300,'
-        '"over": 1e400, "nan": NaN, "inf": -Infinity, "half \\ud83d": "\\udc00", "pair": "\\ud83d\\ude00", "deep": {"a": [{"b": 1.0}, 1]},'
-        '"exp": 1E2, "long": 0.1000000000000000055511151231257827, "yes": true, "no": null, "nul": "\\u0000"}}'
+        '{"": {"caption": "c", "": "", "wide": 18446744073709551616, '
+        '"minus": -9223372036854775809, '
+        '"zero": -0.0, "large": 1e300,'
+        '"over": 1e400, "nan": NaN, '
+        '"inf": -Infinity, "half \\ud83d": "\\udc00", '
+        '"pair": "\\ud83d\\ude00", "deep": {"a": [{"b": 1.0}, 1]},'
+        '"exp": 1E2, "long": 0.1000000000000000055511151231257827, '
+        '"yes": true, "no": null, "nul": "\\u0000"}}'
     )
     source, out = tmp_path / "m.json", tmp_path / "out.json"
     source.write_text(text)
@@ -239,7 +247,7 @@ def test_values_are_kept_as_json_load_reads_them(tmp_path):
 
 @pytest.mark.parametrize("layout", ["compact", "indent=2", "jsonl"])
 def test_a_gzip_of_several_members_is_read_whole(tmp_path, layout):
-    """Members in a row, as our own output has them, are one file."""
+    """Gzip members in a row, as our own output has them, are read as one file."""
     data = LAYOUTS[layout](RECORDS)
     source = tmp_path / "m.gz"
     source.write_bytes(gzip.compress(data[:1000]) + gzip.compress(data[1000:]))
@@ -247,7 +255,7 @@ def test_a_gzip_of_several_members_is_read_whole(tmp_path, layout):
 
 
 def test_our_gzip_output_can_be_read_again(tmp_path):
-    """OUT in gzip is a source that --allow-rewritten passes through with the same bytes."""
+    """With --allow-rewritten a gzip OUT is passed through with the same bytes."""
     first, second = tmp_path / "a.json.gz", tmp_path / "b.json.gz"
     run("rewrite", "-", "-o", first, stdin=as_indent_2(RECORDS))
     run("rewrite", first, "-o", second, "--allow-rewritten")

@@ -42,7 +42,7 @@ def names(folder: Path) -> list[str]:
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those of `processes` that still run; one that only waits to be collected does not."""
+    """The `processes` that still run; one that only waits to be collected does not."""
     running = []
     for process in processes:
         try:
@@ -55,7 +55,7 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 @contextmanager
 def started(*arguments: str | Path, **options: object) -> Iterator[subprocess.Popen]:
-    """`capmerge` with `arguments` in a process group of its own, killed at the end if it still runs."""
+    """`capmerge` in a process group of its own, killed at the end if it still runs."""
     pipes = {
         "stdin": subprocess.PIPE,
         "stdout": subprocess.PIPE,
@@ -78,7 +78,7 @@ def started(*arguments: str | Path, **options: object) -> Iterator[subprocess.Po
 def held(
     folder: Path, *arguments: str, jobs: int, data: bytes = DATA
 ) -> Iterator[subprocess.Popen]:
-    """A run from a pipe to `folder`/out.json that has begun to write and waits for the second half of `data`."""
+    """A run from a pipe to `folder`/out.json that waits for the second half of `data`."""
     with started("rewrite", "-", "-o", folder / "out.json", "-j", str(jobs), *arguments) as process:
         process.stdin.write(data[: len(data) * 3 // 5])
         process.stdin.flush()
@@ -128,12 +128,12 @@ def end_of(process: subprocess.Popen) -> tuple[int, str]:
     return process.returncode, err.decode()
 
 
-# --- killed ----------------------------------------------------------------------------------------------------------
+# --- killed ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_sigkill_leaves_the_source_and_no_output(tmp_path, jobs):
-    """After SIGKILL there is no OUT, one hidden file for each output begun, no worker, and the next run cleans up."""
+    """SIGKILL leaves no OUT and no worker, only hidden files that the next run removes."""
     with held(tmp_path, "--on-error", "skip", jobs=jobs, data=REJECTS_EARLY) as process:
         begun = [TEMPORARY]
         if jobs == 1:  # with workers the parent waits for its input first
@@ -153,7 +153,7 @@ def test_sigkill_leaves_the_source_and_no_output(tmp_path, jobs):
 
 
 def test_sigkill_between_two_files(tmp_path):
-    """A run from file to file, killed while it writes, leaves SRC as it was and at most the hidden file."""
+    """A run killed while it writes leaves SRC as it was, and at most the hidden file."""
     source = tmp_path / "m.json"
     source.write_bytes(DATA)
     heavy = [f"--line={{tags}} {number}" for number in range(40)]
@@ -178,7 +178,7 @@ def test_sigkill_between_two_files(tmp_path):
 )
 @pytest.mark.parametrize("to_group", [True, False])
 def test_a_signal_ends_the_run_without_leftovers(tmp_path, jobs, number, code, to_group):
-    """Ctrl-C exits 130 and SIGTERM 143, sent to the whole group or to the parent: no file, no worker, no traceback."""
+    """Ctrl-C exits 130 and SIGTERM 143, and no file, worker or traceback is left."""
     if jobs == 1 and to_group:
         pytest.skip("one process is its group")
     with held(tmp_path, "--on-error", "skip", jobs=jobs, data=REJECTS_EARLY) as process:
@@ -197,7 +197,7 @@ def test_a_signal_ends_the_run_without_leftovers(tmp_path, jobs, number, code, t
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
 )
 def test_a_signal_ends_a_run_that_waits_for_its_reader(tmp_path, jobs, number, code):
-    """A run whose output nobody reads ends at a signal as fast, with no worker left."""
+    """A run whose output nobody reads ends just as fast at a signal, with no worker left."""
     source = tmp_path / "m.json"
     source.write_bytes(DATA)
     with held_at_its_output(source, jobs=jobs) as process:
@@ -223,7 +223,7 @@ def test_an_interrupted_run_keeps_the_old_output(tmp_path):
 @pytest.mark.parametrize("waits_for", ["input", "output"])
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_worker_killed_from_outside_is_an_error(tmp_path, which, waits_for):
-    """A worker that gets SIGKILL ends the run with exit 1 and its process id: no hang, no output, no other worker."""
+    """The loss of a worker ends the run with exit 1, its process id, and no output."""
     source = tmp_path / "m.json"
     if waits_for == "output":
         source.write_bytes(DATA)
@@ -271,12 +271,12 @@ def test_workers_end_when_their_parent_is_killed_while_it_writes(tmp_path):
     assert source.read_bytes() == DATA
 
 
-# --- two runs --------------------------------------------------------------------------------------------------------
+# --- two runs -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_second_run_to_the_same_output_is_an_error(tmp_path, jobs):
-    """While one run writes OUT another one to it exits 1, and the first one ends as if it had been alone."""
+    """A second run to the same OUT exits 1, and the first run ends as if it were alone."""
     with held(tmp_path, "--on-error", "skip", jobs=jobs, data=REJECTS_EARLY) as process:
         assert jobs > 1 or wait_until((tmp_path / REJECTS_TEMPORARY).exists)
         error = run(
@@ -292,7 +292,7 @@ def test_a_second_run_to_the_same_output_is_an_error(tmp_path, jobs):
     assert_rewritten(RECORDS, json.loads((tmp_path / "out.json").read_bytes()))
 
 
-# --- no room ---------------------------------------------------------------------------------------------------------
+# --- no room --------------------------------------------------------------------------------------
 
 
 def limit_file_size() -> None:
@@ -305,7 +305,7 @@ def limit_file_size() -> None:
 @pytest.mark.parametrize("jobs", ["1", "2"])
 @pytest.mark.parametrize("way", ["file", "pipe"])
 def test_an_output_that_cannot_grow_is_an_error(tmp_path, jobs, way):
-    """When no more can be written the run exits 1 with one clear message, and keeps the old OUT and nothing else."""
+    """A full disk is one clear message and exit 1, and only the old OUT is left."""
     source, out = tmp_path / "m.json", tmp_path / "out.json"
     source.write_bytes(DATA)
     out.write_text("old")
@@ -378,7 +378,7 @@ def test_a_side_file_that_cannot_be_written_fails_the_run(tmp_path, suffix):
 
 
 def test_a_folder_under_the_name_of_the_rejects(tmp_path):
-    """A folder named OUT.rejects.jsonl gives a message, no traceback, and OUT keeps its old content."""
+    """A folder named OUT.rejects.jsonl is an error without traceback, and OUT stays as it was."""
     (tmp_path / "out.json.rejects.jsonl").mkdir()
     (tmp_path / "out.json").write_text("old")
     command = [*COMMAND, "rewrite", "-", "-o", tmp_path / "out.json", "--force"]
@@ -394,13 +394,13 @@ def test_a_folder_under_the_name_of_the_rejects(tmp_path):
     assert (tmp_path / "out.json").read_text() == "old"
 
 
-# --- a source that is not what it should be --------------------------------------------------------------------------
+# --- a damaged source -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize("change", ["appended", "touched"])
 def test_a_source_that_changes_while_it_is_read_is_an_error(tmp_path, jobs, change):
-    """A source written to during the run is reported, for nobody knows what was read."""
+    """A source that is written to during the run is an error, as nobody knows what was read."""
     source = tmp_path / "m.json"
     source.write_bytes(DATA)
     with held_at_its_output(source, jobs=jobs) as process:
@@ -412,8 +412,8 @@ def test_a_source_that_changes_while_it_is_read_is_an_error(tmp_path, jobs, chan
         code, err = end_of(process)
     assert code == 1
     assert (
-        err
-        == f"capmerge: {source}: the file changed while it was read. Run again when nothing writes to it.\n"
+        err == f"capmerge: {source}: the file changed while it was read. "
+        "Run again when nothing writes to it.\n"
     )
 
 
@@ -513,7 +513,7 @@ MALFORMED: dict[str, tuple[bytes, int | None, str | None, str]] = {
 
 @pytest.mark.parametrize("kind", MALFORMED)
 def test_a_malformed_file_is_one_clear_error(tmp_path, kind):
-    """Exit 1 and one line with file, byte offset, record key where known, what was found, and the next step; no output."""
+    """A damaged source is one line with file, byte, record, problem and next step; no output."""
     data, offset, key, word = MALFORMED[kind]
     source = tmp_path / "m.json"
     source.write_bytes(data)
@@ -533,7 +533,7 @@ def test_a_malformed_file_is_one_clear_error(tmp_path, kind):
 
 @pytest.mark.parametrize("layout", [as_indent_2, as_compact, as_jsonl])
 def test_a_file_cut_anywhere_is_an_error(tmp_path, layout):
-    """A file cut off at any of many places is never taken for a whole one, unless a whole line of JSONL ends there."""
+    """A file that is cut off is never taken for a whole one, unless a line of JSONL ends there."""
     data = layout(make_records(12, exotic=False))
     source = tmp_path / "m.json"
     step = len(data) // 6
@@ -551,7 +551,7 @@ def test_a_file_cut_anywhere_is_an_error(tmp_path, layout):
     "kind", ["empty", "garbage in a record", "truncated gzip", "text after the end"]
 )
 def test_a_malformed_pipe_is_named_standard_input(kind):
-    """What comes through a pipe is called standard input in the same message."""
+    """The same message calls a pipe standard input."""
     data, offset, _, word = MALFORMED[kind]
     error = run("rewrite", "-", "-o", "-", stdin=data, fails=1).err
     assert error.startswith("capmerge: standard input")
@@ -566,7 +566,7 @@ def test_a_malformed_pipe_is_named_standard_input(kind):
     ids=["cut off", "checksum"],
 )
 def test_a_gzip_that_breaks_far_in_keeps_the_old_output(tmp_path, jobs, data):
-    """An error behind the first blocks leaves OUT as it was and no hidden file, with any number of workers."""
+    """A late error leaves OUT as it was and no hidden file, with any number of workers."""
     source, out = tmp_path / "m.json.gz", tmp_path / "out.json"
     source.write_bytes(data)
     out.write_text("old")

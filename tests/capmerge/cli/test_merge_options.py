@@ -62,7 +62,7 @@ BOTH = {"k": {"tags": "long_hair, ^_^", "caption": "One {a|b}\n\nTwo"}}
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_each_option_reaches_the_captions_and_verify(tmp_path, options, caption, mark):
-    """Every option of the merge does what the table of options says, is in the receipt, and is proven by verify."""
+    """Every merge option does what the table of options says, and verify proves it."""
     path, out = tmp_path / "m.json", tmp_path / "o.json"
     path.write_bytes(as_indent_2(BOTH))
     run("rewrite", path, "-o", out, *options)
@@ -93,7 +93,7 @@ def help_of(command: str) -> dict[str, str]:
     ],
 )
 def test_each_command_offers_the_merge_options_of_one_list(command, left_out):
-    """A command has the merge options of `rewrite` with the same help, but for those left out."""
+    """A command has the merge options of `rewrite` with the same help, except those left out."""
     ruled = {field.name for field in dataclasses.fields(MergeOptions)}
     merging = {
         *(f"--{name.replace('_', '-')}" for name in ruled - FLAGS.keys()),
@@ -108,7 +108,7 @@ def test_each_command_offers_the_merge_options_of_one_list(command, left_out):
 
 
 def test_every_merge_option_reaches_the_receipt(tmp_path):
-    """All merge options given at once stand in the receipt; --layout cannot go with --line."""
+    """All merge options given at once are in the receipt; --layout cannot go with --line."""
     source, out = tmp_path / "m.json", tmp_path / "o.json"
     source.write_bytes(as_indent_2(BOTH))
     options = {
@@ -180,7 +180,7 @@ def test_field_weights_are_exact(tmp_path):
 
 
 def test_max_record_limits_the_longest_record(tmp_path):
-    """A record over --max-record is an error that names it and the option; a larger limit reads it."""
+    """A record over --max-record is an error that names the option; a larger limit reads it."""
     path, out = tmp_path / "m.json", tmp_path / "o.json"
     path.write_bytes(
         as_indent_2(

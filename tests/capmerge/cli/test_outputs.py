@@ -53,7 +53,7 @@ def test_an_existing_output_needs_force(source):
 
 
 def test_existing_side_files_need_no_force(source):
-    """Side files without OUT are those of an earlier run: they are replaced."""
+    """Side files without OUT are of an earlier run, and are replaced."""
     out = source.with_name("out.json")
     stale = source.with_name("out.json.capmerge.json")
     stale.write_text("stale")
@@ -125,7 +125,7 @@ def test_the_output_is_never_the_file_on_standard_input(source):
 
 @pytest.mark.parametrize("ending", [".rejects.jsonl", ".capmerge.json", ".dataset.toml"])
 def test_a_side_file_never_replaces_the_source(tmp_path, ending):
-    """A source that bears the name of one of OUT's side files is kept, and the run refused with exit 2."""
+    """A source with the name of a side file of OUT is kept, and the run exits 2."""
     path = tmp_path / f"out.json{ending}"
     path.write_bytes(as_indent_2(RECORDS))
     done = subprocess.run(

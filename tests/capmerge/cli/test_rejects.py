@@ -6,18 +6,19 @@ from builders.metadata import as_indent_2, assert_rewritten, read_jsonl, run
 
 
 def test_a_record_that_cannot_be_merged_stops_the_run(unmergeable):
-    """By default the first such record is an error with its place and the way out, and nothing is written."""
+    """By default the first such record is an error with place and next step; no file is written."""
     error = run("rewrite", unmergeable, fails=1).err
     offset = unmergeable.read_bytes().index(b'"b"')
     assert error == (
-        f'capmerge: {unmergeable}, byte {offset}, record "b": "caption" is a list, expected a string. '
+        f'capmerge: {unmergeable}, byte {offset}, record "b": "caption" is a list, '
+        "expected a string. "
         "Mend the record, or use --on-error skip to leave such records out and list them.\n"
     )
     assert [path.name for path in unmergeable.parent.iterdir()] == [unmergeable.name]
 
 
 def test_skipped_records_are_listed_whole(unmergeable):
-    """--on-error skip writes the others to OUT and these to OUT.rejects.jsonl with key, reason and record."""
+    """--on-error skip lists these in OUT.rejects.jsonl with key, reason and record."""
     out = unmergeable.with_name("out.json")
     table = run("rewrite", unmergeable, "-o", out, "--on-error", "skip").out.decode()
     assert_rewritten({key: UNMERGEABLE[key] for key in ("a", "d")}, json.loads(out.read_bytes()))
@@ -34,7 +35,7 @@ def test_skipped_records_are_listed_whole(unmergeable):
 
 
 def test_what_cannot_be_merged(tmp_path):
-    """Each kind of record that cannot be merged is listed with what was found, and the others are written."""
+    """Each kind of record that cannot be merged is listed with its problem."""
     kinds = {
         '"caption" is a list': {"caption": ["a"]},
         '"caption" is an object': {"caption": {"a": 1}},
@@ -90,7 +91,7 @@ def test_rejects_of_standard_output_go_to_standard_error(unmergeable):
 
 
 def test_rejects_on_standard_error_are_json_lines(unmergeable):
-    """Each line on standard error reads back as the reject, and no character of it acts on a terminal."""
+    """Each line on standard error is JSON of the reject, and no character acts on a terminal."""
     done = run("rewrite", unmergeable, "-o", "-", "--on-error", "skip", "--quiet")
     assert_safe(done.err)
     assert [json.loads(line)["record"] for line in done.err.splitlines()] == [
@@ -100,7 +101,7 @@ def test_rejects_on_standard_error_are_json_lines(unmergeable):
 
 
 def test_a_rewritten_source_is_refused(source):
-    """A file that bears the mark is refused, for its braces would double; --on-error skip does not skip that."""
+    """A rewritten file is refused, with --on-error skip too, as its braces would be doubled."""
     once, twice = source.with_name("once.json"), source.with_name("twice.json")
     run("rewrite", source, "-o", once)
     for options in ([], ["--on-error", "skip"]):
@@ -125,4 +126,4 @@ def test_allow_rewritten_passes_records_through(source):
         "new": {"caption": "a\nb", "capmerge": "tc"},
     }
     assert re.search(r"passed through +3\b", done.out.decode())
-    assert re.search(r"rewritten before.* 3\b", run("verify", mixed, twice).out.decode())
+    assert re.search(r"already rewritten.* 3\b", run("verify", mixed, twice).out.decode())

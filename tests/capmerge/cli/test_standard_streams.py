@@ -28,7 +28,7 @@ def test_standard_output_gets_the_bytes_of_a_file(source):
 @pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize("reader", ["head -c 100", "true"])
 def test_a_closed_pipe_ends_quietly(tmp_path, jobs, reader):
-    """When the reader of `-o -` has seen enough there is no traceback and not a word."""
+    """When the reader of `-o -` has seen enough, nothing is printed."""
     path = tmp_path / "m.json"
     path.write_bytes(as_indent_2(make_records(5000)))
     done = run_shell(
@@ -41,7 +41,7 @@ def test_a_closed_pipe_ends_quietly(tmp_path, jobs, reader):
 @needs_shell
 @pytest.mark.parametrize("arguments", ['-o "$2"', "--dry-run 2"])
 def test_a_closed_pipe_behind_the_table_ends_quietly(source, arguments):
-    """A reader that is gone before the table or the --dry-run comes causes no complaint either."""
+    """A reader that is gone before the table or the --dry-run causes no complaint either."""
     out = source.with_name("out.json")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = run_shell(
@@ -75,7 +75,7 @@ def test_quiet_still_prints_errors(source):
 
 
 def test_no_bar_without_a_terminal(source):
-    """The progress bar is for terminals: with streams caught there is only the table."""
+    """Without a terminal there is no progress bar, only the table."""
     done = run("rewrite", source)
     assert done.err == ""
     assert b"%" not in done.out
@@ -135,7 +135,7 @@ def note_of(records: dict, *options: str) -> str:
 
 
 def test_the_image_size_note_counts_the_records_it_was_added_to():
-    """image_size is added where train_resolution is there and image_size is not, and the table says for how many."""
+    """image_size is added to records that have only train_resolution, and the table counts them."""
     assert re.search(r"image_size = train_resolution was added to 1 record\b", note_of(RECORDS))
     assert "image_size" not in note_of(RECORDS, "--no-image-size")
 
@@ -173,15 +173,15 @@ def test_inline_written_as_lines_is_counted():
 
 
 def test_growth_above_twice_is_warned_of():
-    """An output of over twice the input is announced before it is written; --weights field is not warned of."""
+    """An output of over twice the input is warned of, but not with --weights field."""
     records = as_indent_2(make_records(200))
     heavy = ["--line", "{tags}=7", "--line", "{caption}=8"]
-    assert "times the input" in run("rewrite", "-", "-o", "-", *heavy, stdin=records).err
+    assert "times as large as" in run("rewrite", "-", "-o", "-", *heavy, stdin=records).err
     assert (
-        "times the input"
+        "times as large as"
         not in run("rewrite", "-", "-o", "-", *heavy, "--weights", "field", stdin=records).err
     )
-    assert "times the input" not in run("rewrite", "-", "-o", "-", stdin=records).err
+    assert "times as large as" not in run("rewrite", "-", "-o", "-", stdin=records).err
 
 
 def test_quiet_prints_no_warning():

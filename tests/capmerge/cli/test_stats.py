@@ -7,7 +7,7 @@ import sys
 import pytest
 from builders.paths import EXAMPLE_METADATA
 
-from capmerge.tokens.load import load_tokenizer
+from capmerge.tokens.load import load_clip
 
 EXAMPLES = EXAMPLE_METADATA
 
@@ -30,7 +30,7 @@ def folder(tmp_path):
 
 
 def test_the_default_source_and_the_json_beside_it(folder):
-    """Without SRC, meta_lat.json here is counted into meta_lat.stats.json, and the table goes to the terminal."""
+    """Without SRC, meta_lat.json in this folder is counted into a table and a .stats.json."""
     printed = run(folder, "stats")
     assert "token lengths" in printed
     assert "records                213" in printed
@@ -38,7 +38,7 @@ def test_the_default_source_and_the_json_beside_it(folder):
 
 
 def test_any_number_of_workers_gives_the_same_json(folder):
-    """The JSON does not depend on --jobs; a file of several blocks."""
+    """The JSON of a file of several blocks does not depend on --jobs."""
     records = json.loads(EXAMPLES.read_text())
     many = {f"{n}/{key}": record for n in range(15) for key, record in records.items()}
     (folder / "many.json").write_text(json.dumps(many, indent=2))
@@ -64,7 +64,7 @@ def test_rewrite_with_stats_counts_what_stats_counts(folder):
 
 
 def test_rewrite_with_stats_shows_the_table(folder):
-    """The end table is followed by that of the statistics and the files they went to; nothing of it with --quiet."""
+    """After the end table come the statistics and their files; --quiet prints none of it."""
     printed = run(
         folder, "rewrite", "meta_lat.json", "-o", "out.json", "--stats", "--report", "r.html"
     )
@@ -90,10 +90,10 @@ def test_rewrite_with_stats_shows_the_table(folder):
 
 
 def test_per_record_tokens_are_those_of_the_tokenizer(folder):
-    """Each line of --per-record holds the token lengths of the record's distinct alternatives, in line order."""
+    """Each line of --per-record holds the token length of each alternative, in line order."""
     run(folder, "rewrite", "meta_lat.json", "-o", "out.json", "--quiet")
     run(folder, "stats", "out.json", "--per-record", "tokens.jsonl", "--quiet")
-    tokenizer = load_tokenizer("sd1")
+    tokenizer = load_clip("sd1")
     written = json.loads((folder / "out.json").read_text())
     lines = [json.loads(line) for line in (folder / "tokens.jsonl").read_text().splitlines()]
     assert [line["key"] for line in lines] == list(written)
@@ -105,7 +105,7 @@ def test_per_record_tokens_are_those_of_the_tokenizer(folder):
 
 
 def test_figure_and_page_are_whole_and_safe(folder):
-    """The PNG is a PNG; the page shows a hostile caption as text, asks for nothing from elsewhere, and no escape reaches the terminal."""
+    """The figure is a PNG, and a hostile caption acts neither on the page nor on the terminal."""
     key = "<script>alert(1)</script>\x1b[31m"
     (folder / "bad.json").write_text(
         json.dumps({key: {"caption": "<script>alert(2)</script> " * 60, "tags": "a\x1b[2J"}})

@@ -10,7 +10,7 @@ ESCAPES = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e\x00\x7f"
 
 @pytest.mark.parametrize("kind", ["dry run", "error", "skip", "rewritten", "verify"])
 def test_control_characters_never_reach_the_terminal(tmp_path, kind):
-    """Keys and text with terminal escapes are shown as escapes in errors, in --dry-run and among the rejects."""
+    """Terminal escapes in keys and text are escaped in errors, --dry-run and rejects."""
     path, out = tmp_path / "m.json", tmp_path / "o.json"
     path.write_bytes(
         as_indent_2(
@@ -70,7 +70,7 @@ def test_a_name_that_is_no_utf8_works(source):
 
 @needs_shell
 def test_a_terminal_gets_a_bar(source):
-    """On a terminal the progress over the source's bytes is drawn."""
+    """On a terminal a bar shows the progress over the bytes of the source."""
     import pty  # noqa: PLC0415  # POSIX only
     import termios  # noqa: PLC0415  # POSIX only
 

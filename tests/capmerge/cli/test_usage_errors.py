@@ -112,7 +112,7 @@ def test_a_file_system_without_a_size_is_not_called_full(source):
 
 @needs_linux
 def test_an_output_that_is_a_device_is_refused(source):
-    """`-o /dev/null` exits 2 and tells the way that works."""
+    """`-o /dev/null` exits 2 and says what to do instead."""
     assert "-o -" in run("rewrite", source, "-o", "/dev/null", fails=2).err
 
 

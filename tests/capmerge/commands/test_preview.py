@@ -35,7 +35,7 @@ RECORDS = {
 
 
 def run(*arguments, env=None):
-    """The finished command."""
+    """The finished process of `capmerge` with `arguments`."""
     return subprocess.run(
         [*MAIN, *map(str, arguments)],
         capture_output=True,
@@ -61,7 +61,7 @@ def preview_of(record, **options):
 
 
 def test_first_records_before_and_after(source):
-    """Without a key the first five are shown, each field on a line, with style, probability and tokens of every alternative."""
+    """Without a key the first five records are shown, with all fields and alternatives."""
     done = run("preview", source)
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.split("\n") if line.startswith('"')] == [
@@ -82,7 +82,7 @@ def test_first_records_before_and_after(source):
 
 
 def test_what_is_dropped_is_marked(source):
-    """300 tokens in 225 lose 75, and in 75 they lose 225; a1111 drops nothing unless told to."""
+    """300 tokens lose 75 at a limit of 225, and 225 at 75; a1111 has no limit by default."""
     done = run("preview", source, "--key", "set/2.png")
     assert "caption, 50.00%: 300 tokens in 3 chunks, 75 dropped" in done.stdout
     assert [(name, text.split().count("cat")) for name, text in CHUNK.findall(done.stdout)][
@@ -109,7 +109,7 @@ def test_what_is_dropped_is_marked(source):
 
 
 def test_nothing_in_a_file_reaches_the_terminal_raw(source):
-    """Escapes, C1 controls, lone surrogates and direction marks are shown as escapes, in plain and in colour."""
+    """Every character that acts on a terminal is shown as an escape, with and without colour."""
     plain = run("preview", source).stdout
     allowed = {"\n"}
     assert {char for char in plain if not char.isprintable()} == allowed
@@ -122,7 +122,7 @@ def test_nothing_in_a_file_reaches_the_terminal_raw(source):
 
 
 def test_colours_only_on_a_terminal(source):
-    """A terminal gets colours, the dropped part in red, unless NO_COLOR is set; then it gets the plain marks."""
+    """A terminal gets colours, with the dropped part in red, or plain marks with NO_COLOR."""
 
     def on_terminal(**env):
         main, child = pty.openpty()
@@ -157,7 +157,7 @@ def test_colours_only_on_a_terminal(source):
 
 @pytest.mark.parametrize("ending", [".json", ".json.gz", ".jsonl", ".jsonl.gz"])
 def test_a_key_is_found_in_every_format(tmp_path, ending):
-    """Records far into a file are found by their key, several in the order of the file."""
+    """Records far into a file are found by their keys, and shown in the order of the file."""
     pairs = [(f"k/{n}.png", {"tags": f"tag {n}", "caption": "x" * 300}) for n in range(8000)]
     if ending.startswith(".jsonl"):
         text = "\n".join(json.dumps({"image_path": key, **record}) for key, record in pairs)
@@ -175,7 +175,7 @@ def test_a_key_is_found_in_every_format(tmp_path, ending):
 
 
 def test_a_missing_key_is_named(source):
-    """The error names the key, what was looked through, and a key of the same name."""
+    """The error names the key, the file, its number of records, and a similar key."""
     done = run("preview", source, "--key", "set/1.png", "--key", "other/2.jpg", "--key", "\x1bno")
     assert done.returncode == 2
     assert done.stdout.startswith('"set/1.png"')
@@ -183,11 +183,14 @@ def test_a_missing_key_is_named(source):
         'found no record "other/2.jpg", "\\u001bno" among 6. Did you mean "set/2.png"?'
         in done.stderr
     )
-    assert "Keys are compared whole" in run("preview", source, "--key", "nothing").stderr
+    assert (
+        "Give whole keys, with folder and ending."
+        in run("preview", source, "--key", "nothing").stderr
+    )
 
 
 def test_a_rewritten_file_shows_what_is_there(source, tmp_path):
-    """Style and probability come from the file, merge options are said to do nothing, and a broken record says why."""
+    """A rewritten file is shown as it is, and merge options are said to change nothing in it."""
     out = tmp_path / "out.json"
     assert (
         run(
@@ -227,7 +230,7 @@ def test_a_rewritten_file_shows_what_is_there(source, tmp_path):
 
 
 def test_the_line_that_is_drawn(source):
-    """--seed and --epoch show what `draw_line` gives the trainer for that record, at random and in turn."""
+    """--seed and --epoch show the line that `draw_line` draws, at random and in turn."""
     captions = "1girl, solo\n1girl, solo\nA girl.\nA {{red}} hat."
     for epoch in range(6):
         shown = run("preview", source, "--key", "set/1.png", "--seed", 3, "--epoch", epoch).stdout
@@ -255,7 +258,7 @@ def test_the_line_that_is_drawn(source):
 
 
 def test_the_drawn_alternative_is_pointed_at():
-    """In lines, repeated lines, an in-line wildcard and by weights, the alternative that is marked is the one drawn."""
+    """The alternative that is marked is the drawn one, in every way to write lines."""
     record = {"tags": TAGS, "caption": "One.\nTwo {x}."}
     for options in (
         {},
@@ -270,7 +273,7 @@ def test_the_drawn_alternative_is_pointed_at():
 
 
 def test_what_fit_did_is_shown():
-    """Alternatives left out stand there with their text, those cut with what was cut off."""
+    """Alternatives left out are shown with their text, those cut with the part cut off."""
     record = {"tags": TAGS, "caption": "A girl stands here. She smiles."}
     dropped = list(
         Screen(colour=False).lines(
@@ -299,7 +302,7 @@ def test_what_fit_did_is_shown():
 
 
 def test_an_intended_wildcard_is_shown_at_its_longest():
-    """The longest of its texts is cut, and their number is told."""
+    """The longest text of an in-line wildcard is cut, and the number of texts is shown."""
     found = preview_of(
         {"caption": "a {cat|very big dog}"}, merge=MergeOptions(caption_wildcards=True)
     )
@@ -316,7 +319,7 @@ def golden(name):
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl_g"])
 @pytest.mark.parametrize("max_tokens", [75, 150, 225])
 def test_kohya_chunks_are_the_golden_ones(family, max_tokens):
-    """The shown chunks hold as many tokens as sd-scripts' chunks, and the rest is shown as dropped."""
+    """The chunks hold as many tokens as those of sd-scripts, and the rest is shown as dropped."""
     chunker = Chunker((load_clip(family),), "kohya", max_tokens // 75)
     for case in golden("token_chunks.jsonl"):
         cut = chunk_text(case["text"], chunker)
@@ -334,7 +337,7 @@ def test_kohya_chunks_are_the_golden_ones(family, max_tokens):
 
 
 def test_a1111_chunks_are_the_golden_ones(tmp_path):
-    """What the command shows for every golden text is cut where the web UI cuts it."""
+    """Every golden text is cut where the web UI cuts it."""
     cases = [
         case
         for case in golden("a1111_chunks.jsonl")
@@ -360,7 +363,7 @@ def test_a1111_chunks_are_the_golden_ones(tmp_path):
 @settings(deadline=None)
 @given(st.text(max_size=300), st.sampled_from(["kohya", "a1111"]), st.sampled_from([75, 150]))
 def test_a_cut_loses_no_text(text, chunking, max_tokens):
-    """The parts hold all tokens and, put together, the text as CLIP reads it."""
+    """The parts hold all tokens and, joined, the text as CLIP reads it."""
     tokenizer = load_clip("sd1")
     chunker = Chunker((tokenizer,), chunking, max_tokens // 75)
     cut = chunk_text(text, chunker)
@@ -386,18 +389,19 @@ def test_a_cut_loses_no_text(text, chunking, max_tokens):
     )
 )
 def test_any_record_can_be_shown(record):
-    """Whatever JSON value stands where a record should, it is shown, and on printable lines."""
+    """Any JSON value in place of a record is shown, on printable lines."""
     sampling = Sampling(1, 0)
     for line in Screen(colour=False).lines(preview_of(record, sampling=sampling)):
         assert line.isprintable()
 
 
 def test_families_that_crop(source):
-    """sd3 and flux read 75 CLIP tokens and T5 besides; what does not go with them is an error."""
+    """sd3 and flux read 75 CLIP tokens and T5; options that do not fit them are an error."""
     done = run("preview", source, "--key", "set/2.png", "--family", "flux")
     assert "300 tokens in 1 chunk, 225 dropped" in done.stdout
     assert (
-        "T5 reads 512 tokens of its own: give --tokenizer a T5 to see what it drops." in done.stdout
+        "T5 reads 512 tokens by its own count. Give a T5 tokenizer with --tokenizer to see"
+        in done.stdout
     )
     assert (
         "180 tokens in 3 chunks"
@@ -419,7 +423,7 @@ def t5(tmp_path):
 
 
 def test_t5_crops_too(source, t5):
-    """With a T5 what it drops is shown as well; its own special token counts."""
+    """With a T5 tokenizer the tokens that it drops are shown too; its special token counts."""
     done = run("preview", source, "--key", "set/2.png", "--family", "sd3", "--tokenizer", t5)
     assert "T5, 300 tokens in 1 chunk, 45 dropped: ⟦1| cat" in done.stdout
     assert "T5: 255 tokens are read." in done.stdout
@@ -451,7 +455,7 @@ def test_wrong_options_are_usage_errors(source, arguments, message):
 
 
 def test_a_scan_needs_little_memory(tmp_path):
-    """Looking through 40 MB for a key at the end takes no more memory than looking at the first record, give or take 24 MB."""
+    """Searching 40 MB for a key takes at most 24 MB more memory than showing the first record."""
     path = tmp_path / "big.json"
     with path.open("w") as file:
         file.write("{\n")
@@ -459,7 +463,8 @@ def test_a_scan_needs_little_memory(tmp_path):
             file.write(json.dumps({f"{number}": {"caption": "x" * 1000}}, indent=2)[2:-2] + ",\n")
         file.write('  "last": {\n    "caption": "x"\n  }\n}')
     code = (
-        "import resource, sys; from capmerge.cli.app import app; app(sys.argv[1:], standalone_mode=False); "
+        "import resource, sys; from capmerge.cli.app import app; "
+        "app(sys.argv[1:], standalone_mode=False); "
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
     )
     peaks = []

@@ -1,4 +1,4 @@
-"""A record's size: statistics, the index and the dataset config, held against each other."""
+"""The size of a record is the same in statistics, the index and the dataset config."""
 
 import json
 import tomllib
@@ -75,7 +75,7 @@ def test_statistics_and_index_have_the_same_sizes(run, texts, image_size):
 
 
 def test_the_dataset_config_has_the_sizes_of_latents(run):
-    """It is made from sizes that come from `train_resolution`, never from an image's own."""
+    """The dataset config is made from `train_resolution`, never from an image's own size."""
     for fields, size in CASES:
         _, target = run({"k": {"tags": "a", **fields}})
         of_latents = {size[:2]} if size and size[2] == "train_resolution" else set()

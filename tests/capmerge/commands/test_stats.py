@@ -29,7 +29,7 @@ from capmerge.metadata import blocks
 from capmerge.metadata.parallel import run_blocks
 from capmerge.stats.collector import Tokenizers
 from capmerge.stats.lengths import LengthStats
-from capmerge.tokens.load import load_tokenizer
+from capmerge.tokens.load import load_clip
 
 EXAMPLE = EXAMPLE_METADATA
 
@@ -42,7 +42,7 @@ def statistics(path, **options):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Many blocks in a small file, for forked workers too."""
+    """Make blocks small, so that a small file has many, for forked workers too."""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 20_000)
     monkeypatch.setattr(blocks, "PIECE_BYTES", 4_000)
     monkeypatch.setattr("capmerge.metadata.parallel.BLOCK_BYTES", 20_000)
@@ -62,12 +62,12 @@ def t5(tmp_path):
 
 
 def test_every_figure_is_that_of_counting_one_by_one(tmp_path):
-    """Lengths, shares, tags, duplicates and underscores are those of plain counting with nothing of the fast ways."""
+    """All figures are those of plain counting, which shares no code with the fast ways."""
     records = make_records(150, exotic=False)
     path = tmp_path / "m.json"
     path.write_bytes(as_indent_2(records))
     found = statistics(path)
-    tokenizer = load_tokenizer("sd1")
+    tokenizer = load_clip("sd1")
     lines = LengthStats()
     tags, captions = Counter(), Counter()
     saved = 0
@@ -113,7 +113,7 @@ def test_every_figure_is_that_of_counting_one_by_one(tmp_path):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.usefixtures("small_blocks")
 def test_any_number_of_workers_gives_the_same_document(tmp_path, layout):
-    """One, two and three processes write the same figures and the same lines, also where blocks begin at wrong cuts."""
+    """One, two and three processes write the same figures and lines, even after wrong cuts."""
     rng = random.Random(2)
     records = make_records(400)
     for record in records.values():
@@ -155,7 +155,7 @@ def test_blocks_done_in_vain_count_nothing(tmp_path):
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("stream", [False, True])
 def test_workers_that_are_full_hand_their_counts_over(tmp_path, monkeypatch, stream):
-    """When the tags are too many to keep, a worker gives its counts to the parent as it goes, and no figure changes."""
+    """A worker hands over its counts early when there are many tags, and no figure changes."""
     path = tmp_path / ("m.json.gz" if stream else "m.json")
     written = as_compact(make_records(600))
     path.write_bytes(gzip.compress(written) if stream else written)
@@ -177,7 +177,7 @@ def test_workers_that_are_full_hand_their_counts_over(tmp_path, monkeypatch, str
 
 
 def test_spawned_workers_count_the_same(tmp_path):
-    """Workers that are started anew, as on other systems, count the same."""
+    """Workers that are spawned, as on other systems, count the same."""
     path = tmp_path / "m.json"
     path.write_bytes(as_compact(make_records(3000, exotic=False)))
     assert statistics(path, jobs=2, start_method="spawn") == statistics(path)
@@ -207,7 +207,7 @@ def test_spawned_workers_count_the_same(tmp_path):
     ],
 )
 def test_an_original_counts_as_what_is_rewritten_of_it(tmp_path, options):
-    """The figures of the original with some options are those of the file that they write, and those of `rewrite --stats`."""
+    """The figures of the original are those of the file that the same options write."""
     source = tmp_path / "m.json"
     source.write_bytes(EXAMPLE.read_bytes())
     before, after, passed = (
@@ -237,7 +237,7 @@ def test_an_original_counts_as_what_is_rewritten_of_it(tmp_path, options):
 
 
 def test_records_written_by_hand_into_a_rewritten_file_count_too(tmp_path):
-    """A file of both kinds: rewritten records as they are, the others by the options; told from one another in the count."""
+    """In a file of both kinds, rewritten records are counted as they are, the others as merged."""
     path = tmp_path / "m.jsonl"
     path.write_bytes(
         as_jsonl(
@@ -254,7 +254,7 @@ def test_records_written_by_hand_into_a_rewritten_file_count_too(tmp_path):
 
 
 def test_wildcards_count_at_their_longest(tmp_path):
-    """An intended {a|b} is counted at its longest text; shortest and mean are told."""
+    """An intended {a|b} is counted at its longest text; shortest and mean are given too."""
     path = tmp_path / "m.json"
     path.write_bytes(as_indent_2({"a": {"caption": "a {red|very very blue} hat"}}))
     found = statistics(path, merge=MergeOptions(caption_wildcards=True))
@@ -281,7 +281,7 @@ def test_the_family_counts(tmp_path, family, tokens):
 
 
 def test_a_t5_counts_beside_clip(tmp_path, t5):
-    """With a T5 what 256 and 512 of its tokens drop is told, its own special token counted; the other figures stay CLIP's."""
+    """With a T5 tokenizer the loss at 256 and 512 tokens is given; other figures stay CLIP's."""
     path = tmp_path / "m.json"
     path.write_bytes(as_indent_2({"a": {"caption": "cat_ " * 300}}))
     found = statistics(path, tokenizers=Tokenizers("flux", t5))
@@ -295,7 +295,7 @@ def test_a_t5_counts_beside_clip(tmp_path, t5):
 
 
 def test_the_advice_is_the_smallest_length_that_loses_little(tmp_path):
-    """75 where all fits, more where it must be, and what would do where nothing that the family takes is enough."""
+    """The advice is the smallest limit that fits, or what would do when the family has none."""
     path = tmp_path / "m.json"
     found = {}
     for tokens in (0, 10, 100, 400):
@@ -306,7 +306,7 @@ def test_the_advice_is_the_smallest_length_that_loses_little(tmp_path):
 
 
 def test_special_literals_are_told(tmp_path):
-    """Texts that mean something to a tokenizer or a trainer are counted by the alternatives that hold them."""
+    """Alternatives with texts that mean something to a tokenizer or a trainer are counted."""
     path = tmp_path / "m.json"
     path.write_bytes(
         as_indent_2(
@@ -321,7 +321,7 @@ def test_special_literals_are_told(tmp_path):
 
 @pytest.mark.parametrize("kind", ["gz", "pipe"])
 def test_a_stream_counts_as_its_file(tmp_path, kind):
-    """Gzip and standard input give the same figures; only the first of each group of duplicates cannot be read again."""
+    """Gzip and standard input give the same figures, but cannot show the first of duplicates."""
     path, out = tmp_path / "m.json.gz", tmp_path / "s.json"
     path.write_bytes(gzip.compress(EXAMPLE.read_bytes()))
     if kind == "gz":
@@ -338,7 +338,7 @@ def test_a_stream_counts_as_its_file(tmp_path, kind):
 
 
 def test_the_first_of_a_group_is_named(tmp_path):
-    """Captions that stand more than once are told with the key and the text of the first."""
+    """Captions that occur more than once are shown with the key and text of the first."""
     path = tmp_path / "m.json"
     path.write_bytes(
         as_indent_2(
@@ -370,7 +370,7 @@ BROKEN = {
 
 
 def test_a_broken_record_stops_or_is_left_out(tmp_path):
-    """A record that cannot be merged, or that was edited after a rewrite, stops the run with its place, or is in no figure."""
+    """A record that cannot be merged or read stops the run, or is in no figure."""
     path = tmp_path / "m.json"
     for broken in ("b", "c"):
         path.write_bytes(
@@ -402,7 +402,7 @@ def test_nothing_is_left_of_a_run_that_fails(tmp_path):
 
 
 def test_an_empty_file_has_statistics(tmp_path):
-    """No record is no error: every figure is there, and nothing divides by zero."""
+    """A file of no records is no error: every figure is there, and nothing divides by zero."""
     path = tmp_path / "m.json"
     path.write_bytes(b"{}")
     done = run("stats", path, "--plot", tmp_path / "p.png", "--report", tmp_path / "r.html")
@@ -412,7 +412,7 @@ def test_an_empty_file_has_statistics(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--plot", "p.jpg"], "draws a .png or an .svg"),
+        (["--plot", "p.jpg"], "expected a name that ends in .png or .svg"),
         (["--plot", "a.png", "--report", "a.png"], "two outputs have this name"),
         (["-o", "meta_lat.json"], "the output is the source itself"),
         (["--report", "there.html"], "the file exists"),
@@ -431,14 +431,14 @@ def test_what_cannot_be_done_is_said_before_the_work(tmp_path, options, message)
 
 
 def test_rewrite_wants_stats_for_its_options(tmp_path):
-    """--plot without --stats is a mistake, not silence."""
+    """--plot without --stats is an error of usage."""
     path = tmp_path / "m.json"
     path.write_bytes(b"{}")
     assert "Give --stats too" in run("rewrite", path, "--plot", "p.png", fails=2, cwd=tmp_path).err
 
 
 def test_the_default_file_and_all_that_is_written(tmp_path):
-    """Without SRC it is meta_lat.json here; every file that was written is named."""
+    """Without SRC, meta_lat.json in this folder is counted; every file written is named."""
     (tmp_path / "meta_lat.json").write_bytes(EXAMPLE.read_bytes())
     done = run(
         "stats", "--plot", "p.svg", "--report", "r.html", "--per-record", "l.jsonl", cwd=tmp_path

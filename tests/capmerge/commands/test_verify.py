@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 from builders.metadata import run
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from capmerge.captions.templates import MergeOptions
@@ -44,13 +44,13 @@ CONCAT = MergeOptions(lines=("{tags}, {caption}=2", "{caption}"))
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch):
-    """Pieces of a few records, so that every test crosses some."""
+    """Make pieces of a few records, so that every test crosses some."""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 2000)
     monkeypatch.setattr(blocks, "PIECE_BYTES", 500)
 
 
 def rewritten(folder, source, merge=CONCAT, *, kind="json", on_error="stop"):
-    """Write `source` and what a rewrite makes of it; the two paths."""
+    """Write `source` and its rewrite, and return the two paths."""
     path, target = Path(folder, "m.json"), Path(folder, f"out.{kind}")
     path.write_bytes(source)
     with open_source(str(path)) as opened:
@@ -70,7 +70,7 @@ def rewritten(folder, source, merge=CONCAT, *, kind="json", on_error="stop"):
 
 
 def verified(path, target, merge=CONCAT, *, skips=False, progress=None):
-    """What verify says of the two files."""
+    """The result of verify for the two files."""
     with open_source(str(path)) as source, open_source(str(target)) as written:
         return verify(
             source,
@@ -142,13 +142,7 @@ MERGES = st.builds(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_no_right_output_is_refused(tmp_path, records, merge):
-    """Whatever texts and options, what was written is verified."""
-    text = (
-        "".join(record["caption"] + record["tags"] for record in records)
-        + merge.prefix
-        + merge.suffix
-    )
-    assume(not merge.caption_wildcards or not {"\u2985", "\u2986"} & set(text))
+    """The output is verified for any texts and options."""
     path, target = rewritten(tmp_path, dumped(dict(enumerate(records))), merge)
     assert verified(path, target, merge).records == len(records)
 
@@ -158,18 +152,14 @@ def test_no_right_output_is_refused(tmp_path, records, merge):
     MERGES,
 )
 @example(["\u2985{{a"], MergeOptions(caption_wildcards=True))
+@example(["{x|y\u2986}\u2986"], MergeOptions(caption_wildcards=True))
+@example(["{\u2985|b}{|}\u2985{{"], MergeOptions(caption_wildcards=True))
 @example(["\u2985{"], MergeOptions(lines=("{caption}{tags}",), caption_wildcards=True))
 @settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_no_right_output_of_braces_is_refused(tmp_path, captions, merge):
-    """Braces and stand-ins in any order are verified; a group between stand-ins, which can fuse when it is drawn, aside."""
-    text = "".join([*captions, merge.prefix, merge.suffix])
-    assume(
-        not merge.caption_wildcards
-        or not all(braces in text for braces in "{}")
-        or not {"\u2985", "\u2986"} & set(text)
-    )
+    """Braces, groups and stand-ins are verified in any order, also where a draw joins them."""
     records = {
         str(i): {"caption": caption, "tags": caption[::-1]} for i, caption in enumerate(captions)
     }
@@ -182,20 +172,20 @@ def test_no_right_output_of_braces_is_refused(tmp_path, captions, merge):
     "merge", [INLINE, MergeOptions(), CONCAT, MergeOptions(weights="field")], ids=changes
 )
 def test_rounded_weights_are_verified(merge, lines, tmp_path):
-    """Weights that were rounded to 64 lines, or to 64 options of a wildcard, are as they should be."""
+    """Weights rounded to 64 lines, or to 64 options of a wildcard, are verified."""
     record = {"caption": "\n".join(f"line {i}" for i in range(lines)), "tags": "t"}
     path, target = rewritten(tmp_path, dumped({"k": record, "l": {"tags": "t"}}), merge)
     assert verified(path, target, merge).records == 2
 
 
 def test_too_many_outcomes_are_counted(tmp_path):
-    """A caption whose wildcards cannot all be listed is compared all the same, and counted."""
+    """A caption whose wildcards cannot all be listed is compared nevertheless, and counted."""
     merge = MergeOptions(caption_wildcards=True)
     records = {"k": {"caption": "{a|b}" * 13, "tags": "t"}, "l": {"caption": "{a|b}", "tags": "t"}}
     path, target = rewritten(tmp_path, dumped(records), merge)
     found = verified(path, target, merge)
     assert (found.records, found.too_many_outcomes) == (2, 1)
-    assert "their bytes are right: 1" in found.text()
+    assert "too many wildcard outcomes to list: 1" in found.text()
     target.write_bytes(target.read_bytes().replace(b"{a|b}" * 13, b"{a|b}" * 12))
     with pytest.raises(DataError, match='"caption"'):
         verified(path, target, merge)
@@ -249,13 +239,13 @@ def changed(name, change):
         ),
         (lambda record: {**record, "extra": 1}, 'found a field "extra", expected none'),
         (lambda record: {**record, "tags": "o_o"}, 'found a field "tags", expected none'),
-        (reordered, "the fields stand in another order"),
+        (reordered, "the fields are in another order"),
     ],
 )
 @pytest.mark.parametrize("number", [3, 35, 39])
 @pytest.mark.parametrize("kind", ["json", "jsonl"])
 def test_a_changed_record_is_found(change, phrase, number, kind, tmp_path):
-    """Any change of any record is told with its key, its place in the output and what is wrong."""
+    """Any change of any record is an error with its key, its place and the problem."""
     records = {
         key: {**record, "score": 10**25 if i % 4 == 1 else 1.0}
         for i, (key, record) in enumerate(RECORDS.items())
@@ -284,7 +274,7 @@ def test_a_changed_record_is_found(change, phrase, number, kind, tmp_path):
 
 @pytest.mark.parametrize("value", [None, [], "text", 1])
 def test_a_record_that_became_something_else_is_found(value, tmp_path):
-    """A value that is no object any more is told with what it is."""
+    """A value that is no longer an object is shown as it is."""
     path, target = rewritten(tmp_path, dumped(RECORDS))
     target.write_bytes(dumped({**json.loads(target.read_bytes()), "danbooru/20": value}))
     with pytest.raises(DataError, match="expected an object") as error:
@@ -313,7 +303,7 @@ def test_a_missing_record_is_found(number, tmp_path):
 
 @pytest.mark.parametrize("place", [0, 20, 40])
 def test_an_extra_record_is_found(place, tmp_path):
-    """A record that is not in the source is told with its key and place."""
+    """A record that is not in the source is an error with its key and place."""
     path, target = rewritten(tmp_path, dumped(RECORDS))
     members = list(json.loads(target.read_bytes()).items())
     members.insert(place, ("extra", members[0][1]))
@@ -375,7 +365,7 @@ def test_other_options_are_found(other, tmp_path):
 @pytest.mark.parametrize("between", [0, 3, 40])
 @pytest.mark.parametrize("kind", ["json", "jsonl"])
 def test_repeated_keys_are_verified(between, kind, tmp_path):
-    """A key that stands twice, in one piece or far apart, is verified as it was written."""
+    """A repeated key, in one piece or far apart, is verified as it was written."""
     members = list(RECORDS.items())[:between]
     texts = [
         json.dumps({key: record}, indent=2)[4:-2]
@@ -397,7 +387,7 @@ def test_repeated_keys_are_verified(between, kind, tmp_path):
 
 
 def bad_records():
-    """A source with records that cannot be merged, and the keys of those."""
+    """A source with records that cannot be merged, and the keys of these."""
     records = dict(RECORDS)
     for i, bad in (
         (0, None),
@@ -457,7 +447,7 @@ def test_rejects_must_be_allowed(tmp_path):
 
 
 def test_passed_records_are_verified(tmp_path):
-    """Records that an earlier run rewrote pass unchanged with --allow-rewritten, and are refused without."""
+    """Already rewritten records pass unchanged with --allow-rewritten, and are refused without."""
     merge = MergeOptions(allow_rewritten=True)
     records = {
         "a": {"tags": "t", "caption": "c"},
@@ -467,7 +457,7 @@ def test_passed_records_are_verified(tmp_path):
     path, target = rewritten(tmp_path, dumped(records), merge)
     found = verified(path, target, merge)
     assert (found.records, found.passed) == (3, 1)
-    assert "rewritten before, and unchanged: 1" in found.text()
+    assert "already rewritten in the source, and unchanged: 1" in found.text()
     with pytest.raises(DataError, match="rewritten already") as error:
         verified(path, target, MergeOptions())
     assert (error.value.name, error.value.key, error.value.offset) == (
@@ -482,7 +472,7 @@ def test_passed_records_are_verified(tmp_path):
 
 
 def test_the_grammar_is_a_proof_of_its_own(tmp_path, monkeypatch):
-    """A merge rule gone wrong is found even where it agrees with itself: sd-scripts' grammar reads the captions."""
+    """A merge rule gone wrong is found although it agrees with itself, by sd-scripts' grammar."""
     from capmerge.captions import merge as caption  # noqa: PLC0415
 
     monkeypatch.setattr(caption, "escape", lambda text: text)
@@ -508,7 +498,7 @@ def test_wrong_probabilities_are_found(tmp_path, monkeypatch):
 
 
 def test_wrong_spans_are_found(tmp_path, monkeypatch):
-    """A span that does not hold the tags is found even where the merge rule agrees with itself."""
+    """A span that does not hold the tags is found although the merge rule agrees with itself."""
     from capmerge.captions import merge as caption  # noqa: PLC0415
 
     whole = caption.Merger._fill

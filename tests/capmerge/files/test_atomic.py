@@ -16,7 +16,7 @@ write_whole(pathlib.Path(sys.argv[1]), "other")
 
 
 def another_process_writes(path):
-    """Whether another process can write the file now; its last line of error otherwise."""
+    """Return True if another process can write the file now, else its last line of error."""
     done = subprocess.run(
         [sys.executable, "-c", WRITE, path],
         capture_output=True,
@@ -28,12 +28,12 @@ def another_process_writes(path):
 
 
 def names(folder):
-    """What lies in the folder."""
+    """Return the sorted names of the files in a folder."""
     return sorted(path.name for path in folder.iterdir())
 
 
 def test_publish_gives_the_name(tmp_path):
-    """Until `publish` the older file stands there, behind it the new one, and nothing else."""
+    """The older file stays until `publish`; then only the new one is there."""
     target = tmp_path / "out"
     target.write_text("old")
     with AtomicFile(target) as file:
@@ -46,7 +46,7 @@ def test_publish_gives_the_name(tmp_path):
 
 
 def test_leaving_the_block_without_publish_discards(tmp_path):
-    """What nobody published is removed, with and without an error; an older file stays."""
+    """A file that was not published is removed, with and without an error; an older one stays."""
     target = tmp_path / "out"
     with AtomicFile(target) as file:
         file.write(b"new")
@@ -58,7 +58,7 @@ def test_leaving_the_block_without_publish_discards(tmp_path):
 
 
 def test_publish_syncs_first(tmp_path, monkeypatch):
-    """The bytes are on disk before the file has its name, which is made durable after it."""
+    """The bytes are synced before the file gets its name, and the folder is synced after that."""
     target, seen = tmp_path / "out", []
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda number: (seen.append(target.exists()), fsync(number)))
@@ -67,13 +67,13 @@ def test_publish_syncs_first(tmp_path, monkeypatch):
 
 
 def test_an_error_of_the_disk_names_the_target(tmp_path):
-    """Without a folder to write into the message says which file could not be written."""
+    """If the folder is missing, the message names the file that could not be written."""
     with pytest.raises(OutputError, match=r"none.out: cannot write, No such file"):
         AtomicFile(tmp_path / "none" / "out")
 
 
 def test_two_writers_of_one_target(tmp_path):
-    """A second writer is told, in this process as in another, until the first is done."""
+    """A second writer in this or another process is refused until the first one is done."""
     target = tmp_path / "out"
     with AtomicFile(target) as file:
         with pytest.raises(BusyError, match="another run is writing this file"):
@@ -85,14 +85,14 @@ def test_two_writers_of_one_target(tmp_path):
 
 
 def test_what_a_killed_run_left_is_taken_over(tmp_path):
-    """The bytes of an earlier hidden file do not come into the new one."""
+    """The new file holds no bytes of the hidden file that a killed run left."""
     (tmp_path / ".out.capmerge-tmp").write_text("half a file that is longer")
     write_whole(tmp_path / "out", "text")
     assert (names(tmp_path), (tmp_path / "out").read_text()) == (["out"], "text")
 
 
 def test_reading_back_keeps_the_lock(tmp_path):
-    """Closing the source that reads what was written lets no other run in."""
+    """Closing the source that reads the file back does not give up the lock."""
     target = tmp_path / "out"
     with AtomicFile(target) as file:
         file.write(b"written")
@@ -104,7 +104,7 @@ def test_reading_back_keeps_the_lock(tmp_path):
 
 
 def test_output_files_appear_together(tmp_path):
-    """Nothing has its name before `publish`, and old side files go with it."""
+    """No file has its name before `publish`, which also removes old side files."""
     target = tmp_path / "out"
     (tmp_path / "out.b").write_text("of an earlier run")
     with OutputFiles(target, (".a", ".b")) as files:

@@ -35,7 +35,7 @@ sys.stdin.read()
 
 
 def started(code, path):
-    """A process that runs `code` on the file `path`, at the first line that it prints."""
+    """Start a process that runs `code` on `path`; returns it and the first line that it prints."""
     process = subprocess.Popen(
         [sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -43,7 +43,7 @@ def started(code, path):
 
 
 def test_one_process_excludes_another(tmp_path):
-    """While another process holds the file it is refused; when that one ends it is given."""
+    """The file is refused while another process holds it, and given when that one ends."""
     path = tmp_path / "lock"
     holder, _ = started(HOLD, path)
     with holder:
@@ -54,7 +54,7 @@ def test_one_process_excludes_another(tmp_path):
 
 
 def test_waiting_ends_when_the_holder_is_killed(tmp_path):
-    """A waiting thread gets the file as soon as the other process is gone, and not before."""
+    """A waiting thread gets the file when the other process is gone, and not before."""
     path = tmp_path / "lock"
     holder, _ = started(HOLD, path)
     given = []
@@ -70,7 +70,7 @@ def test_waiting_ends_when_the_holder_is_killed(tmp_path):
 
 @posix_only
 def test_a_child_that_outlives_its_killed_parent_holds_nothing(tmp_path):
-    """A forked worker inherits the open file, and the lock ends with its parent all the same."""
+    """A forked worker inherits the open file, but the lock still ends with its parent."""
     path = tmp_path / "lock"
     holder, child = started(HOLD_AND_FORK, path)
     with holder:
@@ -85,7 +85,7 @@ def test_a_child_that_outlives_its_killed_parent_holds_nothing(tmp_path):
 
 @posix_only
 def test_a_forked_child_asks_the_kernel(tmp_path):
-    """A child is refused what its parent holds, and gets it when the parent is done."""
+    """A child is refused the file that its parent holds, and gets it when the parent is done."""
     path = tmp_path / "lock"
     held = open_locked(path)
     reading, writing = os.pipe()
@@ -111,7 +111,7 @@ def test_a_forked_child_asks_the_kernel(tmp_path):
 
 
 def test_one_process_excludes_itself(tmp_path):
-    """A second open in the same process is refused, and does not give up the lock of the first."""
+    """A second open in one process is refused, and does not give up the lock of the first."""
     path = tmp_path / "lock"
     with open_locked(path):
         for _ in range(2):
@@ -123,7 +123,7 @@ def test_one_process_excludes_itself(tmp_path):
 
 
 def test_threads_take_turns(tmp_path):
-    """Eight threads that wait for one file are never in it together."""
+    """Eight threads that wait for one file never hold it at the same time."""
     path = tmp_path / "lock"
     inside, together = [], []
 
@@ -153,7 +153,7 @@ def test_content_is_kept_and_can_be_written(tmp_path):
 
 
 def test_a_file_that_its_holder_renamed_is_opened_anew(tmp_path):
-    """The name is free again when its holder has given the file another one."""
+    """A name is free again when the holder has renamed its file, which itself stays locked."""
     path, final = tmp_path / "lock", tmp_path / "final"
     with open_locked(path) as first:
         path.rename(final)
@@ -165,7 +165,7 @@ def test_a_file_that_its_holder_renamed_is_opened_anew(tmp_path):
 
 @posix_only
 def test_a_file_system_without_locks_goes_on(tmp_path, monkeypatch):
-    """Where the kernel has no locks, each process gets the file; any other error comes through."""
+    """Where the kernel has no locks, every process gets the file; any other error is raised."""
 
     def fails(code):
         def lockf(*_):
@@ -181,7 +181,7 @@ def test_a_file_system_without_locks_goes_on(tmp_path, monkeypatch):
 
 
 def test_no_descriptor_stays_open(tmp_path):
-    """Refused and released files are closed."""
+    """Refused and released files leave no descriptor open."""
     path = tmp_path / "lock"
     open_locked(path).close()
     before = psutil.Process().num_fds() if os.name == "posix" else psutil.Process().num_handles()

@@ -7,7 +7,7 @@ from capmerge.files.npz import Npz
 
 
 def test_direct_way_equals_numpy(tmp_path):
-    """What is read directly is what numpy reads: types, shapes and values; nothing of it went through numpy."""
+    """The direct reader gives numpy's dtypes, shapes and values, without using numpy.load."""
     contents = {
         "a": np.arange(6.0).reshape(2, 3),
         "b_4x5": np.float16(2),
@@ -24,7 +24,7 @@ def test_direct_way_equals_numpy(tmp_path):
 
 @pytest.mark.parametrize("odd", ["fortran", "comment", "unicode", "text"])
 def test_odd_zips_go_through_numpy(tmp_path, odd):
-    """A zip that is not as numpy writes it gives what numpy makes of it."""
+    """A zip with another layout than numpy writes is read by numpy.load."""
     path = tmp_path / "a.npz"
     latents = np.arange(24.0).reshape(4, 3, 2)
     name = "größe" if odd == "unicode" else "latents"

@@ -13,7 +13,7 @@ DATA = random.Random(7).randbytes(1 << 20)
 
 
 class Trickle(io.RawIOBase):
-    """A pipe that gives a few bytes at a time, as pipes may, and tells how many it has given."""
+    """A pipe that gives a few bytes at a time, as pipes may, and counts them."""
 
     def __init__(self, data):
         super().__init__()
@@ -22,7 +22,7 @@ class Trickle(io.RawIOBase):
         self._rng = random.Random(1)
 
     def read(self, size=-1):
-        """At most `size` bytes, often fewer."""
+        """Return at most `size` bytes, often fewer."""
         got = self._data.read(self._rng.randint(1, min(size, 5000)))
         self.given_bytes += len(got)
         return got
@@ -30,7 +30,7 @@ class Trickle(io.RawIOBase):
 
 @pytest.fixture
 def plain_file(tmp_path):
-    """A file of DATA."""
+    """Return a file of DATA."""
     path = tmp_path / "m.json"
     path.write_bytes(DATA)
     return path
@@ -38,7 +38,7 @@ def plain_file(tmp_path):
 
 @pytest.fixture
 def gz_file(tmp_path):
-    """DATA as gzip, under a name that does not say so."""
+    """Return a file of DATA as gzip, under a name that does not say so."""
     path = tmp_path / "m.json"
     path.write_bytes(gzip.compress(DATA[:300_000], 1) + gzip.compress(DATA[300_000:], 1))
     return path
@@ -79,7 +79,7 @@ def test_bytes_in_memory_stand_at_their_offset():
 
 
 def test_a_stream_reads_no_further_than_asked():
-    """A pipe is read as windows ask for it, and nothing beyond one read of it."""
+    """A pipe is read only as far as windows ask, and at most one read further."""
     stream = Trickle(DATA)
     source = StreamSource("p", stream)
     source.window(0, 100_000)
@@ -89,7 +89,7 @@ def test_a_stream_reads_no_further_than_asked():
 
 
 def test_released_bytes_are_forgotten():
-    """What is released is not kept, and what is not is still there."""
+    """Released bytes are dropped, and all others are kept."""
     source = StreamSource("p", Trickle(DATA))
     source.window(0, 200_000)
     source.release(150_000)
@@ -134,7 +134,7 @@ def test_a_plain_file_named_gz_is_a_plain_file(tmp_path):
     ids=["short", "half", "magic only", "checksum", "first block", "middle", "garbage behind"],
 )
 def test_broken_gzip(spoil, tmp_path):
-    """Broken gzip data is an error of the source that says so and what checks it."""
+    """Broken gzip data is a `DataError` that says so and names the command that checks it."""
     path = tmp_path / "m.json.gz"
     path.write_bytes(spoil(gzip.compress(DATA[:50_000] + b" " * 50_000)))
     with (
@@ -148,7 +148,7 @@ def test_broken_gzip(spoil, tmp_path):
 
 @pytest.mark.parametrize("start_first", [True, False])
 def test_a_stream_works_like_a_file_to_its_end(start_first):
-    """Past the end there is nothing, however often it is asked."""
+    """A window past the end is empty, however often it is asked for."""
     source = StreamSource("p", io.BytesIO(b"abc"))
     if start_first:
         assert source.window(0, 1) == b"a"
@@ -163,7 +163,7 @@ def test_a_stream_works_like_a_file_to_its_end(start_first):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 @pytest.mark.parametrize("compressed", [False, True])
 def test_a_named_pipe_is_read_whole(tmp_path, compressed):
-    """A named pipe, as a shell's <(...) gives one, is opened once and read from its first byte."""
+    """A named pipe, like that of a shell's <(...), is opened once and read from its first byte."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
     found = []
@@ -234,6 +234,6 @@ def test_small_files_have_fingerprints(tmp_path, data):
 
 
 def test_a_stream_has_no_fingerprint(gz_file):
-    """What is read once, front to back, is not read again for a fingerprint."""
+    """A stream is read once, front to back, so it has no fingerprint."""
     with open_source(str(gz_file)) as source:
         assert fingerprint(source) == {"bytes": None, "blake2b": None}

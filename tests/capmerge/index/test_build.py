@@ -1,4 +1,4 @@
-"""The index: what it holds of every record, what it is tied to, and the commands that write it."""
+"""The index: its columns, its tie to the metadata, and the commands that write it."""
 
 import gzip
 import json
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders.columns import edit_head
 from builders.metadata import (
     COMMAND,
     HANG_SECONDS,
@@ -37,13 +38,13 @@ from capmerge.index.build import build_index, ensure_index
 from capmerge.index.reader import KIND, ROW, TOKEN_COLUMNS, VERSION, index_path, open_index
 from capmerge.metadata import blocks, parallel
 from capmerge.tokens.chunks import a1111
-from capmerge.tokens.load import load_tokenizer
+from capmerge.tokens.load import load_clip
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="kill -9 and pipes by name")
 
 
 def rewritten_all(records: Mapping[str, Any]) -> dict[str, Any]:
-    """The records as the default options write them."""
+    """Return the records as the default options write them."""
     return {key: rewritten(record) for key, record in records.items()}
 
 
@@ -66,29 +67,32 @@ ALTERNATIVES: dict[str, Any] = {
 
 
 def write(path, data):
-    """`data` as the file `path`."""
+    """Write `data` to the file `path`, which is returned."""
     path.write_bytes(data)
     return path
 
 
 def read_all(index):
-    """Every record of an index, in its order."""
+    """Return every record of an index by key, in its order."""
     return dict(map(index.read, range(len(index))))
 
 
 @pytest.fixture
 def few(tmp_path):
-    """A small rewritten file."""
+    """Return a small rewritten file."""
     return write(tmp_path / "few.json", as_indent_2(FEW))
 
 
-# --- what it holds -----------------------------------------------------------------------------------------------------
+# --- what it holds --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("records", [PLAIN, NESTED], ids=["plain", "nested"])
 @pytest.mark.parametrize("layout", [*LAYOUTS, "BOM"])
 def test_every_record_is_read_by_its_number(tmp_path, layout, records):
-    """Any layout gives the records of json.load one by one: lone surrogates, infinities, big integers and nested objects included."""
+    """Any layout gives the records of json.load one by one.
+
+    Lone surrogates, infinities, big integers and nested objects are among them.
+    """
     data = b"\xef\xbb\xbf" + as_indent_2(records) if layout == "BOM" else LAYOUTS[layout](records)
     path = write(tmp_path / "m.json", data)
     index = build_index(path, tokens=False)
@@ -107,10 +111,10 @@ def test_every_record_is_read_by_its_number(tmp_path, layout, records):
 
 
 def test_columns_say_what_a_trainer_needs(tmp_path):
-    """Sizes are the record's, token lengths those of its longest alternative, chunks the most of any."""
+    """Sizes are the record's own; token lengths and chunks are the most of any alternative."""
     records = {**FEW, **ALTERNATIVES}
     index = build_index(write(tmp_path / "m.json", as_indent_2(records)))
-    sd1, sd2 = load_tokenizer("sd1"), load_tokenizer("sd2")
+    sd1, sd2 = load_clip("sd1"), load_clip("sd2")
     for number, record in enumerate(records.values()):
         texts = [
             text for alternative in trained_alternatives(record) for text in alternative.texts
@@ -140,7 +144,7 @@ def test_columns_say_what_a_trainer_needs(tmp_path):
 
 
 def test_columns_are_read_only_and_small(few):
-    """At most 64 bytes a record, each column one run of the file, and nobody writes to it."""
+    """The index takes at most 64 bytes per record, and its columns are contiguous and read-only."""
     index = build_index(few)
     assert ROW.itemsize <= 64
     assert index.path.stat().st_size <= 64 * len(index) + 4096
@@ -156,7 +160,7 @@ def test_columns_are_read_only_and_small(few):
 
 
 def test_rows_may_come_in_any_parts(tmp_path):
-    """Rows that are cut where a worker's memory ends come together again, each block's offsets moved to where it begins."""
+    """Rows that were cut in transit are joined again, and offsets count from the file's start."""
     rows = np.zeros(3, ROW)
     rows["offset"] = [1, 2, 3]
     data, starts = rows.tobytes(), iter([100, 200])
@@ -171,7 +175,7 @@ def test_rows_may_come_in_any_parts(tmp_path):
 
 
 def test_records_without_size_are_counted(tmp_path):
-    """The index says how many records have no size, and the command says so."""
+    """The index counts the records without a size, and the command reports them."""
     path = write(tmp_path / "m.json", as_indent_2({**FEW, **ALTERNATIVES}))
     said = run("index", path).out.decode()
     assert open_index(path).without_size == len(ALTERNATIVES)
@@ -180,7 +184,7 @@ def test_records_without_size_are_counted(tmp_path):
 
 
 def test_of_repeated_keys_the_last_record_counts(tmp_path):
-    """As json.load has it, near and far, in JSON and in JSON lines; records whose stems alone are equal all stay."""
+    """The last record of a key is kept, as by json.load; records with only equal stems all stay."""
     first = {
         f"k/{number}": {"caption": f"first {number}", "capmerge": "c"} for number in range(3000)
     }
@@ -206,12 +210,12 @@ def test_of_repeated_keys_the_last_record_counts(tmp_path):
         assert "only the last record" in run("index", tmp_path / name, "--no-tokens").out.decode()
 
 
-# --- any number of processes ---------------------------------------------------------------------------------------------
+# --- any number of processes ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", ["indent=2", "compact", "jsonl"])
 def test_the_number_of_jobs_changes_nothing(tmp_path, layout):
-    """One process and three write the same bytes."""
+    """One process and three processes write the same bytes."""
     records = {
         f"{part}/{key}": record for part in range(3) for key, record in {**PLAIN, **NESTED}.items()
     }
@@ -222,7 +226,7 @@ def test_the_number_of_jobs_changes_nothing(tmp_path, layout):
 
 
 def test_blocks_done_in_vain_leave_no_rows(tmp_path, monkeypatch):
-    """An error in a block that began inside a record leaves nothing to the worker's next block."""
+    """An error in a block that began inside a record leaves no rows in the worker's next block."""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 4_000)
     monkeypatch.setattr(blocks, "PIECE_BYTES", 500)
     monkeypatch.setattr(parallel, "BLOCK_BYTES", 4_000)
@@ -249,7 +253,7 @@ def test_blocks_done_in_vain_leave_no_rows(tmp_path, monkeypatch):
     ("name", "source"), [("o.json", "m.json"), ("o.jsonl", "m.json"), ("o.json", "m.jsonl")]
 )
 def test_a_rewrite_writes_the_same_index(tmp_path, name, source):
-    """`rewrite --index` gives byte for byte what `index OUT` gives, whatever was left out, and with repeated keys."""
+    """`rewrite --index` writes what `index OUT` does, also with skipped and repeated records."""
     records = {
         f"{part}/{key}": record
         for part in range(2)
@@ -285,7 +289,7 @@ def test_a_rewrite_writes_the_same_index(tmp_path, name, source):
 
 
 def test_a_rewrite_without_index_removes_an_older_one(tmp_path):
-    """An index beside a file that was written anew would be of other content."""
+    """An older index would not fit the content of a file that was written again."""
     source, out = write(tmp_path / "m.json", as_indent_2(make_records(5))), tmp_path / "o.json"
     run("rewrite", source, "-o", out, "--index")
     assert index_path(out).exists()
@@ -294,7 +298,7 @@ def test_a_rewrite_without_index_removes_an_older_one(tmp_path):
 
 
 def test_an_index_travels_to_other_processes(few):
-    """A pickled index opens the same file again, and forked processes and threads read through one."""
+    """A pickled index opens the same file again, and many threads read through one index."""
     index = build_index(few)
     copied = pickle.loads(pickle.dumps(index))
     assert len(pickle.dumps(index)) < 1000
@@ -310,7 +314,7 @@ def test_an_index_travels_to_other_processes(few):
 
 @posix_only
 def test_forked_processes_read_through_one_index(few):
-    """What a forked process reads does not disturb the others."""
+    """Forked processes that read through one index do not disturb each other."""
     index = build_index(few)
     ends = []
     for _ in range(2):
@@ -325,11 +329,11 @@ def test_forked_processes_read_through_one_index(few):
         process.join()
 
 
-# --- what it is tied to --------------------------------------------------------------------------------------------------
+# --- what it is tied to ---------------------------------------------------------------------------
 
 
 def test_one_changed_byte_makes_it_stale(few):
-    """A file that changed is told by its content; the old index is not opened, and is replaced."""
+    """A changed file is recognized by its content; its old index is refused, then replaced."""
     index = build_index(few)
     data = few.read_bytes()
     few.write_bytes(data.replace(b"silver", b"golden", 1))
@@ -355,7 +359,7 @@ def test_a_record_that_is_not_there_any_more_is_an_error(few):
 
 
 def test_an_index_that_was_replaced_is_not_mixed_up(few):
-    """What was pickled with one index does not open another."""
+    """A pickled index does not open another one that has replaced its file."""
     pickled = pickle.dumps(build_index(few))
     few.write_bytes(as_indent_2(rewritten_all(make_records(5))))
     ensure_index(few)
@@ -389,7 +393,7 @@ def damage(path, how):
     [
         ("missing", "no such file"),
         ("empty", "broken"),
-        ("cut off", "cut off"),
+        ("cut off", r"found [\d,]+ bytes, expected [\d,]+"),
         ("other file", "broken"),
         ("broken head", "broken"),
         ("other version", f"expected '{KIND}' of version {VERSION}"),
@@ -398,7 +402,7 @@ def damage(path, how):
     ],
 )
 def test_what_is_no_index_is_made_anew(few, how, message):
-    """The message says what is wrong and what to do; `ensure_index` does it."""
+    """The message says what is wrong and what to do, and `ensure_index` does it."""
     whole = build_index(few).path.read_bytes()
     damage(index_path(few), how)
     with pytest.raises(StaleError, match=rf"{message}.*capmerge index"):
@@ -406,8 +410,36 @@ def test_what_is_no_index_is_made_anew(few, how, message):
     assert ensure_index(few).path.read_bytes() == whole
 
 
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda head: head.update(rows=head["rows"] + 1), "no record in the last of its 13 rows"),
+        (lambda head: head.update(rows=head["rows"] - 1), "belong to no column"),
+        (lambda head: head.update(layout="jsom"), "found 'jsom' as its 'layout'"),
+        (lambda head: head.pop("layout"), "'layout'"),
+        (lambda head: head.pop("fingerprint"), "'fingerprint'"),
+        (lambda head: head.pop("repeated"), "'repeated'"),
+        (lambda head: head.pop("without_size"), "'without_size'"),
+        (lambda head: head["columns"].pop("width"), "found the columns"),
+        (lambda head: head["columns"].pop("tokens_sd2"), "found the columns"),
+        (lambda head: head["columns"]["leads"].__setitem__(0, "|i1"), "as its column 'leads'"),
+        (lambda head: head["columns"]["length"].__setitem__(1, 64), "column 'length' begins"),
+    ],
+)
+def test_an_index_with_a_damaged_head_is_built_again(few, edit, message):
+    """A wrong head of the right version raises no other error and is not believed."""
+    whole = build_index(few).path.read_bytes()
+    edit_head(index_path(few), edit)
+    with pytest.raises(StaleError, match=rf"the file is broken: .*{message}.*capmerge index"):
+        open_index(few)
+    assert ensure_index(few).path.read_bytes() == whole
+
+
 def test_an_index_without_tokens_says_so(few):
-    """Without token lengths the columns are errors, and asking for them builds it anew; one with them serves all."""
+    """Reading lengths that were not counted is an error, and asking for them builds it again.
+
+    An index with token lengths serves every use.
+    """
     index = build_index(few, tokens=False)
     assert not index.has_tokens
     for name in TOKEN_COLUMNS:
@@ -434,11 +466,11 @@ def test_no_records_are_an_index_too(tmp_path, name, data):
     assert len(pickle.loads(pickle.dumps(index))) == 0
 
 
-# --- what cannot be indexed ----------------------------------------------------------------------------------------------
+# --- what cannot be indexed -----------------------------------------------------------------------
 
 
 def test_an_original_file_is_sent_to_rewrite(tmp_path):
-    """The error names the record and the command that is missing; no index is left."""
+    """The error names the record and the command to run first, and no index is left."""
     path = write(tmp_path / "m.json", as_indent_2({**FEW, "new": {"caption": "a", "tags": "b"}}))
     error = run("index", path, fails=1).err
     assert 'record "new"' in error
@@ -456,7 +488,7 @@ def test_an_original_file_is_sent_to_rewrite(tmp_path):
     ],
 )
 def test_a_broken_record_is_named(tmp_path, record, message):
-    """A record whose fields do not belong together stops the index, with or without tokens."""
+    """A record whose fields do not agree stops the index, with or without tokens."""
     path = write(tmp_path / "m.json", as_indent_2({**FEW, "broken": record}))
     for tokens in (True, False):
         with pytest.raises(DataError, match=rf'byte [\d,]+, record "broken".*{message}'):
@@ -466,12 +498,12 @@ def test_a_broken_record_is_named(tmp_path, record, message):
 def test_a_stray_line_is_named(tmp_path):
     """A line of JSON lines that is no record stops the index."""
     path = write(tmp_path / "m.jsonl", as_jsonl(FEW) + b"[3]\n")
-    with pytest.raises(DataError, match="no object"):
+    with pytest.raises(DataError, match="not an object"):
         build_index(path)
 
 
 def test_gzip_and_pipes_have_no_offsets(tmp_path):
-    """The error names the next step."""
+    """The error for gzip and for a pipe names the next step."""
     path = write(tmp_path / "m.json.gz", gzip.compress(as_indent_2(FEW)))
     assert "gunzip" in run("index", path, fails=2).err
     if hasattr(os, "mkfifo"):
@@ -507,13 +539,13 @@ def test_a_rewrite_that_has_no_offsets_is_refused(tmp_path, options, message):
     ],
 )
 def test_wrong_options_are_usage_errors(few, arguments, message):
-    """Exit code 2 with one message."""
+    """Wrong options end with exit code 2 and one message, and write no index."""
     assert message in run("index", *arguments, cwd=few.parent, fails=2).err
     assert not index_path(few).exists()
 
 
 def test_the_help_names_every_option():
-    """`capmerge index --help` and `rewrite --help` name what there is."""
+    """`capmerge index --help` names every option, and `rewrite --help` names --index."""
     text = run("index", "--help", env={**os.environ, "COLUMNS": "200"}).out.decode()
     options = (
         "FILE",
@@ -531,11 +563,11 @@ def test_the_help_names_every_option():
     assert "index" in run("--help").out.decode()
 
 
-# --- several runs at once, and runs that end early ---------------------------------------------------------------------------
+# --- several runs at once, and runs that end early ------------------------------------------------
 
 
 def test_a_second_run_waits_for_the_first(few):
-    """While one process builds, `build_index` says so and `ensure_index` waits, then takes what it finds or builds itself."""
+    """While another run builds, `build_index` raises, and `ensure_index` waits for its turn."""
     file = AtomicFile(index_path(few))
     with pytest.raises(BusyError, match="another run is writing"):
         build_index(few)
@@ -550,7 +582,7 @@ def test_a_second_run_waits_for_the_first(few):
 
 
 def test_two_commands_at_once_share_one_index(tmp_path):
-    """Both end well, with one whole index and nothing beside it."""
+    """Both commands succeed, with one whole index and no other file beside it."""
     path = write(tmp_path / "m.json", as_indent_2(PLAIN))
     both = [
         subprocess.Popen([*COMMAND, "index", path, "-j", "1"], stdout=subprocess.PIPE)
@@ -565,7 +597,7 @@ def test_two_commands_at_once_share_one_index(tmp_path):
 
 @posix_only
 def test_a_killed_run_leaves_no_half_index(tmp_path):
-    """After kill -9 there is no index; the next run builds it and clears up."""
+    """After kill -9 there is no index, and the next run builds it and removes the remains."""
     path = write(
         tmp_path / "m.json",
         as_indent_2(
@@ -582,7 +614,7 @@ def test_a_killed_run_leaves_no_half_index(tmp_path):
 
 
 def test_an_error_leaves_the_older_index(few):
-    """A build that fails changes nothing."""
+    """A build that fails leaves the older index unchanged."""
     build_index(few)
     whole = index_path(few).read_bytes()
     few.write_bytes(as_indent_2(make_records(5)))
@@ -594,7 +626,7 @@ def test_an_error_leaves_the_older_index(few):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_reading_takes_little_memory_of_ones_own(tmp_path):
-    """A process that reads at random has less than 50 MB to itself."""
+    """A process that reads records at random has less than 50 MB of private memory."""
     path = write(
         tmp_path / "m.json",
         as_indent_2(
@@ -606,7 +638,8 @@ def test_reading_takes_little_memory_of_ones_own(tmp_path):
         "import random, sys, pathlib\nfrom capmerge.index.reader import open_index\n"
         "index = open_index(pathlib.Path(sys.argv[1]))\n"
         "for _ in range(2000): index.read(random.randrange(len(index)))\n"
-        "print(sum(int(l.split()[1]) for l in open('/proc/self/smaps_rollup') if l.startswith('Private')))"
+        "lines = [line.split() for line in open('/proc/self/smaps_rollup')]\n"
+        "print(sum(int(line[1]) for line in lines if line[0].startswith('Private')))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, path], capture_output=True, check=True, timeout=HANG_SECONDS

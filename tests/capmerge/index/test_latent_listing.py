@@ -1,4 +1,4 @@
-"""The listing: which names of latents belong to which record, where keys may lead, and when it is made anew."""
+"""The listing: the files of each record, the keys that lead outside, and the time it is made."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders.columns import edit_head
 from builders.metadata import run
 
 from capmerge.errors import CapmergeError, StaleError, UsageError
@@ -23,7 +24,7 @@ needs_links = pytest.mark.skipif(
 
 
 def index_of(folder, keys, **fields):
-    """The index of a file with these keys; `fields` are those of the record of that name."""
+    """Return the index of a file with these keys; `fields` adds fields to the records by key."""
     records = {key: {"caption": "a", "capmerge": "c", **fields.get(key, {})} for key in keys}
     path = folder / "m.json"
     path.write_text(json.dumps(records, indent=2), encoding="utf-8")
@@ -31,14 +32,14 @@ def index_of(folder, keys, **fields):
 
 
 def touch(folder, *names):
-    """Empty files."""
+    """Create empty files."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
 
 
 def found(index, listing, suffixes=SD, **options):
-    """The name that the listing gives each key, below its folder."""
+    """Return the name that the listing gives each key, relative to its folder."""
     names = {}
     for number in range(len(index)):
         key, _ = index.read(number)
@@ -54,13 +55,13 @@ def found(index, listing, suffixes=SD, **options):
 
 @pytest.fixture
 def latents(tmp_path):
-    """An empty folder of latents."""
+    """Return an empty folder of latents."""
     folder = tmp_path / "latents"
     folder.mkdir()
     return folder
 
 
-# --- names ---------------------------------------------------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def latents(tmp_path):
     ],
 )
 def test_the_family_decides_which_form_is_taken(tmp_path, latents, files, sd, sdxl):
-    """A legacy name goes first, then the suffixes in the family's order; any other name is not the record's."""
+    """A legacy name goes first, then the family's suffixes; no other name is the record's."""
     index = index_of(tmp_path, ["a"])
     touch(latents, *files)
     listing = ensure_listing(index, latents)
@@ -103,7 +104,7 @@ def test_the_family_decides_which_form_is_taken(tmp_path, latents, files, sd, sd
 
 
 def test_keys_of_every_kind_find_their_files(tmp_path, latents):
-    """Stems and whole names, in folders or not, with dots in them, in any script, relative or absolute below the folder."""
+    """Keys of any script, relative or absolute, with or without extension, find their files."""
     names = [
         "a",
         "b.png",
@@ -144,7 +145,7 @@ def test_keys_of_every_kind_find_their_files(tmp_path, latents):
 
 
 def test_a_key_that_looks_like_a_size_is_not_mixed_up(tmp_path, latents):
-    """Files of a record whose name ends in a size belong to it alone, though the name could be read as another's latents."""
+    """A key that ends in a size has its own file, which looks like that of another key."""
     index = index_of(tmp_path, ["a", "a_0512x0512_sd"])
     touch(latents, "a_0512x0512_sd_0064x0064_sd.npz")
     assert found(index, ensure_listing(index, latents)) == {
@@ -154,14 +155,14 @@ def test_a_key_that_looks_like_a_size_is_not_mixed_up(tmp_path, latents):
 
 
 def test_pictures_of_one_stem_share_their_latents(tmp_path, latents):
-    """a.png and a.jpg have one name for their latents, as in sd-scripts."""
+    """a.png and a.jpg have the same name for their latents, as in sd-scripts."""
     index = index_of(tmp_path, ["a.png", "a.jpg", "a"])
     touch(latents, "a_0064x0064_sd.npz")
     assert set(found(index, ensure_listing(index, latents)).values()) == {"a_0064x0064_sd.npz"}
 
 
 def test_of_several_sizes_one_is_chosen(tmp_path, latents):
-    """That of the record's image_size; else the newest file; else the largest; whatever order the folder is listed in."""
+    """The record's image_size is taken, else the newest file, else the largest one."""
     sizes = [(64, 128), (128, 64), (640, 480), (64, 64)]
     index = index_of(
         tmp_path,
@@ -187,7 +188,7 @@ def test_of_several_sizes_one_is_chosen(tmp_path, latents):
 
 
 def test_many_files_are_matched_in_parts(tmp_path, latents, monkeypatch):
-    """Files that come in many parts give the same listing, also where sizes of one picture lie apart."""
+    """Matching in many parts gives the same listing, even if the sizes of one picture lie apart."""
     rng = random.Random(2)
     keys = [f"{number % 7}/{number}" for number in range(400)]
     index = index_of(tmp_path, keys)
@@ -211,7 +212,7 @@ def test_many_files_are_matched_in_parts(tmp_path, latents, monkeypatch):
     }
 
 
-# --- where keys may lead -------------------------------------------------------------------------------------------------
+# --- where keys may lead --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -229,12 +230,12 @@ def test_many_files_are_matched_in_parts(tmp_path, latents, monkeypatch):
     ],
 )
 def test_a_stem_says_where_it_leads(key, text, leads):
-    """Normal form, without the extension of a picture."""
+    """A stem is in normal form, without the extension of a picture, and has a direction."""
     assert stem_of(key) == (text, leads)
 
 
 def test_a_key_cannot_leave_the_folder_unless_allowed(tmp_path, latents):
-    """`..` and absolute keys are refused by name; allowed, the folders they lead to are listed and their files found."""
+    """Keys that lead outside are refused by name; if allowed, their folders are listed too."""
     outside, other = tmp_path / "outside", tmp_path / "other"
     keys = ["../outside/a.png", str(other / "b.png"), "../latents2/c", "d", ".."]
     index = index_of(tmp_path, keys)
@@ -268,7 +269,7 @@ def test_a_key_cannot_leave_the_folder_unless_allowed(tmp_path, latents):
 
 @needs_links
 def test_a_link_cannot_leave_the_folder_unless_allowed(tmp_path, latents):
-    """Links to files and folders elsewhere are refused, and links inside the folder are followed."""
+    """Links to files and folders outside are refused, and links inside the folder are followed."""
     touch(tmp_path / "outside", "x/a.npz", "b.npz")
     touch(latents, "real/c.npz")
     (latents / "x").symlink_to(tmp_path / "outside" / "x")
@@ -293,7 +294,7 @@ def test_a_link_cannot_leave_the_folder_unless_allowed(tmp_path, latents):
 
 @needs_links
 def test_links_in_circles_are_walked_once(latents):
-    """A link to a folder above, and two folders that link to each other, end."""
+    """The walk ends at a link to a folder above, and at two folders that link to each other."""
     touch(latents, "a/a.npz", "b/b.npz")
     (latents / "a" / "up").symlink_to(latents)
     (latents / "a" / "to_b").symlink_to(latents / "b")
@@ -320,11 +321,11 @@ def test_a_folder_is_found_under_both_its_names(tmp_path, latents):
     ]
 
 
-# --- when it is made -------------------------------------------------------------------------------------------------------
+# --- when it is made ------------------------------------------------------------------------------
 
 
 def test_a_listing_is_kept_until_asked_for_anew(tmp_path, latents):
-    """New files are seen with `relist`, or when metadata change; a listing of another folder is another file."""
+    """New files are seen with `relist` or with new metadata; each folder has its own listing."""
     index = index_of(tmp_path, ["a", "b"])
     touch(latents, "a.npz")
     seen: list[int] = []
@@ -347,7 +348,7 @@ def test_a_listing_is_kept_until_asked_for_anew(tmp_path, latents):
 
 
 def test_a_broken_listing_is_made_anew(tmp_path, latents):
-    """A listing that is cut off or of something else is never trusted."""
+    """A listing that is cut off, or another kind of file, is never trusted."""
     index = index_of(tmp_path, ["a"])
     touch(latents, "a.npz")
     path = ensure_listing(index, latents).path
@@ -357,8 +358,34 @@ def test_a_broken_listing_is_made_anew(tmp_path, latents):
         assert ensure_listing(index, latents).path.read_bytes() == whole
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda head: head["columns"].pop("form"),
+        lambda head: head["columns"].pop("height_sd"),
+        lambda head: head["columns"]["form"].__setitem__(0, "<u4"),
+        lambda head: head.update(rows=2),
+        lambda head: head.update(rows=0),
+        lambda head: head.pop("folder"),
+        lambda head: head.pop("found"),
+        lambda head: head.update(outside=0),
+        lambda head: head.update(unlisted=None),
+    ],
+)
+def test_a_listing_with_a_damaged_head_is_made_again(tmp_path, latents, edit):
+    """A wrong head of the right version raises no other error and is not believed."""
+    index = index_of(tmp_path, ["a"])
+    touch(latents, "a_0064x0064_sd.npz")
+    listing = ensure_listing(index, latents)
+    pickled, whole = pickle.dumps(listing), listing.path.read_bytes()
+    edit_head(listing.path, edit)
+    with pytest.raises(StaleError, match=r"the file is broken: .*--relist"):
+        pickle.loads(pickled)
+    assert ensure_listing(index, latents).path.read_bytes() == whole
+
+
 def test_a_listing_travels_to_other_processes(tmp_path, latents):
-    """A pickled listing opens the same file again, and no other."""
+    """A pickled listing opens the same file again, and refuses any other."""
     index = index_of(tmp_path, ["a", "b"])
     touch(latents, "a_0064x0064_sd.npz")
     pickled = pickle.dumps(ensure_listing(index, latents))
@@ -366,12 +393,12 @@ def test_a_listing_travels_to_other_processes(tmp_path, latents):
     assert found(index, pickle.loads(pickled)) == {"a": "a_0064x0064_sd.npz", "b": None}
     other = index_of(tmp_path, ["c"])
     ensure_listing(other, latents)
-    with pytest.raises(StaleError, match="other metadata"):
+    with pytest.raises(StaleError, match="made for other metadata"):
         pickle.loads(pickled)
 
 
 def test_no_records_and_no_files_are_a_listing_too(tmp_path, latents):
-    """An index of nothing and an empty folder."""
+    """An index without records and an empty folder both give a listing."""
     touch(latents, "a.npz")
     assert ensure_listing(index_of(tmp_path, []), latents).found == 0
     (tmp_path / "empty").mkdir()
@@ -379,13 +406,13 @@ def test_no_records_and_no_files_are_a_listing_too(tmp_path, latents):
 
 
 def test_a_missing_folder_is_an_error(tmp_path):
-    """The message names the folder."""
+    """The message names the missing folder."""
     with pytest.raises(UsageError, match=r"nowhere.*no such folder"):
         ensure_listing(index_of(tmp_path, ["a"]), tmp_path / "nowhere")
 
 
 def test_the_command_lists_folders(tmp_path, latents):
-    """`capmerge index --latents` writes what the library opens, tells how many were found, and lists anew when told to."""
+    """`capmerge index --latents` writes what the library opens, and counts what it found."""
     index = index_of(tmp_path, ["a", "../b", "c"])
     (tmp_path / "more").mkdir()
     touch(latents, "a.npz")

@@ -11,7 +11,7 @@ from capmerge.stats.counts import LONGEST_TAG, BoundedCounter, CaptionStats
 from capmerge.stats.document import build_document
 from capmerge.stats.observer import Observer
 from capmerge.tokens.counter import TokenCounter
-from capmerge.tokens.load import load_tokenizer
+from capmerge.tokens.load import load_clip
 
 LONG = "x" * LONGEST_TAG
 TAGS = st.lists(
@@ -49,12 +49,12 @@ OPTIONS = [
 
 @cache
 def counters():
-    """A CLIP, and another tokenizer in the place of a T5."""
-    return TokenCounter(load_tokenizer("sd1")), TokenCounter(load_tokenizer("sd2"))
+    """Return a CLIP tokenizer, and another tokenizer in place of a T5."""
+    return TokenCounter(load_clip("sd1")), TokenCounter(load_clip("sd2"))
 
 
 def count(numbered, options):
-    """What is counted of some records, block by block."""
+    """Return the counts of some records, counted block by block."""
     merger, observer = Merger(options), Observer(*counters())
     kept = CaptionStats()
     for number, original in numbered:
@@ -69,7 +69,7 @@ def count(numbered, options):
 
 
 def as_json(stats, options):
-    """The document of what was counted."""
+    """Return the document of the counts."""
     stats.count_tags()
     clip, t5 = counters()
     document = build_document(
@@ -82,7 +82,7 @@ def as_json(stats, options):
 @settings(deadline=None)
 @given(records=RECORDS, parts=st.integers(1, 5), random=st.randoms(use_true_random=False))
 def test_parts_merge_to_the_same_document(options, records, parts, random):
-    """However records are dealt to processes, and in whatever order and grouping their counts are added, the JSON is the same."""
+    """Any split of records among processes and any order of adding give the same JSON."""
     numbered = list(enumerate(records))
     whole = as_json(count(numbered, options), options)
     dealt = [[] for _ in range(parts)]
@@ -92,7 +92,7 @@ def test_parts_merge_to_the_same_document(options, records, parts, random):
     while len(counted) > 1:
         first, second = random.sample(counted, 2)
         if random.random() < 0.5:
-            second.count_tags()  # a process does so before it hands its counts over
+            second.count_tags()  # as a process does before it hands over its counts
         first.merge(second)
         counted = [part for part in counted if part is not second]
     assert as_json(counted[0], options) == whole
@@ -100,7 +100,7 @@ def test_parts_merge_to_the_same_document(options, records, parts, random):
 
 @pytest.mark.parametrize("texts", [[f" {LONG}", LONG], [f"{LONG} ", "", "  "]])
 def test_white_space_around_a_text_does_not_count(texts):
-    """A text of the longest length is counted, whatever white space it was cut off with; blank texts are none."""
+    """White space around a longest text is ignored, and blank texts are not counted."""
     counter = BoundedCounter(10, LONGEST_TAG)
     counter.update(texts)
     assert counter.counts == {LONG: sum(1 for text in texts if text.strip())}
@@ -108,7 +108,7 @@ def test_white_space_around_a_text_does_not_count(texts):
 
 
 def test_a_large_part_is_handed_over():
-    """A process that has met very many tags is large; the empty part that it goes on with is not."""
+    """A process with very many tags is large, and the empty counts it goes on with are not."""
     stats = CaptionStats()
     assert not stats.is_large
     stats.tag_counts.update(f"tag{number}" for number in range(1 << 18))
@@ -116,7 +116,7 @@ def test_a_large_part_is_handed_over():
 
 
 def test_long_texts_of_tags_are_counted_soon(monkeypatch):
-    """Texts wait to be counted in thousands, but only short ones: a megabyte of tags in each record would fill the memory."""
+    """Only short texts wait to be counted, as a megabyte of tags per record would fill memory."""
     monkeypatch.setattr("capmerge.stats.counts._MOST_UNCOUNTED_LETTERS", 100)
     kept = CaptionStats()
     for _ in range(30):

@@ -29,13 +29,13 @@ KINDS = {
 
 
 def rows_of(title):
-    """The rows of the table of the page behind `title`: key -> type."""
+    """Return the rows of the table after `title` in the page, as types by key."""
     table = PAGE.split(title, 1)[1].split("|---|---|---|", 1)[1].split("\n\n", 1)[0]
     return dict(re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", table, re.MULTILINE))
 
 
 def documented():
-    """Every path that the page names, with its type; those of lengths and limits at every place that they stand."""
+    """Return every path that the page names with its type, shared tables at each place of use."""
     named = {}
     parts = {"lengths": rows_of("*lengths* is an object"), "limit": rows_of("*limit* is an object")}
     for path, kind in rows_of("# `<stem>.stats.json`").items():
@@ -45,7 +45,7 @@ def documented():
 
 
 def paths_of(value, at=""):
-    """Every path of a document with its value; of list items the path is that of one."""
+    """Yield every path of a document with its value; the items of a list share one path."""
     if at:
         yield at, value
     if isinstance(value, dict) and at not in ("options", "literals"):
@@ -58,7 +58,7 @@ def paths_of(value, at=""):
 
 
 def document_of(path, records, **options):
-    """The document of some records, as it is read back from its file."""
+    """Return the document of some records, as it is read back from its file."""
     path.write_bytes(as_indent_2(records))
     with open_source(str(path)) as source:
         return json.loads(json.dumps(measure(source, MeasureOptions(**options))))
@@ -66,7 +66,7 @@ def document_of(path, records, **options):
 
 @pytest.fixture
 def documents(tmp_path, monkeypatch):
-    """Documents that hold every key between them: an empty one, a full one, one with a T5 and wildcards, one past its bounds."""
+    """Return documents that together hold every key: empty, full, with a T5, and past bounds."""
     tokenizer = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
@@ -92,7 +92,7 @@ def documents(tmp_path, monkeypatch):
 
 
 def test_every_key_is_named_with_its_type(documents):
-    """The page names each key of real documents, and every key that it names is in one; each value is of the type that stands there."""
+    """The page names exactly the keys of real documents, each with the type of its values."""
     named = documented()
     containers = {
         path[: match.start()] for path in named for match in re.finditer(r"\[\]|\.", path)
@@ -114,7 +114,7 @@ def test_every_key_is_named_with_its_type(documents):
 
 
 def test_the_same_keys_are_always_there(documents):
-    """A figure without a value is null: the keys above lists and nulls do not depend on the file."""
+    """A figure without a value is null, so that the keys do not depend on the file."""
     for document in documents:
         assert document.keys() == documents[0].keys()
         for name in ("records", "lengths", "styles", "advice", "wildcards", "duplicates"):
@@ -123,7 +123,7 @@ def test_the_same_keys_are_always_there(documents):
 
 
 def test_the_example_of_the_page_runs(tmp_path):
-    """The program that the page shows reads a document and prints a share."""
+    """The program shown on the page reads a document and prints a share."""
     document = document_of(
         tmp_path / "m.json", {"a": {"caption": "cat " * 200}, "b": {"caption": "cat"}}
     )
@@ -148,5 +148,5 @@ def test_the_example_of_the_page_runs(tmp_path):
     ],
 )
 def test_percent_is_never_rounded_to_nothing_or_everything(share, text):
-    """A share is read with two figures; a small one is not 0, a large one not 100."""
+    """A share has few digits; a small one does not read as 0 %, nor a large one as 100 %."""
     assert percent(share) == text

@@ -9,7 +9,7 @@ LENGTHS = st.lists(st.integers(0, 400) | st.integers(0, 10**7), max_size=30)
 
 
 def document_of(tags, captions=()):
-    """The part of a document that pictures are drawn from."""
+    """Return the part of a document from which pictures are drawn."""
     styles, lines = {}, LengthStats()
     for name, lengths in (("tags", tags), ("caption", captions), ("both", ())):
         stats = LengthStats()
@@ -23,7 +23,7 @@ def document_of(tags, captions=()):
 @settings(deadline=None)
 @given(LENGTHS, LENGTHS)
 def test_every_line_is_in_one_bin(tags, captions):
-    """Whatever the lengths, the bins grow, are few, reach past the longest, and hold each line's probability once."""
+    """Bins ascend, are few, reach past the longest line and hold each probability once."""
     shown = histogram(document_of(tags, captions))
     assert shown.edges == sorted(set(shown.edges))
     assert len(shown.edges) <= 125
@@ -40,7 +40,7 @@ def test_every_line_is_in_one_bin(tags, captions):
     [(0, False), (300, False), (1000, False), (1001, True), (200_000, True)],
 )
 def test_a_line_far_longer_than_the_others_makes_the_axis_a_log_one(longest, log_tokens):
-    """A tail ten times as long as nine in ten lines would leave those in a few bins of a linear axis."""
+    """A longest line over ten times the length of nine in ten lines makes the axis a log one."""
     shown = histogram(document_of([80] * 99 + [longest]))
     assert shown.log_tokens == log_tokens
     bins = sum(1 for left in shown.edges if left < 300)
@@ -48,7 +48,7 @@ def test_a_line_far_longer_than_the_others_makes_the_axis_a_log_one(longest, log
 
 
 def test_labels_tell_shares_and_limits():
-    """The legend has each style's share and mean, a limit what it cuts."""
+    """The legend has each style's share and mean, and each limit says what it cuts."""
     shown = histogram(document_of([10, 30]))
     assert [style.label for style in shown.styles] == [
         "tags: 50.0 % of what is drawn, mean 20 tokens"

@@ -18,7 +18,7 @@ TEXTS = st.lists(st.tuples(st.integers(0, 400), st.sampled_from("abcdefgh"), SHA
 
 
 def stats_of(texts):
-    """The statistics of (length, key, share)."""
+    """Return the statistics of entries (length, key, share)."""
     stats = LengthStats()
     for length, key, share in texts:
         stats.add([length], [key], share)
@@ -27,7 +27,7 @@ def stats_of(texts):
 
 @given(TEXTS, st.randoms(use_true_random=False), st.integers(1, 5))
 def test_parts_merge_exactly(texts, random, parts):
-    """However texts are dealt to workers and in whatever order those are merged, the figures are the same."""
+    """Any split of texts among workers and any order of merging give the same figures."""
     dealt = [[] for _ in range(parts)]
     for text in random.sample(texts, len(texts)):
         random.choice(dealt).append(text)
@@ -46,7 +46,7 @@ def test_what_is_written_is_read_back(texts):
 
 @given(TEXTS.filter(bool), st.fractions(0, 1))
 def test_quantiles_are_the_smallest_length_that_holds_enough(texts, part):
-    """A quantile is the smallest length up to which at least that part of the probability lies."""
+    """A quantile is the smallest length that covers at least that part of the probability."""
     weight = sum(Fraction(*share) for _, _, share in texts)
     reached = [
         length
@@ -58,7 +58,7 @@ def test_quantiles_are_the_smallest_length_that_holds_enough(texts, part):
 
 @given(TEXTS.filter(bool), st.integers(1, 300))
 def test_a_cut_counts_what_is_over(texts, limit):
-    """Cut texts, dropped tokens and padding are those of encoding every text at the limit."""
+    """Cut texts, dropped tokens and padding equal those of encoding every text at the limit."""
     cut = stats_of(texts).distribution().limit_effect(limit)
     weight = sum(Fraction(*share) for _, _, share in texts)
     tokens = sum(length * Fraction(*share) for length, _, share in texts)
@@ -86,7 +86,7 @@ def test_nothing_has_no_figures():
 
 
 def test_the_longest_are_kept_by_length_then_key():
-    """Twenty of the longest are kept, equal ones by key, whichever came first."""
+    """The twenty longest are kept, equal ones by key, whichever came first."""
     stats = LengthStats()
     stats.add([7] * 30, [f"{number:02}" for number in reversed(range(30))])
     stats.add([9, 1], ["z", "a"])
@@ -94,7 +94,7 @@ def test_the_longest_are_kept_by_length_then_key():
 
 
 def test_groups_of_75_hold_every_length():
-    """Chunks needed: an empty text takes one, 75 tokens one, 76 two."""
+    """An empty text needs one chunk, 75 tokens need one, and 76 need two."""
     grouped = (
         stats_of([(length, "k", (1, 2)) for length in (0, 75, 76, 300)]).distribution().grouped(75)
     )
@@ -102,7 +102,7 @@ def test_groups_of_75_hold_every_length():
 
 
 def test_shares_of_any_size_stay_exact():
-    """A weight that no float tells from another still counts."""
+    """A weight too close to another for a float to tell apart still counts."""
     share = (10**30 - 1, 10**30)
     distribution = stats_of([(10, "a", share), (20, "b", (1, 10**30))]).distribution()
     assert distribution.weight == distribution.unit
@@ -115,7 +115,7 @@ def test_shares_of_any_size_stay_exact():
     st.integers(1, 6),
 )
 def test_a_bounded_counter_gives_up_whoever_counts(parts, limit):
-    """More distinct texts than the limit end in no counts, however they were dealt; long texts are only numbered."""
+    """More distinct texts than the limit give no counts, however split; long ones add to `long`."""
     texts = [text for part in parts for text in part]
     whole, merged = BoundedCounter(limit, 3), BoundedCounter(limit, 3)
     whole.update(texts)
@@ -131,7 +131,7 @@ def test_a_bounded_counter_gives_up_whoever_counts(parts, limit):
 
 @given(st.lists(st.sampled_from(["", "a", "b", "c", "d"]), max_size=40), st.integers(1, 7))
 def test_groups_of_duplicates(captions, step):
-    """Groups are those of equal captions, the largest first, each with its first record; the empty ones are none."""
+    """Groups are equal captions, largest first, with their first record; empty captions are out."""
     hashes = RecordHashes()
     data = b"".join(map(caption_hash, captions))
     for start in range(0, len(data), step):
@@ -146,7 +146,7 @@ def test_groups_of_duplicates(captions, step):
 
 
 def test_a_record_is_found_by_its_number():
-    """Pieces of 3, 0 and 2 records: number 3 is the first of the third piece."""
+    """In pieces of 3, 0 and 2 records, number 3 is the first of the third piece."""
     places = RecordPlaces()
     for start, size, records, last in ((1, 100, 3, False), (101, 5, 0, False), (106, 50, 2, True)):
         places.write(RecordPlaces.entry(start, size, records, last=last), new_block=True)

@@ -19,7 +19,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def document_of(path: Path, records, **options):
-    """The document of some records, as it is read back from its file."""
+    """Return the document of some records, as it is read back from its file."""
     path.write_bytes(as_indent_2(records))
     with open_source(str(path)) as source:
         document = measure(source, MeasureOptions(**options))
@@ -28,13 +28,13 @@ def document_of(path: Path, records, **options):
 
 @pytest.fixture
 def hostile(tmp_path):
-    """The document of a file whose every text wants out of its place."""
+    """Return the document of a file whose texts all try to break out of their context."""
     twice = {"caption": HOSTILE, "tags": f"{HOSTILE}, solo", "train_resolution": [HOSTILE, 1]}
     return document_of(tmp_path / "$x_y$ &lt.json", {HOSTILE: twice, "b" + HOSTILE: twice})
 
 
 class _Page(HTMLParser):
-    """The tags and the text of a page."""
+    """The tags and text of a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,14 +49,14 @@ class _Page(HTMLParser):
 
 
 def read_page(text):
-    """A page, parsed."""
+    """Return a page, parsed."""
     page = _Page()
     page.feed(text)
     return page
 
 
 def test_the_page_shows_a_script_as_text(hostile):
-    """Keys, captions and tags are text in the page, whatever they hold; control characters are escapes."""
+    """Keys, captions and tags are always text in the page; control characters are escaped."""
     text = html_page(hostile)
     page = read_page(text)
     assert "script" not in page.tags
@@ -65,7 +65,7 @@ def test_the_page_shows_a_script_as_text(hostile):
 
 
 def test_the_page_needs_nothing_else(hostile):
-    """No attribute names another place, no style imports one, and the policy forbids to load any."""
+    """No attribute or style refers to another resource, and the policy forbids loading any."""
     text = html_page(hostile)
     page = read_page(text)
     assert not {"src", "href", "srcset", "data", "action"} & {name for name, _ in page.attributes}
@@ -90,7 +90,7 @@ def test_the_terminal_gets_no_raw_control_character(hostile):
 
 
 def test_the_command_prints_no_escape(tmp_path):
-    """Nothing of a hostile file reaches standard output raw."""
+    """No raw text of a hostile file reaches standard output."""
     path = tmp_path / "m.json"
     path.write_bytes(as_indent_2({HOSTILE: {"caption": HOSTILE}, "b": {"caption": HOSTILE}}))
     done = run("stats", path)
@@ -104,7 +104,7 @@ def test_the_command_prints_no_escape(tmp_path):
     [{}, {"a": {}}, {"a": {"caption": "x"}}, {"a": {"tags": "cat, " * 3000}}, make_records(60)],
 )
 def test_figures_of_any_file_are_drawn(tmp_path, records, family):
-    """From no record to a very long one: a table, a page and both pictures, and no warning."""
+    """Files from no record to a very long one give table, page and pictures without a warning."""
     document = document_of(tmp_path / "m.json", records) | {"family": family}
     assert draw_figure(document, "png").startswith(PNG)
     assert ET.fromstring(draw_figure(document, "svg")).tag.endswith("svg")
@@ -113,19 +113,19 @@ def test_figures_of_any_file_are_drawn(tmp_path, records, family):
 
 
 def test_the_same_document_gives_the_same_picture(tmp_path):
-    """No date and no random name is in a picture."""
+    """Pictures hold no date and no random name."""
     document = document_of(tmp_path / "m.json", make_records(30))
     for ending in ("png", "svg"):
         assert draw_figure(document, ending) == draw_figure(document, ending)
 
 
 def test_a_picture_holds_the_name_of_the_file_as_it_is(hostile):
-    """A dollar sign is no formula."""
+    """A dollar sign is not read as a formula."""
     assert hostile["source"] in "".join(ET.fromstring(draw_figure(hostile, "svg")).itertext())
 
 
 def test_limits_and_shares_are_in_the_picture(tmp_path):
-    """Each limit has its line with what it cuts; each style its share in the legend."""
+    """Each limit has a line with what it cuts, and each style its share in the legend."""
     records = {f"k{n}": {"tags": "cat, " * n, "caption": "dog " * 2 * n} for n in range(1, 60)}
     document = document_of(
         tmp_path / "m.json", records, merge=MergeOptions(lines=("{tags}", "{tags}, {caption}=3"))
@@ -144,13 +144,13 @@ def test_limits_and_shares_are_in_the_picture(tmp_path):
 
 
 def test_numbers_are_flush_right_whatever_stands_beside_them():
-    """Counts, shares and dashes are; a column with a word in it is not, nor the first."""
+    """Columns of counts, shares and dashes are flush right, but not the first or one with words."""
     rows = [("75", "1,000", "over 99.9 %", "a"), ("150", "-", "", "7")]
     assert Section("title", ("",) * 4, rows).flush_right() == [False, True, True, False]
     assert Section("title", ("a", "b"), []).flush_right() == [False, True]
 
 
 def test_rows_fit_their_heads(tmp_path):
-    """Every row has a cell for each column."""
+    """Every row has one cell per column."""
     for section in sections(document_of(tmp_path / "m.json", make_records(200))):
         assert all(len(row) == len(section.heads) for row in section.rows), section.title

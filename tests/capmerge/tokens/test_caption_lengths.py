@@ -8,7 +8,7 @@ from builders.paths import DATA
 from capmerge.tokens.caption_lengths import TextLengths, a1111_chunk_counts
 from capmerge.tokens.chunks import CHUNK_TOKENS, a1111, a1111_bounds
 from capmerge.tokens.counter import TokenCounter
-from capmerge.tokens.load import load_tokenizer
+from capmerge.tokens.load import load_clip
 
 # fmt: off
 WORDS = (
@@ -46,7 +46,7 @@ def test_lengths_are_those_of_the_ids(lengths):
     """Tokens and chunks of both tokenizers equal those of the ids, new and remembered."""
     # NUL keeps the last batch from being counted by pieces.
     texts = texts_of(800) + ["a\0b, c" * 40] * 300
-    sd1, sd2 = load_tokenizer("sd1"), load_tokenizer("sd2")
+    sd1, sd2 = load_clip("sd1"), load_clip("sd2")
     expected = [
         [
             *(len(t.encode(text)) for t in (sd1, sd2)),
@@ -73,7 +73,7 @@ def test_chunks_are_those_of_the_golden_file(lengths):
 def test_commas_are_found():
     """Every comma token is found at its position, and only in the texts that are asked for."""
     texts = [*texts_of(300), "word " * 40 + ",", "&amp;", ", " + "word " * 40]
-    tokenizer = load_tokenizer("sd1")
+    tokenizer = load_clip("sd1")
     counter = TokenCounter(tokenizer)
     found = counter.count_tokens_and_commas(texts, lambda counts: (counts > 30).nonzero()[0])
     ids = [tokenizer.encode(text) for text in texts]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from capmerge.tokens.counter import TokenCounter
 from capmerge.tokens.families import CLIP_VARIANTS
-from capmerge.tokens.load import load_tokenizer
+from capmerge.tokens.load import load_clip
 
 
 @pytest.mark.parametrize("family", CLIP_VARIANTS)
@@ -15,7 +15,7 @@ def test_golden_counts(family: str) -> None:
     """The counter gives the golden counts, one by one and all at once, new and remembered."""
     texts = [line["text"] for line in golden("token_chunks.jsonl")]
     expected = [line[f"tokens_{family}"] for line in golden("token_chunks.jsonl")]
-    counter = TokenCounter(load_tokenizer(family))
+    counter = TokenCounter(load_clip(family))
     assert [counter.count_tokens([text])[0] for text in texts] == expected
     assert counter.count_tokens(texts) == expected
     assert counter.count_tokens(texts) == expected
@@ -48,10 +48,10 @@ def test_one_counter_for_many_texts() -> None:
 
 def test_the_table_is_bounded() -> None:
     """A counter holds no more pieces than it has rows, and still counts exactly."""
-    counter = TokenCounter(load_tokenizer("sd1"), n_slots=256)
+    counter = TokenCounter(load_clip("sd1"), n_slots=256)
     texts = [f"word{n} number_{n:08} {'long' * 5}{n}" for n in range(3000)]
     assert counter.count_tokens(texts) == [len(counter.tokenizer.encode(text)) for text in texts]
-    assert 512 < counter.pieces_held <= 3 * 256
+    assert 512 < counter._table.n_held <= 3 * 256
     assert counter.count_tokens(texts[:100]) == [
         len(counter.tokenizer.encode(text)) for text in texts[:100]
     ]

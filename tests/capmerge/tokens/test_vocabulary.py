@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from capmerge.errors import CapmergeError, UsageError
 from capmerge.tokens.chunks import kohya
 from capmerge.tokens.counter import TokenCounter
-from capmerge.tokens.load import load_tokenizer, load_tokenizer_file
+from capmerge.tokens.load import load_tokenizer_file
 from capmerge.tokens.tokenizer import ClipTokenizer, FileTokenizer
 from capmerge.tokens.vocabulary import read_clip_vocabulary
 
@@ -63,7 +63,7 @@ def write_t5(path: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(("family", "pad"), [("sd1", "<|endoftext|>"), ("sd2", "!")])
 def test_clip_folder(tmp_path: Path, vocabulary: Any, family: str, pad: str) -> None:
     """A CLIP folder with vocab.json and merges.txt gives the golden ids for its padding."""
-    tokenizer = load_tokenizer(write_clip_folder(tmp_path, vocabulary, pad_token=pad))
+    tokenizer = load_tokenizer_file(write_clip_folder(tmp_path, vocabulary, pad_token=pad))
     assert isinstance(tokenizer, ClipTokenizer)
     for line in golden("token_chunks.jsonl"):
         assert kohya(tokenizer.encode(line["text"]), 150, tokenizer) == line[f"{family}_150"]
@@ -89,21 +89,21 @@ def test_added_token_with_a_space(tmp_path: Path, vocabulary: Any) -> None:
     (folder / "added_tokens.json").write_text(
         json.dumps({"my cat": 49408, "my": 49409}), encoding="utf-8"
     )
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer_file(folder)
     assert tokenizer.encode("my cat, my Cat") == [49408, 267, 49409, 2368]
     assert TokenCounter(tokenizer).count_tokens(["my cat, my Cat"] * 20) == [4] * 20
 
 
 def test_t5_file(tmp_path: Path) -> None:
     """Another model's ids are those of its file, without special tokens, truncation and padding."""
-    tokenizer = load_tokenizer(write_t5(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer_file(write_t5(tmp_path / "tokenizer.json"))
     assert isinstance(tokenizer, FileTokenizer)
     assert tokenizer.n_special == 1
     text = "a cats a cat a cat a"
     assert tokenizer.encode(text) == [5, 4, 6, 5, 4, 5, 4, 5]
     assert TokenCounter(tokenizer).count_tokens([text, "", "a"]) == [8, 0, 1]
     assert "".join(piece for _, piece in tokenizer.encode_with_text(text)) == text
-    assert load_tokenizer(tmp_path).encode(text) == tokenizer.encode(text)
+    assert load_tokenizer_file(tmp_path).encode(text) == tokenizer.encode(text)
 
 
 def test_t5_and_a_lone_surrogate(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_t5_and_a_lone_surrogate(tmp_path: Path) -> None:
         (
             {},
             "nowhere",
-            "neither a known name nor an existing path. Expected sd1, sd2, sdxl_g, a Hugging Face",
+            "no such file or folder. Expected a Hugging Face tokenizer folder or a tokenizer.json.",
         ),
         ({}, ".", "found nothing; expected tokenizer.json, or CLIP's vocab.json and merges.txt"),
         (
@@ -169,15 +169,9 @@ def test_bad_tokenizer_paths(
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(content, encoding="utf-8")
     with pytest.raises(UsageError) as raised:
-        load_tokenizer(tmp_path / name)
+        load_tokenizer_file(tmp_path / name)
     assert message in str(raised.value)
     assert str(tmp_path) in str(raised.value)
-
-
-def test_path_that_is_missing(tmp_path: Path) -> None:
-    """The file loader names a path that does not exist."""
-    with pytest.raises(UsageError, match="no such file or folder"):
-        load_tokenizer_file(tmp_path / "nowhere")
 
 
 def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,10 +207,10 @@ def test_imports_are_lazy() -> None:
     """Importing the module loads no library, and using it loads neither torch nor clip."""
     script = (
         "import sys; from capmerge.tokens.counter import TokenCounter; "
-        "from capmerge.tokens.load import load_tokenizer; "
+        "from capmerge.tokens.load import load_clip; "
         "late = ('ftfy', 'regex', 'tokenizers', 'numpy', 'importlib.metadata'); "
         "print([m for m in late if m in sys.modules]); "
-        "print(TokenCounter(load_tokenizer('sd1')).count_tokens(['a cat \u2019'] * 9)); "
+        "print(TokenCounter(load_clip('sd1')).count_tokens(['a cat \u2019'] * 9)); "
         "print([m for m in ('clip', 'torch', 'transformers') if m in sys.modules])"
     )
     environment = {"PYTHONPATH": ":".join(sys.path)}

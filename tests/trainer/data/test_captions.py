@@ -3,7 +3,7 @@ import re
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from capmerge.captions.alternatives import trained_alternatives
@@ -309,6 +309,14 @@ TEXTS = st.lists(PIECES, min_size=1, max_size=9).map("".join)
     tags_first=st.booleans(),
     wildcards=st.booleans(),
     epoch=st.integers(0, 5),
+)
+@example(
+    tags="\u2985",
+    caption="{|}\u2985",
+    between="\u2985",
+    tags_first=True,
+    wildcards=True,
+    epoch=0,
 )
 def test_tags_are_found_in_whatever_a_rewrite_writes(
     tags, caption, between, tags_first, wildcards, epoch

@@ -20,7 +20,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from capmerge.errors import DataError, WorkerError
 from capmerge.tokens.chunks import CHUNK_IDS, Chunker
-from capmerge.tokens.load import load_tokenizer
+from capmerge.tokens.load import load_clip
 from trainer.data.batch import Sample
 from trainer.data.buckets import SetRows
 from trainer.data.loader import Share, _Loaded, build_loader
@@ -29,8 +29,8 @@ from trainer.errors import LatentsError
 
 # The machine may have only one core.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
-KOHYA = Chunker((load_tokenizer("sd1"),), "kohya", 3)
-SDXL = Chunker((load_tokenizer("sd1"), load_tokenizer("sdxl_g")), "a1111", None)
+KOHYA = Chunker((load_clip("sd1"),), "kohya", 3)
+SDXL = Chunker((load_clip("sd1"), load_clip("sdxl_g")), "a1111", None)
 ONE = Share(rank=0, ranks=1, batch_size=4, accumulation=1)
 SIDES = [64, 128]
 

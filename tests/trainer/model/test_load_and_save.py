@@ -21,7 +21,7 @@ from transformers import CLIPTokenizer
 
 import trainer.model.save
 from capmerge.errors import OutputError
-from capmerge.tokens.load import load_tokenizer
+from capmerge.tokens.load import load_clip, load_tokenizer_file
 from trainer.errors import ModelError
 from trainer.families import FAMILIES
 from trainer.model.build import build_model
@@ -124,11 +124,11 @@ def test_the_tokenizers_give_the_ids_of_the_training(saved, family):
     for number, name in enumerate(FAMILIES[family].tokenizers):
         folder = saved[family][1] / ("tokenizer_2" if number else "tokenizer")
         found = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        ours = load_tokenizer(name)
+        ours = load_clip(name)
         text = "masterpiece, 1girl, cat_ears, it's a HAT, naïve 日本"
         assert found(text).input_ids == [ours.bos, *ours.encode(text), ours.eos]
         assert (found.pad_token_id, found.model_max_length) == (ours.pad, 77)
-        assert load_tokenizer(folder).encode(text) == ours.encode(text)
+        assert load_tokenizer_file(folder).encode(text) == ours.encode(text)
 
 
 def test_the_given_state_is_saved_not_the_weights_of_the_model(saved, tmp_path):

@@ -6,7 +6,8 @@
         ├── LatentsError           a latents file is missing, broken, or of another family
         ├── ModelError             a model folder does not fit the settings
         ├── ResumeError            a saved state does not fit the run, or none is complete
-        └── NonFiniteError         the gradient is not finite, and the run may not skip it
+        ├── NonFiniteError         the gradient is not finite, and the run may not skip it
+        └── RankError              another process of the run is lost or was never there
 
 Every message reads: where, what was found, what was expected, the next step. Only `run` prints and
 exits.
@@ -39,3 +40,7 @@ class ResumeError(TrainerError):
 
 class NonFiniteError(TrainerError):
     """The gradient or the weights are not finite, and the run may not continue."""
+
+
+class RankError(TrainerError):
+    """Another process of the run has ended, does not answer, or was never started."""

@@ -4,21 +4,48 @@ Knows no data and no model. All ranks call everything here alike; nothing is don
 between two collectives.
 """
 
+import os
+import re
 from collections.abc import Sequence
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
     broadcast_object_list,
     gather_object,
     reduce,
 )
 
 from trainer.config.settings import Config
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, RankError
+
+Value = TypeVar("Value")
+
+LONGEST_WAIT = timedelta(minutes=10)
+"""The time after which a process that does not answer counts as lost.
+
+The others wait that long for rank 0 to write a state or the model. It is the default of NCCL; that
+of gloo is half an hour.
+"""
+
+# Of gloo, the store behind the process group, and NCCL, in the order of their sources.
+_SIGNS_OF_LOSS = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "connection refused",
+    "broken pipe",
+    "timed out waiting",
+    "connection was likely closed",
+    "wait timeout",
+    "remote process exited",
+    "watchdog caught collective operation timeout",
+)
 
 # With full_bf16 the weights are bf16 themselves, so nothing is left to cast.
 _PRECISION = {"fp32": "no", "bf16": "bf16", "full_bf16": "no"}
@@ -28,7 +55,7 @@ def build_engine(config: Config) -> Accelerator:
     """The accelerator of this process; starts the process group when a launcher asks for one.
 
     Raises `ConfigError` for a tracker that is not installed: accelerate would silently leave it
-    out.
+    out. Raises `RankError` when the processes of the run do not meet.
     """
     available = {str(tracker) for tracker in get_available_trackers()}
     missing = [name for name in config.log.trackers if name not in available]
@@ -37,6 +64,18 @@ def build_engine(config: Config) -> Accelerator:
             f"log.trackers: {', '.join(missing)} is not installed. "
             f"Install it (pip install {' '.join(missing)}), or remove it."
         )
+    try:
+        return _engine(config)
+    except (torch.distributed.DistNetworkError, torch.distributed.DistStoreError) as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise RankError(
+            f"{_this_rank()}: found no way to meet the other processes at {place} "
+            f"({_in_short(error)}), expected all {os.environ.get('WORLD_SIZE')} of them. Start "
+            "them together, with a MASTER_ADDR that all can reach and a free MASTER_PORT."
+        ) from error
+
+
+def _engine(config: Config) -> Accelerator:
     return Accelerator(
         # Where it finds no device, accelerate would start no process group, and each rank would
         # train alone.
@@ -50,7 +89,31 @@ def build_engine(config: Config) -> Accelerator:
         log_with=list(config.log.trackers) or None,
         project_dir=str(config.train.output_dir),
         step_scheduler_with_optimizer=False,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
     )
+
+
+def problem_of_lost_rank(error: BaseException | None) -> str:
+    """The start of a message on a process that is gone or does not answer, or "" for other errors.
+
+    Its exceptions have no common class: gloo raises a `RuntimeError`, whose text alone tells it.
+    """
+    while error is not None:
+        text = str(error).lower()
+        if isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS_OF_LOSS):
+            return f"{_this_rank()}: lost another process of the run ({_in_short(error)})"
+        error = error.__cause__
+    return ""
+
+
+def _this_rank() -> str:
+    return f"rank {os.environ.get('RANK', '0')}"
+
+
+def _in_short(error: BaseException) -> str:
+    """The first sentence of an engine's error, without the place in its own source."""
+    text = re.sub(r"^\[[^]]*\.(cc|cpp|h):\d+\]\s*", "", " ".join(str(error).split()))
+    return re.split(r"\.( |$)", text)[0][:200]
 
 
 def from_rank_0(engine: Accelerator, value: Any) -> Any:
@@ -64,6 +127,11 @@ def from_rank_0(engine: Accelerator, value: Any) -> Any:
 def from_all_ranks(engine: Accelerator, values: Sequence[Any]) -> list[Any]:
     """The values of all ranks, in the order of the ranks."""
     return list(gather_object(list(values))) if engine.num_processes > 1 else list(values)
+
+
+def first_of_ranks(engine: Accelerator, value: Value | None) -> Value | None:
+    """The first value that is not None, in the order of the ranks; None if all values are."""
+    return next((found for found in from_all_ranks(engine, [value]) if found is not None), None)
 
 
 def sum_over_ranks(engine: Accelerator, values: torch.Tensor) -> torch.Tensor:

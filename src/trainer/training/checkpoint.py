@@ -178,6 +178,12 @@ def _saved(output_dir: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=_step_of)
 
 
+def newest_state(output_dir: Path) -> Path | None:
+    """The folder of the newest complete state of a run, without reading it; None without any."""
+    complete = [folder for folder in _saved(output_dir) if (folder / _STATE).exists()]
+    return complete[-1] if complete else None
+
+
 def _step_of(folder: Path) -> int:
     match = _NAME.fullmatch(folder.name)
     assert match is not None, "only folders with such names are listed"

@@ -22,17 +22,23 @@ from trainer.data.epochs import EpochPlans, RunSize, identity, length_warnings, 
 from trainer.data.loader import Share, build_loader
 from trainer.data.plan_files import drop_old_plans
 from trainer.data.samples import SampleMaker, build_chunker
-from trainer.errors import ConfigError, LatentsError, NonFiniteError
+from trainer.errors import ConfigError, LatentsError, NonFiniteError, RankError
 from trainer.model.build import build_model, model_fingerprint
 from trainer.model.noise_schedule import Schedule
 from trainer.model.save import save_model, without_wrappers
 from trainer.model.trainable import parameter_groups
-from trainer.training.accelerator import build_engine, from_rank_0
+from trainer.training.accelerator import (
+    build_engine,
+    first_of_ranks,
+    from_rank_0,
+    problem_of_lost_rank,
+)
 from trainer.training.checkpoint import (
     find_states,
     is_of,
     load_state,
     newest_sound,
+    newest_state,
     save_state,
     set_aside_later,
 )
@@ -51,7 +57,7 @@ from trainer.training.run_folder import (
     write_run_files,
 )
 from trainer.training.run_log import RunLog
-from trainer.training.signals import Interrupts
+from trainer.training.signals import Interrupts, exit_code
 from trainer.training.step import Requests, StepResult, TrainState, train_step
 
 MOST_REPLACED = 0.01
@@ -67,8 +73,25 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
     """Train as `config` says, and return the exit code: 0, or 128 + the signal that ended the run.
 
     `resume` is `latest`, or the path of a saved state or a run; None starts a new run. Raises the
-    errors of `trainer.errors` and `capmerge.errors`.
+    errors of `trainer.errors` and `capmerge.errors`; among them `RankError` when another process of
+    the run is lost.
     """
+    try:
+        return _train(config, resume=resume, allow_change=allow_change)
+    except Exception as error:
+        if not (problem := problem_of_lost_rank(error)):
+            raise
+    # Raised outside of the handler, without the error, which holds the model. No save is tried: it
+    # would wait for the lost process.
+    newest = newest_state(config.train.output_dir)
+    kept = f"the newest saved state is {newest}" if newest else "no state has been saved yet"
+    raise RankError(
+        f"{problem}, expected all to train to the end. See the messages of the process that ended, "
+        f"or hangs. Nothing was saved now; {kept}. Continue with --resume latest."
+    )
+
+
+def _train(config: Config, *, resume: str | None, allow_change: bool) -> int:
     # Find the state to resume from, or make sure that no earlier run would be overwritten.
     output_dir = config.train.output_dir
     states = find_states(output_dir, resume) if resume else []
@@ -122,14 +145,20 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
         try:
             run.train(interrupts)
             run.save()
-            if interrupts.signal_number is None:
+            # The signal may have reached one rank only, but all of them end the run alike.
+            stopped_by = first_of_ranks(engine, interrupts.signal_number)
+            if stopped_by is None:
                 run.finish()
             else:
                 run.log.say_stop(run.step, is_saved=run.saved_step == run.step)
         finally:
             run.log.close()
+    # Drop DDP before the process group. If it were the last to hold the group, it would wait for a
+    # thread of gloo with Python's lock in hand, which that thread may need: both would hang.
+    del run, state
+    engine.free_memory()
     engine.end_training()
-    return interrupts.exit_code
+    return exit_code(stopped_by)
 
 
 def _fingerprints(config: Config, datasets: Sequence[DataSet]) -> dict[str, str]:

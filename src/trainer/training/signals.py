@@ -7,6 +7,11 @@ from typing import Any, Self
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+def exit_code(signal_number: int | None) -> int:
+    """128 + the signal, as a shell reports it, or 0 if there was none."""
+    return 0 if signal_number is None else 128 + signal_number
+
+
 class Interrupts:
     """A context in which the first signal is only noted, in `signal_number`.
 
@@ -16,11 +21,6 @@ class Interrupts:
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self._before: dict[int, Any] = {}
-
-    @property
-    def exit_code(self) -> int:
-        """128 + the signal, as a shell reports it, or 0 if there was none."""
-        return 0 if self.signal_number is None else 128 + self.signal_number
 
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}

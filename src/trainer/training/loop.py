@@ -9,7 +9,7 @@ Every rank makes the same calls; only printing and writing single files is left 
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from accelerate import Accelerator
@@ -102,7 +102,8 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
         run.log.say(*(note for dataset in datasets for note in dataset.notes))
         run.log.say_start(state.bare_model, run.step, resumed=resume is not None)
         try:
-            run.train(interrupts)
+            with run.saved_on_errors():
+                run.train(interrupts)
             run.save()
             if interrupts.signal_number is None:
                 run.finish()
@@ -143,6 +144,7 @@ class _Run:
         self.saved_step, self.saved_at = step, time.monotonic()
         self.replaced_in_epoch = 0
         self.skipped_in_row = 0
+        self.is_stepping = False  # the optimizer may have changed a part of the weights
         set_aside = set_aside_later(self.folder, step) if self.engine.is_main_process else []
         self.log = RunLog(self.engine, self.config, size, after_step=step)
         self.log.say(*(f"a state later than step {step:,} is kept as {path}" for path in set_aside))
@@ -154,12 +156,14 @@ class _Run:
         stop_requested = save_requested = False
 
         def requests() -> Requests:
+            self.is_stepping = True
             return Requests(interrupts.signal_number is not None, self._is_save_due_by_clock())
 
         with self.log.progress_bar(self.step):
             while self.step < last and not stop_requested:
                 # Train one optimizer step; on a broken gradient, stop if the settings say so.
                 result = train_step(self.state, batches, self.step, requests)
+                self.is_stepping = False
                 if not result.taken and on_nonfinite == "stop":
                     self._stop_nonfinite(result)
                 self.step += 1
@@ -179,6 +183,27 @@ class _Run:
                 epoch, steps_into_epoch = divmod(self.step, self.size.steps_per_epoch)
                 if not steps_into_epoch and self.engine.is_local_main_process:
                     drop_old_plans(self.folder / PLANS_FOLDER, epoch)
+
+    @contextmanager
+    def saved_on_errors(self) -> Iterator[None]:
+        """Save the last good state before an error ends the training, and say so.
+
+        The weights are sound unless the gradient was not finite, or the error was raised while the
+        optimizer stepped. Saving takes all ranks, and the others know nothing of the error, so only
+        a single process saves.
+        """
+        try:
+            yield
+        except NonFiniteError:
+            raise
+        except Exception:
+            is_sound = not self.is_stepping and self.step > self.saved_step
+            if is_sound and self.engine.num_processes == 1:
+                # Whatever hinders the save must not hide the error.
+                with suppress(Exception):
+                    self.save()
+            self.log.say_end(self.step, self.saved_step)
+            raise
 
     def _iter_batches(self) -> Iterator[Batch]:
         """This rank's micro-batches from the current step to the last one."""

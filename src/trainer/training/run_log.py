@@ -76,6 +76,17 @@ class RunLog:
             "Continue with --resume latest."
         )
 
+    def say_end(self, step: int, saved_step: int) -> None:
+        """Print that an error ends the run after `step` steps, and from which state it can go on.
+
+        `saved_step` is the step of the newest state, or 0 when there is none.
+        """
+        if saved_step:
+            state = f"the state after step {saved_step:,} is saved. Continue with --resume latest."
+        else:
+            state = "there is no saved state yet."
+        self.say(f"The run ends after step {step:,} of {self._size.max_steps:,}: {state}")
+
     def progress_bar(self, step: int) -> Any:
         """The progress bar from `step` on, to be entered before the first `log_step`."""
         self._bar = tqdm(

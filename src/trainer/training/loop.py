@@ -227,7 +227,7 @@ class _Run:
     def _is_save_due_by_clock(self) -> bool:
         """True if `checkpoint.every_minutes` have passed by this rank's clock."""
         minutes = self.config.checkpoint.every_minutes
-        return minutes is not None and time.monotonic() - self.saved_at >= minutes * 60
+        return minutes > 0 and time.monotonic() - self.saved_at >= minutes * 60
 
     def _is_save_due_by_step(self) -> bool:
         """True if a state is due after this step; all ranks give the same answer."""

@@ -3,6 +3,8 @@ import resource
 import shutil
 import subprocess
 import sys
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -126,6 +128,23 @@ def test_states_are_saved_by_epochs_and_by_the_clock(config, tmp_path):
         == 0
     )
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 3
+
+
+@pytest.mark.parametrize(("minutes", "saves"), [(None, [3, 6, 8]), (0, [8])])
+def test_the_default_saves_every_half_hour(config, monkeypatch, minutes, saves):
+    """With default settings a state is saved every 30 minutes; 0 leaves only the one at the end."""
+    ten_minutes = count(step=600)
+    clock = SimpleNamespace(monotonic=lambda: next(ten_minutes))
+    monkeypatch.setattr("trainer.training.loop.time", clock)
+    saved = []
+
+    def save(_, folder, step, *_rest, **_keep):
+        saved.append(step)
+        return folder, ""
+
+    monkeypatch.setattr("trainer.training.loop.save_state", save)
+    assert train_here(config(checkpoint={"every_minutes": minutes})) == 0
+    assert saved == saves
 
 
 def test_a_full_disk_is_said_and_the_run_goes_on(config, tmp_path):

@@ -6,7 +6,8 @@
         ├── LatentsError           a latents file is missing, broken, or of another family
         ├── ModelError             a model folder does not fit the settings
         ├── ResumeError            a saved state does not fit the run, or none is complete
-        └── NonFiniteError         the gradient is not finite, and the run may not skip it
+        ├── NonFiniteError         the gradient is not finite, and the run may not skip it
+        └── BatchTimeoutError      no batch came after a signal asked the run to stop
 
 Every message reads: where, what was found, what was expected, the next step. Only `run` prints and
 exits.
@@ -39,3 +40,7 @@ class ResumeError(TrainerError):
 
 class NonFiniteError(TrainerError):
     """The gradient or the weights are not finite, and the run may not continue."""
+
+
+class BatchTimeoutError(TrainerError):
+    """No batch came within some seconds of a signal that asked the run to stop."""

@@ -22,7 +22,8 @@ from trainer.data.epochs import EpochPlans, RunSize, identity, run_size
 from trainer.data.loader import Share, build_loader
 from trainer.data.plan_files import drop_old_plans
 from trainer.data.samples import SampleMaker, build_chunker
-from trainer.errors import LatentsError, NonFiniteError
+from trainer.data.workers import kill_workers
+from trainer.errors import BatchTimeoutError, LatentsError, NonFiniteError
 from trainer.model.build import build_model
 from trainer.model.noise_schedule import Schedule
 from trainer.model.save import save_model
@@ -152,7 +153,7 @@ class _Run:
     def train(self, interrupts: Interrupts) -> None:
         """Train from the current step to the last one, or until a signal arrives."""
         last, on_nonfinite = self.size.max_steps, self.config.train.on_nonfinite
-        batches = self._iter_batches()
+        batches = interrupts.bounded(self._iter_batches())
         stop_requested = save_requested = False
 
         def requests() -> Requests:
@@ -162,7 +163,15 @@ class _Run:
         with self.log.progress_bar(self.step):
             while self.step < last and not stop_requested:
                 # Train one optimizer step; on a broken gradient, stop if the settings say so.
-                result = train_step(self.state, batches, self.step, requests)
+                try:
+                    result = train_step(self.state, batches, self.step, requests)
+                except BatchTimeoutError as error:
+                    kill_workers()
+                    # Other ranks would wait for this one in vain: the error ends them all.
+                    if self.engine.num_processes > 1:
+                        raise
+                    self.log.say(f"WARNING: {error}")
+                    return
                 self.is_stepping = False
                 if not result.taken and on_nonfinite == "stop":
                     self._stop_nonfinite(result)

@@ -4,6 +4,7 @@ Every rank calls every method; only rank 0 prints and writes.
 """
 
 import sys
+from contextlib import suppress
 from typing import Any
 
 from accelerate import Accelerator
@@ -43,10 +44,14 @@ class RunLog:
             self._metrics.close()
 
     def say(self, *lines: str) -> None:
-        """Print lines once, whatever the number of ranks, without breaking the progress bar."""
+        """Print lines once, whatever the number of ranks, without breaking the progress bar.
+
+        A terminal that is gone, as after a dropped ssh connection, keeps no run from saving.
+        """
         for line in lines:
             if self._engine.is_main_process:
-                tqdm.write(line, file=sys.stderr)
+                with suppress(OSError):
+                    tqdm.write(line, file=sys.stderr)
 
     def say_start(self, model: Model, step: int, *, resumed: bool) -> None:
         """Print how the run starts, in one line with the derived numbers."""

@@ -111,6 +111,8 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
             else:
                 run.log.say_stop(run.step, is_saved=run.saved_step == run.step)
         finally:
+            if len(run.unsaved) > 1:
+                run.log.say(f"WARNING: {len(run.unsaved):,} states could not be saved in this run.")
             run.log.close()
     engine.end_training()
     return interrupts.exit_code
@@ -145,6 +147,7 @@ class _Run:
         self.saved_step, self.saved_at = step, time.monotonic()
         self.replaced_in_epoch = 0
         self.skipped_in_row = 0
+        self.unsaved: set[int] = set()  # steps whose states could not be saved
         self.is_stepping = False  # the optimizer may have changed a part of the weights
         set_aside = set_aside_later(self.folder, step) if self.engine.is_main_process else []
         self.log = RunLog(self.engine, self.config, size, after_step=step)
@@ -256,7 +259,10 @@ class _Run:
         self.saved_at = time.monotonic()
         if saved:
             self.saved_step = self.step
-        else:
+            return
+        is_first = not self.unsaved
+        self.unsaved.add(self.step)
+        if is_first:
             self.log.say(
                 f"WARNING: the state after step {self.step:,} could not be saved ({problem}). "
                 "The older states are kept and the run continues. Free some disk space."

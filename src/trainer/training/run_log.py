@@ -32,6 +32,7 @@ class RunLog:
         self._recent = Recent()
         self._bar: Any = None
         self._metrics: MetricsFile | None = None
+        self._lost_lines = 0
         if engine.is_main_process:
             path = config.train.output_dir / METRICS_FILE
             self._metrics = MetricsFile(path, after_step=after_step)
@@ -39,7 +40,9 @@ class RunLog:
             engine.init_trackers(self._settings.project, config={"config": resolved_toml(config)})
 
     def close(self) -> None:
-        """Close the metrics file."""
+        """Close the metrics file, and print how many of its lines are lost if not just one."""
+        if self._lost_lines > 1:
+            self.say(f"WARNING: the metrics of {self._lost_lines:,} steps are lost.")
         if self._metrics:
             self._metrics.close()
 
@@ -134,7 +137,9 @@ class RunLog:
                 "captions": from_all_ranks(self._engine, result.captions),
             }
         if self._metrics and (problem := self._metrics.write(step, **line)):
-            self.say(
-                f"WARNING: the metrics of step {step:,} are lost: {problem}. "
-                "The run continues. Free some disk space."
-            )
+            self._lost_lines += 1
+            if self._lost_lines == 1:
+                self.say(
+                    f"WARNING: the metrics of step {step:,} are lost: {problem}. "
+                    "The run continues. Free some disk space."
+                )

@@ -7,7 +7,8 @@
         ├── ModelError             a model folder does not fit the settings
         ├── ResumeError            a saved state does not fit the run, or none is complete
         ├── NonFiniteError         the gradient is not finite, and the run may not skip it
-        └── RankError              another process of the run is lost or was never there
+        ├── RankError              another process of the run is lost or was never there
+        └── BatchTimeoutError      no batch came after a signal asked the run to stop
 
 Every message reads: where, what was found, what was expected, the next step. Only `run` prints and
 exits.
@@ -44,3 +45,7 @@ class NonFiniteError(TrainerError):
 
 class RankError(TrainerError):
     """Another process of the run has ended, does not answer, or was never started."""
+
+
+class BatchTimeoutError(TrainerError):
+    """No batch came within some seconds of a signal that asked the run to stop."""

@@ -7,6 +7,8 @@ from the page cache), checksums included. Every other layout, and every damaged 
 """
 
 import math
+import os
+import stat
 import struct
 import zipfile
 import zlib
@@ -63,7 +65,9 @@ class Npz:
     def __init__(self, path: Path) -> None:
         self._slow: np.lib.npyio.NpzFile | None = None
         with ExitStack() as closing:
-            self._file = closing.enter_context(path.open("rb", buffering=0))
+            self._file = closing.enter_context(FileIO(path, opener=_open_at_once))
+            if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+                raise ValueError("not a regular file")
             self._members = _members(self._file)
             self.names: Collection[str] = (
                 self._through_numpy().files if self._members is None else self._members.keys()
@@ -97,6 +101,11 @@ class Npz:
             self._file.seek(0)
             self._slow = np.load(self._file, allow_pickle=False)
         return self._slow
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """A descriptor of the file; a named pipe without a writer would be waited for otherwise."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _members(file: FileIO) -> dict[str, _Member] | None:
@@ -155,7 +164,7 @@ def _members(file: FileIO) -> dict[str, _Member] | None:
         found.append((name[:-4].decode("ascii"), unpacked, crc))
 
     # A member must have room for its array before the next one begins.
-    ends = [*starts[1:], directory]
+    ends = [*starts, directory][1:]
     for (name, unpacked, crc), start, end in zip(found, starts, ends, strict=True):
         if name in members or end - start < _LOCAL.size + unpacked:
             return None

@@ -312,8 +312,8 @@ class CheckpointSettings(Section):
     """Optimizer steps between saves. Not set: steps decide nothing."""
     every_epochs: int | None = Field(default=None, ge=1, le=MOST)
     """Epochs between saves. Not set: epochs decide nothing."""
-    every_minutes: float | None = Field(default=None, gt=0)
-    """Minutes between saves. Not set: time decides nothing."""
+    every_minutes: float = Field(default=30.0, ge=0)
+    """Minutes between saves. 0: time decides nothing."""
     keep: int = Field(default=2, ge=1, le=MOST)
     """Number of newest states to keep."""
 

@@ -99,12 +99,15 @@ def bucket_sizes(sets: Sequence[SetRows]) -> tuple[Numbers, NDArray[np.int64]]:
 
 
 def largest_area(sets: Sequence[SetRows]) -> int:
-    """The area in square pixels of the largest record, usable or not."""
+    """The area in square pixels of the largest usable record."""
     areas = [0]
     for rows in sets:
         for start in range(0, len(rows.width), WINDOW):
             window = slice(start, start + WINDOW)
-            areas.append(int((rows.width[window].astype(np.int64) * rows.height[window]).max()))
+            found = rows.width[window].astype(np.int64) * rows.height[window]
+            if rows.usable is not None:
+                found = found[np.asarray(rows.usable[window])]
+            areas.append(int(found.max(initial=0)))
     return max(areas)
 
 

@@ -7,6 +7,8 @@ workers: a batch is a pure function of its step and micro-step.
 
 import logging
 import sys
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,7 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from capmerge.errors import CapmergeError
+from capmerge.errors import CapmergeError, WorkerError
 from capmerge.tokens.chunks import Chunker
 from trainer.data.batch import Batch, Sample, SampleRequest
 from trainer.data.buckets import SetRows, largest_area, next_of_bucket
@@ -41,6 +43,9 @@ _BYTES_PER_LATENT = 4 * (3 * LATENT_CHANNELS + 1)
 _BYTES_BESIDES = 1 << 20
 # A whole bucket without latents is not a gap that should be filled.
 _MOST_TRIES = 100
+# Killed workers are started anew so often within so many seconds: memory that is short once, as
+# beside another program, is no reason to end a run; memory that is always short is.
+_MOST_RESTARTS, _RESTARTS_SECONDS = 3, 600
 
 _logger = logging.getLogger(__name__)
 
@@ -66,19 +71,45 @@ class Loader:
     `len` counts micro-batches. The workers live as long as one iterator, which goes over all
     epochs. Records that were replaced are logged as warnings, each once. Iterating raises the
     errors of the workers: a `CapmergeError` as it was raised there, any other error with the
-    worker's traceback, and `WorkerError` when a worker was killed.
+    worker's traceback. When a worker was killed, new ones are started and the batches go on; the
+    fourth time within ten minutes raises `WorkerError`.
     """
 
     def __init__(
-        self, loader: "DataLoader[_Loaded | bytes]", batches: "_MicroBatches", slot_bytes: int
+        self,
+        loader: "DataLoader[_Loaded | bytes]",
+        batches: "_MicroBatches",
+        order: "_Steps",
+        slot_bytes: int,
     ) -> None:
-        self._loader, self._batches, self._slot_bytes = loader, batches, slot_bytes
+        self._loader, self._batches, self._order = loader, batches, order
+        self._slot_bytes = slot_bytes
         self._logged: set[tuple[int, int]] = set()
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
+        done = 0
+        restarts: deque[float] = deque(maxlen=_MOST_RESTARTS)
+        while True:
+            try:
+                for batch in self._iter_after(done):
+                    done += 1
+                    yield batch
+            except WorkerError as error:
+                # Batches are pure functions of the step, so new workers make the same ones.
+                now = time.monotonic()
+                if len(restarts) == _MOST_RESTARTS and now - restarts[0] < _RESTARTS_SECONDS:
+                    raise
+                restarts.append(now)
+                _logger.warning("WARNING: %s The workers are started anew.", error)
+            else:
+                return
+
+    def _iter_after(self, done: int) -> Iterator[Batch]:
+        """The micro-batches after the first `done`, made by new workers."""
+        self._order.done = done
         workers = self._loader.num_workers
         handover = (
             Handover(workers, _PREFETCHED + 1, self._slot_bytes)
@@ -127,10 +158,11 @@ def build_loader(
     batches = _MicroBatches(
         make_sample, open_epoch, sets, chunker, share, on_missing, steps_per_epoch, max_steps
     )
+    order = _Steps(start_step, max_steps, share.accumulation)
     loader = DataLoader(
         batches,
         batch_size=None,
-        sampler=_Steps(start_step, max_steps, share.accumulation),
+        sampler=order,
         num_workers=workers,
         prefetch_factor=_PREFETCHED if workers else None,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
@@ -142,7 +174,7 @@ def build_loader(
         generator=torch.Generator(),
     )
     latents = largest_area(sets) * share.batch_size // PIXELS_PER_LATENT**2
-    return Loader(loader, batches, latents * _BYTES_PER_LATENT + _BYTES_BESIDES)
+    return Loader(loader, batches, order, latents * _BYTES_PER_LATENT + _BYTES_BESIDES)
 
 
 class _Loaded(NamedTuple):
@@ -156,16 +188,18 @@ class _Loaded(NamedTuple):
 
 
 class _Steps(Sampler[tuple[int, int]]):
-    """All pairs (step, micro) in order."""
+    """All pairs (step, micro) in order, without the first `done` ones."""
 
     def __init__(self, start_step: int, max_steps: int, accumulation: int) -> None:
         self._steps, self._accumulation = range(start_step, max_steps), accumulation
+        self.done = 0
 
     def __len__(self) -> int:
         return len(self._steps) * self._accumulation
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((step, micro) for step in self._steps for micro in range(self._accumulation))
+        pairs = ((step, micro) for step in self._steps for micro in range(self._accumulation))
+        return islice(pairs, self.done, None)
 
 
 @dataclass

@@ -260,9 +260,9 @@ def save_state(
         sync_files(unfinished)
     # torch and safetensors have errors of their own for a full disk.
     except (OSError, RuntimeError, SafetensorError) as error:
-        if not _is_disk_error(error):
+        problem = _disk_problem(error)
+        if not problem:
             raise
-        problem = str(error)
 
     # Publish the state if all ranks have written theirs, and give it up on all ranks otherwise.
     if not _any_rank(engine, bool(problem)) and engine.is_main_process:
@@ -324,10 +324,26 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_disk_error(error: Exception) -> bool:
-    """True if an error says that writing failed; any other error is a bug."""
-    text = str(error).lower()
-    return isinstance(error, OSError) or any(
-        sign in text
-        for sign in ("os error", "no space", "file write failed", "failed writing", "too large")
-    )
+# `iostream error` is the only word of torch's own writer about a full disk.
+_DISK_SIGNS = (
+    "os error",
+    "no space",
+    "file write failed",
+    "failed writing",
+    "too large",
+    "iostream error",
+)
+
+
+def _disk_problem(error: BaseException | None) -> str:
+    """The text of the error that says that writing failed; "" when none does and it is a bug.
+
+    The whole chain of causes is searched: where torch cannot write, it goes on to close the file,
+    and its complaint about that ("enforce fail ... unexpected pos") hides the first error.
+    """
+    while error is not None:
+        text = str(error)
+        if isinstance(error, OSError) or any(sign in text.lower() for sign in _DISK_SIGNS):
+            return text
+        error = error.__cause__ or error.__context__
+    return ""

@@ -9,7 +9,7 @@ Every rank makes the same calls; only printing and writing single files is left 
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from accelerate import Accelerator
@@ -22,7 +22,14 @@ from trainer.data.epochs import EpochPlans, RunSize, identity, length_warnings, 
 from trainer.data.loader import Share, build_loader
 from trainer.data.plan_files import drop_old_plans
 from trainer.data.samples import SampleMaker, build_chunker
-from trainer.errors import ConfigError, LatentsError, NonFiniteError, RankError
+from trainer.data.workers import kill_workers
+from trainer.errors import (
+    BatchTimeoutError,
+    ConfigError,
+    LatentsError,
+    NonFiniteError,
+    RankError,
+)
 from trainer.model.build import build_model, model_fingerprint
 from trainer.model.noise_schedule import Schedule
 from trainer.model.save import save_model, without_wrappers
@@ -143,7 +150,8 @@ def _train(config: Config, *, resume: str | None, allow_change: bool) -> int:
         run.log.say(*length_warnings(config, size.max_steps))
         run.log.say_start(state.bare_model, run.step, resumed=resume is not None)
         try:
-            run.train(interrupts)
+            with run.saved_on_errors():
+                run.train(interrupts)
             run.save()
             # The signal may have reached one rank only, but all of them end the run alike.
             stopped_by = first_of_ranks(engine, interrupts.signal_number)
@@ -152,6 +160,8 @@ def _train(config: Config, *, resume: str | None, allow_change: bool) -> int:
             else:
                 run.log.say_stop(run.step, is_saved=run.saved_step == run.step)
         finally:
+            if len(run.unsaved) > 1:
+                run.log.say(f"WARNING: {len(run.unsaved):,} states could not be saved in this run.")
             run.log.close()
     # Drop DDP before the process group. If it were the last to hold the group, it would wait for a
     # thread of gloo with Python's lock in hand, which that thread may need: both would hang.
@@ -198,6 +208,8 @@ class _Run:
         self.saved_step, self.saved_at = step, time.monotonic()
         self.replaced_in_epoch = 0
         self.skipped_in_row = 0
+        self.unsaved: set[int] = set()  # steps whose states could not be saved
+        self.is_stepping = False  # the optimizer may have changed a part of the weights
         set_aside = set_aside_later(self.folder, step) if self.engine.is_main_process else []
         self.log = RunLog(self.engine, self.config, size, after_step=step)
         self.log.say(*(f"a state later than step {step:,} is kept as {path}" for path in set_aside))
@@ -207,16 +219,26 @@ class _Run:
         last, on_nonfinite = self.size.max_steps, self.config.train.on_nonfinite
         told_at = min(last, self.step + FIRST_STEPS)
         watched = self._watch_bf16()
-        batches = self._iter_batches()
+        batches = interrupts.bounded(self._iter_batches())
         stop_requested = save_requested = False
 
         def requests() -> Requests:
+            self.is_stepping = True
             return Requests(interrupts.signal_number is not None, self._is_save_due_by_clock())
 
         with self.log.progress_bar(self.step):
             while self.step < last and not stop_requested:
                 # Train one optimizer step; on a broken gradient, stop if the settings say so.
-                result = train_step(self.state, batches, self.step, requests)
+                try:
+                    result = train_step(self.state, batches, self.step, requests)
+                except BatchTimeoutError as error:
+                    kill_workers()
+                    # Other ranks would wait for this one in vain: the error ends them all.
+                    if self.engine.num_processes > 1:
+                        raise
+                    self.log.say(f"WARNING: {error}")
+                    return
+                self.is_stepping = False
                 if not result.taken and on_nonfinite == "stop":
                     self._stop_nonfinite(result)
                 self.step += 1
@@ -247,6 +269,27 @@ class _Run:
         parameters = self.state.bare_model.parameters()
         return MovedWeights(parameter for parameter in parameters if parameter.requires_grad)
 
+    @contextmanager
+    def saved_on_errors(self) -> Iterator[None]:
+        """Save the last good state before an error ends the training, and say so.
+
+        The weights are sound unless the gradient was not finite, or the error was raised while the
+        optimizer stepped. Saving takes all ranks, and the others know nothing of the error, so only
+        a single process saves.
+        """
+        try:
+            yield
+        except NonFiniteError:
+            raise
+        except Exception:
+            is_sound = not self.is_stepping and self.step > self.saved_step
+            if is_sound and self.engine.num_processes == 1:
+                # Whatever hinders the save must not hide the error.
+                with suppress(Exception):
+                    self.save()
+            self.log.say_end(self.step, self.saved_step)
+            raise
+
     def _iter_batches(self) -> Iterator[Batch]:
         """This rank's micro-batches from the current step to the last one."""
         train, engine = self.config.train, self.engine
@@ -269,7 +312,7 @@ class _Run:
     def _is_save_due_by_clock(self) -> bool:
         """True if `checkpoint.every_minutes` have passed by this rank's clock."""
         minutes = self.config.checkpoint.every_minutes
-        return minutes is not None and time.monotonic() - self.saved_at >= minutes * 60
+        return minutes > 0 and time.monotonic() - self.saved_at >= minutes * 60
 
     def _is_save_due_by_step(self) -> bool:
         """True if a state is due after this step; all ranks give the same answer."""
@@ -291,7 +334,10 @@ class _Run:
         self.saved_at = time.monotonic()
         if saved:
             self.saved_step = self.step
-        else:
+            return
+        is_first = not self.unsaved
+        self.unsaved.add(self.step)
+        if is_first:
             self.log.say(
                 f"WARNING: the state after step {self.step:,} could not be saved ({problem}). "
                 "The older states are kept and the run continues. Free some disk space."

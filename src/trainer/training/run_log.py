@@ -4,6 +4,7 @@ Every rank calls every method; only rank 0 prints and writes.
 """
 
 import sys
+from contextlib import suppress
 from typing import Any
 
 from accelerate import Accelerator
@@ -31,6 +32,7 @@ class RunLog:
         self._recent = Recent()
         self._bar: Any = None
         self._metrics: MetricsFile | None = None
+        self._lost_lines = 0
         if engine.is_main_process:
             path = config.train.output_dir / METRICS_FILE
             self._metrics = MetricsFile(path, after_step=after_step)
@@ -38,15 +40,21 @@ class RunLog:
             engine.init_trackers(self._settings.project, config={"config": resolved_toml(config)})
 
     def close(self) -> None:
-        """Close the metrics file."""
+        """Close the metrics file, and print how many of its lines are lost if not just one."""
+        if self._lost_lines > 1:
+            self.say(f"WARNING: the metrics of {self._lost_lines:,} steps are lost.")
         if self._metrics:
             self._metrics.close()
 
     def say(self, *lines: str) -> None:
-        """Print lines once, whatever the number of ranks, without breaking the progress bar."""
+        """Print lines once, whatever the number of ranks, without breaking the progress bar.
+
+        A terminal that is gone, as after a dropped ssh connection, keeps no run from saving.
+        """
         for line in lines:
             if self._engine.is_main_process:
-                tqdm.write(line, file=sys.stderr)
+                with suppress(OSError):
+                    tqdm.write(line, file=sys.stderr)
 
     def say_start(self, model: Model, step: int, *, resumed: bool) -> None:
         """Print how the run starts, in one line with the derived numbers."""
@@ -75,6 +83,17 @@ class RunLog:
             f"stopped after step {step:,} of {self._size.max_steps:,}; {state}. "
             "Continue with --resume latest."
         )
+
+    def say_end(self, step: int, saved_step: int) -> None:
+        """Print that an error ends the run after `step` steps, and from which state it can go on.
+
+        `saved_step` is the step of the newest state, or 0 when there is none.
+        """
+        if saved_step:
+            state = f"the state after step {saved_step:,} is saved. Continue with --resume latest."
+        else:
+            state = "there is no saved state yet."
+        self.say(f"The run ends after step {step:,} of {self._size.max_steps:,}: {state}")
 
     def progress_bar(self, step: int) -> Any:
         """The progress bar from `step` on, to be entered before the first `log_step`."""
@@ -118,7 +137,9 @@ class RunLog:
                 "captions": from_all_ranks(self._engine, result.captions),
             }
         if self._metrics and (problem := self._metrics.write(step, **line)):
-            self.say(
-                f"WARNING: the metrics of step {step:,} are lost: {problem}. "
-                "The run continues. Free some disk space."
-            )
+            self._lost_lines += 1
+            if self._lost_lines == 1:
+                self.say(
+                    f"WARNING: the metrics of step {step:,} are lost: {problem}. "
+                    "The run continues. Free some disk space."
+                )

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.data import buckets
-from trainer.data.buckets import SetRows, bucket_sizes, next_of_bucket, triple_of
+from trainer.data.buckets import SetRows, bucket_sizes, largest_area, next_of_bucket, triple_of
 from trainer.errors import LatentsError
 
 
@@ -20,6 +20,13 @@ def rows(width, chunks=None, repeats=1, usable=None):
         repeats,
         None if usable is None else np.array(usable),
     )
+
+
+def test_records_that_are_left_out_size_nothing():
+    """The largest area is that of the usable records, so a bogus size reserves no memory."""
+    usable = [True, False, True]
+    assert largest_area([rows([64, 1_000_000, 128], usable=usable)]) == 128 * 128
+    assert largest_area([rows([64, 96]), rows([512], usable=[False])]) == 96 * 96
 
 
 @pytest.fixture

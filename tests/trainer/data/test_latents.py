@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -44,6 +46,22 @@ def load(path, *, family=SD1, width=192, height=256, flipped=False, alpha_mask=F
     return load_latents(
         path, family=family, width=width, height=height, flipped=flipped, alpha_mask=alpha_mask
     )
+
+
+def test_a_named_pipe_is_no_file_of_latents(tmp_path):
+    """A pipe among the latents is an error at once, where opening it would wait for a writer."""
+    path = tmp_path / "a.npz"
+    os.mkfifo(path)
+    with pytest.raises(LatentsError, match=r"a\.npz: not a regular file, expected an \.npz"):
+        load(path)
+
+
+def test_a_zip_without_members_has_no_arrays(tmp_path):
+    """An empty zip is told as such, and not by an error of Python."""
+    path = tmp_path / "a.npz"
+    np.savez(path)
+    with pytest.raises(LatentsError, match='found no arrays, expected "latents"'):
+        load(path)
 
 
 @pytest.mark.parametrize("how", [np.savez, np.savez_compressed])

@@ -9,7 +9,8 @@ import threading
 import traceback
 from dataclasses import fields
 from functools import partial
-from itertools import chain
+from itertools import chain, count
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -404,8 +405,52 @@ def test_a_bug_in_a_worker_shows_its_traceback(load):
     traceback.clear_frames(caught.tb)
 
 
-def test_a_killed_worker_is_a_clear_error(load):
-    """A worker that is killed, as by the kernel when memory is short, is one clear error.
+def kill_one(before):
+    """Kill a worker that was started since `before`, as the kernel does when memory is short."""
+    worker = min(set(multiprocessing.active_children()) - before, key=lambda one: one.pid)
+    os.kill(worker.pid, signal.SIGKILL)
+    # Wait until it has ended, and leave its status to torch.
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_worker_is_started_anew(load, caplog, workers):
+    """A killed worker changes no batch: new workers go on with the same ones, and it is told."""
+    expected = list(load([rows_of(120)]))
+    before = set(multiprocessing.active_children())
+    batches = iter(load([rows_of(120)], workers=workers))
+    taken = []
+    for place in range(len(expected)):
+        if place in (3, 4, 11):
+            # It is noticed only when a batch is asked for: a step would be cut in two otherwise.
+            kill_one(before)
+        taken.append(next(batches))
+    assert list(batches) == []
+    assert all_same(taken, expected)
+    assert len([line for line in caplog.messages if line.endswith("started anew.")]) == 3
+
+
+def test_restarts_that_are_long_past_do_not_count(load, monkeypatch):
+    """Only the restarts of the last ten minutes count, so a run of days may have many."""
+    hours = count(step=3600)
+    clock = SimpleNamespace(monotonic=lambda: next(hours))
+    monkeypatch.setattr("trainer.data.loader.time", clock)
+    expected = list(load([rows_of(60)]))
+    before = set(multiprocessing.active_children())
+    batches = iter(load([rows_of(60)], workers=1))
+    taken = []
+    for place in range(len(expected)):
+        if place in range(1, 6):
+            kill_one(before)
+        taken.append(next(batches))
+    assert all_same(taken, expected)
+    batches.close()
+
+
+def test_workers_that_are_always_killed_are_a_clear_error(load, caplog):
+    """Workers that are killed whenever they start, as when memory is short, are one clear error.
+
+    Three are started anew before.
 
     The error does not hold torch's iterator, which would make torch raise the error again whenever
     any process ends.
@@ -417,6 +462,7 @@ def test_a_killed_worker_is_a_clear_error(load):
         match=r"^data loading: DataLoader worker \(pid.* too little memory: lower train\.workers",
     ) as caught:
         list(load([rows_of(10)], Maker(kills=True), workers=1))
+    assert len(caplog.messages) == 3
     assert caught.value.__context__ is None
     assert not [
         thing for thing in gc.get_objects() if type(thing) is _MultiProcessingDataLoaderIter

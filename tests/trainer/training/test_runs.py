@@ -4,12 +4,15 @@ import resource
 import shutil
 import subprocess
 import sys
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import torch
 from builders.runs import (
     LATENTS,
     ROOT,
+    assert_equal_bits,
     metrics_of,
     rewrite_examples,
     run,
@@ -24,6 +27,7 @@ from trainer.config.load import load_config
 from trainer.errors import ConfigError, LatentsError, NonFiniteError, ResumeError
 from trainer.model.build import build_model
 from trainer.training.dry_run import show
+from trainer.training.loss import batch_loss
 
 
 @pytest.fixture(scope="module")
@@ -128,18 +132,43 @@ def test_states_are_saved_by_epochs_and_by_the_clock(config, tmp_path):
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 3
 
 
-def test_a_full_disk_is_said_and_the_run_goes_on(config, tmp_path):
-    """A state that cannot be written leaves nothing behind; the run continues with a warning."""
-    limit = 300_000  # bytes of a file: enough for metrics and plans, not for the weights
+@pytest.mark.parametrize(("minutes", "saves"), [(None, [3, 6, 8]), (0, [8])])
+def test_the_default_saves_every_half_hour(config, monkeypatch, minutes, saves):
+    """With default settings a state is saved every 30 minutes; 0 leaves only the one at the end."""
+    ten_minutes = count(step=600)
+    clock = SimpleNamespace(monotonic=lambda: next(ten_minutes))
+    monkeypatch.setattr("trainer.training.loop.time", clock)
+    saved = []
+
+    def save(_, folder, step, *_rest, **_keep):
+        saved.append(step)
+        return folder, ""
+
+    monkeypatch.setattr("trainer.training.loop.save_state", save)
+    assert train_here(config(checkpoint={"every_minutes": minutes})) == 0
+    assert saved == saves
+
+
+# Bytes of a file: 300 kB are enough for metrics and plans, not for the weights, and 6 MB are enough
+# for the weights, not for the optimizer's state.
+@pytest.mark.parametrize(("limit", "code"), [(300_000, 1), (6_000_000, 0)])
+def test_a_full_disk_is_said_and_the_run_goes_on(config, tmp_path, limit, code):
+    """A state that cannot be written leaves nothing behind; the run continues with a warning.
+
+    The warning comes once, and a count at the end.
+    """
     done = run(
         config(train={"max_steps": 3}, checkpoint={"every_steps": 1}),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert "WARNING: the state after step 1 could not be saved" in done.stderr
+    assert "unexpected pos" not in done.stderr
+    assert done.stderr.count("could not be saved") == 2
+    assert "WARNING: 3 states could not be saved in this run." in done.stderr
     assert "Traceback" not in done.stderr
     assert len(metrics_of(tmp_path / "run")) == 3
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
-    assert done.returncode == 1  # the model itself could not be written
+    assert done.returncode == code  # 1: the model itself could not be written
 
 
 @pytest.mark.parametrize("asked", ["skip", "stop"])
@@ -213,6 +242,93 @@ def test_a_file_that_vanished_is_replaced_or_stops_the_run(metadata, tmp_path):
     lines = metrics_of(tmp_path / "skipped")
     assert sum(line.get("replaced", 0) for line in lines) == 1
     assert "danbooru/1003817" not in [key for line in lines for key in line["keys"]]
+
+
+def break_after(steps, broken, settings, folder):
+    """Break the latents that step `steps` + 1 needs, but none of the steps before.
+
+    `settings` are those of a run over all latents with batches of one; the latents are copied to
+    `folder`, and `broken` is called with the path of the file.
+    """
+    shutil.copytree(LATENTS, folder)
+    output_dir = folder.parent / "whole"
+    sections = settings | {"train": settings["train"] | {"output_dir": str(output_dir)}}
+    assert train_here(write_config(folder.parent / "whole.toml", sections)) == 0
+    (key,) = metrics_of(output_dir)[steps]["keys"]
+    broken(next(folder.glob(f"{key.rpartition('.')[0] or key}*.npz")))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_file_ends_the_run_with_its_state_saved(metadata, tmp_path, capsys, workers):
+    """A broken latents file under `on_missing = "stop"` costs no step: the state is saved first.
+
+    Once the file is mended, the run goes on to the weights of a run that was never interrupted.
+    """
+    latents = tmp_path / "latents"
+    settings = settings_of(
+        metadata,
+        tmp_path / "run",
+        data={"latents": str(latents)},
+        train={"max_steps": 4, "batch_size": 1, "workers": workers},
+    )
+    whole = []
+
+    def cut(path):
+        whole.append((path, path.read_bytes()))
+        path.write_bytes(path.read_bytes()[:100])
+
+    break_after(2, cut, settings, latents)
+    config = write_config(tmp_path / "c.toml", settings)
+    with pytest.raises(LatentsError):
+        train_here(config)
+    said = "The run ends after step 2 of 4: the state after step 2 is saved. Continue with --resume"
+    assert capsys.readouterr().err.count(said) == 1
+    for path, data in whole:
+        path.write_bytes(data)
+    assert train_here(config, resume="latest") == 0
+    assert_equal_bits(state_of(tmp_path / "run", 4), state_of(tmp_path / "whole", 4))
+
+
+def test_an_error_before_the_first_step_saves_nothing(metadata, tmp_path):
+    """Weights that are still those of `model.path` are not worth a state."""
+    latents = tmp_path / "latents"
+    shutil.copytree(LATENTS, latents)
+    settings = settings_of(metadata, tmp_path / "run", data={"latents": str(latents)})
+    for path in latents.rglob("*.npz"):
+        path.write_bytes(b"")
+    with pytest.raises(LatentsError):
+        train_here(write_config(tmp_path / "c.toml", settings))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_an_error_of_the_device_ends_the_run_with_its_state_saved(config, tmp_path, monkeypatch):
+    """Memory that runs out in the middle of a step saves the state before the step."""
+    steps = 0
+
+    def fail(*arguments):
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            raise torch.OutOfMemoryError("no memory")
+        return batch_loss(*arguments)
+
+    monkeypatch.setattr("trainer.training.step.batch_loss", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        train_here(config())
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_weights_that_are_half_stepped_are_not_saved(config, tmp_path, monkeypatch, capsys):
+    """An error while the optimizer steps leaves the older states as they are."""
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr("trainer.training.step.guarded_step", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        train_here(config())
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert "The run ends after step 0 of 8: there is no saved state yet." in capsys.readouterr().err
 
 
 def test_too_many_replaced_samples_stop_the_run(metadata, tmp_path):

@@ -6,9 +6,28 @@ from diffusers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from capmerge.toml import to_toml
 from trainer.config.load import resolved_toml
-from trainer.config.rules import ALWAYS, RULES
+from trainer.config.rules import RULES
 from trainer.config.settings import CaptionSettings, Config, ScheduleArguments
 from trainer.errors import ConfigError
+
+ALWAYS = frozenset(
+    f"{section}.{key}"
+    for section, keys in {
+        "model": "family path gradient_checkpointing",
+        "data": "metadata latents repeats flip alpha_mask on_missing allow_outside",
+        "text": "chunking embedding_noise",
+        "noise": "prediction zero_terminal_snr offset multires_iterations input_perturbation "
+        "min_timestep max_timestep",
+        "loss": "kind min_snr_gamma debiased",
+        "optimizer": "name learning_rate text_learning_rate arguments schedule clip_grad_norm",
+        "train": "output_dir max_steps max_epochs seed batch_size accumulation workers precision "
+        "on_nonfinite",
+        "checkpoint": "every_steps every_epochs every_minutes keep",
+        "log": "every_steps samples trackers",
+    }.items()
+    for key in keys.split()
+)
+"""Settings that every combination reads; a new setting belongs here or into a rule."""
 
 ASKED = {
     "model.size": "tiny",

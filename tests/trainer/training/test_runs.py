@@ -137,14 +137,14 @@ def test_the_default_saves_every_half_hour(config, monkeypatch, minutes, saves):
     """With default settings a state is saved every 30 minutes; 0 leaves only the one at the end."""
     ten_minutes = count(step=600)
     clock = SimpleNamespace(monotonic=lambda: next(ten_minutes))
-    monkeypatch.setattr("trainer.training.loop.time", clock)
+    monkeypatch.setattr("trainer.training.active_run.time", clock)
     saved = []
 
     def save(_, folder, step, *_rest, **_keep):
         saved.append(step)
         return folder, ""
 
-    monkeypatch.setattr("trainer.training.loop.save_state", save)
+    monkeypatch.setattr("trainer.training.active_run.save_state", save)
     assert train_here(config(checkpoint={"every_minutes": minutes})) == 0
     assert saved == saves
 

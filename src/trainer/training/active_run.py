@@ -1,0 +1,267 @@
+"""A run on its way: its steps, when they are saved, and when they must stop.
+
+Every rank makes the same calls; only writing single files is left to rank 0.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from trainer.config.load import resolved_toml
+from trainer.data.batch import Batch
+from trainer.data.datasets import DataSet
+from trainer.data.epochs import EpochPlans, RunSize
+from trainer.data.loader import Share, build_loader
+from trainer.data.plan_files import drop_old_plans
+from trainer.data.samples import SampleMaker, build_chunker
+from trainer.data.workers import kill_workers
+from trainer.errors import (
+    BatchTimeoutError,
+    LatentsError,
+    NonFiniteError,
+)
+from trainer.model.save import save_model, without_wrappers
+from trainer.training.checkpoint import (
+    save_state,
+    set_aside_later,
+)
+from trainer.training.loss_plot import save_loss_plot
+from trainer.training.moved_weights import FIRST_STEPS, WARNING, MovedWeights
+from trainer.training.optim import weights_for_use
+from trainer.training.run_folder import (
+    METRICS_FILE,
+    MODEL_FOLDER,
+    PLANS_FOLDER,
+    PLOT_FILE,
+)
+from trainer.training.run_log import RunLog
+from trainer.training.signals import Interrupts
+from trainer.training.step import Requests, StepResult, TrainState, train_step
+
+MOST_REPLACED = 0.01
+"""Largest share of an epoch that may be replacements for missing or broken latents."""
+MOST_SKIPPED = 20
+"""Largest number of steps in a row that may be skipped.
+
+Latents are checked to be finite, so a single batch may break a gradient, but not every one.
+"""
+
+
+class ActiveRun:
+    """The step at which a run is, what it has saved, and what it counts to decide when to stop."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        datasets: Sequence[DataSet],
+        size: RunSize,
+        fixed: dict[str, Any],
+        *,
+        step: int,
+    ) -> None:
+        self.state, self.datasets, self.size, self.fixed = state, datasets, size, fixed
+        self.engine, self.config = state.engine, state.config
+        self.folder = self.config.train.output_dir
+        self.step = step  # optimizer steps that are done
+        self.saved_step, self.saved_at = step, time.monotonic()
+        self.replaced_in_epoch = 0
+        self.skipped_in_row = 0
+        self.unsaved: set[int] = set()  # steps whose states could not be saved
+        self.is_stepping = False  # the optimizer may have changed a part of the weights
+        set_aside = set_aside_later(self.folder, step) if self.engine.is_main_process else []
+        self.log = RunLog(self.engine, self.config, size, after_step=step)
+        self.log.say(*(f"a state later than step {step:,} is kept as {path}" for path in set_aside))
+
+    def train(self, interrupts: Interrupts) -> None:
+        """Train from the current step to the last one, or until a signal arrives."""
+        last, on_nonfinite = self.size.max_steps, self.config.train.on_nonfinite
+        told_at = min(last, self.step + FIRST_STEPS)
+        watched = self._watch_bf16()
+        batches = interrupts.bounded(self._iter_batches())
+        stop_requested = save_requested = False
+
+        def requests() -> Requests:
+            self.is_stepping = True
+            return Requests(interrupts.signal_number is not None, self._is_save_due_by_clock())
+
+        with self.log.progress_bar(self.step):
+            while self.step < last and not stop_requested:
+                # Train one optimizer step; on a broken gradient, stop if the settings say so.
+                try:
+                    result = train_step(self.state, batches, self.step, requests)
+                except BatchTimeoutError as error:
+                    kill_workers()
+                    # Other ranks would wait for this one in vain: the error ends them all.
+                    if self.engine.num_processes > 1:
+                        raise
+                    self.log.say(f"WARNING: {error}")
+                    return
+                self.is_stepping = False
+                if not result.taken and on_nonfinite == "stop":
+                    self._stop_nonfinite(result)
+                self.step += 1
+                self.log.log_step(self.step, result)
+                self._check_skipped(result)
+                if watched and self.step == told_at:
+                    self.log.say(f"{watched.share():.1%} of the weights moved up to step {told_at}")
+
+                # Save when due. Weights that give no finite gradient would replace good states, so
+                # the save waits for the next step that is taken.
+                stop_requested = result.stop_requested
+                save_requested |= result.save_requested or self._is_save_due_by_step()
+                if save_requested and result.taken:
+                    self.save()
+                    save_requested = False
+
+                # Watch the share of replaced samples, and drop the plans of finished epochs.
+                self._check_replaced(result)
+                epoch, steps_into_epoch = divmod(self.step, self.size.steps_per_epoch)
+                if not steps_into_epoch and self.engine.is_local_main_process:
+                    drop_old_plans(self.folder / PLANS_FOLDER, epoch)
+
+    def _watch_bf16(self) -> MovedWeights | None:
+        """Warn about bf16 weights, and return what they are, to tell how many of them move."""
+        if self.config.train.precision != "full_bf16" or self.step == self.size.max_steps:
+            return None
+        self.log.say(WARNING)
+        parameters = self.state.bare_model.parameters()
+        return MovedWeights(parameter for parameter in parameters if parameter.requires_grad)
+
+    @contextmanager
+    def saved_on_errors(self) -> Iterator[None]:
+        """Save the last good state before an error ends the training, and say so.
+
+        The weights are sound unless the gradient was not finite, or the error was raised while the
+        optimizer stepped. Saving takes all ranks, and the others know nothing of the error, so only
+        a single process saves.
+        """
+        try:
+            yield
+        except NonFiniteError:
+            raise
+        except Exception:
+            is_sound = not self.is_stepping and self.step > self.saved_step
+            if is_sound and self.engine.num_processes == 1:
+                # Whatever hinders the save must not hide the error.
+                with suppress(Exception):
+                    self.save()
+            self.log.say_end(self.step, self.saved_step)
+            raise
+
+    def _iter_batches(self) -> Iterator[Batch]:
+        """This rank's micro-batches from the current step to the last one."""
+        train, engine = self.config.train, self.engine
+        loader = build_loader(
+            SampleMaker(self.config, self.datasets, self.size.max_steps).make,
+            EpochPlans(self.folder / PLANS_FOLDER, self.config, self.datasets, self.size),
+            [dataset.rows for dataset in self.datasets],
+            build_chunker(self.config),
+            share=Share(
+                engine.process_index, engine.num_processes, train.batch_size, train.accumulation
+            ),
+            on_missing=[dataset.settings.on_missing for dataset in self.datasets],
+            steps_per_epoch=self.size.steps_per_epoch,
+            start_step=self.step,
+            max_steps=self.size.max_steps,
+            workers=train.workers,
+        )
+        return iter(loader)
+
+    def _is_save_due_by_clock(self) -> bool:
+        """True if `checkpoint.every_minutes` have passed by this rank's clock."""
+        minutes = self.config.checkpoint.every_minutes
+        return minutes > 0 and time.monotonic() - self.saved_at >= minutes * 60
+
+    def _is_save_due_by_step(self) -> bool:
+        """True if a state is due after this step; all ranks give the same answer."""
+        every, epochs = self.config.checkpoint.every_steps, self.config.checkpoint.every_epochs
+        return bool(
+            (every and self.step % every == 0)
+            or (epochs and self.step % (epochs * self.size.steps_per_epoch) == 0)
+        )
+
+    def save(self) -> None:
+        """Save the full state, unless it is saved already; only warn if the disk is full."""
+        if self.step == self.saved_step and self.step:
+            return
+        # Weights that may be damaged replace no older state.
+        keep = None if self.skipped_in_row else self.config.checkpoint.keep
+        saved, problem = save_state(
+            self.engine, self.folder, self.step, self.fixed, resolved_toml(self.config), keep=keep
+        )
+        self.saved_at = time.monotonic()
+        if saved:
+            self.saved_step = self.step
+            return
+        is_first = not self.unsaved
+        self.unsaved.add(self.step)
+        if is_first:
+            self.log.say(
+                f"WARNING: the state after step {self.step:,} could not be saved ({problem}). "
+                "The older states are kept and the run continues. Free some disk space."
+            )
+
+    def _check_skipped(self, result: StepResult) -> None:
+        """Warn about a skipped step, and raise `NonFiniteError` after `MOST_SKIPPED` in a row."""
+        self.skipped_in_row = 0 if result.taken else self.skipped_in_row + 1
+        if self.skipped_in_row == 1:
+            self.log.say(
+                f"WARNING: step {self.step:,} was skipped: its gradient norm is {result.grad_norm}."
+            )
+        if self.skipped_in_row == MOST_SKIPPED:
+            raise NonFiniteError(
+                f"step {self.step:,}: found no finite gradient in {MOST_SKIPPED} steps in a row, "
+                "expected at least one: the weights are damaged. The states in "
+                f"{self.folder} are from before these steps. Lower the learning rate, then resume "
+                "with --resume latest --allow-change."
+            )
+
+    def _check_replaced(self, result: StepResult) -> None:
+        """Raise `LatentsError` when more than `MOST_REPLACED` of the epoch are replacements."""
+        if (self.step - 1) % self.size.steps_per_epoch == 0:
+            self.replaced_in_epoch = 0
+        self.replaced_in_epoch += result.replaced
+        samples = self.size.samples_per_epoch
+        if self.replaced_in_epoch > MOST_REPLACED * samples:
+            self.save()
+            raise LatentsError(
+                f"step {self.step:,}: found {self.replaced_in_epoch:,} samples of this epoch "
+                f"without usable latents, expected at most {MOST_REPLACED:.0%} of {samples:,}. "
+                "Cache the files named above again, then resume with --resume latest."
+            )
+
+    def _stop_nonfinite(self, result: StepResult) -> None:
+        """Save the state before the broken step, and raise `NonFiniteError`."""
+        self.skipped_in_row += 1
+        self.save()
+        raise NonFiniteError(
+            f"step {self.step + 1:,}: the gradient norm is {result.grad_norm}, expected a finite "
+            f"number. The state after step {self.step:,} is saved. Set "
+            'train.on_nonfinite = "skip" and resume with --resume latest, or lower the learning '
+            "rate and resume with --resume latest --allow-change."
+        )
+
+    def finish(self) -> None:
+        """Save the trained model as a diffusers folder, and plot the losses."""
+        with weights_for_use(self.state.optimizer):
+            # A collective: every rank takes part, rank 0 writes.
+            gathered = self.engine.get_state_dict(self.state.model, unwrap=False)
+            if self.engine.is_main_process:
+                tensors = without_wrappers(gathered)
+                if self.skipped_in_row and not all(
+                    bool(tensor.isfinite().all()) for tensor in tensors.values()
+                ):
+                    raise NonFiniteError(
+                        f"step {self.step:,}: the weights are not finite any more, so no model is "
+                        f"written. The states in {self.folder} from before the skipped steps are "
+                        "kept. Lower the learning rate, then --resume the path of one of them with "
+                        "--allow-change."
+                    )
+                folder, plot = self.folder / MODEL_FOLDER, self.folder / PLOT_FILE
+                missing = save_model(self.state.bare_model, tensors, folder, self.config)
+                lacking = "".join(f"; it has no {part}" for part in missing)
+                self.log.say(f"trained model: {folder}{lacking}")
+                problem = save_loss_plot(self.folder / METRICS_FILE, plot)
+                self.log.say(problem or f"loss plot: {plot}")
+        self.engine.wait_for_everyone()

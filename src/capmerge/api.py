@@ -66,15 +66,21 @@ def rewrite_file(
         return rewrite(opened, options)
 
 
-def verify_files(source: FileName, target: FileName, merge: MergeOptions | None = None) -> Verified:
+def verify_files(
+    source: FileName,
+    target: FileName,
+    merge: MergeOptions | None = None,
+    *,
+    on_error: OnError = "stop",
+) -> Verified:
     """Prove record by record that `target` is `source` rewritten; return what was proven.
 
-    The options are those of the receipt beside `target`, unless `merge` is given; then records
-    that could not be merged are an error.
+    The options are those of the receipt beside `target`. If `merge` is given, it and `on_error`
+    are the options instead: "skip" for a rewrite that left out what it could not merge.
 
     Raises `DataError` at the first difference, `UsageError` when a file or the receipt is missing.
     """
-    used, skips = (merge, False) if merge else load_receipt(Path(target))
+    used, skips = (merge, on_error == "skip") if merge else load_receipt(Path(target))
     with open_source(fspath(source)) as opened, open_source(fspath(target)) as written:
         return verify(opened, written, used, skips=skips, max_record_bytes=MAX_RECORD_BYTES)
 

@@ -9,6 +9,7 @@ import pytest
 from builders.paths import EXAMPLE_METADATA
 
 import capmerge
+from capmerge.errors import DataError, UsageError
 
 
 def test_importing_the_package_loads_no_sub_package():
@@ -64,8 +65,6 @@ def test_a_file_is_rewritten_verified_and_read(tmp_path, jobs):
 
 def test_what_goes_wrong_is_an_error_of_the_package(tmp_path):
     """Mistakes raise errors that say what to do, and leave what is there."""
-    from capmerge.errors import DataError, UsageError  # noqa: PLC0415
-
     target = tmp_path / "out.json"
     target.write_text("mine")
     with pytest.raises(UsageError, match="exists"):
@@ -109,3 +108,15 @@ def test_the_line_is_the_one_that_training_draws():
     assert capmerge.draw_line("x\ny", "k", seed=1, epoch=5) == capmerge.draw_line(
         "x\ny", "k", seed=1, epoch=5
     )
+
+
+def test_rejects_are_expected_where_the_rewrite_left_them(tmp_path):
+    """`on_error` goes with `merge`: without "skip", a rejected record is an error."""
+    source, target = tmp_path / "meta.json", tmp_path / "out.json"
+    source.write_text(json.dumps({"a": {"tags": "x"}, "b": {"tags": ["y"]}}, indent=2))
+    merge = capmerge.MergeOptions()
+    capmerge.rewrite_file(source, target, merge, on_error="skip")
+    for asked in ({}, {"merge": merge, "on_error": "skip"}):
+        assert capmerge.verify_files(source, target, **asked).rejected == 1
+    with pytest.raises(DataError):
+        capmerge.verify_files(source, target, merge)

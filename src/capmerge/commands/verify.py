@@ -260,30 +260,33 @@ def _spaced(value: str) -> str:
     return space_groups(space_stand_ins(value))[0]
 
 
-def _iter_rejects(name: str) -> Iterator[Any]:
-    """The records of OUT.rejects.jsonl, if there is one."""
+def _iter_rejects(name: str) -> Iterator[tuple[Any, ...]]:
+    """The key and the record of each line of OUT.rejects.jsonl, or what stands there instead."""
     path = side_path(Path(name), REJECTS)
     if path.exists():
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 try:
-                    yield json.loads(line)
+                    listed = json.loads(line)
                 except ValueError as error:
                     raise DataError(
                         str(path), None, None, f"line {number} is not JSON ({error}).", _RUN_AGAIN
                     ) from None
+                if isinstance(listed, dict):
+                    yield listed.get("key"), listed.get("record")
+                else:
+                    yield (listed,)
 
 
-def _check_reject(found: Any, key: str | None, record: Any, name: str) -> None:
+def _check_reject(found: tuple[Any, ...] | None, key: str | None, record: Any, name: str) -> None:
     """Raise `DataError` unless `found`, the next line of the rejects, is this record, whole.
 
-    `key` is None at the end, where no line may be left.
+    `found` is None where no line is left, and `key` where none may be left.
     """
     value = record.value if isinstance(record, Stray) else record
-    listed = (found.get("key"), found.get("record")) if isinstance(found, dict) else found
     expected = None if key is None else (key, value)
-    if repr(listed) != repr(expected):
-        shown = "the end of the file" if found is None else quoted(str(listed))
+    if repr(found) != repr(expected):
+        shown = "the end of the file" if found is None else quoted(str(found))
         wanted = (
             "the end of the file"
             if key is None

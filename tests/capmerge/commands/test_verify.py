@@ -414,6 +414,7 @@ def test_rejected_records_are_verified(kind, tmp_path):
         lambda lines: lines[1:],
         lambda lines: lines[:-1],
         lambda lines: [*lines, lines[0]],
+        lambda lines: [*lines, "null\n"],
         lambda lines: [lines[1], lines[0], *lines[2:]],
         lambda lines: [lines[0], lines[1].replace('["a"]', '["b"]'), *lines[2:]],
         lambda lines: [lines[0], lines[1].replace("danbooru/5", "danbooru/4"), *lines[2:]],

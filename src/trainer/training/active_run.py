@@ -22,6 +22,7 @@ from trainer.errors import (
     NonFiniteError,
 )
 from trainer.model.save import save_model, without_wrappers
+from trainer.training.accelerator import problem_of_lost_rank
 from trainer.training.checkpoint import (
     save_state,
     set_aside_later,
@@ -140,7 +141,9 @@ class ActiveRun:
             yield
         except NonFiniteError:
             raise
-        except Exception:
+        except Exception as error:
+            if problem_of_lost_rank(error):  # `train` names the newest state
+                raise
             is_sound = not self.is_stepping and self.step > self.saved_step
             if is_sound and self.engine.num_processes == 1:
                 # Whatever hinders the save must not hide the error.

@@ -86,8 +86,10 @@ def test_mistakes_in_the_config_are_exit_2(config):
             "--set optimizer.learing_rate=1: unknown key `learing_rate` in [optimizer]. "
             "Did you mean `learning_rate`?"
         ),
-        "--set train.batch_size=0: `train.batch_size` is 0, "
-        "expected a whole number from 1 to 8192.",
+        (
+            "--set train.batch_size=0: `train.batch_size` is 0, "
+            "expected a whole number from 1 to 8192."
+        ),
     ]
 
 

@@ -5,7 +5,7 @@ Every rank makes the same calls; only writing single files is left to rank 0.
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from trainer.config.load import resolved_toml
@@ -146,9 +146,11 @@ class ActiveRun:
                 raise
             is_sound = not self.is_stepping and self.step > self.saved_step
             if is_sound and self.engine.num_processes == 1:
-                # Whatever hinders the save must not hide the error.
-                with suppress(Exception):
+                try:
                     self.save()
+                except Exception as hindrance:  # noqa: BLE001 -- it must not hide the error itself
+                    problem = f"{type(hindrance).__name__}: {hindrance}"
+                    self.log.say(f"WARNING: step {self.step:,} could not be saved: {problem}")
             self.log.say_end(self.step, self.saved_step)
             raise
 

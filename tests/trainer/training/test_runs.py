@@ -318,6 +318,28 @@ def test_an_error_of_the_device_ends_the_run_with_its_state_saved(config, tmp_pa
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
 
 
+def test_a_save_that_fails_is_told_and_hides_no_error(config, tmp_path, monkeypatch, capsys):
+    """If the save before the end fails too, its reason is told, and the first error is raised."""
+
+    def fail(*_, **__):
+        raise TypeError("a bug of the save")
+
+    def out_of_memory(*arguments):
+        if counted.steps == 2:
+            raise torch.OutOfMemoryError("no memory")
+        counted.steps += 1
+        return batch_loss(*arguments)
+
+    counted = SimpleNamespace(steps=0)
+    monkeypatch.setattr("trainer.training.step.batch_loss", out_of_memory)
+    monkeypatch.setattr("trainer.training.active_run.save_state", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        train_here(config())
+    told = capsys.readouterr().err
+    assert "step 2 could not be saved: TypeError: a bug of the save" in told
+    assert "The run ends after step 2 of 8: there is no saved state yet." in told
+
+
 def test_weights_that_are_half_stepped_are_not_saved(config, tmp_path, monkeypatch, capsys):
     """An error while the optimizer steps leaves the older states as they are."""
 

@@ -318,7 +318,7 @@ def test_an_error_of_the_device_ends_the_run_with_its_state_saved(config, tmp_pa
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
 
 
-def test_a_save_that_fails_is_told_and_hides_no_error(config, tmp_path, monkeypatch, capsys):
+def test_a_save_that_fails_is_told_and_hides_no_error(config, monkeypatch, capsys):
     """If the save before the end fails too, its reason is told, and the first error is raised."""
 
     def fail(*_, **__):

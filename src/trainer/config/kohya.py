@@ -44,6 +44,7 @@ NAMES = {
     "max_data_loader_n_workers": "train.workers",
     "mixed_precision": "train.precision",
     "full_bf16": "train.precision",
+    "full_fp16": "train.precision",
     "save_every_n_steps": "checkpoint.every_steps",
     "save_every_n_epochs": "checkpoint.every_epochs",
     "log_with": "log.trackers",

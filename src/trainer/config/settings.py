@@ -295,9 +295,10 @@ class TrainSettings(Section):
     """Micro-batches per optimizer step."""
     workers: int = Field(default=2, ge=0, le=256)
     """Processes per rank that load samples. 0: the training process loads them itself."""
-    precision: Literal["fp32", "bf16", "full_bf16"] = "fp32"
-    """Single precision, bf16 computation over fp32 weights, or bf16 weights too.
+    precision: Literal["fp32", "bf16", "fp16", "full_bf16"] = "fp32"
+    """Single precision, bf16 or fp16 computation over fp32 weights, or bf16 weights too.
 
+    fp16 is for cards without bf16: its losses are scaled so that small gradients do not become 0.
     Weights in bf16 lose every update below about 0.2 % of a weight: at a learning rate of 1e-5,
     4.5 % of the weights moved, at 1e-6 0.8 %, and all of them in fp32.
     """

@@ -47,8 +47,9 @@ _SIGNS_OF_LOSS = (
     "watchdog caught collective operation timeout",
 )
 
-# With full_bf16 the weights are bf16 themselves, so nothing is left to cast.
-_PRECISION = {"fp32": "no", "bf16": "bf16", "full_bf16": "no"}
+# With full_bf16 the weights are bf16 themselves, so nothing is left to cast. fp16 is left to
+# `trainer.training.loss_scaling`, because accelerate would ignore it on a CPU.
+_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "no", "full_bf16": "no"}
 
 
 def build_engine(config: Config) -> Accelerator:

@@ -99,7 +99,7 @@ class ActiveRun:
                     self.log.say(f"WARNING: {error}")
                     return
                 self.is_stepping = False
-                if not result.taken and on_nonfinite == "stop":
+                if not result.taken and not result.may_scale_less and on_nonfinite == "stop":
                     self._stop_nonfinite(result)
                 self.step += 1
                 self.log.log_step(self.step, result)
@@ -193,7 +193,13 @@ class ActiveRun:
         # Weights that may be damaged replace no older state.
         keep = None if self.skipped_in_row else self.config.checkpoint.keep
         saved, problem = save_state(
-            self.engine, self.folder, self.step, self.fixed, resolved_toml(self.config), keep=keep
+            self.engine,
+            self.folder,
+            self.step,
+            self.fixed,
+            resolved_toml(self.config),
+            loss_scale=self.state.scaling.state(),
+            keep=keep,
         )
         self.saved_at = time.monotonic()
         if saved:
@@ -210,7 +216,12 @@ class ActiveRun:
     def _check_skipped(self, result: StepResult) -> None:
         """Warn about a skipped step, and raise `NonFiniteError` after `MOST_SKIPPED` in a row."""
         self.skipped_in_row = 0 if result.taken else self.skipped_in_row + 1
-        if self.skipped_in_row == 1:
+        if not result.taken and result.may_scale_less:
+            self.log.say(
+                f"step {self.step:,} was skipped: its gradients overflow fp16 with a loss scale of "
+                f"{result.loss_scale:,.0f}, which is halved now."
+            )
+        elif self.skipped_in_row == 1:
             self.log.say(
                 f"WARNING: step {self.step:,} was skipped: its gradient norm is {result.grad_norm}."
             )

@@ -14,6 +14,7 @@ write alone are written by rank 0.
 """
 
 import json
+import math
 import pickle
 import re
 import shutil
@@ -50,6 +51,8 @@ class SavedState(NamedTuple):
     """Values that a resumed run must share, by the name of the setting."""
     files: dict[str, dict[str, int | str]]
     """Size and checksum of each of its files; none in states of earlier versions."""
+    loss_scale: dict[str, float]
+    """What the scaling of losses for fp16 keeps; empty for other precisions."""
 
     @property
     def config_file(self) -> Path:
@@ -110,7 +113,13 @@ def _newest_sound(folders: Sequence[Path]) -> tuple[SavedState | None, list[str]
 def _read_state(folder: Path) -> SavedState:
     try:
         values = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-        saved = SavedState(folder, values["step"], values["identity"], values.get("files", {}))
+        saved = SavedState(
+            folder,
+            values["step"],
+            values["identity"],
+            values.get("files", {}),
+            values.get("loss_scale", {}),
+        )
         _check_values(saved)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ResumeError(
@@ -130,6 +139,15 @@ def _check_values(saved: SavedState) -> None:
         raise ValueError("found no identity with a train.seed")
     if not all(isinstance(told, dict) for told in saved.files.values()):
         raise ValueError("found no checksums in files")
+    # torch would believe any factor: with 0 or NaN, every step would be skipped.
+    if saved.loss_scale != {} and not (
+        isinstance(saved.loss_scale, dict)
+        and saved.loss_scale.keys() == {"scale", "good_steps"}
+        and all(type(value) in (int, float) for value in saved.loss_scale.values())
+        and 0 < saved.loss_scale["scale"] < math.inf
+        and 0 <= saved.loss_scale["good_steps"] < math.inf
+    ):
+        raise ValueError(f"found the loss scale {saved.loss_scale!r}")
 
 
 def _checked(saved: SavedState) -> SavedState:
@@ -235,13 +253,15 @@ def save_state(
     identity: Mapping[str, Any],
     config_toml: str,
     *,
+    loss_scale: Mapping[str, float],
     keep: int | None,
 ) -> tuple[Path | None, str]:
     """Save the full state after `step` steps, and remove all but the newest `keep` states.
 
-    `config_toml` is the resolved config of the run. None for `keep` removes none. Returns the
-    state's folder and "", or None and the reason when a disk was full or unwritable on any rank:
-    then nothing is left of this state, the older ones are kept, and the run can continue.
+    `config_toml` is the resolved config, `loss_scale` what scaling losses for fp16 keeps. None for
+    `keep` removes none. Returns the state's folder and "", or None and the reason when a disk was
+    full or unwritable on any rank: then nothing is left of this state, the older ones are kept, and
+    the run can continue.
     """
     # Remove the remains of an interrupted save before any rank writes.
     parent = output_dir / _FOLDER
@@ -266,7 +286,8 @@ def save_state(
 
     # Publish the state if all ranks have written theirs, and give it up on all ranks otherwise.
     if not _any_rank(engine, bool(problem)) and engine.is_main_process:
-        problem = _publish(unfinished, final, {"step": step, "identity": dict(identity)}, keep)
+        values = {"step": step, "identity": dict(identity), "loss_scale": dict(loss_scale)}
+        problem = _publish(unfinished, final, values, keep)
     if _any_rank(engine, bool(problem)):
         if engine.is_main_process:
             shutil.rmtree(unfinished, ignore_errors=True)

@@ -38,6 +38,7 @@ from trainer.training.checkpoint import (
     newest_state,
 )
 from trainer.training.continuation import NO_SAVED_CONFIG, check_loaded, check_same_run
+from trainer.training.loss_scaling import LossScaling
 from trainer.training.optim import arguments_of, build_optimizer, build_schedule
 from trainer.training.run_folder import (
     begun_seed,
@@ -106,6 +107,7 @@ def _train(config: Config, *, resume: str | None, allow_change: bool) -> int:
         if saved:
             configured = arguments_of(state.optimizer)
             load_state(engine, saved)
+            state.scaling.load(saved.loss_scale)
             changed += check_loaded(
                 saved, state.rates, configured, config, allow_change=allow_change
             )
@@ -159,4 +161,5 @@ def _build(config: Config, engine: Accelerator, size: RunSize) -> TrainState:
     rates = build_schedule(bare, config.optimizer, size.max_steps)
     prepared, optimizer = engine.prepare(model, bare)
     schedule = Schedule.of(config.noise).to(engine.device)
-    return TrainState(engine, config, prepared, model, optimizer, rates, schedule)
+    scaling = LossScaling(config, engine.device)
+    return TrainState(engine, config, prepared, model, optimizer, rates, schedule, scaling)

@@ -121,6 +121,8 @@ class RunLog:
             "memory_bytes": peak_memory_bytes(self._engine.device),
             **result.counts,
         }
+        if result.loss_scale is not None:
+            line["loss_scale"] = result.loss_scale
         if not result.taken:
             line["skipped"] = True
         self._bar.set_postfix(progress_fields(line, self._recent.event_shares()), refresh=False)

@@ -16,6 +16,7 @@ from trainer.model.model import Model
 from trainer.model.noise_schedule import Schedule
 from trainer.training.accelerator import sum_over_ranks
 from trainer.training.loss import batch_loss
+from trainer.training.loss_scaling import LossScaling
 from trainer.training.optim import RateSchedule, clip_gradients, guarded_step
 
 
@@ -34,6 +35,7 @@ class TrainState:
     optimizer: Any
     rates: RateSchedule
     schedule: Schedule
+    scaling: LossScaling
 
 
 class Requests(NamedTuple):
@@ -61,6 +63,8 @@ class StepResult:
     """True if any rank asked to save the state after this step."""
     replaced: int
     """Samples of all ranks that replace others whose latents are missing or broken."""
+    loss_scale: float | None
+    """The factor by which the loss of this step was scaled for fp16; None in other precisions."""
     counts: Counter[str]
     """Events in this rank's samples, by the names of `Batch.counts`."""
     keys: tuple[str, ...]
@@ -71,6 +75,11 @@ class StepResult:
     """Duration of the whole step."""
     waited_seconds: float
     """The part of `seconds` that was spent waiting for the loader."""
+
+    @property
+    def may_scale_less(self) -> bool:
+        """True if a gradient that is not finite may come from a loss that was scaled too much."""
+        return self.loss_scale is not None and self.loss_scale > 1
 
 
 def train_step(
@@ -107,15 +116,17 @@ def train_step(
         # another accumulation would step in the middle of a batch, or never.
         last = micro == config.train.accumulation - 1
         with nullcontext() if last else engine.no_sync(state.model):
-            loss = batch_loss(
-                state.model, batch.to(engine.device), state.schedule, config.noise, config.loss
-            )
+            with state.scaling.autocast():
+                loss = batch_loss(
+                    state.model, batch.to(engine.device), state.schedule, config.noise, config.loss
+                )
             # The engine averages gradients over ranks, but shares of a mean have to be added up.
-            engine.backward(loss.value * engine.num_processes)
+            engine.backward(state.scaling.scaled(loss.value * engine.num_processes))
         loss_sum += loss.value.detach()
 
     # Set the learning rates, and clip the gradient, which is the same on all ranks by now.
     rates = state.rates.set_rates(step)
+    state.scaling.unscale(state.optimizer)
     trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
     norm = clip_gradients(trained, config.optimizer.clip_grad_norm)
 
@@ -125,8 +136,9 @@ def train_step(
     global_sums = sum_over_ranks(engine, torch.cat((loss_sum[None], local_sums)))
 
     # Step, unless the gradient is broken; the numbers are read back in the same transfer.
-    stepped = guarded_step(state.optimizer, norm, *global_sums)
-    mean_loss, replaced, stops, saves = stepped.scalars
+    stepped = guarded_step(state.optimizer, norm, *global_sums, state.scaling.scale())
+    mean_loss, replaced, stops, saves, loss_scale = stepped.scalars
+    state.scaling.update()
     return StepResult(
         loss=mean_loss,
         grad_norm=stepped.grad_norm,
@@ -135,6 +147,7 @@ def train_step(
         stop_requested=stops > 0,
         save_requested=saves > 0,
         replaced=int(replaced),
+        loss_scale=loss_scale if state.scaling.is_on else None,
         counts=counts,
         keys=tuple(keys),
         captions=tuple(captions),

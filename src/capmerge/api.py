@@ -40,13 +40,16 @@ def rewrite_file(
     jobs: int = 1,
     force: bool = False,
     index: bool = False,
+    latents: FileName | None = None,
 ) -> Outcome:
     """Rewrite the metadata file `source` into `target` and its side files; return the counts.
 
     The format follows the ending of `target`: .json, .jsonl, or either with .gz. With `on_error`
     "skip", records that cannot be merged are left out and listed in `target` + ".rejects.jsonl".
     `jobs` worker processes give the same bytes for any number; they are forked on Linux, so keep
-    the default of 1 in a program that runs threads. `index` also writes the trainer's index.
+    the default of 1 in a program that runs threads. `index` also writes the
+    trainer's index. `latents` is the folder of the cached latents, whose names decide whether
+    `image_size` is added by default and what the dataset config says.
 
     Raises `UsageError` for options or names that cannot work (`target` exists and not `force`),
     `DataError` for a damaged source, `OutputError` when the disk is full or not writable; then
@@ -61,6 +64,7 @@ def rewrite_file(
         jobs,
         force=force,
         index=index,
+        latents=None if latents is None else Path(latents),
     )
     with open_source(fspath(source)) as opened:
         return rewrite(opened, options)

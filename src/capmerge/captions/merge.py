@@ -14,9 +14,11 @@ from typing import Any, TypeAlias
 
 from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
 from capmerge.captions.fit import FitResult, Fitter
+from capmerge.captions.like_names import note_like_names
 from capmerge.captions.merge_plain import PlainMerge
+from capmerge.captions.size import is_size
 from capmerge.captions.tags import one_line, spaced
-from capmerge.captions.tally import Tally, kind_of
+from capmerge.captions.tally import Tally, count_sizes, kind_of
 from capmerge.captions.templates import (
     Draw,
     MergeOptions,
@@ -33,6 +35,7 @@ from capmerge.captions.wildcard import (
     space_groups,
     space_stand_ins,
 )
+from capmerge.errors import quoted
 from capmerge.tokens.vocabulary import BOS, EOS
 
 Record: TypeAlias = dict[str, Any]
@@ -52,7 +55,14 @@ _JSON_NAMES = {
 
 
 class UnmergeableError(ValueError):
-    """Raised for a record that cannot be merged; the message says what was found and expected."""
+    """Raised for a record that cannot be merged; the message says what was found and expected.
+
+    `hint` names an option with which the record can be merged; "" where there is none.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 class RewrittenError(ValueError):
@@ -196,6 +206,7 @@ class Merger:
                     "expected the string that a rewrite writes."
                 )
             tally.passed += 1
+            count_sizes(record, tally)
             return
         self._check_names(record, (TAG_SPANS, WEIGHTS, *self._format_fields))
         # The alternatives, and how often each is written.
@@ -217,10 +228,11 @@ class Merger:
         # The fields: `tags` goes, `caption` is replaced, the size and our own fields are added.
         record.pop("tags", None)
         record["caption"] = self._write(repeated)
+        count_sizes(record, tally)
         if (
-            self.options.image_size
+            self.options.image_size is not False
             and "image_size" not in record
-            and isinstance(record.get("train_resolution"), list)
+            and is_size(record.get("train_resolution"))
         ):
             record["image_size"] = record["train_resolution"]
             tally.image_size_added += 1
@@ -307,14 +319,29 @@ class Merger:
         tally.fit_too_long += fit.too_long
         tags, captions = self._tags(record), self._captions(record)
         tally.kinds[kind_of(tags, captions)] += 1
-        if any(
-            _SPECIAL_TOKEN.search(text)
-            for text in (record.get("tags"), record.get("caption"))
-            if text
-        ):
+        options = self.options
+        texts = [
+            text
+            for name in (options.tags_field, options.caption_field)
+            for text in _texts(record, name, lists=options.lists)
+        ]
+        if any(_SPECIAL_TOKEN.search(text) for text in texts):
             tally.special_tokens += 1
-        if captions and self.options.caption_lines == "each" and _has_paragraphs(record["caption"]):
-            tally.paragraphs += 1
+        if captions and options.caption_lines == "each":
+            found = _texts(record, options.caption_field, lists=options.lists)
+            tally.paragraphs += any(map(_has_paragraphs, found))
+        lacking = [name for name, has in (("caption", captions), ("tags", tags)) if not has]
+        if lacking:
+            read = options.tags_field, options.caption_field
+            note_like_names(record, lacking, read, tally)
+        tally.replaced += any(
+            record.get(name)
+            for name, read_from in (
+                ("tags", options.tags_field),
+                ("caption", options.caption_field),
+            )
+            if name != read_from
+        )
 
     def _write(self, repeated: list[Alternative]) -> str:
         """Return the `caption` value: alternatives on lines, or as one in-line wildcard."""
@@ -402,12 +429,20 @@ class Merger:
 
     def _tags(self, record: Record) -> str:
         """Return the record's tags as one line; "" when it has none."""
-        tags = one_line(_text(record, "tags"))
+        found = _texts(record, self.options.tags_field, lists=self.options.lists)
+        tags = ", ".join(map(one_line, found))
         return spaced(tags) if self.options.underscores == "space" else tags
 
     def _captions(self, record: Record) -> list[str]:
-        """Return the record's caption lines as `caption_lines` asks; empty when it has none."""
-        caption = _text(record, "caption")
+        """Return the record's caption lines as `caption_lines` asks; empty when it has none.
+
+        Each string of a list is a caption of its own.
+        """
+        found = _texts(record, self.options.caption_field, lists=self.options.lists)
+        return [line for caption in found for line in self._lines_of(caption)]
+
+    def _lines_of(self, caption: str) -> list[str]:
+        """Return the lines of one stripped caption as `caption_lines` asks."""
         if "\n" not in caption and "\r" not in caption:
             return [caption] if caption else []
         lines = [stripped for line in _LINE_BREAK.split(caption) if (stripped := line.strip())]
@@ -433,14 +468,25 @@ def _seam(line: str, written: str) -> str:
     return ""
 
 
-def _text(record: Record, name: str) -> str:
-    """Return the stripped text of a field; "" when it is absent, null or blank."""
+def _texts(record: Record, name: str, *, lists: bool) -> list[str]:
+    """Return the stripped texts of a field, those of a list with `lists`.
+
+    There are none when the field is absent, null or blank.
+    """
     value = record.get(name)
     if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise UnmergeableError(f'"{name}" is {json_name(value)}, expected a string.')
-    return value.strip()
+        return []
+    if isinstance(value, str):
+        return [text] if (text := value.strip()) else []
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        wanted = "a string or a list of strings" if lists else "a string"
+        is_mixed = lists and isinstance(value, list)
+        found = "a list that holds something else than strings" if is_mixed else json_name(value)
+        raise UnmergeableError(f"{quoted(name)} is {found}, expected {wanted}.")
+    if not lists:
+        hint = "Use --lists to read a list of strings as alternatives or tags."
+        raise UnmergeableError(f"{quoted(name)} is a list, expected a string.", hint)
+    return [text for listed in value if (text := listed.strip())]
 
 
 def _has_paragraphs(caption: str) -> bool:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
+from capmerge.captions.size import is_size
 from capmerge.captions.tags import spaced
-from capmerge.captions.tally import Tally
+from capmerge.captions.tally import Tally, count_sizes
 from capmerge.captions.templates import (
     MergeOptions,
     Template,
@@ -40,7 +41,8 @@ class PlainMerge:
         self._reserved = frozenset(reserved)
         self._weights = whole_weights(shares) if by_field else None
         self._spaces = options.underscores == "space"
-        self._adds_image_size = options.image_size
+        self._fields = options.tags_field, options.caption_field
+        self._adds_image_size = options.image_size is not False
         self._letters = "".join(
             template.style * count for template, count in zip(templates, counts, strict=True)
         )
@@ -83,6 +85,9 @@ class PlainMerge:
             self._adds_image_size,
         )
         two_lines = self._two_lines
+        tags_field, caption_field = self._fields
+        other_tags, other_caption = tags_field != "tags", caption_field != "caption"
+        tally = self._tally
         sized = 0
         number = -1
         for record in records:
@@ -90,7 +95,10 @@ class PlainMerge:
             if record.__class__ is not dict or not record.keys().isdisjoint(reserved):
                 others.append(number)
                 continue
-            tags, caption = record.get("tags"), record.get("caption")
+            if (other_tags and "tags" in record) or (other_caption and "caption" in record):
+                others.append(number)
+                continue
+            tags, caption = record.get(tags_field), record.get(caption_field)
             if tags.__class__ is not str or caption.__class__ is not str:
                 others.append(number)
                 continue
@@ -119,13 +127,15 @@ class PlainMerge:
                     others.append(number)
                     continue
                 both, spans = merged
-            del record["tags"]
+            if not other_tags:
+                del record["tags"]
             record["caption"] = both
-            if adds_image_size and "image_size" not in record:
-                resolution = record.get("train_resolution")
-                if resolution.__class__ is list:
-                    record["image_size"] = resolution
-                    sized += 1
+            resolution = record.get("train_resolution")
+            if "image_size" in record or not is_size(resolution):
+                count_sizes(record, tally)
+            elif adds_image_size:
+                record["image_size"] = resolution
+                sized += 1
             if weights:
                 record[WEIGHTS] = weights
             if spans:

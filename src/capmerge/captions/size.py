@@ -3,7 +3,7 @@
 Statistics, the index and the dataset config all take it from here.
 """
 
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeGuard
 
 SIZE_FIELDS = ("train_resolution", "image_size")
 """The fields that are read, in this order: the size of the latents, then that of the image."""
@@ -29,13 +29,48 @@ def size_of(record: dict[str, Any]) -> Size | None:
     """
     for field in SIZE_FIELDS:
         size = record.get(field)
-        if size.__class__ is list and len(size) == 2:
+        if is_size(size):
             width, height = size
-            if (
-                width.__class__ is int
-                and height.__class__ is int
-                and 0 < width <= MOST_PX
-                and 0 < height <= MOST_PX
-            ):
-                return width, height, field
+            return width, height, field
+    return None
+
+
+def is_size(value: Any) -> TypeGuard[list[int]]:
+    """Return whether a value is a size: a list of two integers from 1 to `MOST_PX`."""
+    if value.__class__ is not list or len(value) != 2:
+        return False
+    width, height = value
+    return (
+        width.__class__ is int
+        and height.__class__ is int
+        and 0 < width <= MOST_PX
+        and 0 < height <= MOST_PX
+    )
+
+
+def wrong_size(record: dict[str, Any]) -> bool:
+    """Return whether one of `SIZE_FIELDS` holds something else than a size or null."""
+    return any(
+        record.get(field) is not None and not is_size(record[field]) for field in SIZE_FIELDS
+    )
+
+
+SizesOf = Literal["latents", "picture"]
+
+
+def sizes_of(record: dict[str, Any]) -> SizesOf | None:
+    """Return what the sizes of a record are: those of its latents alone, or of its picture too.
+
+    The picture's own size is an `image_size` that differs from `train_resolution` or stands alone,
+    and without both a `width` and `height`, as sd-scripts reads them in JSON lines. None means that
+    the record has no size. Source: sd-scripts-facts F.
+
+    >>> sizes_of({"train_resolution": [256, 256], "image_size": [547, 466]})
+    'picture'
+    """
+    latents, picture = record.get("train_resolution"), record.get("image_size")
+    if is_size(latents):
+        return "picture" if is_size(picture) and picture != latents else "latents"
+    if is_size(picture) or is_size([record.get("width"), record.get("height")]):
+        return "picture"
     return None

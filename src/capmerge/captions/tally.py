@@ -2,7 +2,12 @@
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
+
+from capmerge.captions.size import sizes_of, wrong_size
+
+LikeField: TypeAlias = tuple[str, str]
+"""What a record lacks, `"caption"` or `"tags"`, and the field of a like name that has a text."""
 
 Kind = Literal["both", "tags_only", "caption_only", "empty"]
 """The kind of a record: it has tags and a caption, one of them, or neither."""
@@ -33,8 +38,18 @@ def by_name(counts: object) -> dict[str, int]:
     """Return a dataclass of counts as a dict, with one entry per kind instead of `kinds`."""
     named: dict[str, int] = {}
     for name, count in vars(counts).items():
+        if name == "like_named":  # names of the user's, for a note alone
+            continue
         named |= {kind: count[kind] for kind in KINDS} if name == "kinds" else {name: count}
     return named
+
+
+def count_sizes(record: dict[str, Any], tally: "Tally") -> None:
+    """Count what the sizes of a record are, before an `image_size` is added."""
+    of = sizes_of(record)
+    tally.picture_sizes += of == "picture"
+    tally.without_size += of is None
+    tally.wrong_size += wrong_size(record)
 
 
 @dataclass
@@ -59,6 +74,16 @@ class Tally:
     inline_as_lines: int = 0
     """Records of `--layout inline` written as lines: a wildcard would have read differently."""
     image_size_added: int = 0
+    picture_sizes: int = 0
+    """Records with the picture's own size, as they are beside new-style latents."""
+    without_size: int = 0
+    """Records with neither a `train_resolution` nor an own size that can be read."""
+    wrong_size: int = 0
+    """Records whose `train_resolution` or `image_size` is neither a size nor null."""
+    replaced: int = 0
+    """Records whose `caption` or `tags` were replaced unread, because an option names another."""
+    like_named: Counter[LikeField] = field(default_factory=Counter)
+    """Records that lack a text, by the field of a like name that holds one."""
     paragraphs: int = 0
     """Records whose caption has a blank line between two lines of text."""
     special_tokens: int = 0

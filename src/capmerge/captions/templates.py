@@ -7,6 +7,7 @@ from fractions import Fraction
 from math import gcd, lcm
 from typing import Literal, NamedTuple
 
+from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
 from capmerge.errors import UsageError
 from capmerge.tokens.families import TokenizerFamily
 
@@ -139,15 +140,26 @@ class MergeOptions:
     caption_wildcards: bool = False
     prefix: str = ""
     suffix: str = ""
-    image_size: bool = True
+    image_size: bool | None = None
+    """True or None to add `image_size` where only `train_resolution` is there.
+
+    `rewrite` makes True or False of None, by the names of the latents if it is given their folder.
+    """
     allow_rewritten: bool = False
     fit_tokens: int | None = None
     """The token length of the longest alternative wanted; see `fit`."""
     fit_by: FitBy = "drop"
     fit_family: TokenizerFamily = "sd1"
     """The family whose tokenizer counts for `fit_tokens`."""
+    caption_field: str = "caption"
+    """The field that the caption is read from."""
+    tags_field: str = "tags"
+    """The field that the tags are read from."""
+    lists: bool = False
+    """True to take a list of strings as caption or tags."""
 
     def __post_init__(self) -> None:
+        self._check_fields()
         if self.fit_tokens is not None and self.fit_tokens < 1:
             raise UsageError(
                 f"--fit {self.fit_tokens}: expected 1 token or more, such as 75, 150 or 225."
@@ -171,6 +183,28 @@ class MergeOptions:
                     f"{name} {text!r}: the text is not valid UTF-8. Check the terminal's encoding."
                 )
         self.templates()
+
+    def _check_fields(self) -> None:
+        """Raise `UsageError` for fields that captions and tags cannot be read from."""
+        for option, name, other in (
+            ("--caption-field", self.caption_field, "tags"),
+            ("--tags-field", self.tags_field, "caption"),
+        ):
+            if name == other or name in (MARK, TAG_SPANS, WEIGHTS):
+                raise UsageError(
+                    f"{option} {name!r}: a rewrite writes or removes this field itself. "
+                    "Name another field."
+                )
+            if not name.isascii() and any("\ud800" <= char <= "\udfff" for char in name):
+                raise UsageError(
+                    f"{option} {name!r}: the name is not valid UTF-8. "
+                    "Check the terminal's encoding."
+                )
+        if self.caption_field == self.tags_field:
+            raise UsageError(
+                f"--caption-field and --tags-field both name {self.tags_field!r}. "
+                "Name two different fields."
+            )
 
     @property
     def inline(self) -> bool:

@@ -112,7 +112,35 @@ class MergeChoice:
         typer.Option(
             "--image-size/--no-image-size",
             help="Add image_size = train_resolution to records without image_size. This is right "
-            "only for legacy <stem>.npz latents. Default: --image-size.",
+            "only for legacy <stem>.npz latents. Default: --image-size, unless `rewrite --latents` "
+            "finds new-style latents alone.",
+            show_default=False,
+        ),
+    ] = None
+    caption_field: Annotated[
+        str | None,
+        typer.Option(
+            "--caption-field",
+            metavar="NAME",
+            help="Read captions from the field NAME, which stays as it is. Default: caption.",
+            show_default=False,
+        ),
+    ] = None
+    tags_field: Annotated[
+        str | None,
+        typer.Option(
+            "--tags-field",
+            metavar="NAME",
+            help="Read tags from the field NAME, which stays as it is. Default: tags.",
+            show_default=False,
+        ),
+    ] = None
+    lists: Annotated[
+        bool | None,
+        typer.Option(
+            "--lists",
+            help="Take a list of strings too: as caption, each string is an alternative; as tags, "
+            "each is a tag.",
             show_default=False,
         ),
     ] = None

@@ -13,6 +13,7 @@ from capmerge.captions.fields import STYLES
 from capmerge.commands.preview import Preview, Previewer, PreviewOptions, Shown, iter_previews
 from capmerge.errors import printable
 from capmerge.files.source import Source
+from capmerge.terminal import warn
 from capmerge.tokens.chunk_text import ChunkedText, Part
 
 _CHUNK_COLOURS = ("36", "33", "35", "34")
@@ -55,6 +56,8 @@ def print_previews(
         for text in screen.lines(preview):
             write(text)
     if not quiet:
+        for note in previewer.notes():
+            warn(note)
         write(previewer.readers.text())
     return Printed(rewritten, unmergeable)
 

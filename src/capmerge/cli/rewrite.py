@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from capmerge.cli.options import (
     with_merge_options,
 )
 from capmerge.cli.stats import print_statistics
+from capmerge.commands.latent_files import count_names, with_image_size
 from capmerge.commands.rewrite import RewriteOptions, rewrite
 from capmerge.commands.rewrite_summary import Summary
 from capmerge.commands.stats_outputs import StatsFiles, default_document
@@ -28,7 +30,7 @@ from capmerge.files.source import Source, open_source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
 from capmerge.metadata.format import DATASET, Format, FormatName
 from capmerge.stats.collector import Tokenizers
-from capmerge.terminal import errors_as_exit_codes, progress_bar, warn
+from capmerge.terminal import count_bar, errors_as_exit_codes, progress_bar, warn
 
 
 @with_merge_options()
@@ -77,6 +79,17 @@ def rewrite_command(
     tokenizer: TokenizerOption = None,
     plot: PlotOption = None,
     report: ReportOption = None,
+    latents: Annotated[
+        Path | None,
+        typer.Option(
+            "--latents",
+            metavar="DIR",
+            help="The folder of the cached latents. Their names decide whether image_size is added "
+            "and which buckets OUT.dataset.toml asks for. Default: the sizes in the records "
+            "decide.",
+            show_default=False,
+        ),
+    ] = None,
     index: Annotated[
         bool,
         typer.Option(
@@ -107,6 +120,7 @@ def rewrite_command(
             force=force,
             stats=tokenizers if stats else None,
             index=index,
+            latents=latents,
             max_record_bytes=max_record,
         )
 
@@ -124,8 +138,16 @@ def rewrite_command(
                 _show_first_records(source, options, dry_run, tokenizers, quiet=quiet)
                 return
             started = time.perf_counter()
-            with progress_bar(source, quiet=quiet) as progress:
-                outcome = rewrite(source, options, warn=None if quiet else warn, progress=progress)
+            with ExitStack() as bars:
+                listing = bars.enter_context(count_bar(latents, quiet=quiet)) if latents else None
+                progress = bars.enter_context(progress_bar(source, quiet=quiet))
+                outcome = rewrite(
+                    source,
+                    options,
+                    warn=None if quiet else warn,
+                    progress=progress,
+                    listing=listing,
+                )
             written = files.save(outcome.statistics) if outcome.statistics else []
             seconds = time.perf_counter() - started
 
@@ -134,7 +156,12 @@ def rewrite_command(
             screen = sys.stdout if target else sys.stderr
             config = target.name + DATASET if target else None
             summary = Summary(
-                outcome.tally, outcome.read_bytes, outcome.written_bytes, seconds, config
+                outcome.tally,
+                outcome.read_bytes,
+                outcome.written_bytes,
+                seconds,
+                outcome.latents,
+                config,
             )
             print(summary.text(), file=screen)
             if outcome.statistics:
@@ -162,8 +189,9 @@ def _show_first_records(
     from capmerge.cli.preview_text import print_previews
     from capmerge.commands.preview import PreviewOptions
 
+    names = count_names(options.latents) if options.latents else None
     shown = PreviewOptions(
-        options.merge,
+        with_image_size(options.merge, names),
         count=count,
         family=tokenizers.family,
         tokenizer=tokenizers.path,

@@ -84,7 +84,9 @@ def stats_command(
                 max_record,
             )
             with progress_bar(source, quiet=quiet) as progress:
-                statistics = measure(source, measuring, progress=progress)
+                statistics = measure(
+                    source, measuring, warn=None if quiet else warn, progress=progress
+                )
 
         # Report
         if merge.given() and statistics["records"]["rewritten_before"]:

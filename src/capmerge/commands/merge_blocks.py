@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from capmerge.captions.fields import MARK
+from capmerge.captions.like_names import keep_few_names
 from capmerge.captions.merge import Merger, RewrittenError
 from capmerge.captions.tally import Tally, add_counts
 from capmerge.captions.templates import MergeOptions
@@ -35,6 +36,7 @@ class Counted(NamedTuple):
     def add(self, other: "Counted") -> None:
         """Add the counts of `other`, which is not used again."""
         add_counts(self.tally, other.tally)
+        keep_few_names(self.tally)
         self.stats.merge(other.stats)
 
 
@@ -173,9 +175,10 @@ class BlockMerger:
                 else (record, str(error))
             )
             if not self._skips:
+                hint = getattr(error, "hint", "") or "Mend the record"
                 next_step = (
-                    "Mend the record, or use --on-error skip to leave such records out and list "
-                    "them."
+                    f"{hint.removesuffix('.')}, or use --on-error skip to leave such records out "
+                    "and list them."
                 )
                 raise self._error(RecordError, piece, number, problem, next_step)
             rejects.append(to_json({"key": key, "reason": problem, "record": value}) + "\n")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from capmerge.captions.alternatives import WrittenAlternative, written_alternatives
 from capmerge.captions.draw import Drawn, Pick, draw_line
 from capmerge.captions.fit import FitResult, longest_texts
+from capmerge.captions.like_names import like_name_notes
 from capmerge.captions.merge import Merger, UnmergeableError, copy_of
 from capmerge.captions.templates import MergeOptions
 from capmerge.captions.wildcard import parse_line
@@ -187,6 +188,10 @@ class Previewer:
         self.readers = Readers.load(options)
         self._counter = TokenCounter(self.readers.clip.tokenizers[0])
 
+    def notes(self) -> list[str]:
+        """Notes on the records so far whose text stands under another name."""
+        return list(like_name_notes(self._merger.tally))
+
     def preview(self, key: str, record: Any) -> Preview:
         """The preview of one record, which is not changed."""
         if isinstance(record, Stray):
@@ -201,7 +206,8 @@ class Previewer:
                 unfit = tuple(self._unfit(self._merger.fit(record)))
             found = written_alternatives(after)
         except (UnmergeableError, BrokenRecordError) as error:
-            return Preview(key, record, record if rewritten else None, str(error), rewritten)
+            problem = " ".join(filter(None, (str(error), getattr(error, "hint", ""))))
+            return Preview(key, record, record if rewritten else None, problem, rewritten)
         texts = longest_texts([alternative.line for alternative in found], self._counter)
         shown = tuple(
             self._show(alternative, text)

@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +18,7 @@ from capmerge.captions.size import size_of
 from capmerge.captions.tally import Tally
 from capmerge.captions.templates import MergeOptions
 from capmerge.commands.dataset_config import dataset_config
+from capmerge.commands.latent_files import Evidence, count_names, evidence, with_image_size
 from capmerge.commands.merge_blocks import BlockMerger, Counted, OnError
 from capmerge.commands.receipt import receipt
 from capmerge.commands.targets import check_target
@@ -68,6 +69,8 @@ class RewriteOptions:
     """The tokenizers that count the output in the same pass; None to count nothing."""
     index: bool = False
     """True to write the index of the output in the same pass."""
+    latents: Path | None = None
+    """The folder of the cached latents, whose names tell their kind; None to go by the records."""
     max_record_bytes: int = MAX_RECORD_BYTES
     start_method: str | None = None
 
@@ -80,6 +83,8 @@ class Outcome:
     read_bytes: int
     """Bytes of the source as it is on disk or comes from the pipe, so before it is unzipped."""
     written_bytes: int
+    latents: Evidence
+    """The kind of the cached latents, by their names or by the sizes in the records."""
     statistics: Document | None = None
     """The statistics of the output; None when they were not asked for."""
 
@@ -90,12 +95,13 @@ def rewrite(
     *,
     warn: Callable[[str], None] | None = None,
     progress: Callable[[int], None] | None = None,
+    listing: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Rewrite `source` into `options.target` and its side files, and return the counts of the run.
 
     The files appear together when all is done. `warn` is given each warning, `progress` the offset
-    that is done. Raises `UsageError`, `DataError`, `OutputError` or `WorkerError`; then no file was
-    written or replaced.
+    that is done, and `listing` the number of names seen in the folder of latents. Raises
+    `UsageError`, `DataError`, `OutputError` or `WorkerError`; then no file was written or replaced.
     """
     # Check everything that can be checked before a file is opened.
     if options.index:
@@ -104,6 +110,10 @@ def rewrite(
         options.target, source, force=options.force, side_suffixes=SIDE_FILES
     )
     layout = read_layout(source, options.max_record_bytes)
+
+    # The latents say whether records with a train_resolution alone get an image_size.
+    names = count_names(options.latents, listing) if options.latents else None
+    options = replace(options, merge=with_image_size(options.merge, names))
 
     # Rewrite a sample to estimate how large the output will be.
     sample = _sample(source, layout, options)
@@ -156,6 +166,8 @@ def rewrite(
         read_bytes = source.read_bytes(end)
         source.check_unchanged()
 
+        found = evidence(total.tally, names, image_size=bool(options.merge.image_size))
+
         # Finish the side files, and give all files their final names together.
         name = target.name if target else source.name
         statistics = gathered.document(name, source, layout, options.merge) if gathered else None
@@ -173,9 +185,10 @@ def rewrite(
             )
             folder = (source.path or target).resolve().parent
             files.side(RECEIPT).write(made.encode())
-            files.side(DATASET).write(dataset_config(target, folder, sample.resolutions).encode())
+            config = dataset_config(target, folder, sample.resolutions, found)
+            files.side(DATASET).write(config.encode())
         files.publish()
-    return Outcome(total.tally, read_bytes, output.written_bytes, statistics)
+    return Outcome(total.tally, read_bytes, output.written_bytes, found, statistics)
 
 
 def _check_indexable(options: RewriteOptions) -> None:

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from capmerge.captions.like_names import like_name_notes
 from capmerge.captions.tally import Tally
 from capmerge.captions.templates import MOST_LINES
+from capmerge.commands.latent_files import Evidence
 from capmerge.errors import printable
 
 _PARAGRAPHS_WORTH_ADVICE = 0.01
@@ -22,6 +24,7 @@ class Summary:
     read_bytes: int
     written_bytes: int
     seconds: float
+    latents: Evidence
     dataset_config: str | None = None
     """The name of the dataset config that was written."""
 
@@ -36,6 +39,8 @@ class Summary:
             ("  caption only", f"{tally.kinds['caption_only']:,}"),
             ("  empty", f"{tally.kinds['empty']:,}"),
             ("rejected", f"{tally.rejected:,}"),
+            ("latents", self.latents.files),
+            *([("without size", f"{tally.without_size:,}")] if tally.without_size else []),
             *([("passed through", f"{tally.passed:,}")] if tally.passed else []),
             *([("left out by --fit", f"{tally.fit_left_out:,}")] if tally.fit_left_out else []),
             *([("cut by --fit", f"{tally.fit_cut:,}")] if tally.fit_cut else []),
@@ -66,10 +71,26 @@ class Summary:
         notes = []
         if tally.image_size_added:
             notes.append(
-                f"image_size = train_resolution was added to {_records(tally.image_size_added)}. "
-                "This is right only for legacy <stem>.npz latents. For <stem>_WxH_sdxl.npz use "
-                "--no-image-size, with absolute keys or each picture's own image_size."
+                f"image_size = train_resolution was added to {_records(tally.image_size_added)}, "
+                "which is right only for legacy <stem>.npz latents. --latents DIR looks at your "
+                "names, and --no-image-size adds nothing."
             )
+        if self.latents.files == "both kinds":
+            notes.append(
+                f"the latents seem to be of both kinds ({self.latents.reason}). The dataset config "
+                "leaves the buckets to sd-scripts, which suits both."
+            )
+        if tally.wrong_size:
+            notes.append(
+                f"{_records(tally.wrong_size)} hold a train_resolution or image_size that is not "
+                "two whole numbers above 0. It is left as it is and counts as no size."
+            )
+        if tally.replaced:
+            notes.append(
+                f"{_records(tally.replaced)} had a caption or tags that were not read, because "
+                "--caption-field or --tags-field names another field. They are not in the output."
+            )
+        notes += like_name_notes(tally)
         if tally.captions and tally.paragraphs > _PARAGRAPHS_WORTH_ADVICE * tally.captions:
             notes.append(
                 f"the captions of {_records(tally.paragraphs)} have blank lines between "

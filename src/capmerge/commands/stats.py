@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from capmerge.captions.like_names import like_name_notes
 from capmerge.captions.tally import Tally
 from capmerge.captions.templates import MergeOptions
+from capmerge.commands.latent_files import with_image_size
 from capmerge.commands.merge_blocks import BlockMerger, Counted, OnError
 from capmerge.files.atomic import AtomicFile
 from capmerge.files.source import Source
@@ -36,9 +38,15 @@ class MeasureOptions:
 
 
 def measure(
-    source: Source, options: MeasureOptions, *, progress: Callable[[int], None] | None = None
+    source: Source,
+    options: MeasureOptions,
+    *,
+    warn: Callable[[str], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Document:
     """The statistics of `source`; `progress` is told the offset that is done.
+
+    `warn` is given each note on records whose text stands under another name.
 
     Raises `UsageError`, `DataError`, `OutputError` or `WorkerError`; then `options.per_record` is
     not written either.
@@ -56,18 +64,23 @@ def measure(
             None,
             gathered.make_observer(),
         )
+        total = Counted(Tally(), gathered.stats)
         run_blocks(
             source,
             layout,
             work,
             gathered.sinks(),
-            collect=Counted(Tally(), gathered.stats).add,
+            collect=total.add,
             jobs=useful_jobs(source, options.jobs),
             progress=progress,
             start_method=options.start_method,
         )
         source.check_unchanged()
-        document = gathered.document(source.name, source, layout, options.merge)
+        used = with_image_size(options.merge, None)
+        document = gathered.document(source.name, source, layout, used)
         if lines:
             lines.publish()
+    if warn:
+        for note in like_name_notes(total.tally):
+            warn(note)
     return document

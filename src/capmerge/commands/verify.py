@@ -17,6 +17,7 @@ from typing import Any
 
 from capmerge.captions.fields import MARK
 from capmerge.captions.merge import Merger, Record, RewrittenError, UnmergeableError, copy_of
+from capmerge.captions.size import sizes_of
 from capmerge.captions.templates import MOST_LINES, Draw, MergeOptions
 from capmerge.captions.wildcard import (
     TooManyOutcomesError,
@@ -46,6 +47,8 @@ class Verified:
     records: int = 0
     rejected: int = 0
     passed: int = 0
+    without_size: int = 0
+    """Records of the output without a `train_resolution` and an own size that can be read."""
     too_many_outcomes: int = 0
     """Records whose intended wildcards give more texts than are listed.
 
@@ -60,6 +63,8 @@ class Verified:
             lines.append(f"could not be merged, and listed whole: {self.rejected:,}")
         if self.passed:
             lines.append(f"already rewritten in the source, and unchanged: {self.passed:,}")
+        if self.without_size:
+            lines.append(f"without a size (train_resolution or image_size): {self.without_size:,}")
         if self.too_many_outcomes:
             lines.append(
                 "right to the byte, but with too many wildcard outcomes to list: "
@@ -137,6 +142,7 @@ def verify(
                     _RUN_AGAIN,
                 )
             verified.records += 1
+            verified.without_size += sizes_of(record) is None
         if progress:
             progress(piece.start + len(piece.data))
 

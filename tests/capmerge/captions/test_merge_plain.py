@@ -30,10 +30,11 @@ TEXT = PLAIN_TEXT | HOSTILE_TEXT
 FIELDS = {
     "caption": TEXT | st.none() | st.just(["c"]),
     "tags": TEXT | st.none() | st.just(1),
-    "train_resolution": st.sampled_from([[64, 128], None, "64", []]),
-    "image_size": st.sampled_from([[1, 2], None]),
-    "other": st.sampled_from([1.0, {"tags": "x"}]),
-    "": st.just(0),
+    "train_resolution": st.sampled_from([[64, 128], None, "64", [], [512.0, 5], [0, 1]]),
+    "image_size": st.sampled_from([[1, 2], [64, 128], None, []]),
+    "other": st.sampled_from([1.0, {"tags": "x"}, "A text.", ["a", "b"]]),
+    "": st.sampled_from([0, "a, b"]),
+    "text": st.just("like"),
 }
 OURS = {
     "capmerge": st.sampled_from(["t", None]),
@@ -115,7 +116,10 @@ def option_sets(draw):
         caption_wildcards=draw(st.booleans()),
         prefix=draw(affix),
         suffix=draw(affix),
-        image_size=draw(st.booleans()),
+        image_size=draw(st.sampled_from([True, False, None])),
+        caption_field=draw(st.sampled_from(["caption", "caption", "other"])),
+        tags_field=draw(st.sampled_from(["tags", "tags", ""])),
+        lists=draw(st.booleans()),
         allow_rewritten=draw(st.booleans()),
         fit_tokens=fit_tokens,
         fit_by=fit_by,

@@ -120,6 +120,9 @@ def test_every_merge_option_reaches_the_receipt(tmp_path):
         "prefix": ["--prefix", "p "],
         "suffix": ["--suffix", " s"],
         "image_size": ["--no-image-size"],
+        "caption_field": ["--caption-field", "text"],
+        "tags_field": ["--tags-field", "words"],
+        "lists": ["--lists"],
         "allow_rewritten": ["--allow-rewritten"],
         "fit": ["--fit", "20", "trim", "--family", "sd2"],
         "on_error": ["--on-error", "skip"],
@@ -139,6 +142,9 @@ def test_every_merge_option_reaches_the_receipt(tmp_path):
         "fit_tokens": 20,
         "fit_by": "trim",
         "fit_family": "sd2",
+        "caption_field": "text",
+        "tags_field": "words",
+        "lists": True,
         "on_error": "skip",
     }
 

@@ -12,7 +12,8 @@ def test_a_record_that_cannot_be_merged_stops_the_run(unmergeable):
     assert error == (
         f'capmerge: {unmergeable}, byte {offset}, record "b": "caption" is a list, '
         "expected a string. "
-        "Mend the record, or use --on-error skip to leave such records out and list them.\n"
+        "Use --lists to read a list of strings as alternatives or tags, or use --on-error skip to "
+        "leave such records out and list them.\n"
     )
     assert [path.name for path in unmergeable.parent.iterdir()] == [unmergeable.name]
 

@@ -94,7 +94,7 @@ def change_receipt(source, **changed):
         ("caption_lines", "dance", '"each", "join" or "first"'),
         ("layout", 5, '"lines", "concat", "concat-caption-first", "inline" or null'),
         ("on_error", "ignore", '"stop" or "skip"'),
-        ("image_size", "no", "true or false"),
+        ("image_size", "no", "true or false or null"),
         ("allow_rewritten", 1, "true or false"),
         ("fit_tokens", True, "a whole number or null"),
         ("fit_tokens", 75.0, "a whole number or null"),

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from builders.metadata import as_indent_2
 
-from capmerge.captions.size import MOST_PX, size_of
+from capmerge.captions.size import MOST_PX, is_size, size_of
 from capmerge.captions.templates import MergeOptions
 from capmerge.commands.dataset_config import dataset_config
 from capmerge.commands.rewrite import RewriteOptions, rewrite
@@ -75,13 +75,25 @@ def test_statistics_and_index_have_the_same_sizes(run, texts, image_size):
 
 
 def test_the_dataset_config_has_the_sizes_of_latents(run):
-    """The dataset config is made from `train_resolution`, never from an image's own size."""
+    """Buckets are made from `train_resolution`, and none where a picture's own size is there."""
     for fields, size in CASES:
-        _, target = run({"k": {"tags": "a", **fields}})
+        outcome, target = run({"k": {"tags": "a", **fields}})
         of_latents = {size[:2]} if size and size[2] == "train_resolution" else set()
         text = target.with_name("out.json.dataset.toml").read_text(encoding="utf-8")
-        assert text == dataset_config(target, target.parent, of_latents), fields
-        assert tomllib.loads(text)["datasets"][0]["bucket_reso_steps"] > 0
+        assert text == dataset_config(target, target.parent, of_latents, outcome.latents), fields
+        config = tomllib.loads(text)["datasets"][0]
+        own = is_size(fields.get("image_size")) and size[:2] != tuple(fields["image_size"])
+        is_legacy = bool(of_latents) and not own
+        assert ("resolution" in config) == ("bucket_no_upscale" in config) == is_legacy
+        assert outcome.latents.files == (
+            "legacy" if is_legacy else "new-style" if size else "unknown"
+        )
+        written = json.loads(target.read_bytes())["k"]
+        assert ("image_size" in written) == ("image_size" in fields or bool(of_latents))
+        assert outcome.tally.without_size == (size is None)
+        assert outcome.tally.wrong_size == any(
+            fields.get(name) is not None and not is_size(fields[name]) for name in fields
+        )
 
 
 def test_a_broken_record_is_in_no_count_of_sizes(tmp_path):

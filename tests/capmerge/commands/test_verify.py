@@ -20,7 +20,7 @@ RECORDS = {
     f"danbooru/{i}": {
         "caption": ["A girl {smiles}.", "", "One.\nTwo.\n\nThree.", "Plain."][i % 4],
         "tags": ["1girl, :}", "solo, ^_^", "", "o_o,\nsmile"][i % 4 if i % 8 != 6 else 0],
-        "train_resolution": [64, 64 * (i % 5)],
+        "train_resolution": [64, 64 * (2 + i % 5)],
         "score": [1, 1.0, -0.0, 10**25][i % 4],
         "nested": {"a": [i, {"b": None}]},
     }

@@ -1,0 +1,58 @@
+"""Fields whose names are like `caption` or `tags`, where a record may hold its text instead."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from capmerge.captions.tally import LikeField, Tally
+from capmerge.errors import quoted
+
+_MOST_NAMES = 64
+_WORDS = re.compile(r"[a-z]+|[A-Z]+(?![a-z])|[A-Z][a-z]*")
+_LIKE = {
+    "caption": frozenset({"caption", "text", "txt", "prompt", "description", "desc"}),
+    "tags": frozenset({"tag", "keyword"}),
+}
+
+
+def note_like_names(
+    record: dict[str, Any], lacking: list[str], read: tuple[str, str], tally: Tally
+) -> None:
+    """Count fields with a text that are named like what a record lacks (`caption`, `tags`).
+
+    `read` are the fields that are read already. Of many different names, the first 64 in the order
+    of the alphabet are kept, so that any split of the file gives the same counts.
+    """
+    for name, value in record.items():
+        if name not in read and _holds_text(value):
+            words = {word.lower().removesuffix("s") for word in _WORDS.findall(name)}
+            for what in lacking:
+                if words & _LIKE[what]:
+                    tally.like_named[what, name] += 1
+    keep_few_names(tally)
+
+
+def keep_few_names(tally: Tally) -> None:
+    """Forget names that cannot be among the first 64, once there are twice as many."""
+    if len(tally.like_named) > 2 * _MOST_NAMES:
+        for like in sorted(tally.like_named)[_MOST_NAMES:]:
+            del tally.like_named[like]
+
+
+def like_name_notes(tally: Tally) -> Iterator[str]:
+    """The notes on records whose text stands under another name, the most frequent first."""
+    kept: list[LikeField] = sorted(tally.like_named)[:_MOST_NAMES]
+    for what, name in sorted(kept, key=lambda like: -tally.like_named[like])[:5]:
+        count = tally.like_named[what, name]
+        records = "1 record has" if count == 1 else f"{count:,} records have"
+        option = "--caption-field" if what == "caption" else "--tags-field"
+        yield (
+            f"{records} no {what} but a text in the field {quoted(name)}. "
+            f"Use {option} {quoted(name)} to read it."
+        )
+
+
+def _holds_text(value: Any) -> bool:
+    """Return whether a value is a string with text, or a list of strings with some."""
+    texts = value if isinstance(value, list) else [value]
+    return all(isinstance(text, str) for text in texts) and any(text.strip() for text in texts)

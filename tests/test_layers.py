@@ -13,13 +13,13 @@ SRC = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = {
     "capmerge": (
-        "errors rng toml cores < files tokens < metadata captions terminal"
+        "errors rng toml cores start < files tokens < metadata captions terminal"
         " < index stats < commands < cli api"
     ),
     "trainer": "errors families < config < data model < training < run",
 }
 """The layers from low to high. A folder imports only from folders of lower layers."""
-TRAINER_TAKES = "errors rng toml cores terminal files tokens captions index"
+TRAINER_TAKES = "errors rng toml cores start terminal files tokens captions index"
 """The folders and modules of capmerge that the trainer may import."""
 
 WITH_NUMPY = {"files", "tokens", "index", "stats"}

@@ -12,8 +12,7 @@ The Python interface, loaded at its first use so that `import capmerge` costs no
 Everything else is private and may change.
 """
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as in `typing`, whose import takes longer than all of this module
 if TYPE_CHECKING:
     from capmerge.api import (
         MergeOptions,
@@ -35,7 +34,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from capmerge import api  # noqa: PLC0415  # `import capmerge` loads no sub-package

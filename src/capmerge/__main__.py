@@ -1,5 +1,9 @@
-"""The entry point of `python -m capmerge`, which does what the console script does."""
+"""The entry point of the console script `capmerge` and of `python -m capmerge`."""
 
-from capmerge.cli.app import main
+from capmerge.start import importing
 
-main()
+with importing("capmerge: ", "capmerge"):
+    from capmerge.cli.app import main
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Never
 
 from capmerge.errors import CapmergeError, printable
 from capmerge.files.source import Source
+from capmerge.start import missing_package
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -31,6 +32,12 @@ def errors_as_exit_codes(program: str | None = "capmerge") -> Iterator[None]:
     except CapmergeError as error:
         print(f"{prefix}{error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except ImportError as error:
+        message = missing_package(error, "capmerge" if program else "'capmerge[train]'")
+        if message is None:
+            raise
+        print(f"{prefix}{message}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         print(
             f"{prefix}interrupted; no file was written." if program else "interrupted.",
@@ -51,7 +58,18 @@ def errors_as_exit_codes(program: str | None = "capmerge") -> Iterator[None]:
 
 
 def make_streams_safe() -> None:
-    """Make the standard streams write characters that their encoding lacks as escapes."""
+    """Make the standard streams write characters that their encoding lacks as escapes.
+
+    A descriptor that is closed leads to nowhere from here on: otherwise the next file that is
+    opened would take its number, and get what libraries write to standard error.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it takes the lowest number that is free: this one
+    if sys.stderr is None:  # print() would take None for standard output
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # until the end
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

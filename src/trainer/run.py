@@ -5,12 +5,17 @@ codes are 0, 1 for data, 2 for usage or settings, 130 for Ctrl-C, 141 for a clos
 SIGTERM. Heavy modules are imported only when they are needed.
 """
 
-from typing import Annotated
+from capmerge.start import importing
 
-import typer
+_WANTED = "'capmerge[train]'"
 
-from capmerge.errors import UsageError
-from capmerge.terminal import errors_as_exit_codes, make_streams_safe
+with importing("", _WANTED):
+    from typing import Annotated
+
+    import typer
+
+    from capmerge.errors import UsageError
+    from capmerge.terminal import errors_as_exit_codes, make_streams_safe
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -72,7 +77,8 @@ def _run(
                 "--allow-change has no effect without --resume. "
                 "Leave it out, or add --resume latest."
             )
-        from trainer.config.load import load_config
+        with importing("", _WANTED):
+            from trainer.config.load import load_config
 
         overrides = overrides or []
         if config is None:
@@ -80,11 +86,13 @@ def _run(
             overrides = [*of_the_run, *overrides]
         settings = load_config(config, overrides)
         if dry_run:
-            from trainer.training.dry_run import show
+            with importing("", _WANTED):
+                from trainer.training.dry_run import show
 
             show(settings)
         else:
-            from trainer.training.loop import train
+            with importing("", _WANTED):
+                from trainer.training.loop import train
 
             if code := train(settings, resume=resume, allow_change=allow_change):
                 raise typer.Exit(code)

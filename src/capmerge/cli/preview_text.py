@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from capmerge.captions.fields import STYLES
 from capmerge.commands.preview import Preview, Previewer, PreviewOptions, Shown, iter_previews
-from capmerge.errors import printable
+from capmerge.errors import UsageError, printable
 from capmerge.files.source import Source
 from capmerge.terminal import warn
 from capmerge.tokens.chunk_text import ChunkedText, Part
@@ -40,8 +40,10 @@ def print_previews(
 
     `progress` is told the offset that is done; when it is given, its bar is on the terminal
     and the lines are written above it. Returns the numbers of records that were not merged. Raises
-    `UsageError` when the source has no record of a key.
+    `UsageError` when the source has no record of a key, and when standard output is closed.
     """
+    if sys.stdout is None:
+        raise UsageError("standard output is closed, and records are shown there. Open it.")
     previewer = Previewer(options)
     screen = Screen(
         colour=sys.stdout.isatty()

@@ -47,9 +47,13 @@ def load_receipt(target: Path) -> tuple[MergeOptions, bool]:
     Raises `UsageError` when there is no receipt, `DataError` when it cannot be read, or holds
     options or values that this version does not know.
     """
+    if not target.name:
+        raise UsageError(f"{printable(str(target))}: found a folder, expected the rewritten file.")
     path = side_path(target, RECEIPT)
     content: Any = None
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is a folder, a pipe or a device")  # noqa: TRY301  # told below
         content = json.loads(path.read_text(encoding="utf-8"))
         options = _checked_options(content)
         skips = options.pop("on_error") == "skip"

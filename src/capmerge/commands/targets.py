@@ -33,8 +33,8 @@ def check_target(
                     "Choose another -o."
                 )
         return _checked(target, shown, force=force)
-    except (OSError, RuntimeError) as error:
-        # The name is too long, or its links form a loop.
+    except (OSError, RuntimeError, ValueError) as error:
+        # The name is too long or holds NUL, or its links form a loop.
         raise UsageError(
             f"{shown}: the file system refuses this name ({error}). Choose another -o."
         ) from error

@@ -158,6 +158,8 @@ def verify(
             _RUN_AGAIN,
         )
     _check_reject(next(rejects, None), None, None, written.name)
+    source.check_unchanged()
+    written.check_unchanged()
     return verified
 
 
@@ -270,6 +272,10 @@ def _iter_rejects(name: str) -> Iterator[tuple[Any, ...]]:
     """The key and the record of each line of OUT.rejects.jsonl, or what stands there instead."""
     path = side_path(Path(name), REJECTS)
     if path.exists():
+        if not path.is_file():
+            raise DataError(
+                str(path), None, None, "found a folder, a pipe or a device.", _RUN_AGAIN
+            )
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 try:

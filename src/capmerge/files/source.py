@@ -10,6 +10,7 @@ import hashlib
 import os
 import sys
 import zlib
+from contextlib import closing
 from io import FileIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, Self, cast
@@ -21,6 +22,10 @@ from capmerge.errors import DataError, UsageError, printable
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 4096
+
+
+Identity = tuple[int, int, int, int]
+"""The device, inode, size in bytes and time of change in ns of a file."""
 
 
 class Window(Protocol):
@@ -48,7 +53,8 @@ class FileSource:
             else FileIO(descriptor, "rb", closefd=False)
         )
         self.total_bytes: int | None = os.fstat(self._file.fileno()).st_size
-        self._opened_as = _identity(self._file.fileno())
+        self.identity = _identity(self._file.fileno())
+        """The device, inode, size and time of change that the file had when it was opened."""
 
     def window(self, start: int, size: int) -> bytes:
         """Return the bytes [start, start + size), fewer only at the end of the file."""
@@ -74,14 +80,8 @@ class FileSource:
 
     def check_unchanged(self) -> None:
         """Raise `DataError` when the file was written to while it was read."""
-        if _identity(self._file.fileno()) != self._opened_as:
-            raise DataError(
-                self.name,
-                None,
-                None,
-                "the file changed while it was read.",
-                "Run again when nothing writes to it.",
-            )
+        if _identity(self._file.fileno()) != self.identity:
+            raise _changed(self.name)
 
     def close(self) -> None:
         """Close the file."""
@@ -90,8 +90,9 @@ class FileSource:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        with closing(self):
+            _blame_change(self, error)
 
 
 class StreamSource:
@@ -104,6 +105,7 @@ class StreamSource:
         self.path: Path | None = None  # workers cannot read it themselves
         self._stream, self._compressed = stream, compressed
         self.total_bytes: int | None = os.fstat(compressed.fileno()).st_size if compressed else None
+        self._opened_as = _identity(compressed.fileno()) if compressed else None
         self._kept = bytearray()
         self._kept_from = 0
         self._ended = False
@@ -152,7 +154,9 @@ class StreamSource:
         return _is_file((self._compressed or self._stream).fileno(), path)
 
     def check_unchanged(self) -> None:
-        """Do nothing, since a stream is read only once."""
+        """Raise `DataError` when a gzip file was written to while it was read; a pipe never is."""
+        if self._compressed and _identity(self._compressed.fileno()) != self._opened_as:
+            raise _changed(self.name)
 
     def close(self) -> None:
         """Close the stream and the file under it."""
@@ -163,8 +167,9 @@ class StreamSource:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        with closing(self):
+            _blame_change(self, error)
 
 
 class BytesSource:
@@ -219,6 +224,25 @@ def open_source(path: str) -> Source:
         raise UsageError(
             f"{printable(path)}: the file cannot be read ({error.strerror})."
         ) from error
+    except ValueError as error:  # the name holds NUL
+        raise UsageError(f"{printable(path)}: the file cannot be read ({error}).") from error
+
+
+def reopen(path: Path, identity: Identity) -> FileSource:
+    """Open the file of a `FileSource` with this `identity` once more, in another process.
+
+    Raises `DataError` when another file has the path now, or the file was written to.
+    """
+    try:
+        source = FileSource(path)
+    except FileNotFoundError:
+        raise _changed(str(path)) from None
+    except OSError as error:
+        raise _cannot_read(str(path), error) from error
+    if source.identity != identity:
+        source.close()
+        raise _changed(str(path))
+    return source
 
 
 def fingerprint(source: Source) -> dict[str, int | str | None]:
@@ -244,6 +268,22 @@ def fingerprint_text(source: Source) -> str:
     return f"{found['bytes']:012x}{found['blake2b']}"
 
 
+def _blame_change(source: Source, error: BaseException | None) -> None:
+    """Raise `DataError` when `error` says that the data are wrong and the source has changed."""
+    if isinstance(error, DataError):
+        source.check_unchanged()
+
+
+def _changed(name: str) -> DataError:
+    return DataError(
+        name,
+        None,
+        None,
+        "the file changed while it was read.",
+        "Run again when nothing writes to it.",
+    )
+
+
 def _cannot_read(name: str, error: OSError) -> DataError:
     return DataError(
         name,
@@ -258,6 +298,6 @@ def _is_file(descriptor: int, path: Path) -> bool:
     return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
-def _identity(descriptor: int) -> tuple[int, int]:
+def _identity(descriptor: int) -> Identity:
     status = os.fstat(descriptor)
-    return status.st_size, status.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -144,6 +144,7 @@ def _build(
                 progress=progress,
                 start_method=start_method,
             )
+            source.check_unchanged()  # else the rows' offsets may lead anywhere
             indexing.write(file, source)
         source.check_unchanged()
         file.publish()

@@ -47,7 +47,7 @@ def iter_latents(folder: str) -> Iterator[tuple[str, str]]:
             for entry in entries:
                 if entry.name.endswith(ENDING) and not entry.is_dir(follow_symlinks=False):
                     yield prefix, entry.name.removesuffix(ENDING)
-                elif entry.is_dir():
+                elif _is_folder(entry):
                     here = passed
                     if entry.is_symlink():
                         here = (*passed, os.path.realpath(path))
@@ -84,6 +84,14 @@ def _listed(path: str) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
             f"{printable(path)}: the folder cannot be listed ({error.strerror}). "
             "Check its permissions."
         ) from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """True for a folder and a link to one; False for a link that leads to itself."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _age_and_area(

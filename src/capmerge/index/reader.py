@@ -173,18 +173,24 @@ def open_index(metadata: Path) -> Index:
 
 def open_indexable(metadata: Path) -> FileSource:
     """Open the metadata; raises `UsageError` for gzip and pipes, which have no offsets."""
+    shown = printable(str(metadata))
+    if metadata.is_fifo():  # opening it would wait for a writer
+        raise _no_offsets_of_pipe(shown)
     source = open_source(str(metadata))
     if isinstance(source, FileSource):
         return source
     compressed = source.total_bytes is not None
     source.close()
-    shown = printable(str(metadata))
     if compressed:
         raise UsageError(
             f"{shown}: found gzip, which has no offsets to read records by. "
             "Unzip it first (gunzip -k), then index that."
         )
-    raise UsageError(
+    raise _no_offsets_of_pipe(shown)
+
+
+def _no_offsets_of_pipe(shown: str) -> UsageError:
+    return UsageError(
         f"{shown}: found a pipe, which has no offsets to read records by. "
         "Write it to a file first, then index that."
     )

@@ -15,7 +15,7 @@ import orjson
 
 from capmerge.metadata.blocks import Kind
 from capmerge.metadata.format import FRAMINGS
-from capmerge.metadata.scan import IMAGE_PATH
+from capmerge.metadata.scan import IMAGE_PATH, MAX_NESTING, nests_too_deep
 
 Pair = tuple[str, Any]
 
@@ -63,9 +63,11 @@ def decode(data: bytes | memoryview, kind: Kind, *, last: bool) -> Records:
         records = orjson.loads(text)
         if not _holds_lost_integer(records.values()):
             return Records(records.items(), exact=False)
-    except (orjson.JSONDecodeError, RecursionError):
+    except orjson.JSONDecodeError:
         pass
-    return Records(_loads(text).items(), exact=True)
+    records = _loads(text)
+    _check_nesting(text, records.values())
+    return Records(records.items(), exact=True)
 
 
 def decode_members(members: Sequence[bytes]) -> list[dict[str, Any]] | None:
@@ -79,7 +81,7 @@ def decode_members(members: Sequence[bytes]) -> list[dict[str, Any]] | None:
     """
     try:
         objects: list[dict[str, Any]] = orjson.loads(b"".join((b"[{", b"},{".join(members), b"}]")))
-    except (orjson.JSONDecodeError, RecursionError):
+    except orjson.JSONDecodeError:
         return None
     if len(objects) != len(members) or _holds_lost_integer(
         value for members in objects for value in members.values()
@@ -126,10 +128,16 @@ def _decode_lines(data: bytes) -> Records:
     try:
         values, exact = [orjson.loads(line) for line in lines], False
         if _holds_lost_integer(values):
-            values, exact = [_loads(line) for line in lines], True
-    except (orjson.JSONDecodeError, RecursionError):
-        values, exact = [_loads(line) for line in lines], True
+            values, exact = _exact_lines(lines), True
+    except orjson.JSONDecodeError:
+        values, exact = _exact_lines(lines), True
     return Records([_keyed(value) for value in values], exact)
+
+
+def _exact_lines(lines: list[bytes]) -> list[Any]:
+    values = [_loads(line) for line in lines]
+    _check_nesting(b"".join(lines), values)
+    return values
 
 
 def _keyed(value: Any) -> Pair:
@@ -149,6 +157,12 @@ def _loads(text: bytes) -> Any:
         return json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise NotJsonError(str(error)) from error
+
+
+def _check_nesting(text: bytes, records: Iterable[Any]) -> None:
+    """Raise `NotJsonError` when one of the records, which `text` holds, is nested too deep."""
+    if text.count(b"{") + text.count(b"[") > MAX_NESTING and any(map(nests_too_deep, records)):
+        raise NotJsonError("a record is nested too deep")
 
 
 def _members(members: dict[str, Any], *, exact: bool) -> bytes | memoryview:
@@ -172,7 +186,10 @@ def _line(key: str, record: dict[str, Any], *, exact: bool) -> bytes:
 
 
 def _holds_lost_integer(records: Iterable[Any]) -> bool:
-    """True when a float in `records`, at any depth, could be an integer that orjson changed."""
+    """True when a float in `records`, at any depth, could be an integer that orjson changed.
+
+    It is also true where a record is nested about as deep as it may be, or deeper.
+    """
     # This loop sees every value of every record, so it tests the commonest types first and calls no
     # function for them. Only a float can be such an integer: orjson makes floats of those that do
     # not fit into 64 bits.
@@ -194,15 +211,20 @@ def _holds_lost_integer(records: Iterable[Any]) -> bool:
 
 
 def _is_lost_integer(value: Any) -> bool:
-    match value:
-        case float():
-            return not -_INT64_OVERFLOW < value < _INT64_OVERFLOW
-        case list():
-            return any(map(_is_lost_integer, value))
-        case dict():
-            return any(map(_is_lost_integer, value.values()))
-        case _:
-            return False
+    # Level by level: a recursion would end at a depth that depends on the calls under way.
+    level, depth = [value], 0
+    while level and depth < MAX_NESTING - 2:
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, float):
+                if not -_INT64_OVERFLOW < item < _INT64_OVERFLOW:
+                    return True
+            elif isinstance(item, list):
+                below += item
+            elif isinstance(item, dict):
+                below += item.values()
+        level, depth = below, depth + 1
+    return bool(level)
 
 
 def _surrogate_as_json(error: UnicodeError) -> tuple[str, int]:

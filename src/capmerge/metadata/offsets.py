@@ -7,9 +7,10 @@ rewrite needs; here the end of every single record needs a proof, because its of
 an index.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
+from capmerge.errors import DataError
 from capmerge.files.source import BytesSource
 from capmerge.metadata.blocks import PIECE_BYTES, Block, FileLayout, Kind, walk
 from capmerge.metadata.codec import NotJsonError, Pair, decode, decode_members
@@ -62,7 +63,10 @@ def _iter_members(name: str, layout: FileLayout, block: Block, data: bytes) -> I
         if whole[-1:] != b"}":
             raise MiscutError(block.start)
         whole = whole[:-1].rstrip(b" \t\n\r")
-    # Guess the cuts of a batch and prove them all at once. If that fails, prove them one by one.
+    # Guess the cuts of a batch and prove them all at once. Where that fails, or where a record has
+    # no cut that can be seen, a parser walks over the records. Guessing on would try every object
+    # inside a record in turn, which takes the square of their number.
+    walkable = BytesSource(name, whole + b"}", block.start)
     start = 0
     while start < len(whole):
         spans, batch_end = _likely_spans(layout, whole, start)
@@ -72,16 +76,15 @@ def _iter_members(name: str, layout: FileLayout, block: Block, data: bytes) -> I
                 if len(members) == 1:
                     yield Placed(block.start + first, block.start + end, *members.items())
                 else:
-                    yield from _iter_walked(name, layout, block.start + first, whole[first:end])
+                    yield from _iter_walked(
+                        walkable, layout, block.start + first, block.start + end
+                    )
             start = batch_end
-        # Either a cut of this batch is inside a record, or only the standard library can read it.
-        while start < batch_end:
-            end, following, pairs = _proven(layout, whole, start, block.start)
-            if len(pairs) == 1:
-                yield Placed(block.start + start, block.start + end, pairs[0])
-            else:
-                yield from _iter_walked(name, layout, block.start + start, whole[start:end])
-            start = following
+        else:
+            following = yield from _iter_walked(
+                walkable, layout, block.start + start, block.start + batch_end
+            )
+            start = following - block.start
 
 
 def _likely_spans(
@@ -98,35 +101,25 @@ def _likely_spans(
     return spans, start
 
 
-def _proven(
-    layout: FileLayout, whole: bytes, start: int, block_start: int
-) -> tuple[int, int, list[Pair]]:
-    """The end of the record at `start`, the beginning of the next one, and the decoded record.
+def _iter_walked(
+    source: BytesSource, layout: FileLayout, start: int, end: int
+) -> Generator[Placed, None, int]:
+    """The records from `start` on, up to the first that ends at `end` or behind it.
 
-    There are several records where no cut was seen between them.
+    A parser finds where each of them ends. Returns where the next record starts.
     """
-    cut = layout.find_cut(whole, start)
-    while True:
-        end, following = cut or (len(whole), len(whole))
-        try:
-            return end, following, _decoded(whole[start:end], layout.kind, block_start + start)
-        except MiscutError:
-            if cut is None:
-                raise
-        cut = layout.find_cut(whole, end)  # what looked like the record's end was inside it
-
-
-def _iter_walked(name: str, layout: FileLayout, offset: int, data: bytes) -> Iterator[Placed]:
-    """The records in `data`, which is valid JSON, but in which no cut was seen.
-
-    There may be several of them, or none.
-    """
-    for record in walk(BytesSource(name, data + b"}", offset), layout, offset):
-        if record.key is not None:
-            member = data[record.start - offset : record.value_end - offset]
-            yield Placed(
-                record.start, record.value_end, _decoded(member, layout.kind, record.start)[0]
-            )
+    try:
+        for record in walk(source, layout, start):
+            if record.key is not None:
+                member = source.window(record.start, record.value_end - record.start)
+                (pair,) = _decoded(member, layout.kind, record.start)
+                yield Placed(record.start, record.value_end, pair)
+            start = record.next_start
+            if start >= end:
+                break
+    except DataError as error:  # the end of the block is inside a record, or the source is broken
+        raise MiscutError(start) from error
+    return start
 
 
 def _decoded(data: bytes, kind: Kind, offset: int) -> list[Pair]:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from capmerge.files.source import Source
-from capmerge.metadata.blocks import BLOCK_BYTES, FileLayout, next_block, walked_block
-from capmerge.metadata.pieces import MiscutError
+from capmerge.metadata.blocks import BLOCK_BYTES, FileLayout, next_block
+from capmerge.metadata.pieces import MiscutError, recut
 from capmerge.metadata.pool import Pool
 from capmerge.metadata.receiver import Receiver
 from capmerge.metadata.work import Sink, Stream, Work, iter_output
@@ -77,7 +77,7 @@ def _run_here(source: Source, layout: FileLayout, work: Work, receiver: Receiver
         if work.counts:
             work.counts.keep(work.counts.take())
         if miscut:
-            block = walked_block(source, layout, miscut.offset)
+            block = recut(source, layout, block, miscut)
             continue
         receiver.end_block(block.end)
         if work.counts and (block.last or work.counts.is_full()):

@@ -7,6 +7,7 @@ right.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from capmerge.errors import DataError
 from capmerge.files.source import BytesSource, Source
 from capmerge.metadata.blocks import (
     Block,
@@ -30,6 +31,23 @@ class MiscutError(Exception):
     def __init__(self, offset: int) -> None:
         super().__init__(offset)
         self.offset = offset
+
+
+def recut(source: Source, layout: FileLayout, block: Block, miscut: MiscutError) -> Block:
+    """The block that begins where the bytes of `block` are not whole records, cut by a parser.
+
+    Raises `DataError` where the source is not valid, and when a parser had cut `block` already: it
+    would find the same cut again and again.
+    """
+    if block.walked:
+        raise DataError(
+            source.name,
+            miscut.offset,
+            None,
+            "found bytes that cannot be decoded, where a JSON parser found whole records before.",
+            "Run again when nothing writes to the file.",
+        )
+    return walked_block(source, layout, miscut.offset)
 
 
 class Piece(NamedTuple):
@@ -72,7 +90,7 @@ def iter_source(source: Source, layout: FileLayout, *, keep: bool = False) -> It
                 source.window(block.start, block.end - block.start), layout, block
             )
         except MiscutError as error:
-            block = walked_block(source, layout, error.offset)
+            block = recut(source, layout, block, error)
             continue
         if block.last:
             return

@@ -17,9 +17,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from capmerge.errors import DataError, WorkerError
-from capmerge.files.source import Source
-from capmerge.metadata.blocks import Block, FileLayout, next_block, walked_block
-from capmerge.metadata.pieces import MiscutError
+from capmerge.files.source import FileSource, Source
+from capmerge.metadata.blocks import Block, FileLayout, next_block
+from capmerge.metadata.pieces import MiscutError, recut
 from capmerge.metadata.receiver import BlockOutput, Receiver
 from capmerge.metadata.work import Work
 from capmerge.metadata.worker import Answer, Free, Message, Slots, Task, work_on_blocks
@@ -92,13 +92,14 @@ class Pool:
         context: Any = multiprocessing.get_context(start_method)
         self._workers = [_Worker(context, start_method) for _ in range(jobs)]
         ends = [end for worker in self._workers for end in (worker.connection, worker.far_end)]
+        file = (source.path, source.identity) if isinstance(source, FileSource) else None
         for worker in self._workers:
             # A forked child inherits every end that is open now. It must close them, or it would
             # never notice that its parent has died.
             inherited = (
                 [end for end in ends if end is not worker.far_end] if start_method == "fork" else []
             )
-            arguments = (worker.far_end, inherited, worker.slots, make_work, source.path)
+            arguments = (worker.far_end, inherited, worker.slots, make_work, file)
             worker.process = context.Process(target=work_on_blocks, args=arguments, daemon=True)
             worker.process.start()
         for worker in self._workers:
@@ -175,7 +176,7 @@ class Pool:
                     # The output before the wrong cut is written. A parser finds the end of the
                     # block that starts there, and the blocks after it are cut anew.
                     abandoned |= self._abandon(pending)
-                    upcoming = self._upcoming(answer.error.offset, find=walked_block)
+                    upcoming = self._recut(head.block, answer.error)
                 elif isinstance(answer.error, str):
                     # The traceback of a bug, not a value of a wrong type.
                     raise RuntimeError(f"a worker process failed:\n{answer.error}")  # noqa: TRY004
@@ -219,16 +220,21 @@ class Pool:
         """The block after `block`; None when that was the last."""
         return None if block.last else self._upcoming(block.next_start)
 
-    def _upcoming(
-        self, start: int, find: Callable[[Source, FileLayout, int], Block] = next_block
-    ) -> Block | DataError:
+    def _upcoming(self, start: int) -> Block | DataError:
         """The block at `start`, or the error that the source has there.
 
         The error is not raised yet, because the blocks before it have to be written first, and may
         turn out to be cut wrong.
         """
         try:
-            return find(self._source, self._layout, start)
+            return next_block(self._source, self._layout, start)
+        except DataError as error:
+            return error
+
+    def _recut(self, block: Block, miscut: MiscutError) -> Block | DataError:
+        """The block to go on with behind the valid part of `block`, or the error found there."""
+        try:
+            return recut(self._source, self._layout, block, miscut)
         except DataError as error:
             return error
 

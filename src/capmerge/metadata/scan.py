@@ -14,6 +14,12 @@ IMAGE_PATH = "image_path"
 """The field of a JSONL record that holds its key."""
 DECODE = JSONDecoder().raw_decode
 
+MAX_NESTING = 900
+"""The number of objects and lists inside each other that a record may have, itself included.
+
+Python's json reads some 960, fewer where more calls are under way. A limit of its own makes every
+command, in any process, refuse the same records."""
+
 # A parser that runs out of text complains at most this far before the end of the text.
 _UNFINISHED_CHARS = 16
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -39,6 +45,21 @@ _JSONL = (
     f'If this is JSONL, every line needs an "{IMAGE_PATH}" string. Otherwise fix the file there.'
 )
 _CUT_OFF = "It was probably cut off while being written or copied: write or copy it again."
+
+
+def nests_too_deep(value: Any) -> bool:
+    """True when there are more than `MAX_NESTING` objects and lists inside each other."""
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(MAX_NESTING):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
 
 
 def scan_member(
@@ -130,8 +151,9 @@ def _scan_value(text: str, place: int, key: str | None, *, at_end: bool) -> tupl
 
     Raises as `scan_member`.
     """
+    too_deep = "the record is nested deeper than a JSON parser can follow."
     try:
-        return DECODE(text, place)
+        value, end = DECODE(text, place)
     except JSONDecodeError as error:
         # Python reports a text that ends too early like any other mistake. So a complaint near the
         # end of a window means to read on, and one at the end of the file that it was cut off.
@@ -152,11 +174,14 @@ def _scan_value(text: str, place: int, key: str | None, *, at_end: bool) -> tupl
             problem = f"found {found}: {error.msg[0].lower()}{error.msg[1:]}."
         raise InvalidError(error.pos, key, problem, _FIX) from None
     except RecursionError:
-        problem = "the record is nested deeper than a JSON parser can follow."
-        raise InvalidError(place, key, problem, _FIX) from None
+        raise InvalidError(place, key, too_deep, _FIX) from None
     except ValueError as error:  # an integer with more digits than Python converts
         problem = f"found a number that Python's json cannot read ({error})."
         raise InvalidError(place, key, problem, _FIX) from None
+    opened = text.count("{", place, end) + text.count("[", place, end)
+    if opened > MAX_NESTING and nests_too_deep(value):
+        raise InvalidError(place, key, too_deep, _FIX)
+    return value, end
 
 
 def _missing(

@@ -4,9 +4,13 @@ This module owns the messages between parent and worker, and the slots of memory
 answers. It does not know the order of the blocks.
 """
 
+import ctypes
 import gc
 import mmap
+import multiprocessing
+import os
 import signal
+import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,10 +19,11 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from capmerge.errors import CapmergeError
-from capmerge.files.source import FileSource
+from capmerge.files.source import FileSource, Identity, reopen
 from capmerge.metadata.blocks import Block
 from capmerge.metadata.pieces import MiscutError
 from capmerge.metadata.work import Stream, Work, iter_output
@@ -27,6 +32,7 @@ from capmerge.metadata.work import Stream, Work, iter_output
 _SLOT_BYTES = 2 << 20
 # A block that weights make six times longer does not have to wait for the blocks before it.
 _SLOTS = 6
+_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
 @contextmanager
@@ -125,9 +131,13 @@ def work_on_blocks(
     inherited: list[Connection],
     slots: Slots,
     make_work: Callable[[], Work],
-    path: Path | None,
+    file: tuple[Path, Identity] | None,
 ) -> None:
-    """Work on blocks until the parent says that there are no more, or has ended."""
+    """Work on blocks until the parent says that there are no more, or has ended.
+
+    `file` is the source as the parent opened it; None if the parent sends the bytes of the blocks.
+    """
+    _end_with_parent()
     # Ctrl-C reaches all processes of the group, and the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -135,19 +145,40 @@ def work_on_blocks(
         end.close()
     try:
         with no_garbage_collection():
-            _WorkerLoop(connection, slots, path).run(make_work())
+            _WorkerLoop(connection, slots, file).run(make_work())
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent has ended, so nobody needs this work any more
     finally:
         slots.close(unlink=False)
 
 
+def _end_with_parent() -> None:
+    """End this process as soon as its parent has ended, also in the middle of a block.
+
+    A worker looks at its pipe only between two blocks.
+    """
+    if sys.platform == "linux":
+        # The kernel does it at once, also in a long call of C code, in which no thread runs.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # a worker is a child
+    parent.join()
+    os._exit(1)
+
+
 class _WorkerLoop:
     """The worker's side of the pipe."""
 
-    def __init__(self, connection: Connection, slots: Slots, path: Path | None) -> None:
+    def __init__(
+        self, connection: Connection, slots: Slots, file: tuple[Path, Identity] | None
+    ) -> None:
         self._connection, self._slots = connection, slots
-        self._file = FileSource(path) if path else None
+        self._of_parent = file
+        self._file: FileSource | None = None
         self._tasks: deque[Task | None] = deque()
         self._free = list(range(_SLOTS))
         # The counts of blocks that may yet turn out to have begun at a wrong cut.
@@ -180,6 +211,12 @@ class _WorkerLoop:
         # The slot that was freed last is the likeliest to be in the processor's cache.
         return self._free.pop()
 
+    def _read(self, block: Block) -> bytes:
+        if self._file is None:
+            assert self._of_parent is not None  # else the parent sends the bytes
+            self._file = reopen(*self._of_parent)
+        return self._file.window(block.start, block.end - block.start)
+
     def _answer(self, task: Task, work: Work) -> None:
         block, data = task.block, task.data
         slot, used = self._take_slot(work), 0
@@ -187,8 +224,7 @@ class _WorkerLoop:
         error: MiscutError | CapmergeError | str | None = None
         try:
             if data is None:
-                assert self._file is not None  # else the parent sends the bytes
-                data = self._file.window(block.start, block.end - block.start)
+                data = self._read(block)
 
             # Copy the output to the slot. When the slot is full, send it and take another.
             for stream, chunk in iter_output(work, block, data):

@@ -213,10 +213,14 @@ def _convert(folder: Path) -> str:
 def _read_json(file: Path) -> tuple[str, dict[str, Any]]:
     import json
 
+    if file.exists() and not file.is_file():  # it may never end, or nobody may write to it
+        raise UsageError(
+            f"{file}: found a pipe or device, expected the file tokenizer.json of a tokenizer."
+        )
     try:
         text = file.read_text(encoding="utf-8")
         content = json.loads(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"{file}: not JSON: {error}. "
             "Expected a Hugging Face tokenizer folder or its tokenizer.json."

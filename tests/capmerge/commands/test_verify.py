@@ -1,4 +1,6 @@
+import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -653,3 +655,36 @@ def test_verify_of_standard_input(source):
     out = source.with_name("out.json")
     run("rewrite", source, "-o", out)
     run("verify", "-", out, stdin=source.read_bytes())
+
+
+@pytest.mark.parametrize("changed", ["source", "output", "gzip"])
+@pytest.mark.parametrize("change", ["touched", "cut off"])
+def test_a_file_that_changes_while_it_is_verified_is_an_error(tmp_path, changed, change):
+    """A change of either file is told as such, also where it looks like a wrong record."""
+    source, target = rewritten(tmp_path, json.dumps(RECORDS, indent=2).encode())
+    if changed == "gzip":
+        packed = tmp_path / "out.json.gz"
+        packed.write_bytes(gzip.compress(target.read_bytes()))
+        target = packed
+    path = source if changed == "source" else target
+
+    def disturb(_offset):
+        if change == "touched":
+            os.utime(path, (1, 1))
+        else:
+            os.truncate(path, path.stat().st_size // 2)
+
+    with (
+        pytest.raises(DataError) as raised,
+        open_source(str(source)) as opened,
+        open_source(str(target)) as written,
+    ):
+        verify(
+            opened,
+            written,
+            CONCAT,
+            skips=False,
+            max_record_bytes=MAX_RECORD_BYTES,
+            progress=disturb,
+        )
+    assert str(raised.value).startswith(f"{path}: the file changed while it was read.")

@@ -1,5 +1,6 @@
 import json
 import re
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from capmerge.metadata import blocks
 from capmerge.metadata.blocks import read_layout
 from capmerge.metadata.codec import NotJsonError, Records, Stray, decode, encode, to_json
 from capmerge.metadata.pieces import iter_pairs, iter_source, place_of
+from capmerge.metadata.scan import MAX_NESTING, InvalidError, scan_line, scan_member
 
 TEXT = st.text(
     st.sampled_from('ab"\\/{},: \n\r\t\x00\x1f\x7f\u2028😀\ud800\udfff') | st.characters(),
@@ -217,6 +219,27 @@ def test_values_nested_past_any_parser(kind):
     data = f'"k": {nested}' if kind == "json" else f'{{"image_path": "k", "a": {nested}}}'
     with pytest.raises(NotJsonError):
         decode(data.encode(), kind, last=kind == "jsonl")
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+@pytest.mark.parametrize("value", ["1", '"\\ud800"', "NaN"])
+@pytest.mark.parametrize("opening", ["[", '{"x":'])
+def test_the_limit_of_nesting(opening, value, kind):
+    """A record may have 900 objects and lists inside each other, in any way of reading it."""
+    for depth, fits in ((MAX_NESTING, True), (MAX_NESTING + 1, False)):
+        inner = depth - 1  # the record itself is the first
+        nested = opening * inner + value + ("]" if opening == "[" else "}") * inner
+        name = "k" if kind == "json" else "image_path"
+        record = (
+            f'"k": {{"a": {nested}}}' if kind == "json" else f'{{"{name}": "k", "a": {nested}}}'
+        )
+        with nullcontext() if fits else pytest.raises(NotJsonError):
+            assert len(decode(record.encode(), kind, last=False).pairs) == 1
+        with nullcontext() if fits else pytest.raises(InvalidError, match="nested deeper"):
+            if kind == "json":
+                scan_member(record + "}", 0, at_end=True, first=True)
+            else:
+                scan_line(record, 0, at_end=True)
 
 
 @given(st.dictionaries(TEXT, TAMED, max_size=5))

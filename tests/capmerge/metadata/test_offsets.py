@@ -57,6 +57,31 @@ def test_a_cut_inside_a_list_is_seen(separators):
     ] == list(records.items())
 
 
+@pytest.mark.parametrize(("records", "objects"), [(1, 3000), (60, 100)])
+@pytest.mark.parametrize("layout", [{}, {"separators": (",", ":")}, {"indent": 2}])
+def test_each_byte_is_decoded_a_few_times(monkeypatch, records, objects, layout):
+    """The work does not grow with the square of the objects in a record."""
+    decoded = 0
+
+    def counting(decode):
+        def counted(data, *arguments, **named):
+            nonlocal decoded
+            decoded += sum(map(len, data)) if isinstance(data, list) else len(data)
+            return decode(data, *arguments, **named)
+
+        return counted
+
+    for name in ("decode", "decode_members"):
+        monkeypatch.setattr(spans, name, counting(getattr(spans, name)))
+    wide = {
+        f"k{number}": {"tags": "t", "objects": {f"o{i}": {"x": {"y": i}} for i in range(objects)}}
+        for number in range(records)
+    }
+    data = json.dumps(wide, **layout).encode()
+    assert [placed.pair for placed in placed_in(data)] == list(wide.items())
+    assert decoded < 4 * len(data)
+
+
 def test_lines_are_placed():
     """A record of a JSONL file is its line; a blank line and the end of the file are no records."""
     lines = [json.dumps({"image_path": key, **record}) for key, record in RECORDS.items()]

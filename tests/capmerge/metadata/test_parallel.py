@@ -3,10 +3,12 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from builders.metadata import (
     HANG_SECONDS,
@@ -18,11 +20,14 @@ from builders.metadata import (
     assert_rewritten,
     make_records,
     run,
+    wait_until,
 )
 
+from capmerge.errors import DataError
 from capmerge.files.source import open_source
 from capmerge.metadata.blocks import read_layout
 from capmerge.metadata.parallel import run_blocks
+from capmerge.metadata.pieces import MiscutError
 
 BLOCK_BYTES = 1 << 20
 
@@ -47,6 +52,40 @@ def main():
 if __name__ == "__main__":
     main()
 """
+
+
+SLOW_SCRIPT = """\
+import os
+import sys
+import time
+
+from capmerge.files.source import open_source
+from capmerge.metadata.blocks import read_layout
+from capmerge.metadata.parallel import run_blocks
+
+
+class Slow:
+    counts = None
+
+    def run(self, _block, _data):
+        with open(sys.argv[3], "a") as pids:
+            pids.write(f"{os.getpid()}\\n")
+        if sys.argv[4] == "in C":
+            sum(range(10**10))
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            pass
+        yield from ()
+
+    def flush(self):
+        return iter(())
+
+
+if __name__ == "__main__":
+    with open_source(sys.argv[1]) as source:
+        run_blocks(source, read_layout(source), Slow, {}, jobs=2, start_method=sys.argv[2])
+"""
+"""Workers that notice nothing but their block: they are busy in Python, or in one call of C."""
 
 
 def _with_long_records(records: dict[str, Any]) -> dict[str, Any]:
@@ -159,6 +198,39 @@ def test_a_run_tells_where_its_last_block_ends(tmp_path, jobs):
     assert 0 < path.stat().st_size - taken.size < 100  # all but the opening and the separators
 
 
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+def test_a_source_that_is_replaced_before_the_workers_open_it_is_an_error(tmp_path, change):
+    """Workers that would read another file than their parent say so, instead of retrying forever."""
+    path, other = tmp_path / "m.json", tmp_path / "other.json"
+    path.write_bytes(as_indent_2(PLAIN))
+    other.write_bytes(as_compact(NESTED))
+    with open_source(str(path)) as source:
+        layout = read_layout(source)
+        other.replace(path) if change == "replaced" else path.unlink()
+        sinks = {"records": Taken(), "rows": Taken()}
+        with pytest.raises(DataError, match="changed while it was read"):
+            run_blocks(source, layout, CopyAndMark, sinks, jobs=2)
+
+
+class NeverRight(CopyAndMark):
+    """Work to which every block is cut wrong."""
+
+    def run(self, block, _data):
+        """No output, only the error."""
+        raise MiscutError(block.start)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_cut_that_a_parser_found_is_not_tried_again(tmp_path, jobs):
+    """A block that cannot be decoded though a parser cut it is an error with its place."""
+    path = tmp_path / "m.json"
+    path.write_bytes(as_indent_2(PLAIN))
+    with open_source(str(path)) as source:
+        layout = read_layout(source)
+        with pytest.raises(DataError, match="byte 4: found bytes that cannot be decoded"):
+            run_blocks(source, layout, NeverRight, {}, jobs=jobs)
+
+
 @every_source
 def test_one_process_rewrites_every_record(source):
     """One process rewrites and counts every record of a source, whatever its layout."""
@@ -227,6 +299,39 @@ def test_any_start_method_gives_the_same_bytes(source, tmp_path, method, way):
     assert done.returncode == 0
     assert done.stderr == b""
     assert _digest(out.read_bytes()) == _digest(expected)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """True unless a process has ended, even if nobody has collected it."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the test sends a signal of POSIX")
+@pytest.mark.parametrize(("method", "busy"), [("fork", "in C"), ("spawn", "in Python")])
+def test_workers_end_within_a_second_of_their_killed_parent(tmp_path, method, busy):
+    """Workers end when their parent is killed, also in the middle of a block."""
+    if method == "fork" and sys.platform != "linux":
+        pytest.skip("fork is used on Linux only")
+    path, script, pids = tmp_path / "m.json", tmp_path / "script.py", tmp_path / "pids"
+    path.write_bytes(as_indent_2(PLAIN))
+    script.write_text(SLOW_SCRIPT)
+    process = subprocess.Popen(
+        [sys.executable, script, path, method, pids, busy], stderr=subprocess.DEVNULL
+    )
+    try:
+        assert wait_until(lambda: pids.exists() and len(pids.read_text().splitlines()) == 2)
+        workers = [psutil.Process(int(line)) for line in pids.read_text().splitlines()]
+        time.sleep(0.2)
+    finally:
+        process.kill()
+        process.wait()
+    ended = wait_until(lambda: not any(map(_runs, workers)), 1)
+    for worker in filter(_runs, workers):
+        worker.kill()
+    assert ended
 
 
 @pytest.mark.parametrize("layout", ["compact", "indent=2"])

@@ -1,0 +1,62 @@
+"""Runs commands of both programs in forked children, and prints how each of them ended.
+
+It reads a list of cases from standard input as JSON and prints one result per case. A child has
+the programs imported already, so that hundreds of commands take seconds, and its arguments may
+hold what no shell can pass on, such as NUL.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import capmerge.cli.app
+import trainer.run
+
+_SECONDS = 2
+
+
+def _run(program: str, arguments: list[str]) -> int:
+    """The exit code of a command; its output goes to the file `output`."""
+    child = os.fork()
+    if child == 0:
+        end = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for descriptor in (1, 2):
+            os.dup2(end, descriptor)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.argv = [program, *arguments]
+        code = 0
+        try:
+            (trainer.run if program == "trainer" else capmerge.cli.app).main()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        except BaseException:  # noqa: BLE001  # Python would show it like this
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    end_time = time.monotonic() + _SECONDS
+    while time.monotonic() < end_time:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.003)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return -signal.SIGKILL
+
+
+def main() -> None:
+    """Run the cases that standard input lists."""
+    for program, arguments in json.load(sys.stdin):
+        code = _run(program, arguments)
+        text = Path("output").read_bytes().decode("utf-8", "replace")
+        print(json.dumps([code, text]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

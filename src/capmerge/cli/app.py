@@ -1,10 +1,12 @@
 """The program `capmerge`: its commands, and the behaviour that all of them share."""
 
 import signal
+import sys
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.core import TyperGroup
 
 import capmerge
 from capmerge.cli.index import index_command
@@ -14,8 +16,26 @@ from capmerge.cli.stats import stats_command
 from capmerge.cli.verify import verify_command
 from capmerge.terminal import make_streams_safe
 
+if TYPE_CHECKING:
+    import click
+
+
+class _Commands(TyperGroup):
+    """The commands, whose descriptions are wrapped in the help and never cut."""
+
+    def format_commands(self, ctx: "click.Context", formatter: "click.HelpFormatter") -> None:
+        """Write the first sentence of the help of each command."""
+        rows = []
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            if command and not command.hidden:
+                rows.append((name, command.get_short_help_str(limit=sys.maxsize)))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
 app = typer.Typer(
-    add_completion=False,
+    cls=_Commands,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

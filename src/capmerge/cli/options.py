@@ -254,7 +254,7 @@ PlotOption = Annotated[
     typer.Option(
         "--plot",
         metavar="FILE",
-        help="Draw the token lengths as a .png or .svg figure.",
+        help="Draw the token lengths as a .png, .svg or .pdf figure.",
         show_default=False,
     ),
 ]

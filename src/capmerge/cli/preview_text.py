@@ -48,7 +48,8 @@ def print_previews(
     screen = Screen(
         colour=sys.stdout.isatty()
         and not os.environ.get("NO_COLOR")
-        and os.environ.get("TERM") != "dumb"
+        and os.environ.get("TERM") != "dumb",
+        encoding=sys.stdout.encoding or "utf-8",
     )
     write = _write_beside_bar if progress else print
     rewritten = unmergeable = 0
@@ -72,10 +73,15 @@ def _write_beside_bar(line: str) -> None:
 
 
 class Screen:
-    """Turns previews into lines; `colour` says whether they are coloured."""
+    """Turns previews into lines; `colour` says whether they are coloured.
 
-    def __init__(self, *, colour: bool) -> None:
+    Without colour, chunks stand between the marks ⟦ and ⟧, or between [ and ] where `encoding`
+    lacks those, as the code pages of Windows do.
+    """
+
+    def __init__(self, *, colour: bool, encoding: str = "utf-8") -> None:
         self._colour = colour
+        self._open, self._close = "⟦⟧" if "⟦⟧".encode(encoding, "ignore") else "[]"
 
     def lines(self, preview: Preview) -> Iterator[str]:
         """The lines of one preview."""
@@ -110,7 +116,7 @@ class Screen:
     def _part(self, part: Part) -> str:
         text = printable(part.text.strip())
         if not self._colour:
-            return f"⟦{part.chunk or 'dropped'}| {text} ⟧"
+            return f"{self._open}{part.chunk or 'dropped'}| {text} {self._close}"
         return self._paint(
             text, _CHUNK_COLOURS[(part.chunk - 1) % len(_CHUNK_COLOURS)] if part.chunk else _RED
         )

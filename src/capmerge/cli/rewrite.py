@@ -19,7 +19,7 @@ from capmerge.cli.options import (
     TokenizerOption,
     with_merge_options,
 )
-from capmerge.cli.stats import print_statistics
+from capmerge.cli.stats import command_line, print_statistics
 from capmerge.commands.latent_files import count_names, with_image_size
 from capmerge.commands.rewrite import RewriteOptions, rewrite
 from capmerge.commands.rewrite_summary import Summary
@@ -148,7 +148,7 @@ def rewrite_command(
                     progress=progress,
                     listing=listing,
                 )
-            written = files.save(outcome.statistics) if outcome.statistics else []
+            written = files.save(outcome.statistics, command_line()) if outcome.statistics else []
             seconds = time.perf_counter() - started
 
         # Report

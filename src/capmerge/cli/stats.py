@@ -1,5 +1,6 @@
 """The command `capmerge stats`: from its options to the statistics and their table."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, TextIO
@@ -94,15 +95,20 @@ def stats_command(
                 "records that are already rewritten are counted as they are; "
                 "the merge options change nothing in them."
             )
-        written = files.save(statistics)
+        written = files.save(statistics, command_line())
         if files.per_record:
             written.append(files.per_record)
         if not quiet:
             print_statistics(statistics, written, to=sys.stdout)
 
 
+def command_line() -> str:
+    """Return the command line of this run, as a shell reads it."""
+    return shlex.join(["capmerge", *sys.argv[1:]])
+
+
 def print_statistics(statistics: Document, written: list[Path], *, to: TextIO) -> None:
     """Print the table of statistics and the files that were written."""
-    print(f"\n{text_table(statistics)}\n", file=to)
+    print(f"\n{text_table(statistics, to.encoding or 'utf-8')}\n", file=to)
     for path in written:
         print(f"written: {printable(str(path))}", file=to)

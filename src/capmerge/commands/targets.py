@@ -24,19 +24,19 @@ def check_target(
         if source.is_file(target):
             raise UsageError(
                 f"{shown}: the output is the source itself, which is never written to. Choose "
-                "another -o."
+                "another name."
             )
         for suffix in side_suffixes:
             if source.is_file(side_path(target, suffix)):
                 raise UsageError(
                     f"{shown}: the side file with the ending {suffix} would be the source itself. "
-                    "Choose another -o."
+                    "Choose another name."
                 )
         return _checked(target, shown, force=force)
     except (OSError, RuntimeError, ValueError) as error:
         # The name is too long or holds NUL, or its links form a loop.
         raise UsageError(
-            f"{shown}: the file system refuses this name ({error}). Choose another -o."
+            f"{shown}: the file system refuses this name ({error}). Choose another."
         ) from error
 
 
@@ -50,11 +50,11 @@ def _checked(target: Path, shown: str, *, force: bool) -> Path:
         )
     if target.exists() and not force:
         raise UsageError(
-            f"{shown}: the file exists. Use --force to replace it, or choose another -o."
+            f"{shown}: the file exists. Use --force to replace it, or choose another name."
         )
     if not target.parent.is_dir():
         raise UsageError(
             f"{shown}: there is no folder {printable(str(target.parent))}. Create it first, or "
-            "choose another -o."
+            "choose another folder."
         )
     return target

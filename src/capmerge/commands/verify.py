@@ -180,7 +180,7 @@ def _difference(key: str, record: Record, found_key: str, found: Any) -> str:
             return f"the field {quoted(name)} is {shown}, expected {expected}."
     extra = [name for name in found if name not in record]
     return (
-        f"found a field {quoted(extra[0])}, expected none."
+        f"found a field {quoted(extra[0])}, which the source and the options do not give."
         if extra
         else "the fields are in another order than expected."
     )
@@ -231,7 +231,9 @@ def _misread(merger: Merger, draws: list[Draw], found: Any) -> str:
         (tags,) = line_outcomes(line[start:end])
         # --fit cuts tags by template, so that they can differ from draw to draw.
         if apart.sub("", tags) not in {apart.sub("", draw.tags) for draw in draws}:
-            return f"the span [{start}, {end}) holds {quoted(tags)}, expected the tags."
+            return (
+                f"the span [{start}, {end}) holds {quoted(tags)}, expected the tags of the record."
+            )
     return ""
 
 

@@ -241,7 +241,7 @@ def _remove(path: Path) -> None:
     except OSError as error:
         raise OutputError(
             f"{printable(str(path))}: the old side file cannot be replaced, {error.strerror}. "
-            "Remove it, or choose another -o."
+            "Remove it, or choose another name for the output."
         ) from error
 
 
@@ -250,11 +250,11 @@ def _cannot_write(target: Path, error: OSError) -> OutputError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return OutputError(
             f"{shown}: cannot write, {error.strerror}. "
-            "Nothing was kept; free some space, or choose another -o."
+            "Nothing was kept; free some space, or choose another disk."
         )
     return OutputError(
         f"{shown}: cannot write, {error.strerror}. "
-        "Check the folder and its permissions, or choose another -o."
+        "Check the folder and its permissions, or choose another folder."
     )
 
 

@@ -7,26 +7,49 @@ the tokens that a max length drops.
 """
 
 import io
+import warnings
 from typing import Any
 
 from capmerge.errors import printable
-from capmerge.stats.document import Document, percent
+from capmerge.stats.document import Document
 from capmerge.stats.histogram import GRID, INK, LIMIT, Histogram, histogram
-from capmerge.stats.lengths import LengthStats
 from capmerge.tokens.chunks import CHUNK_IDS
 from capmerge.tokens.families import ONE_CHUNK
 
 _PALE = "#666666"
+FIGURE_MARK = "capmerge statistics"
+"""The text in the metadata of every figure by which a later run knows it."""
+_CJK_FONTS = (
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "Yu Gothic",
+    "Microsoft YaHei",
+    "Malgun Gothic",
+    "Hiragino Sans",
+    "PingFang SC",
+    "WenQuanYi Zen Hei",
+    "IPAGothic",
+)
+"""Fonts of the usual systems with Chinese, Japanese or Korean characters, used where installed."""
+_METADATA: dict[str, dict[str, str | None]] = {
+    "png": {"Software": FIGURE_MARK},
+    "svg": {"Date": None, "Creator": FIGURE_MARK},
+    "pdf": {"CreationDate": None, "Creator": FIGURE_MARK, "Producer": None},
+}
+"""What each format says about the figure; dates are left out."""
 
 
 def draw_figure(document: Document, ending: str) -> bytes:
-    """Return the bytes of the figure as `png` or `svg`; equal documents give equal bytes."""
+    """Return the bytes of the figure as `png`, `svg` or `pdf`; equal documents give equal bytes."""
     import matplotlib as mpl
+    from matplotlib import font_manager
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    installed = set(font_manager.get_font_names())
     style: dict[Any, Any] = {
         "font.size": 10,
+        "font.family": ["DejaVu Sans", *(name for name in _CJK_FONTS if name in installed)],
         "svg.hashsalt": "capmerge",
         "svg.fonttype": "none",
         "axes.unicode_minus": False,
@@ -43,22 +66,17 @@ def draw_figure(document: Document, ending: str) -> bytes:
         )
         figure.align_ylabels()
         written = io.BytesIO()
-        metadata = {"Date": None, "Creator": None} if ending == "svg" else {"Software": None}
-        figure.savefig(written, format=ending, metadata=metadata)
+        with warnings.catch_warnings():
+            # A character that no installed font has shows as a box; there is nothing to mend.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            figure.savefig(written, format=ending, metadata=_METADATA[ending])
     return written.getvalue()
 
 
 def _draw_lengths(axes: Any, shown: Histogram) -> None:
     """Draw the histograms by style, and the limits across them with the share that each cuts."""
     for style in shown.styles:
-        axes.stairs(
-            style.heights,
-            shown.edges,
-            baseline=shown.floor,
-            fill=True,
-            color=style.colour,
-            alpha=0.35,
-        )
+        # Outlines alone: filled areas of two styles would mix to a third colour.
         axes.stairs(
             style.heights,
             shown.edges,
@@ -72,9 +90,9 @@ def _draw_lengths(axes: Any, shown: Histogram) -> None:
     axes.set_ylim(shown.floor, shown.top * (shown.top / shown.floor) ** 0.22)
     axes.yaxis.set_major_formatter(lambda height, _: f"{height:,g}")
     axes.yaxis.set_minor_formatter(lambda *_: "")
-    axes.set_ylabel(shown.height_label)
+    axes.set_ylabel(shown.height_label.replace(", ", ",\n"))
     for row, (limit, label) in enumerate(shown.limits):
-        _draw_limit(axes, row, limit, label)
+        _draw_limit(axes, row, limit, label, left=shown.is_far_right(limit))
     if shown.styles:
         # The legend goes above the panel, where it hides nothing.
         axes.legend(
@@ -87,15 +105,9 @@ def _draw_lengths(axes: Any, shown: Histogram) -> None:
 
 def _draw_dropped(axes: Any, shown: Histogram, document: Document) -> None:
     """Draw the share of the tokens that a max length drops, over all lengths."""
-    distribution = LengthStats.from_json(document["lengths"]["lines"]).distribution()
-    axes.plot(
-        shown.edges,
-        [100 * distribution.limit_effect(length).dropped_share for length in shown.edges],
-        color=INK,
-        linewidth=1.4,
-    )
-    for row, cut in enumerate(document["limits"]):
-        _draw_limit(axes, row, cut["limit"], f"drops {percent(cut['dropped_share'])}")
+    axes.plot(shown.edges, [100 * share for share in shown.dropped], color=INK, linewidth=1.4)
+    for row, (limit, label) in enumerate(shown.drops):
+        _draw_limit(axes, row, limit, label, left=shown.is_far_right(limit))
     axes.set_ylim(0, 100)
     axes.set_xscale("log" if shown.log_tokens else "linear")
     axes.set_xlim(int(shown.log_tokens), shown.end * 1.08)
@@ -110,8 +122,8 @@ def _draw_dropped(axes: Any, shown: Histogram, document: Document) -> None:
     _dress(axes)
 
 
-def _draw_limit(axes: Any, row: int, limit: int, label: str) -> None:
-    """Draw one limit with its label.
+def _draw_limit(axes: Any, row: int, limit: int, label: str, *, left: bool) -> None:
+    """Draw one limit with its label, which is to the left of the line if `left` is True.
 
     Each label has a row of its own, because a long tail brings the limits close together.
     """
@@ -119,12 +131,13 @@ def _draw_limit(axes: Any, row: int, limit: int, label: str) -> None:
     place = {
         "xy": (limit, 1),
         "xycoords": ("data", "axes fraction"),
-        "xytext": (3, -2 - 11 * row),
+        "xytext": (-3 if left else 3, -2 - 11 * row),
         "textcoords": "offset points",
     }
     # A background keeps the label readable where the lines of other limits are close.
     behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
-    axes.annotate(label, **place, va="top", color=LIMIT, fontsize=8.5, bbox=behind)
+    side = "right" if left else "left"
+    axes.annotate(label, **place, va="top", ha=side, color=LIMIT, fontsize=8.5, bbox=behind)
 
 
 def _dress(axes: Any) -> None:

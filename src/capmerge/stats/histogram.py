@@ -5,6 +5,7 @@ Bins, colours and labels come from the document alone.
 
 from bisect import bisect_right
 from fractions import Fraction
+from math import log10
 from typing import NamedTuple
 
 from capmerge.stats.document import STYLE_WORDS, Document, percent
@@ -17,6 +18,8 @@ _LONG_TAIL = 10
 
 A longer one would leave all others in a few bins, so the axis of tokens is then a log one.
 """
+_ROOM_FOR_LABEL = 0.8
+"""The part of the axis of tokens up to which a label to the right of its line fits."""
 # From Okabe and Ito's palette, which colour-blind readers can tell apart.
 _COLOURS = {"tags": "#0072b2", "caption": "#e69f00", "both": "#009e73"}
 
@@ -44,16 +47,27 @@ class Histogram(NamedTuple):
     styles: list[StyleBars]
     limits: list[tuple[int, str]]
     """Each max length with its label, which says what it cuts."""
+    dropped: list[float]
+    """The share of the tokens that a max length of each of `edges` drops."""
+    drops: list[tuple[int, str]]
+    """Each max length with its label, which says what it drops."""
 
     @property
     def end(self) -> int:
         """The number of tokens that the axis must reach at least."""
         return max(self.edges[-1], *(limit for limit, _ in self.limits))
 
+    def is_far_right(self, limit: int) -> bool:
+        """Return whether a limit is so near the end of the axis that its label goes to the left."""
+        if self.log_tokens:
+            return log10(limit) > _ROOM_FOR_LABEL * log10(self.end)
+        return limit > _ROOM_FOR_LABEL * self.end
+
 
 def histogram(document: Document) -> Histogram:
     """Return the histograms of the styles that occur."""
-    edges, log_tokens = _edges(LengthStats.from_json(document["lengths"]["lines"]).distribution())
+    lines = LengthStats.from_json(document["lengths"]["lines"]).distribution()
+    edges, log_tokens = _edges(lines)
     styles = []
     for name, style in document["styles"].items():
         distribution = LengthStats.from_json(style).distribution()
@@ -64,20 +78,26 @@ def histogram(document: Document) -> Histogram:
             heights[max(0, bisect_right(edges, length) - 1)] += weight
         label = (
             f"{STYLE_WORDS[name]}: {percent(style['share'])} of what is drawn, "
-            f"mean {distribution.mean():,.0f} tokens"
+            f"mean {distribution.mean():,.1f} tokens"
         )
         styles.append(
             StyleBars(_COLOURS[name], label, [height / distribution.unit for height in heights])
         )
     seen = [height for style in styles for height in style.heights if height]
     width = edges[-1] - edges[-2]
-    bin_label = "bar" if log_tokens else "token" if width == 1 else f"{width} tokens"
+    bins = "that widen to the right" if log_tokens else f"of {width} token{'s' * (width > 1)}"
     limits = [
         (cut["limit"], f"{cut['limit']}: cuts {percent(cut['share'])}")
         for cut in document["limits"]
     ]
     floor, top = min(seen, default=1) * 0.7, max(seen, default=1)
-    return Histogram(edges, log_tokens, floor, top, f"lines drawn per {bin_label}", styles, limits)
+    height_label = f"expected draws per epoch, in bins {bins}"
+    dropped = [lines.limit_effect(edge).dropped_share for edge in edges]
+    drops = [
+        (cut["limit"], f"{cut['limit']}: drops {percent(cut['dropped_share'])}")
+        for cut in document["limits"]
+    ]
+    return Histogram(edges, log_tokens, floor, top, height_label, styles, limits, dropped, drops)
 
 
 def _edges(lines: Distribution) -> tuple[list[int], bool]:

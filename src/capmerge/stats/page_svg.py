@@ -10,9 +10,11 @@ from math import floor, log10
 from capmerge.stats.document import Document
 from capmerge.stats.histogram import Histogram, histogram
 
-_WIDTH, _HEIGHT = 900, 380
+_WIDTH, _HEIGHT = 900, 560
 _STEPS = (5, 10, 25, 50, 75, 150, 300, 750, 1500, 3000, 10**4, 10**5, 10**6, 10**9)
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 12, 90, 46
+_LEFT, _RIGHT, _TOP = 70, 12, 90
+_BOTTOM, _LOWER_TOP, _LOWER_BOTTOM = 334, 384, 514
+"""Where the upper panel ends, and where the lower one begins and ends."""
 
 
 class _Axes:
@@ -41,18 +43,29 @@ class _Axes:
 
     def y(self, height: float) -> float:
         part = (log10(height) - self.low) / (self.high - self.low) if height else 0
-        return round(_HEIGHT - _BOTTOM - max(0.0, part) * (_HEIGHT - _TOP - _BOTTOM), 1)
+        return round(_BOTTOM - max(0.0, part) * (_BOTTOM - _TOP), 1)
 
 
 def svg_picture(document: Document) -> str:
-    """Return an `<svg>` element with the histograms by style, the limits and a legend with shares.
+    """Return an `<svg>` element with the panels of the figure and a legend.
 
-    The page's style sheet gives the colours of all but the bars.
+    The upper panel holds the histograms by style, and the lower one the share of the tokens that
+    a max length drops. The page's style sheet gives the colours of all but the histograms.
     """
     shown = histogram(document)
     axes = _Axes(shown)
-    parts = [*_grid(axes, shown), *_bars(axes, shown), *_limits(axes, shown), *_legend(shown)]
-    label = "Histogram of token lengths by style, with the max lengths and what they cut"
+    parts = [
+        *_grid(axes, shown),
+        *_bars(axes, shown),
+        *_limits(axes, shown, shown.limits, _TOP, _BOTTOM),
+        *_legend(shown),
+        *_dropped(axes, shown),
+        *_limits(axes, shown, shown.drops, _LOWER_TOP, _LOWER_BOTTOM),
+    ]
+    label = (
+        "Histogram of token lengths by style, with the max lengths and what they cut, and the "
+        "share of the tokens that a max length drops"
+    )
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img" aria-label="{label}">\n'
         + "\n".join(parts)
@@ -67,18 +80,44 @@ def _grid(axes: _Axes, shown: Histogram) -> list[str]:
         parts.append(f'<line x1="{_LEFT}" y1="{y}" x2="{_WIDTH - _RIGHT}" y2="{y}" class="grid"/>')
         name = f"{10**power:,}" if power >= 0 else f"{10.0**power:g}"
         parts.append(_label(_LEFT - 6, y + 4, name, anchor="end"))
-    bottom = _HEIGHT - _BOTTOM
-    for tokens in axes.ticks():
-        parts.append(
-            f'<line x1="{axes.x(tokens)}" y1="{bottom}" '
-            f'x2="{axes.x(tokens)}" y2="{bottom + 5}" class="axis"/>'
-        )
-        parts.append(_label(axes.x(tokens), bottom + 18, f"{tokens:,}", anchor="middle"))
-    parts.append(
-        f'<line x1="{_LEFT}" y1="{bottom}" x2="{_WIDTH - _RIGHT}" y2="{bottom}" class="axis"/>'
-    )
-    parts.append(_label((_LEFT + _WIDTH) / 2, _HEIGHT - 8, "tokens", anchor="middle"))
+    parts += _token_axis(axes, _BOTTOM)
     parts.append(_label(4, _TOP - 10, f"{shown.height_label} (log scale)"))
+    return parts
+
+
+def _token_axis(axes: _Axes, bottom: int) -> list[str]:
+    """Return the axis of tokens of a panel, with its labels."""
+    parts = [
+        f'<line x1="{_LEFT}" y1="{bottom}" x2="{_WIDTH - _RIGHT}" y2="{bottom}" class="axis"/>'
+    ]
+    for tokens in axes.ticks():
+        x = axes.x(tokens)
+        parts.append(f'<line x1="{x}" y1="{bottom}" x2="{x}" y2="{bottom + 5}" class="axis"/>')
+        parts.append(_label(x, bottom + 18, f"{tokens:,}", anchor="middle"))
+    return parts
+
+
+def _dropped(axes: _Axes, shown: Histogram) -> list[str]:
+    """Return the lower panel: the share of the tokens that a max length drops."""
+
+    def y(share: float) -> float:
+        return round(_LOWER_BOTTOM - share * (_LOWER_BOTTOM - _LOWER_TOP), 1)
+
+    parts = []
+    for part in (50, 100):
+        at = y(part / 100)
+        parts.append(
+            f'<line x1="{_LEFT}" y1="{at}" x2="{_WIDTH - _RIGHT}" y2="{at}" class="grid"/>'
+        )
+        parts.append(_label(_LEFT - 6, at + 4, f"{part}", anchor="end"))
+    points = " ".join(
+        f"{axes.x(tokens)},{y(share)}"
+        for tokens, share in zip(shown.edges, shown.dropped, strict=True)
+    )
+    parts.append(f'<polyline points="{points}" fill="none" class="curve"/>')
+    parts += _token_axis(axes, _LOWER_BOTTOM)
+    parts.append(_label(4, _LOWER_TOP - 10, "tokens dropped by a max length, %"))
+    parts.append(_label((_LEFT + _WIDTH) / 2, _HEIGHT - 8, "tokens", anchor="middle"))
     return parts
 
 
@@ -86,24 +125,28 @@ def _bars(axes: _Axes, shown: Histogram) -> list[str]:
     parts, bottom = [], axes.y(0)
     for style in shown.styles:
         path = f"M{axes.x(0)} {bottom}"
-        for height, right in zip(style.heights, shown.edges[1:], strict=True):
+        last = max(number for number, height in enumerate(style.heights) if height)
+        for height, right in list(zip(style.heights, shown.edges[1:], strict=True))[: last + 1]:
             path += f"V{axes.y(height)}H{axes.x(right)}"
         parts.append(
-            f'<path d="{path}V{bottom}Z" fill="{style.colour}" fill-opacity=".35" '
-            f'stroke="{style.colour}" stroke-width="1.3"/>'
+            f'<path d="{path}V{bottom}" fill="none" stroke="{style.colour}" stroke-width="1.6"/>'
         )
     return parts
 
 
-def _limits(axes: _Axes, shown: Histogram) -> list[str]:
+def _limits(
+    axes: _Axes, shown: Histogram, limits: list[tuple[int, str]], top: int, bottom: int
+) -> list[str]:
+    """Return the limits across the panel from `top` to `bottom`, with their labels."""
     parts = []
     # Each label has a row of its own, because a long tail brings the limits close together.
-    for row, (limit, label) in enumerate(shown.limits):
-        x = axes.x(limit)
-        parts.append(
-            f'<line x1="{x}" y1="{_TOP - 2}" x2="{x}" y2="{_HEIGHT - _BOTTOM}" class="limit"/>'
-        )
-        parts.append(_label(x + 4, _TOP + 10 + 15 * row, label, kind="limit"))
+    for row, (limit, label) in enumerate(limits):
+        x, y = axes.x(limit), top + 10 + 15 * row
+        parts.append(f'<line x1="{x}" y1="{top - 2}" x2="{x}" y2="{bottom}" class="limit"/>')
+        if shown.is_far_right(limit):
+            parts.append(_label(x - 4, y, label, anchor="end", kind="limit"))
+        else:
+            parts.append(_label(x + 4, y, label, kind="limit"))
     return parts
 
 
@@ -111,10 +154,7 @@ def _legend(shown: Histogram) -> list[str]:
     parts = []
     for i, style in enumerate(shown.styles):
         y = 16 + 20 * i
-        parts.append(
-            f'<rect x="{_LEFT}" y="{y - 10}" width="14" height="12" '
-            f'fill="{style.colour}" fill-opacity=".6"/>'
-        )
+        parts.append(f'<rect x="{_LEFT}" y="{y - 6}" width="16" height="3" fill="{style.colour}"/>')
         parts.append(_label(_LEFT + 21, y, style.label))
     return parts or [_label(_WIDTH / 2, _HEIGHT / 2, "no text", anchor="middle")]
 

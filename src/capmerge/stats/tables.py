@@ -4,7 +4,7 @@ Both come from the document alone.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from capmerge.errors import printable
@@ -40,10 +40,15 @@ class Section(NamedTuple):
         ]
 
 
-def text_table(document: Document) -> str:
-    """Return the table for a terminal, safe whatever the captions hold; the advice comes last."""
-    parts = [_section_text(section) for section in sections(document)]
-    return "\n\n".join([*parts, printable(document["advice"]["text"])])
+def text_table(document: Document, encoding: str = "utf-8") -> str:
+    """Return the table for a terminal, safe whatever the captions hold; the advice comes last.
+
+    Columns are aligned by the width that text has on a terminal: Chinese, Japanese and Korean
+    characters take two cells, and combining characters none. A character that `encoding` lacks
+    stands as an escape and is measured as one.
+    """
+    parts = [_section_text(section, encoding) for section in sections(document)]
+    return "\n\n".join([*parts, _shown(document["advice"]["text"], encoding)])
 
 
 def sections(document: Document, shown: int = _SHOWN) -> Iterator[Section]:
@@ -83,14 +88,17 @@ def _records(document: Document) -> Section:
         ),
         ("without tags", *_of(records["caption_only"] + records["empty"], records["counted"])),
         ("without caption", *_of(records["tags_only"] + records["empty"], records["counted"])),
-        ("alternatives", f"{document['lengths']['lines']['texts']:,}", ""),
+        ("alternatives, by style", f"{document['lengths']['lines']['texts']:,}", ""),
         *(
             (f"  {STYLE_WORDS[name]}", f"{style['texts']:,}", percent(style["share"]))
             for name, style in styles.items()
             if style["texts"]
         ),
     ]
-    note = "The share of alternatives is the probability that they are drawn."
+    note = (
+        "An alternative is one of the texts that can be drawn for a record. Its style says what it "
+        "is made of. The share of a style is the probability that one of its alternatives is drawn."
+    )
     return Section(
         f"{document['source']}: records and alternatives", ("", "number", "share"), rows, note
     )
@@ -106,17 +114,23 @@ _RECORD_ROWS = (
 
 def _lengths(document: Document) -> Section:
     lengths = document["lengths"]
+    measured = [
+        ("tags, once per record", lengths["tags"]),
+        ("caption lines, each once", lengths["captions"]),
+        ("alternatives", lengths["lines"]),
+        *(
+            (f"  {STYLE_WORDS[name]}", style)
+            for name, style in document["styles"].items()
+            if style["texts"]
+        ),
+    ]
     rows = [
-        (
-            name,
-            *(_number(lengths[key][column]) for column in LENGTH_COLUMNS),
-            lengths[key]["max_key"] or "",
-        )
-        for name, key in (("tags", "tags"), ("captions", "captions"), ("trained lines", "lines"))
+        (name, *(_number(found[column]) for column in LENGTH_COLUMNS), found["max_key"] or "")
+        for name, found in measured
     ]
     note = (
         f"Tokenizer: {document['tokenizer']} ({document['family']}). "
-        "Trained lines are weighted by their probability."
+        "Alternatives are weighted by their probability."
     )
     return Section("token lengths", ("", *LENGTH_COLUMNS, "key of the longest"), rows, note)
 
@@ -173,7 +187,7 @@ def _t5(document: Document) -> Section:
         _LIMIT_HEADS,
         rows,
         f"Tokenizer: {t5['tokenizer']}. Special tokens within each length: {special}. "
-        f"Lines: {figures}.",
+        f"Alternatives: {figures}.",
     )
 
 
@@ -297,27 +311,37 @@ def _number(value: float | None) -> str:
     return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
 
 
-def _section_text(section: Section) -> str:
+def _section_text(section: Section, encoding: str) -> str:
+    from rich.cells import cell_len
+
     rows = [
-        tuple(_short(printable(cell)) for cell in row)
+        tuple(_short(_shown(cell, encoding), encoding) for cell in row)
         for row in (section.heads, *section.rows)
         if row
     ]
-    widths = (
-        [max(len(cell) for cell in column) for column in zip(*rows, strict=True)] if rows else []
-    )
-    pads: list[Callable[[str, int], str]] = [
-        str.rjust if flush else str.ljust for flush in section.flush_right()
-    ]
-    lines = [
-        "  ".join(
-            pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
-    note = [printable(section.note)] if section.note else []
-    return "\n".join([printable(section.title), *(f"  {line}" for line in [*lines, *note])])
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)] if rows else []
+    flush = section.flush_right()
+    lines = []
+    for row in rows:
+        cells = []
+        for cell, width, right in zip(row, widths, flush, strict=True):
+            spaces = " " * (width - cell_len(cell))
+            cells.append(spaces + cell if right else cell + spaces)
+        lines.append("  ".join(cells).rstrip())
+    note = [_shown(section.note, encoding)] if section.note else []
+    return "\n".join([_shown(section.title, encoding), *(f"  {line}" for line in [*lines, *note])])
 
 
-def _short(cell: str) -> str:
-    return cell if len(cell) <= _WIDEST_LABEL else cell[: _WIDEST_LABEL - 1] + "…"
+def _shown(text: str, encoding: str) -> str:
+    """Return `text` as a terminal of this encoding shows it, escapes included."""
+    return printable(text).encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _short(cell: str, encoding: str) -> str:
+    """Return `cell`, cut to `_WIDEST_LABEL` cells of a terminal with a mark where it was cut."""
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(cell) <= _WIDEST_LABEL:
+        return cell
+    mark = "…" if "…".encode(encoding, "ignore") else "..."
+    return set_cell_size(cell, _WIDEST_LABEL - len(mark)).rstrip() + mark

@@ -94,3 +94,20 @@ def test_json_lines_and_json_give_the_same_output(source):
     """The records decide OUT's bytes, not the kind of SRC."""
     from_lines = run("rewrite", "-", "-o", "-", stdin=as_jsonl(RECORDS)).out
     assert from_lines == run("rewrite", source, "-o", "-").out
+
+
+def test_descriptions_of_commands_are_never_cut():
+    """In a narrow terminal they are wrapped, and no "..." hides their end."""
+    done = run("--help", env={**os.environ, "COLUMNS": "40"})
+    shown = done.out.decode()
+    assert "..." not in shown.partition("Commands:")[2]
+    assert "caption lines." in " ".join(shown.split())
+
+
+def test_completion_completes_commands():
+    """A shell that asks for completions of `st` is told `stats`, and scripts are printed."""
+    asked = {"_CAPMERGE_COMPLETE": "complete_bash", "COMP_WORDS": "capmerge st", "COMP_CWORD": "1"}
+    assert run(env={**os.environ, **asked}).out.decode().split() == ["stats"]
+    script = run(env={**os.environ, "_CAPMERGE_COMPLETE": "source_bash"}).out
+    assert b"_capmerge_completion" in script
+    assert b"--install-completion" in run("--help").out

@@ -33,7 +33,7 @@ def test_the_default_source_and_the_json_beside_it(folder):
     """Without SRC, meta_lat.json in this folder is counted into a table and a .stats.json."""
     printed = run(folder, "stats")
     assert "token lengths" in printed
-    assert "records                213" in printed
+    assert "records                    213" in printed
     assert (folder / "meta_lat.stats.json").stat().st_size > 1000
 
 
@@ -121,7 +121,7 @@ def test_figure_and_page_are_whole_and_safe(folder):
 
 
 def test_existing_files_need_force(folder):
-    """A second run does not replace the first one's figures unless told to."""
-    run(folder, "stats", "--quiet")
+    """A file that is not one of statistics is not replaced unless told to."""
+    (folder / "meta_lat.stats.json").write_text("{}")
     assert "--force" in run(folder, "stats", "--quiet", code=2)
     run(folder, "stats", "--quiet", "--force")

@@ -477,3 +477,11 @@ def test_a_scan_needs_little_memory(tmp_path):
         )
         peaks.append(int(done.stderr) * (1 if sys.platform == "darwin" else 1024))
     assert peaks[1] - peaks[0] < 24 << 20
+
+
+@pytest.mark.parametrize("encoding", ["cp437", "cp1252"])
+def test_chunks_have_marks_that_the_terminal_can_show(encoding):
+    """On a code page of Windows, brackets of ASCII stand for the marks that it lacks."""
+    lines = "\n".join(Screen(colour=False, encoding=encoding).lines(preview_of({"tags": "a, 猫"})))
+    assert "[1| a, 猫 ]" in lines
+    assert "⟦" not in lines

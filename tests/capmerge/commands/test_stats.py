@@ -23,11 +23,13 @@ from capmerge.captions.tags import spaced
 from capmerge.captions.templates import MergeOptions
 from capmerge.captions.wildcard import outcomes
 from capmerge.commands.stats import MeasureOptions, measure
+from capmerge.commands.stats_outputs import StatsFiles
 from capmerge.errors import RecordError, UsageError
 from capmerge.files.source import open_source
 from capmerge.metadata import blocks
 from capmerge.metadata.parallel import run_blocks
 from capmerge.stats.collector import Tokenizers
+from capmerge.stats.figure import draw_figure
 from capmerge.stats.lengths import LengthStats
 from capmerge.tokens.load import load_clip
 
@@ -412,8 +414,12 @@ def test_an_empty_file_has_statistics(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--plot", "p.jpg"], "expected a name that ends in .png or .svg"),
-        (["--plot", "a.png", "--report", "a.png"], "two outputs have this name"),
+        (["--plot", "p.jpg"], "expected a name that ends in .png, .svg or .pdf"),
+        (["--report", "x.pdf"], "expected a name that ends in .html or .htm"),
+        (["--report", "x"], "expected a name that ends in .html or .htm"),
+        (["-o", "x.html"], "expected a name that ends in .json"),
+        (["--per-record", "x.json"], "expected a name that ends in .jsonl or .ndjson"),
+        (["-o", "a.json", "--plot", "p.png", "-o", "b.txt"], "expected a name that ends in .json"),
         (["-o", "meta_lat.json"], "the output is the source itself"),
         (["--report", "there.html"], "the file exists"),
         (["--tokenizer", "nowhere"], "no such file or folder"),
@@ -446,5 +452,35 @@ def test_the_default_file_and_all_that_is_written(tmp_path):
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"meta_lat.json", "meta_lat.stats.json", "p.svg", "r.html", "l.jsonl"}
     assert all(f"{name}\n".encode() in done.out for name in names - {"meta_lat.json"})
-    run("stats", fails=2, cwd=tmp_path)
-    run("stats", "--force", "--quiet", cwd=tmp_path)
+
+
+def test_files_of_earlier_statistics_are_replaced_and_no_others(tmp_path):
+    """A second run replaces what the first wrote; a file of somebody else needs --force."""
+    source = tmp_path / "meta_lat.json"
+    outputs = ["--report", "r.html", "--per-record", "l.jsonl", "--quiet"]
+    for count in (5, 6):
+        source.write_bytes(as_indent_2(make_records(count)))
+        run("stats", *outputs, "--plot", "p.pdf", cwd=tmp_path)
+        written = json.loads((tmp_path / "meta_lat.stats.json").read_text())
+        assert written["records"]["counted"] == count
+        assert len((tmp_path / "l.jsonl").read_bytes().splitlines()) == count
+    for ending in ("png", "svg"):
+        (tmp_path / f"p.{ending}").write_bytes(draw_figure(written, ending))
+    with open_source(str(source)) as opened:
+        for option, name in (
+            ("document", "meta_lat.stats.json"),
+            ("plot", "p.png"),
+            ("plot", "p.svg"),
+            ("plot", "p.pdf"),
+            ("report", "r.html"),
+            ("per_record", "l.jsonl"),
+        ):
+            path = tmp_path / name
+            files = StatsFiles(**{option: path})
+            assert files.checked(opened, force=False) == files
+            for foreign in (b'{"key": 1}\n', b"\xff\x00", b"[" * 100_000):
+                path.write_bytes(foreign)
+                with pytest.raises(UsageError, match="the file exists"):
+                    files.checked(opened, force=False)
+                assert files.checked(opened, force=True) == files
+                assert path.read_bytes() == foreign

@@ -16,7 +16,7 @@ def document_of(tags, captions=()):
         stats.add(list(lengths), [f"k{number}" for number in range(len(lengths))], (1, 2))
         lines.merge(stats)
         styles[name] = {"share": 0.5, **stats.as_json()}
-    limits = [{"limit": limit, "share": 0.25} for limit in (75, 150, 225)]
+    limits = [{"limit": limit, "share": 0.25, "dropped_share": 0.125} for limit in (75, 150, 225)]
     return {"lengths": {"lines": lines.as_json()}, "styles": styles, "limits": limits}
 
 
@@ -51,10 +51,25 @@ def test_labels_tell_shares_and_limits():
     """The legend has each style's share and mean, and each limit says what it cuts."""
     shown = histogram(document_of([10, 30]))
     assert [style.label for style in shown.styles] == [
-        "tags: 50.0 % of what is drawn, mean 20 tokens"
+        "tags: 50.0 % of what is drawn, mean 20.0 tokens"
     ]
     assert shown.limits == [
         (75, "75: cuts 25.0 %"),
         (150, "150: cuts 25.0 %"),
         (225, "225: cuts 25.0 %"),
     ]
+    assert shown.drops[0] == (75, "75: drops 12.5 %")
+    assert shown.height_label == "expected draws per epoch, in bins of 1 token"
+
+
+def test_the_curve_falls_from_all_tokens_to_none():
+    """The share of dropped tokens is 1 at length 0, 0 past the longest text, and never rises."""
+    shown = histogram(document_of([10, 30], [500]))
+    assert (shown.dropped[0], shown.dropped[-1]) == (1.0, 0.0)
+    assert shown.dropped == sorted(shown.dropped, reverse=True)
+
+
+def test_a_label_near_the_end_of_the_axis_goes_to_the_left():
+    """The label of 225 has no room beside short texts, and has room beside long ones."""
+    assert histogram(document_of([10])).is_far_right(225)
+    assert not histogram(document_of([900])).is_far_right(225)

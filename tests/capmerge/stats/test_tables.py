@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 from builders.metadata import as_indent_2, make_records, run
+from rich.cells import cell_len
 
 from capmerge.captions.templates import MergeOptions
 from capmerge.commands.stats import MeasureOptions, measure
 from capmerge.files.source import open_source
 from capmerge.stats.figure import draw_figure
-from capmerge.stats.page import html_page
+from capmerge.stats.histogram import histogram
+from capmerge.stats.page import Made, html_page
 from capmerge.stats.tables import Section, sections, text_table
 
 HOSTILE = '<script>alert("x")</script>\x1b[31m\x07\u202e&amp;$\\frac{x}'
@@ -115,8 +117,64 @@ def test_figures_of_any_file_are_drawn(tmp_path, records, family):
 def test_the_same_document_gives_the_same_picture(tmp_path):
     """Pictures hold no date and no random name."""
     document = document_of(tmp_path / "m.json", make_records(30))
-    for ending in ("png", "svg"):
+    for ending in ("png", "svg", "pdf"):
         assert draw_figure(document, ending) == draw_figure(document, ending)
+
+
+def test_columns_align_by_the_width_of_characters(tmp_path):
+    """Wide and combining characters take the cells of a terminal, in any encoding."""
+    records = {
+        name: {"tags": f"{name}, solo", "caption": f"{name} on a wall"}
+        for name in ("猫耳と長い髪" * 9, "e\u0301te\u0301", "한국어", "cat")
+    }
+    document = document_of(tmp_path / "m.json", records)
+    for encoding in ("utf-8", "cp437", "cp1252"):
+        table = text_table(document, encoding)
+        table.encode(encoding)
+        rows = table[table.index("most frequent tags") :].split("\n\n")[0].splitlines()[2:7]
+        assert len(rows) == 5
+        starts = {cell_len(row[: row.rindex("%")]) for row in rows if row.endswith("%")}
+        assert len(starts) == 1, rows
+    assert "…" not in text_table(document, "cp437")
+
+
+def test_the_page_tells_how_it_was_made(tmp_path):
+    """The footer has version, options, date and command, and equal input gives equal bytes."""
+    document = document_of(tmp_path / "m.json", make_records(3))
+    made = Made("2026-01-02", "capmerge stats 'a b.json' --report <x>.html")
+    text = html_page(document, made)
+    assert html_page(document, made) == text
+    shown = read_page(text).text
+    for part in (document["capmerge"], made.date, made.command, 'underscores = "keep"'):
+        assert part in shown
+
+
+def test_headers_of_the_page_are_not_broken(tmp_path):
+    """Headers and short cells never wrap, long ones have a least width, and tables scroll."""
+    text = html_page(document_of(tmp_path / "m.json", {"k" * 200: {"caption": "x"}}))
+    assert "th, td { border-bottom: 1px solid var(--grid); white-space: pre; }" in text
+    assert f'<td class="long">{"k" * 200}</td>' in text
+    assert text.count("<table>") + 1 == text.count('<div class="wide">')
+    assert 'class="curve"' in text
+
+
+def test_each_mean_of_the_legend_is_in_the_table(tmp_path):
+    """The legend and the table of token lengths name one mean per style."""
+    document = document_of(tmp_path / "m.json", make_records(40))
+    table = next(section for section in sections(document) if section.title == "token lengths")
+    means = {row[0].strip(): row[1] for row in table.rows if row[0].startswith("  ")}
+    labels = [style.label for style in histogram(document).styles]
+    assert len(labels) == len(means) >= 2
+    for label in labels:
+        assert label.endswith(f"mean {means[label.split(':')[0]]} tokens")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_name_without_glyphs_is_drawn_without_a_warning(tmp_path):
+    """A file name in a script that no usual font has gives a figure and no warning."""
+    document = document_of(tmp_path / "画像𒀀.json", make_records(3))
+    assert draw_figure(document, "pdf").startswith(b"%PDF")
+    assert draw_figure(document, "png").startswith(PNG)
 
 
 def test_a_picture_holds_the_name_of_the_file_as_it_is(hostile):

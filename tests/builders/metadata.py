@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from builders import preloaded
+
 COMMAND = [sys.executable, "-m", "capmerge"]
 HANG_SECONDS = 60
 TEMPORARY_ENDING = ".capmerge-tmp"
@@ -33,10 +35,18 @@ class Finished(NamedTuple):
 
 def run(*arguments: str | Path, stdin: bytes = b"", fails: int = 0, **options: Any) -> Finished:
     """Run `capmerge` with `arguments`; it must exit with `fails` and never show a traceback."""
-    command = [*COMMAND, *map(str, arguments)]
-    done = subprocess.run(
-        command, input=stdin, capture_output=True, timeout=HANG_SECONDS, check=False, **options
-    )
+    words = list(map(str, arguments))
+    if options.keys() <= {"cwd", "env"}:
+        done = preloaded.run("capmerge", *words, stdin=stdin, timeout=HANG_SECONDS, **options)
+    else:
+        done = subprocess.run(
+            [*COMMAND, *words],
+            input=stdin,
+            capture_output=True,
+            timeout=HANG_SECONDS,
+            check=False,
+            **options,
+        )
     err = done.stderr.decode("utf-8", "replace")
     assert "Traceback" not in err, err
     assert done.returncode == fails, (done.returncode, done.stdout[-2000:], err[-2000:])

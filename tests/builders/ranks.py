@@ -15,7 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from builders import preloaded
 from builders.runs import ENVIRONMENT
+
+Started = subprocess.Popen[bytes] | preloaded.Process
 
 LONGEST = 120
 """Seconds after which a test gives up waiting for the processes."""
@@ -35,7 +38,7 @@ class Ended(NamedTuple):
 class Ranks:
     """The running processes of a run, by rank."""
 
-    def __init__(self, processes: list[subprocess.Popen[bytes]], outputs: list[Path]) -> None:
+    def __init__(self, processes: list[Started], outputs: list[Path]) -> None:
         self._processes, self._outputs = processes, outputs
 
     def send(self, rank: int, number: int) -> None:
@@ -88,24 +91,31 @@ def started(folder: Path, *arguments: object, ranks=2, python=TRAINER) -> Iterat
         "MASTER_PORT": str(_free_port()),
     }
     outputs = [folder / f"rank-{rank}.txt" for rank in range(ranks)]
-    processes: list[subprocess.Popen[bytes]] = []
+    processes: list[Started] = []
     group = Ranks(processes, outputs)
     try:
         for rank, path in enumerate(outputs):
-            with path.open("wb") as output:
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, *python, *map(str, arguments)],
-                        env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                        stdin=subprocess.DEVNULL,
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
-                    )
-                )
+            env = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            with path.open("wb") as output, Path(os.devnull).open("rb") as nothing:
+                processes.append(_start(python, arguments, env, nothing, output))
         yield group
     finally:
         group.kill()
+
+
+def _start(python, arguments, env, stdin, output) -> Started:
+    words = list(map(str, arguments))
+    if python == TRAINER and preloaded.can_start("trainer.run", env):
+        streams = [stdin.fileno(), output.fileno(), output.fileno()]
+        return preloaded.start("trainer.run", words, streams, env=env, new_session=True)
+    return subprocess.Popen(
+        [sys.executable, *python, *words],
+        env=env,
+        stdin=stdin,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 def run_ranks(folder: Path, *arguments: object, ranks=2) -> list[Ended]:

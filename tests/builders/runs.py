@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from io import BytesIO, TextIOWrapper
 
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from builders import preloaded
 from builders.paths import ROOT
 from trainer.config.load import load_config
 from trainer.training.loop import train
@@ -22,18 +24,10 @@ TIMINGS = {"samples_per_second", "data_wait", "memory_bytes", "seconds"}
 def rewrite_examples(folder, n_records=None):
     """Rewrite the example metadata, or its first records, and return the path."""
     out = folder / "meta.json"
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "capmerge",
-            "rewrite",
-            str(ROOT / "examples" / "meta_lat.json"),
-            "-o",
-            str(out),
-        ],
-        check=True,
+    done = preloaded.run(
+        "capmerge", "rewrite", str(ROOT / "examples" / "meta_lat.json"), "-o", str(out)
     )
+    assert done.returncode == 0, done.stderr.decode()
     if n_records:
         records = json.loads(out.read_text(encoding="utf-8"))
         out.write_text(
@@ -83,16 +77,24 @@ def command(config, *arguments):
     return [sys.executable, "-m", "trainer.run", str(config), *arguments]
 
 
-def run(config, *arguments, **options):
+def run(config, *arguments, cwd=None, preexec_fn=None):
     """Train in a separate process, and return its result with the output as text."""
-    return subprocess.run(
-        command(config, *arguments),
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        check=False,
-        **options,
+    if preexec_fn is None:
+        done = preloaded.run("trainer.run", str(config), *arguments, cwd=cwd, env=ENVIRONMENT)
+    else:
+        done = subprocess.run(
+            command(config, *arguments),
+            capture_output=True,
+            env=ENVIRONMENT,
+            check=False,
+            cwd=cwd,
+            preexec_fn=preexec_fn,
+        )
+    # Bars of progress hold "\r", which text mode reads as the end of a line.
+    done.stdout, done.stderr = (
+        TextIOWrapper(BytesIO(data), encoding="utf-8").read() for data in (done.stdout, done.stderr)
     )
+    return done
 
 
 def train_here(config, *overrides, resume=None, allow_change=False):

@@ -1,0 +1,41 @@
+"""What holds for all tests."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+SLOW = {
+    "test_stored_files.py",
+    "test_synthetic.py",
+    "capmerge/cli/test_interrupted_runs.py",
+    "capmerge/cli/test_stats.py",
+    "capmerge/commands/test_preview.py",
+    "capmerge/commands/test_stats.py",
+    "capmerge/metadata/test_parallel.py",
+    "trainer/model/test_load_and_save.py",
+    "trainer/model/test_model.py",
+    "trainer/model/test_text_encoders.py",
+    "trainer/training/test_checkpoint.py",
+    "trainer/training/test_continuation.py",
+    "trainer/training/test_ranks.py",
+    "trainer/training/test_resume.py",
+    "trainer/training/test_runs.py",
+    "trainer/training/test_signals.py",
+}
+"""The files whose tests take about ten seconds or more of processor time together."""
+
+# Tests run beside each other, so no single example is held to a time.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
+# A shell ignores Ctrl-C in what it starts in the background, and commands inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the slow files."""
+    folder = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(folder).as_posix() in SLOW:
+            item.add_marker(pytest.mark.slow)

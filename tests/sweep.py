@@ -1,8 +1,7 @@
 """Runs commands of both programs in forked children, and prints how each of them ended.
 
 It reads a list of cases from standard input as JSON and prints one result per case. A child has
-the programs imported already, so that hundreds of commands take seconds, and its arguments may
-hold what no shell can pass on, such as NUL.
+the programs imported already, so that hundreds of commands take seconds.
 """
 
 import json
@@ -13,10 +12,14 @@ import time
 import traceback
 from pathlib import Path
 
+import torch
+
 import capmerge.cli.app
 import trainer.run
+import trainer.training.dry_run
+import trainer.training.loop
 
-_SECONDS = 2
+_SECONDS = 20
 
 
 def _run(program: str, arguments: list[str]) -> int:
@@ -52,6 +55,7 @@ def _run(program: str, arguments: list[str]) -> int:
 
 def main() -> None:
     """Run the cases that standard input lists."""
+    torch.set_num_threads(1)  # a forked child waits for ever for threads that it has not got
     for program, arguments in json.load(sys.stdin):
         code = _run(program, arguments)
         text = Path("output").read_bytes().decode("utf-8", "replace")

@@ -14,31 +14,31 @@ from builders.metadata import run, run_shell
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sweep needs files of Linux")
 
 PLACES = {
-    "rewrite SRC": ["rewrite", "HERE", "-o", "new.json"],
-    "rewrite --out": ["rewrite", "meta.json", "--force", "-o", "HERE"],
-    "rewrite --plot": ["rewrite", "meta.json", "-o", "new.json", "--stats", "--force", "--plot", "HERE"],
-    "rewrite --report": ["rewrite", "meta.json", "-o", "new.json", "--stats", "--force", "--report", "HERE"],
-    "rewrite --tokenizer": ["rewrite", "meta.json", "-o", "new.json", "--stats", "--tokenizer", "HERE"],
-    "verify SRC": ["verify", "HERE", "out.json", "--layout", "lines"],
-    "verify OUT": ["verify", "meta.json", "HERE"],
-    "verify OUT with options": ["verify", "meta.json", "HERE", "--layout", "lines"],
-    "stats SRC": ["stats", "HERE", "-o", "new.stats.json"],
-    "stats --out": ["stats", "meta.json", "--force", "-o", "HERE"],
-    "stats --plot": ["stats", "meta.json", "--force", "--plot", "HERE"],
-    "stats --report": ["stats", "meta.json", "--force", "--report", "HERE"],
-    "stats --per-record": ["stats", "meta.json", "--force", "--per-record", "HERE"],
-    "stats --tokenizer": ["stats", "meta.json", "--force", "--tokenizer", "HERE"],
-    "preview SRC": ["preview", "HERE"],
-    "preview --tokenizer": ["preview", "meta.json", "--tokenizer", "HERE"],
-    "index FILE": ["index", "HERE"],
-    "index --latents": ["index", "out.json", "--latents", "HERE"],
-    "trainer CONFIG": ["HERE", "--dry-run"],
-    "trainer --resume": ["--resume", "HERE"],
-    "trainer --resume with CONFIG": ["config.toml", "--resume", "HERE"],
-    "trainer metadata": ["config.toml", "--dry-run", "--set", "data.metadata=HERE"],
-    "trainer latents": ["config.toml", "--dry-run", "--set", "data.latents=HERE"],
-    "trainer model": ["config.toml", "--dry-run", "--set", "model.path=HERE"],
-    "trainer output": ["config.toml", "--dry-run", "--set", "train.output_dir=HERE"],
+    "rewrite SRC": "rewrite HERE -o new.json",
+    "rewrite --out": "rewrite meta.json --force -o HERE",
+    "rewrite --plot": "rewrite meta.json -o new.json --stats --force --plot HERE",
+    "rewrite --report": "rewrite meta.json -o new.json --stats --force --report HERE",
+    "rewrite --tokenizer": "rewrite meta.json -o new.json --stats --tokenizer HERE",
+    "verify SRC": "verify HERE out.json --layout lines",
+    "verify OUT": "verify meta.json HERE",
+    "verify OUT with options": "verify meta.json HERE --layout lines",
+    "stats SRC": "stats HERE -o new.stats.json",
+    "stats --out": "stats meta.json --force -o HERE",
+    "stats --plot": "stats meta.json --force --plot HERE",
+    "stats --report": "stats meta.json --force --report HERE",
+    "stats --per-record": "stats meta.json --force --per-record HERE",
+    "stats --tokenizer": "stats meta.json --force --tokenizer HERE",
+    "preview SRC": "preview HERE",
+    "preview --tokenizer": "preview meta.json --tokenizer HERE",
+    "index FILE": "index HERE",
+    "index --latents": "index out.json --latents HERE",
+    "trainer CONFIG": "HERE --dry-run",
+    "trainer --resume": "--resume HERE",
+    "trainer --resume with CONFIG": "config.toml --resume HERE",
+    "trainer metadata": "config.toml --dry-run --set data.metadata=HERE",
+    "trainer latents": "config.toml --dry-run --set data.latents=HERE",
+    "trainer model": "config.toml --dry-run --set model.path=HERE",
+    "trainer output": "config.toml --dry-run --set train.output_dir=HERE",
 }
 """Commands with a file argument each, where HERE stands for the path that is tried."""
 KINDS = {
@@ -49,7 +49,6 @@ KINDS = {
     "a device without an end": "/dev/full",
     "a file that cannot be read": "/proc/self/mem",
     "a long name": "x" * 300,
-    "a name with NUL": "a\0b",
     "a name that is not UTF-8": "a\udcffb",
     "no JSON": "junk",
     "an empty file": "empty",
@@ -57,7 +56,14 @@ KINDS = {
     "an empty name": "",
     "a named pipe": "fifo",
 }
-READS_PIPES = {"rewrite SRC", "verify SRC", "verify OUT with options", "stats SRC", "preview SRC"}
+READS_PIPES = {
+    "rewrite SRC",
+    "verify SRC",
+    "verify OUT with options",
+    "stats SRC",
+    "preview SRC",
+    "trainer CONFIG",
+}
 """A named pipe is a source like any other there, and opening it waits for its writer."""
 
 
@@ -78,7 +84,7 @@ def folder(tmp_path_factory):
 def test_any_file_argument_ends_in_a_message(folder, program):
     """Every file argument of every command, of any kind, gives success or a message in time."""
     cases = {
-        (place, kind): [program, [word.replace("HERE", path) for word in words]]
+        (place, kind): [program, [word.replace("HERE", path) for word in words.split()]]
         for place, words in PLACES.items()
         for kind, path in KINDS.items()
         if place.startswith("trainer") == (program == "trainer")
@@ -100,7 +106,7 @@ def test_any_file_argument_ends_in_a_message(folder, program):
         code, text = json.loads(line)
         if code not in (0, 1, 2) or "Traceback" in text or (code and not text.strip()):
             faults[case] = code, text[-500:]
-    assert faults == {}
+    assert faults == {}, json.dumps({str(case): told for case, told in faults.items()}, indent=1)
 
 
 @pytest.mark.parametrize(
@@ -118,15 +124,16 @@ def test_any_file_argument_ends_in_a_message(folder, program):
 def test_closed_standard_streams(folder, arguments):
     """A command whose standard streams are closed ends with success or a message."""
     script = "".join(
-        f"CAPMERGE {arguments} {closed}; echo $? >> codes; " for closed in ("<&-", ">&-", "2>&-")
+        f"CAPMERGE {arguments} <meta.json {closed}; echo $? >> codes; "
+        for closed in ("<&-", ">&-", "2>&-")
     )
     (folder / "codes").unlink(missing_ok=True)
-    done = run_shell(script, cwd=folder, stdin=subprocess.DEVNULL)
+    done = run_shell(script, cwd=folder)
     assert "Traceback" not in done.err
     reads, shows = arguments.startswith("rewrite -"), "preview" in arguments or "dry" in arguments
     shows = shows or reads
     codes = [int(code) for code in (folder / "codes").read_text().split()]
-    assert codes == [2 if reads else 0, 2 if shows else 0, 1 if reads else 0]
+    assert codes == [2 if reads else 0, 2 if shows else 0, 0]
 
 
 MISSING = """
@@ -149,7 +156,9 @@ main()
 )
 def test_a_missing_package_is_named(folder, package):
     """A package that capmerge needs and that is missing is one message and exit code 2."""
-    arguments = ["capmerge", "rewrite", "meta.json", "-o", "n.json", "--stats", "--index"]
+    (folder / "odd.json").write_text('{"a": {"caption": "\u00e9t\u00e9 \u201cnow\u201d"}}')
+    options = "-o n.json --stats --index --force"
+    arguments = ["capmerge", "rewrite", "odd.json", *options.split()]
     script = MISSING.format(packages=[package], arguments=arguments, module="capmerge.__main__")
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=folder, check=False

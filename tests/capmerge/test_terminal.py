@@ -86,6 +86,7 @@ def test_safe_streams_may_be_missing(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
     make_streams_safe()
+    sys.stderr.close()
 
 
 @pytest.fixture

@@ -109,6 +109,7 @@ def command_line() -> str:
 
 def print_statistics(statistics: Document, written: list[Path], *, to: TextIO) -> None:
     """Print the table of statistics and the files that were written."""
-    print(f"\n{text_table(statistics, to.encoding or 'utf-8')}\n", file=to)
+    encoding = getattr(to, "encoding", None) or "utf-8"  # `to` is None where the stream is closed
+    print(f"\n{text_table(statistics, encoding)}\n", file=to)
     for path in written:
         print(f"written: {printable(str(path))}", file=to)

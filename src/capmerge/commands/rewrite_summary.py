@@ -82,7 +82,7 @@ class Summary:
             )
         if tally.wrong_size:
             notes.append(
-                f"{_records(tally.wrong_size)} hold a train_resolution or image_size that is not "
+                f"the train_resolution or image_size of {_records(tally.wrong_size)} is not "
                 "two whole numbers above 0. It is left as it is and counts as no size."
             )
         if tally.replaced:

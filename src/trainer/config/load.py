@@ -22,6 +22,7 @@ from trainer.config.validation import Mistake, list_mistakes
 from trainer.errors import ConfigError
 
 _DEEPEST = 20
+_MOST_BYTES = 1 << 24
 _DATA = {"metadata": ".", "latents": "."}
 _STAND_INS: dict[str, Any] = {
     "model": {"family": "sd1", "path": "random"},
@@ -56,7 +57,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def _read(path: Path, name: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ConfigError(
+                f"{name}: longer than {_MOST_BYTES:,} bytes, expected a TOML file of settings. "
+                "Give the path of a config file."
+            )
+        return tomllib.loads(content.decode("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(
             f"{name}: no such file. Give the path of a config file; examples/tiny_sd1.toml is a "

@@ -134,17 +134,25 @@ def config_to_resume(resume: str) -> tuple[Path, list[str]]:
     They let the run go on in the folder where the state lies now. Raises `UsageError` when there is
     neither.
     """
-    path = Path(resume)
-    if holds_run(path):
-        return path / CONFIG_FILE, [f"train.output_dir={to_toml(path)}"]
-    folder = path.resolve().parent.parent
-    if (path / CONFIG_FILE).exists():
-        moved = [f"train.output_dir={to_toml(_shortest(folder))}"] if holds_run(folder) else []
-        return path / CONFIG_FILE, moved
-    if path.is_dir() and holds_run(folder):
-        return folder / CONFIG_FILE, [f"train.output_dir={to_toml(_shortest(folder))}"]
+    path, found = Path(resume), "no CONFIG and no saved config there"
+    try:
+        if not resume:
+            found = "an empty path"
+        elif holds_run(path):
+            return path / CONFIG_FILE, [f"train.output_dir={to_toml(path)}"]
+        else:
+            folder = path.resolve().parent.parent
+            moved = [f"train.output_dir={to_toml(_shortest(folder))}"] if holds_run(folder) else []
+            if (path / CONFIG_FILE).exists():
+                return path / CONFIG_FILE, moved
+            if path.is_dir() and moved:
+                return folder / CONFIG_FILE, moved
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        found = f"a path that cannot be followed ({error.strerror})"
+    except RuntimeError:  # Python 3.11 and 3.12 raise it for a loop of links
+        found = "a loop of links"
     raise UsageError(
-        f"--resume {printable(resume)}: found no CONFIG and no saved config there, expected the "
+        f"--resume {printable(resume)}: found {found}, expected the "
         "folder of a run, such as runs/mine, or a state in it. Name one of them, or give the "
         "config of the run before --resume."
     )

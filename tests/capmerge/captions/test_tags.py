@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from capmerge.captions.tags import one_line, spaced
@@ -93,11 +93,13 @@ def test_underscores_become_spaces(tags, expected):
 
 
 @given(TAGS)
+@example("0\x1f_")
+@example("0a\x1f_")
 @settings(max_examples=200, deadline=None)
 def test_spaced_tags_keep_every_other_character(tags):
     """Only underscores become spaces, and tags with text keep some text."""
     found = spaced(tags)
-    assert found.replace(" ", "").replace("_", "") == tags.replace("_", " ").strip().replace(
-        " ", ""
-    )
+    # Other white space at an end goes where an underscore beyond it does.
+    kept, given_tags = (text.replace(" ", "").replace("_", "").strip() for text in (found, tags))
+    assert kept == given_tags
     assert bool(found) == bool(tags)

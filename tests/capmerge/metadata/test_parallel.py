@@ -200,7 +200,7 @@ def test_a_run_tells_where_its_last_block_ends(tmp_path, jobs):
 
 @pytest.mark.parametrize("change", ["replaced", "removed"])
 def test_a_source_that_is_replaced_before_the_workers_open_it_is_an_error(tmp_path, change):
-    """Workers that would read another file than their parent say so, instead of retrying forever."""
+    """Workers that would read another file than their parent say so and do not try again."""
     path, other = tmp_path / "m.json", tmp_path / "other.json"
     path.write_bytes(as_indent_2(PLAIN))
     other.write_bytes(as_compact(NESTED))

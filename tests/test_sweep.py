@@ -19,6 +19,8 @@ PLACES = {
     "rewrite --plot": "rewrite meta.json -o new.json --stats --force --plot HERE",
     "rewrite --report": "rewrite meta.json -o new.json --stats --force --report HERE",
     "rewrite --tokenizer": "rewrite meta.json -o new.json --stats --tokenizer HERE",
+    "rewrite --drop-tags": "rewrite meta.json -o new.json --force --drop-tags HERE",
+    "rewrite --replace-tags": "rewrite meta.json -o new.json --force --replace-tags HERE",
     "verify SRC": "verify HERE out.json --layout lines",
     "verify OUT": "verify meta.json HERE",
     "verify OUT with options": "verify meta.json HERE --layout lines",

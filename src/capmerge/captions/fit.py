@@ -18,7 +18,8 @@ from fractions import Fraction
 from itertools import chain, islice, product
 from typing import NamedTuple, TypeAlias
 
-from capmerge.captions.templates import Draw, MergeOptions, Template
+from capmerge.captions.line_template import Template
+from capmerge.captions.templates import Draw, MergeOptions
 from capmerge.captions.wildcard import has_brace, parse_line, unbreakable_spans
 from capmerge.errors import UsageError
 from capmerge.tokens.counter import TokenCounter
@@ -80,7 +81,7 @@ class Fitter:
                 raise UsageError(
                     f"--fit {self.limit} trim: the fixed text {fixed!r} has {count} tokens by "
                     "itself, which leaves none for tags or caption. Give a larger number, or a "
-                    "shorter --line, --prefix or --suffix."
+                    "shorter --line, --prefix, --suffix or --tags-prefix."
                 )
 
     def lengths_of(self, records: Sequence[Sequence[str]]) -> list[list[int]]:

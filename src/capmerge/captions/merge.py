@@ -1,93 +1,42 @@
 """The merge rule: a record's `caption` and `tags` become the lines that sd-scripts draws from.
 
-`Merger.merge` states the rule in full; `Merger.merge_all` takes the fast path of `merge_plain` for
-the records that allow it. No file is read or written here.
+`Merger.merge` states the rule; it reads the texts of a record by `record_texts`, chooses templates
+by `template_choice`, writes lines by `lines` and repeats them by `line_counts`. `Merger.merge_all`
+takes the fast path of `merge_plain` for the records that allow it. No file is read or written here.
 """
 
 import re
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from fractions import Fraction
-from functools import lru_cache
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
 from capmerge.captions.fit import FitResult, Fitter
 from capmerge.captions.like_names import note_like_names
+from capmerge.captions.line_counts import cached_weights, off_ppm, rounded_counts, weights_fit
+from capmerge.captions.lines import Alternative, LineWriter
 from capmerge.captions.merge_plain import PlainMerge
+from capmerge.captions.record_texts import (
+    Record,
+    RecordTexts,
+    TextReader,
+    UnmergeableError,
+    json_name,
+)
 from capmerge.captions.size import is_size
-from capmerge.captions.tags import one_line, spaced
 from capmerge.captions.tally import Tally, count_sizes, kind_of
-from capmerge.captions.templates import (
-    Draw,
-    MergeOptions,
-    Template,
-    line_counts,
-    shares_of,
-    whole_weights,
-)
-from capmerge.captions.wildcard import (
-    TooManyOutcomesError,
-    escape,
-    has_brace,
-    outcomes,
-    space_groups,
-    space_stand_ins,
-)
-from capmerge.errors import quoted
+from capmerge.captions.template_choice import Choice, TemplateChooser
+from capmerge.captions.templates import Draw, MergeOptions
 from capmerge.tokens.vocabulary import BOS, EOS
-
-Record: TypeAlias = dict[str, Any]
 
 _Lengths: TypeAlias = list[list[int] | None] | None
 
 _SPECIAL_TOKEN = re.compile("|".join(map(re.escape, (BOS, EOS))), re.IGNORECASE)
-_LINE_BREAK = re.compile(r"\r\n|\r|\n")
-_JSON_NAMES = {
-    list: "a list",
-    dict: "an object",
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-    type(None): "null",
-}
-
-
-class UnmergeableError(ValueError):
-    """Raised for a record that cannot be merged; the message says what was found and expected.
-
-    `hint` names an option with which the record can be merged; "" where there is none.
-    """
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 class RewrittenError(ValueError):
     """Raised for a record that an earlier run has rewritten: its braces would double again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Alternative:
-    """One alternative that can be drawn for a record."""
-
-    line: str
-    """The line as written, with braces doubled."""
-    text: str
-    """The text meant to be trained: nothing doubled, no spaces that `wildcard.escape` adds."""
-    style: str
-    """The letter of the line in the mark: `t`, `c` or `b`."""
-    tag_span: tuple[int, int] | None
-    """The [start, end) of the tags in `line`, for style `b`; else None."""
-    share: Fraction
-    """Its share of the probability; the shares of a record sum to 1."""
-
-
-def json_name(value: object) -> str:
-    """Return the JSON name of the type of `value`: "a list", "an object" ..."""
-    return _JSON_NAMES.get(type(value), "a string")
 
 
 def copy_of(record: Any) -> Any:
@@ -107,18 +56,17 @@ class Merger:
     def __init__(self, options: MergeOptions, reserved: Collection[str] = ()) -> None:
         self.options = options
         self.tally = Tally()
-        self._templates = options.templates()
-        self._shares = shares_of(self._templates)
         self._format_fields = tuple(reserved)
-        self._literals: dict[Template, list[str]] = {}
-        self._fitter = Fitter(options, self.line, self.literals) if options.fit_tokens else None
+        self._reader = TextReader(options)
+        self._chooser = TemplateChooser(options)
+        self.lines = LineWriter(options)
+        literals = self.lines.literals
+        self._fitter = Fitter(options, self.lines.line, literals) if options.fit_tokens else None
         self._plain = self._tried = None
         if PlainMerge.serves(options):
             names = (MARK, TAG_SPANS, WEIGHTS, *reserved)
-            self._plain = PlainMerge(options, self.literals, names, self.tally)
-            self._tried = (
-                PlainMerge(options, self.literals, names, Tally()) if self._fitter else None
-            )
+            self._plain = PlainMerge(options, literals, names, self.tally)
+            self._tried = PlainMerge(options, literals, names, Tally()) if self._fitter else None
 
     def merge_all(
         self, records: Collection[Any]
@@ -180,7 +128,7 @@ class Merger:
         for number, record in enumerate(records):
             if isinstance(record, dict) and MARK not in record:
                 with suppress(UnmergeableError):  # `merge` will raise it for this record
-                    draws[number] = self._draws_before_fit(record)
+                    draws[number] = self.read(record)[1].draws
         known = [lengths[number] if lengths else None for number in draws]
         fits = dict(zip(draws, self._fitter.fit(list(draws.values()), known), strict=True))
         return [fits.get(number) for number in range(len(records))]
@@ -210,16 +158,18 @@ class Merger:
             return
         self._check_names(record, (TAG_SPANS, WEIGHTS, *self._format_fields))
         # The alternatives, and how often each is written.
-        fit = fit or self.fit(record)
-        found = self._distinct(fit.draws)
-        self._count(record, fit)
-        shares = tuple(alternative.share for alternative in found)
-        weights, counts = _weights_and_counts(shares)
+        texts, choice = self.read(record)
+        fit = fit or self._fit(choice.draws)
+        found, places = self._distinct(fit.draws)
+        weights = cached_weights(tuple(alternative.share for alternative in found))
         by_field = self.options.weights == "field"
         if by_field:
             counts = [1] * len(found)
-        elif weights != counts:
-            tally.capped += 1
+        elif weights_fit(weights, len(fit.draws)):
+            counts = weights
+        else:
+            counts = self._rounded(fit.draws, found, places)
+        self._count(record, texts, choice, fit)
         repeated = [
             alternative
             for alternative, count in zip(found, counts, strict=True)
@@ -245,24 +195,44 @@ class Merger:
         tally.lines += len(repeated)
 
     def alternatives(self, record: Record) -> list[Alternative]:
-        """Return the distinct alternatives of a source `record`, in the order they are written.
+        """Return the distinct alternatives of a source `record`, with their exact shares.
 
         The list is empty when the record has no text. Raises `UnmergeableError` as `merge` does.
         """
-        return self._distinct(self.draws(record))
+        return self._distinct(self.draws(record))[0]
 
-    def _distinct(self, draws: list[Draw]) -> list[Alternative]:
-        """Return the alternatives of some draws; equal lines become one and their shares add up."""
-        distinct: dict[str, Alternative] = {}
+    def _distinct(self, draws: list[Draw]) -> tuple[list[Alternative], list[int]]:
+        """Return the alternatives of some draws, and the number of the alternative of each draw.
+
+        Equal lines become one alternative, at the place of the first, and their shares add up.
+        """
+        found: list[Alternative] = []
+        places: list[int] = []
+        numbers: dict[str, int] = {}
         for draw in draws:
-            new = self._fill(draw)
-            same = distinct.get(new.line)
-            if same:
-                new = Alternative(
-                    same.line, same.text, same.style, same.tag_span, same.share + new.share
-                )
-            distinct[new.line] = new
-        return list(distinct.values())
+            new = self.lines.fill(draw)
+            number = numbers.setdefault(new.line, len(found))
+            if number == len(found):
+                found.append(new)
+            else:
+                same = found[number]
+                found[number] = replace(same, share=same.share + new.share)
+            places.append(number)
+        return found, places
+
+    def _rounded(self, draws: list[Draw], found: list[Alternative], places: list[int]) -> list[int]:
+        """Return how often each alternative is written where weights must be rounded; count it."""
+        rounded = rounded_counts([(draw.template, draw.share) for draw in draws])
+        counts = [0] * len(found)
+        for place, count in zip(places, rounded.counts, strict=True):
+            counts[place] += count
+        lines = sum(counts)
+        offs = (
+            off_ppm(alternative.share, count, lines)
+            for alternative, count in zip(found, counts, strict=True)
+        )
+        self.tally.count_rounded(1, counts.count(0), rounded.template_ppm, max(offs))
+        return counts
 
     def draws(self, record: Record) -> list[Draw]:
         """Return the draws of a source `record`, in the order they are written; shares sum to 1."""
@@ -270,38 +240,15 @@ class Merger:
 
     def fit(self, record: Record) -> FitResult:
         """Return the draws of a source `record`, and what `--fit` changed, if it is on."""
-        draws = self._draws_before_fit(record)
+        return self._fit(self.read(record)[1].draws)
+
+    def _fit(self, draws: list[Draw]) -> FitResult:
         return self._fitter.fit([draws], [None])[0] if self._fitter else FitResult(draws, [], [], 0)
 
-    def _draws_before_fit(self, record: Record) -> list[Draw]:
-        """Return the draws that the templates give for the fields of `record`; shares sum to 1."""
-        tags, captions = self._tags(record), self._captions(record)
-        templates, shares = self._templates, self._shares
-        if not tags or not captions:
-            templates = self._templates_for(tags, captions)
-            shares = shares_of(templates)
-        return [
-            Draw(template, tags, caption, share / len(lines) if len(lines) > 1 else share)
-            for template, share in zip(templates, shares, strict=True)
-            for lines in [captions if "caption" in template.fields else [""]]
-            for caption in lines
-        ]
-
-    def _templates_for(self, tags: str, captions: list[str]) -> tuple[Template, ...]:
-        """Return the templates for a record that lacks tags, captions or both."""
-        missing = [name for name, found in (("tags", tags), ("caption", captions)) if not found]
-        templates: list[Template] = []
-        for given in self._templates:
-            template: Template | None = given
-            for name in missing:
-                template = template and template.without(name)
-            if template:
-                templates.append(template)
-        if not templates and len(missing) == 1:
-            # Every template needs the field that is missing, and the text that the record has must
-            # not be lost.
-            templates = [Template(("tags",) if tags else ("caption",), ("", ""))]
-        return tuple(templates)
+    def read(self, record: Record) -> tuple[RecordTexts, Choice]:
+        """Return the texts of a source `record`, and the draws that the templates give for them."""
+        texts = self._reader.texts(record)
+        return texts, self._chooser.choose(texts)
 
     @staticmethod
     def _check_names(record: Record, reserved: Collection[str]) -> None:
@@ -311,26 +258,31 @@ class Merger:
                     f'found a field "{name}", which the output needs for itself.'
                 )
 
-    def _count(self, record: Record, fit: FitResult) -> None:
+    def _count(self, record: Record, texts: RecordTexts, choice: Choice, fit: FitResult) -> None:
         """Count the kind of a source record, and what happened to its draws."""
         tally = self.tally
         tally.fit_left_out += len(fit.left_out)
         tally.fit_cut += len(fit.cut)
         tally.fit_too_long += fit.too_long
-        tags, captions = self._tags(record), self._captions(record)
-        tally.kinds[kind_of(tags, captions)] += 1
-        options = self.options
-        texts = [
-            text
-            for name in (options.tags_field, options.caption_field)
-            for text in _texts(record, name, lists=options.lists)
-        ]
-        if any(_SPECIAL_TOKEN.search(text) for text in texts):
+        # Any field but the tags counts as caption.
+        tally.kinds[kind_of(texts.tags, texts.captions or (not texts.tags and choice.draws))] += 1
+        tally.lacking_fields.update(choice.lacking)
+        tally.count_edits(texts.dropped, texts.replaced)
+        all_dropped = bool(texts.dropped) and not texts.tags
+        tally.all_tags_dropped += all_dropped
+        if any(
+            _SPECIAL_TOKEN.search(text)
+            for text in (texts.tags, *texts.captions, *texts.others.values())
+        ):
             tally.special_tokens += 1
-        if captions and options.caption_lines == "each":
-            found = _texts(record, options.caption_field, lists=options.lists)
-            tally.paragraphs += any(map(_has_paragraphs, found))
-        lacking = [name for name, has in (("caption", captions), ("tags", tags)) if not has]
+        if texts.captions and self._reader.has_paragraphs(record):
+            tally.paragraphs += 1
+        options = self.options
+        lacking = [
+            name
+            for name, has in (("caption", texts.captions), ("tags", texts.tags or all_dropped))
+            if not has
+        ]
         if lacking:
             read = options.tags_field, options.caption_field
             note_like_names(record, lacking, read, tally)
@@ -347,155 +299,7 @@ class Merger:
         """Return the `caption` value: alternatives on lines, or as one in-line wildcard."""
         lines = [alternative.line for alternative in repeated]
         if self.options.inline and len(set(lines)) > 1:
-            wildcard = "{" + "|".join(lines) + "}"
-            if self._reads_as_meant(wildcard, repeated):
+            if wildcard := self.lines.wildcard(repeated):
                 return wildcard
             self.tally.inline_as_lines += 1
         return "\n".join(lines)
-
-    def _reads_as_meant(self, wildcard: str, repeated: list[Alternative]) -> bool:
-        """Return whether the grammar reads the in-line `wildcard` as these alternatives.
-
-        The grammar itself decides, because braces of neighbours may fuse.
-        """
-        if any("|" in alternative.line for alternative in repeated):
-            return False
-        if self.options.caption_wildcards and any(
-            alternative.style != "t" and has_brace(alternative.text) for alternative in repeated
-        ):
-            return False
-        if not any(has_brace(alternative.line) for alternative in repeated):
-            return True
-        try:
-            return outcomes(wildcard) == outcomes(
-                "\n".join(alternative.line for alternative in repeated)
-            )
-        except TooManyOutcomesError:
-            return False
-
-    def literals(self, template: Template) -> list[str]:
-        """Return the texts before, between and after the fields of a line.
-
-        Fields are stripped and not blank, so stripping the line affects only its first and last
-        literal.
-        """
-        texts = [
-            self.options.prefix + template.literals[0],
-            *template.literals[1:-1],
-            template.literals[-1] + self.options.suffix,
-        ]
-        return [texts[0].lstrip(), *texts[1:-1], texts[-1].rstrip()]
-
-    def line(self, draw: Draw) -> str:
-        """Return the line of one draw, as written."""
-        first, *others = self._literals_of(draw.template)
-        line = first
-        for field, literal in zip(draw.template.fields, others, strict=True):
-            line += draw.value(field) + literal
-        # Without a brace there is nothing to escape.
-        return self._fill(draw).line if has_brace(line) else line
-
-    def _literals_of(self, template: Template) -> list[str]:
-        """Return `literals`, computed once per template."""
-        found = self._literals.get(template)
-        if found is None:
-            found = self._literals[template] = self.literals(template)
-        return found
-
-    def _fill(self, draw: Draw) -> Alternative:
-        """Return the alternative of one draw."""
-        template = draw.template
-        first, *others = self._literals_of(template)
-        line, text, start, end = escape(first), first, 0, 0
-        for field, literal in zip(template.fields, others, strict=True):
-            value = draw.value(field)
-            written = (
-                space_stand_ins(value)
-                if field == "caption" and self.options.caption_wildcards
-                else escape(value)
-            )
-            line += _seam(line, written)
-            start, end = (len(line), len(line) + len(written)) if field == "tags" else (start, end)
-            line += written
-            line += _seam(line, escape(literal)) + escape(literal)
-            text += value + literal
-        if self.options.caption_wildcards:
-            line, spaces = space_groups(line)
-            start += sum(space <= start for space in spaces)
-            end += sum(space < end for space in spaces)
-        return Alternative(
-            line, text, template.style, (start, end) if template.style == "b" else None, draw.share
-        )
-
-    def _tags(self, record: Record) -> str:
-        """Return the record's tags as one line; "" when it has none."""
-        found = _texts(record, self.options.tags_field, lists=self.options.lists)
-        tags = ", ".join(map(one_line, found))
-        return spaced(tags) if self.options.underscores == "space" else tags
-
-    def _captions(self, record: Record) -> list[str]:
-        """Return the record's caption lines as `caption_lines` asks; empty when it has none.
-
-        Each string of a list is a caption of its own.
-        """
-        found = _texts(record, self.options.caption_field, lists=self.options.lists)
-        return [line for caption in found for line in self._lines_of(caption)]
-
-    def _lines_of(self, caption: str) -> list[str]:
-        """Return the lines of one stripped caption as `caption_lines` asks."""
-        if "\n" not in caption and "\r" not in caption:
-            return [caption] if caption else []
-        lines = [stripped for line in _LINE_BREAK.split(caption) if (stripped := line.strip())]
-        match self.options.caption_lines:
-            case "each":
-                return lines
-            case "join":
-                return [" ".join(lines)]
-            case "first":
-                return lines[:1]
-
-
-def _seam(line: str, written: str) -> str:
-    """Return a space where the grammar would read a brace across the seam, else "".
-
-    The seam is that between `line` and the text `written` after it.
-    """
-    if written.startswith("{{"):
-        return " " if line.rstrip("{").endswith("\u2985") else ""
-    if written.startswith("}}"):
-        closing = len(line) - len(line.rstrip("}"))
-        return " " if closing % 2 or line.endswith("\u2986") else ""
-    return ""
-
-
-def _texts(record: Record, name: str, *, lists: bool) -> list[str]:
-    """Return the stripped texts of a field, those of a list with `lists`.
-
-    There are none when the field is absent, null or blank.
-    """
-    value = record.get(name)
-    if value is None:
-        return []
-    if isinstance(value, str):
-        return [text] if (text := value.strip()) else []
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        wanted = "a string or a list of strings" if lists else "a string"
-        is_mixed = lists and isinstance(value, list)
-        found = "a list that holds something else than strings" if is_mixed else json_name(value)
-        raise UnmergeableError(f"{quoted(name)} is {found}, expected {wanted}.")
-    if not lists:
-        hint = "Use --lists to read a list of strings as alternatives or tags."
-        raise UnmergeableError(f"{quoted(name)} is a list, expected a string.", hint)
-    return [text for listed in value if (text := listed.strip())]
-
-
-def _has_paragraphs(caption: str) -> bool:
-    """Return whether there is a blank line between two lines of text."""
-    lines = _LINE_BREAK.split(caption.strip())
-    return any(not line.strip() for line in lines)
-
-
-@lru_cache(maxsize=4096)
-def _weights_and_counts(shares: tuple[Fraction, ...]) -> tuple[list[int], list[int]]:
-    """Return the exact whole weights of `shares`, and how often each line is repeated for them."""
-    return (whole_weights(shares), line_counts(shares)) if shares else ([], [])

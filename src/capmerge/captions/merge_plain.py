@@ -10,16 +10,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
+from capmerge.captions.line_counts import rounded_counts, weights_fit, whole_weights
+from capmerge.captions.line_template import Template
 from capmerge.captions.size import is_size
+from capmerge.captions.tag_edits import NOTHING_EDITED
 from capmerge.captions.tags import spaced
 from capmerge.captions.tally import Tally, count_sizes
-from capmerge.captions.templates import (
-    MergeOptions,
-    Template,
-    line_counts,
-    shares_of,
-    whole_weights,
-)
+from capmerge.captions.templates import MergeOptions, shares_of
 
 
 class PlainMerge:
@@ -35,12 +32,18 @@ class PlainMerge:
         templates = options.templates()
         by_field = options.weights == "field"
         shares = shares_of(templates)
-        counts = [1] * len(templates) if by_field else line_counts(shares)
+        weights = whole_weights(shares)
         self._tally = tally
-        self._rounded = not by_field and counts != whole_weights(shares)
+        self._rounded = not by_field and not weights_fit(weights, len(templates))
+        self._off_ppm = 0
+        counts = [1] * len(templates) if by_field else weights
+        if self._rounded:
+            # A plain record has one line for each template.
+            counts, self._off_ppm = rounded_counts(list(enumerate(shares)))
         self._reserved = frozenset(reserved)
-        self._weights = whole_weights(shares) if by_field else None
+        self._weights = weights if by_field else None
         self._spaces = options.underscores == "space"
+        self._editor = options.tag_editor()
         self._fields = options.tags_field, options.caption_field
         self._adds_image_size = options.image_size is not False
         self._letters = "".join(
@@ -60,14 +63,15 @@ class PlainMerge:
     def serves(options: MergeOptions) -> bool:
         """Return whether the fast path gives the right result under these options.
 
-        Their literal texts must hold no brace or pipe, so that nothing needs escaping, and with
-        `--fit` the alternatives must be separate lines.
+        Their literal texts must hold no brace or pipe, so that nothing needs escaping, templates
+        must name only tags and caption, and with `--fit` the alternatives must be separate lines.
         """
-        if options.fit_tokens and options.inline:
+        if options.other_fields() or (options.fit_tokens and options.inline):
             return False
         literals = [
             options.prefix,
             options.suffix,
+            options.tags_prefix,
             *(literal for template in options.templates() for literal in template.literals),
         ]
         return not any(char in literal for literal in literals for char in "{}|")
@@ -85,6 +89,8 @@ class PlainMerge:
             self._adds_image_size,
         )
         two_lines = self._two_lines
+        edit = self._editor.edit if self._editor else None
+        edited = NOTHING_EDITED
         tags_field, caption_field = self._fields
         other_tags, other_caption = tags_field != "tags", caption_field != "caption"
         tally = self._tally
@@ -103,6 +109,12 @@ class PlainMerge:
                 others.append(number)
                 continue
             tags, caption = tags.strip(), caption.strip()
+            if edit:
+                if "\n" in tags or "\r" in tags:
+                    others.append(number)
+                    continue
+                edited = edit(tags)
+                tags = edited.text
             both = f"{tags}\n{caption}"
             if (
                 not tags
@@ -127,6 +139,8 @@ class PlainMerge:
                     others.append(number)
                     continue
                 both, spans = merged
+            if edited is not NOTHING_EDITED:
+                tally.count_edits(edited.dropped, edited.replaced)
             if not other_tags:
                 del record["tags"]
             record["caption"] = both
@@ -144,7 +158,8 @@ class PlainMerge:
         count = number + 1 - len(others)
         self._tally.kinds["both"] += count
         self._tally.lines += count * len(letters)
-        self._tally.capped += count * self._rounded
+        if self._rounded and count:
+            self._tally.count_rounded(count, 0, self._off_ppm, self._off_ppm)
         self._tally.image_size_added += sized
         return others
 

@@ -17,6 +17,13 @@ Kinds: TypeAlias = Counter[Kind]
 _Counts = TypeVar("_Counts")
 
 
+class Most(int):
+    """The largest number seen so far: adding another keeps the larger of the two."""
+
+    def __add__(self, other: int) -> "Most":
+        return Most(max(self, other))
+
+
 def kind_of(tags: object, caption: object) -> Kind:
     """Return the kind of a record; `tags` or `caption` is empty when it has none.
 
@@ -34,13 +41,19 @@ def add_counts(total: _Counts, more: _Counts) -> None:
         setattr(total, name, getattr(total, name) + count)
 
 
-def by_name(counts: object) -> dict[str, int]:
-    """Return a dataclass of counts as a dict, with one entry per kind instead of `kinds`."""
-    named: dict[str, int] = {}
+def by_name(counts: object) -> dict[str, Any]:
+    """Return a dataclass of counts as a dict, with one entry per kind instead of `kinds`.
+
+    Counts by the name of a field are sorted by it.
+    """
+    named: dict[str, Any] = {}
     for name, count in vars(counts).items():
         if name == "like_named":  # names of the user's, for a note alone
             continue
-        named |= {kind: count[kind] for kind in KINDS} if name == "kinds" else {name: count}
+        if name == "kinds":
+            named |= {kind: count[kind] for kind in KINDS}
+        else:
+            named[name] = dict(sorted(count.items())) if isinstance(count, Counter) else count
     return named
 
 
@@ -71,6 +84,20 @@ class Tally:
     """Lines written, including repeats and in-line options."""
     capped: int = 0
     """Records whose weights did not fit into 64 lines and were rounded."""
+    capped_left_out: int = 0
+    """Alternatives that were left out of such records."""
+    capped_template_ppm: Most = field(default_factory=Most)
+    """How far the share of a template is off in the worst of them, in millionths."""
+    capped_line_ppm: Most = field(default_factory=Most)
+    """How far the share of an alternative is off in the worst of them, in millionths."""
+    lacking_fields: Counter[str] = field(default_factory=Counter)
+    """Records whose templates were left out for want of a field, by the name of the field."""
+    dropped_tags: Counter[str] = field(default_factory=Counter)
+    """Tags that `--drop-tags` dropped, by its entry."""
+    replaced_tags: Counter[str] = field(default_factory=Counter)
+    """Tags that `--replace-tags` replaced, by its old tag."""
+    all_tags_dropped: int = 0
+    """Records whose tags were all dropped."""
     inline_as_lines: int = 0
     """Records of `--layout inline` written as lines: a wildcard would have read differently."""
     image_size_added: int = 0
@@ -108,12 +135,26 @@ class Tally:
         """The number of rewritten records that have a caption."""
         return self.kinds["both"] + self.kinds["caption_only"]
 
+    def count_rounded(self, records: int, left_out: int, template_ppm: int, line_ppm: int) -> None:
+        """Count records whose weights were rounded, and what became of their shares."""
+        self.capped += records
+        self.capped_left_out += left_out
+        self.capped_template_ppm += template_ppm
+        self.capped_line_ppm += line_ppm
+
+    def count_edits(self, dropped: tuple[str, ...], replaced: tuple[str, ...]) -> None:
+        """Count the tags of one record that were dropped and replaced."""
+        if dropped:
+            self.dropped_tags.update(dropped)
+        if replaced:
+            self.replaced_tags.update(replaced)
+
     def take(self) -> "Tally":
         """Return a copy of the counts and set all of them to 0."""
         taken = replace(self)
         vars(self).update(vars(Tally()))  # in place, because those who count hold this object
         return taken
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, Any]:
         """Return the counts by name."""
         return {"rewritten": self.rewritten, **by_name(self)}

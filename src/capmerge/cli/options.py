@@ -1,7 +1,7 @@
 """The options that several commands share, each of them defined once."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -18,6 +18,7 @@ from capmerge.captions.templates import (
     Weights,
 )
 from capmerge.commands.merge_blocks import OnError
+from capmerge.commands.tag_files import read_drop_tags, read_replace_tags
 from capmerge.errors import UsageError
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
 from capmerge.tokens.families import TokenizerFamily
@@ -54,8 +55,10 @@ class MergeChoice:
         typer.Option(
             "--line",
             metavar="TEMPLATE[=WEIGHT]",
-            help="Write a line made of {tags}, {caption} and literal text. It is drawn in "
-            "proportion to WEIGHT, a whole number; default: 1. Repeat the option for more lines.",
+            help="Write a line made of {tags}, {caption}, other fields such as {artist}, and "
+            "literal text. It is drawn in proportion to WEIGHT, a whole number; default: 1. A "
+            "record that lacks another field goes without the line. Repeat the option for more "
+            "lines.",
             show_default=False,
         ),
     ] = None
@@ -105,6 +108,35 @@ class MergeChoice:
         str | None,
         typer.Option(
             "--suffix", metavar="TEXT", help="Put TEXT after every line.", show_default=False
+        ),
+    ] = None
+    tags_prefix: Annotated[
+        str | None,
+        typer.Option(
+            "--tags-prefix",
+            metavar="TEXT",
+            help="Put TEXT before the tags in every line that holds them, such as 'tags: '.",
+            show_default=False,
+        ),
+    ] = None
+    drop_tags: Annotated[
+        Path | None,
+        typer.Option(
+            "--drop-tags",
+            metavar="FILE",
+            help="Drop the tags that FILE lists, one per line. Capitals, underscores or spaces, "
+            "and backslashes before parentheses make no difference.",
+            show_default=False,
+        ),
+    ] = None
+    replace_tags: Annotated[
+        Path | None,
+        typer.Option(
+            "--replace-tags",
+            metavar="FILE",
+            help="Replace tags as FILE lists them: on each line the old tag, a tab and the new "
+            "tag, or several with commas.",
+            show_default=False,
         ),
     ] = None
     image_size: Annotated[
@@ -182,29 +214,44 @@ class MergeChoice:
         ),
     ] = None
 
-    def given(self) -> dict[str, Any]:
-        """The given options that decide what a record becomes, by their names in `MergeOptions`."""
+    @property
+    def is_given(self) -> bool:
+        """True if an option is given that decides what a record becomes."""
+        names = {option.name for option in fields(self)} - {"on_error", "family"}
+        return any(getattr(self, name) not in (None, []) for name in names)
+
+    def _given(self) -> dict[str, Any]:
+        """The given options that decide what a record becomes, by their names in `MergeOptions`.
+
+        The files of tags are read. Raises `UsageError` where that fails.
+        """
         values = {option.name: getattr(self, option.name) for option in fields(self)}
         # It decides whether a run stops, not what a record becomes.
         del values["on_error"]
         fit, family = values.pop("fit"), values.pop("family")
         values["lines"] = tuple(self.lines or ()) or None
+        if self.drop_tags is not None:
+            values["drop_tags"] = read_drop_tags(self.drop_tags)
+        if self.replace_tags is not None:
+            values["replace_tags"] = read_replace_tags(self.replace_tags)
         if fit:
             values |= {"fit_tokens": fit[0], "fit_by": fit[1], "fit_family": family}
         return {name: value for name, value in values.items() if value is not None}
 
-    def options(self, *, counts_tokens: bool) -> MergeOptions:
+    def options(self, *, counts_tokens: bool, counters: Sequence[str] = ()) -> MergeOptions:
         """The options of the merge, with the defaults for those that are not given.
 
-        `counts_tokens` says that the command counts tokens without --fit too. Raises `UsageError`
-        for --family where no tokens are counted, and where `MergeOptions` raises it.
+        `counts_tokens` says that the command counts tokens without --fit too, and `counters` are
+        its other options that would count them. Raises `UsageError` for --family where no tokens
+        are counted, and where `MergeOptions` raises it.
         """
         if self.family and not self.fit and not counts_tokens:
+            ways = ", ".join(["--fit N drop", "--fit N trim", *counters])
             raise UsageError(
-                f"--family {self.family} says whose tokens --fit counts, but --fit is not given. "
-                "Give --fit N drop or --fit N trim, or leave --family out."
+                f"--family {self.family} says whose tokens are counted, but nothing counts them. "
+                f"Give one of {ways}, or leave --family out."
             )
-        return MergeOptions(**self.given())
+        return MergeOptions(**self._given())
 
 
 def with_merge_options(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

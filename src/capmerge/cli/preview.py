@@ -158,7 +158,7 @@ def preview_command(
             printed = print_previews(source, options, progress=progress, quiet=quiet)
 
         # Report
-        if merge.given() and printed.rewritten:
+        if merge.is_given and printed.rewritten:
             warn(
                 "records that are already rewritten are shown as they are "
                 f"({printed.rewritten} here); the merge options change nothing in them."

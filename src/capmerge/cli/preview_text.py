@@ -97,6 +97,7 @@ class Screen:
             return
         if not preview.alternatives:
             yield "  no alternatives: the empty caption is trained."
+        yield from _changes(preview)
         for number, shown in enumerate(preview.alternatives):
             drawn = "  <- drawn" if number == preview.drawn_number else ""
             yield f"  {number + 1}. {_heading(shown)}{drawn}"
@@ -123,6 +124,17 @@ class Screen:
 
     def _paint(self, text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self._colour and text else text
+
+
+def _changes(preview: Preview) -> Iterator[str]:
+    """The lines on what was left out or replaced before the alternatives were made."""
+    for what, names in (
+        ("dropped by --drop-tags", preview.dropped_tags),
+        ("replaced by --replace-tags", preview.replaced_tags),
+        ("templates left out that name a missing field", preview.lacking_fields),
+    ):
+        if names:
+            yield f"  {what}: {printable(', '.join(dict.fromkeys(names)))}"
 
 
 def _heading(shown: Shown) -> str:

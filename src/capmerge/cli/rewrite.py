@@ -114,7 +114,9 @@ def rewrite_command(
         options = RewriteOptions(
             target,
             Format.choose(format_name, target),
-            merge.options(counts_tokens=stats),
+            merge.options(
+                counts_tokens=stats or dry_run is not None, counters=("--stats", "--dry-run N")
+            ),
             merge.on_error or "stop",
             jobs or usable_cores(),
             force=force,
@@ -125,9 +127,12 @@ def rewrite_command(
         )
 
         # Checks
-        if not stats and (plot or report or tokenizer):
+        if not stats and (plot or report):
+            raise UsageError("--plot and --report belong to --stats. Give --stats too.")
+        if tokenizer and not stats and dry_run is None:
             raise UsageError(
-                "--plot, --report and --tokenizer belong to --stats. Give --stats too."
+                "--tokenizer belongs to --stats and --dry-run. Give one of them, or leave "
+                "--tokenizer out."
             )
         with open_source(src) as source:
             document = default_document(target) if target and stats else None
@@ -161,6 +166,7 @@ def rewrite_command(
                 outcome.written_bytes,
                 seconds,
                 outcome.latents,
+                options.merge,
                 config,
             )
             print(summary.text(), file=screen)

@@ -90,7 +90,7 @@ def stats_command(
                 )
 
         # Report
-        if merge.given() and statistics["records"]["rewritten_before"]:
+        if merge.is_given and statistics["records"]["rewritten_before"]:
             warn(
                 "records that are already rewritten are counted as they are; "
                 "the merge options change nothing in them."

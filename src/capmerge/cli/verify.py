@@ -36,7 +36,7 @@ def verify_command(
     """
     with errors_as_exit_codes():
         options, skips = merge.options(counts_tokens=False), merge.on_error == "skip"
-        if not merge.given() and not merge.on_error:
+        if not merge.is_given and not merge.on_error:
             options, skips = load_receipt(Path(out))
         with (
             open_source(src) as source,

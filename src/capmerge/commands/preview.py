@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 from capmerge.captions.alternatives import WrittenAlternative, written_alternatives
 from capmerge.captions.draw import Drawn, Pick, draw_line
 from capmerge.captions.fit import FitResult, longest_texts
-from capmerge.captions.like_names import like_name_notes
-from capmerge.captions.merge import Merger, UnmergeableError, copy_of
+from capmerge.captions.merge import Merger, copy_of
+from capmerge.captions.record_texts import RecordTexts, UnmergeableError
+from capmerge.captions.tally_notes import missing_text_notes
+from capmerge.captions.template_choice import Choice
 from capmerge.captions.templates import MergeOptions
 from capmerge.captions.wildcard import parse_line
 from capmerge.captions.written import BrokenRecordError, is_rewritten, read_written
@@ -174,6 +176,12 @@ class Preview:
     """True if the record is already rewritten in the source; then `after` is `before`."""
     alternatives: tuple[Shown, ...] = ()
     unfit: tuple[Unfit, ...] = ()
+    dropped_tags: tuple[str, ...] = ()
+    """The entries of `--drop-tags` that dropped a tag."""
+    replaced_tags: tuple[str, ...] = ()
+    """The old tags of `--replace-tags` that were replaced."""
+    lacking_fields: tuple[str, ...] = ()
+    """The fields for want of which templates were left out."""
     drawn: Drawn | None = None
     drawn_number: int | None = None
     """The number of the drawn alternative in `alternatives`, from 0."""
@@ -189,8 +197,8 @@ class Previewer:
         self._counter = TokenCounter(self.readers.clip.tokenizers[0])
 
     def notes(self) -> list[str]:
-        """Notes on the records so far whose text stands under another name."""
-        return list(like_name_notes(self._merger.tally))
+        """Notes on the texts that the records so far lack."""
+        return list(missing_text_notes(self._merger.tally))
 
     def preview(self, key: str, record: Any) -> Preview:
         """The preview of one record, which is not changed."""
@@ -199,22 +207,36 @@ class Previewer:
         rewritten = is_rewritten(record)
         after: Any = record
         unfit: tuple[Unfit, ...] = ()
+        texts, choice = RecordTexts("", []), Choice([], ())
         try:
             if not rewritten:
                 after = copy_of(record)
                 self._merger.merge(after)
+                texts, choice = self._merger.read(record)
                 unfit = tuple(self._unfit(self._merger.fit(record)))
             found = written_alternatives(after)
         except (UnmergeableError, BrokenRecordError) as error:
             problem = " ".join(filter(None, (str(error), getattr(error, "hint", ""))))
             return Preview(key, record, record if rewritten else None, problem, rewritten)
-        texts = longest_texts([alternative.line for alternative in found], self._counter)
+        longest = longest_texts([alternative.line for alternative in found], self._counter)
         shown = tuple(
             self._show(alternative, text)
-            for alternative, (text, _) in zip(found, texts, strict=True)
+            for alternative, (text, _) in zip(found, longest, strict=True)
         )
         drawn, number = self._draw(key, after, found)
-        return Preview(key, record, after, "", rewritten, shown, unfit, drawn, number)
+        return Preview(
+            key,
+            record,
+            after,
+            rewritten=rewritten,
+            alternatives=shown,
+            unfit=unfit,
+            dropped_tags=texts.dropped,
+            replaced_tags=texts.replaced,
+            lacking_fields=choice.lacking,
+            drawn=drawn,
+            drawn_number=number,
+        )
 
     def _show(self, alternative: WrittenAlternative, text: str) -> Shown:
         t5 = self.readers.t5
@@ -225,7 +247,7 @@ class Previewer:
     def _unfit(self, fit: FitResult) -> Iterator[Unfit]:
         changes = [(draw, None) for draw in fit.left_out] + list(fit.cut)
         for before, after in changes:
-            ((text, tokens),) = longest_texts([self._merger.line(before)], self._counter)
+            ((text, tokens),) = longest_texts([self._merger.lines.line(before)], self._counter)
             if after is None:
                 yield Unfit(before.template.style, tokens, left_out=True, text=text)
                 continue

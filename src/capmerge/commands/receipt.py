@@ -27,7 +27,7 @@ def receipt(
     fingerprint: dict[str, Any],
     merge: MergeOptions,
     on_error: str,
-    counts: dict[str, int],
+    counts: dict[str, Any],
 ) -> str:
     """The text of `OUT.capmerge.json`, which tells `verify` and people how OUT was made."""
     content = {
@@ -57,7 +57,8 @@ def load_receipt(target: Path) -> tuple[MergeOptions, bool]:
         content = json.loads(path.read_text(encoding="utf-8"))
         options = _checked_options(content)
         skips = options.pop("on_error") == "skip"
-        return MergeOptions(**{**options, "lines": tuple(options["lines"])}), skips
+        lists = {name: tuple(value) for name, value in options.items() if type(value) is list}
+        return MergeOptions(**{**options, **lists}), skips
     except FileNotFoundError as error:
         raise UsageError(
             f"{printable(str(path))}: found no such file, expected the receipt that says how the "

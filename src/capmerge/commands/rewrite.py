@@ -7,16 +7,18 @@ a worker does with a block is in `merge_blocks`.
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from capmerge.captions.size import size_of
 from capmerge.captions.tally import Tally
 from capmerge.captions.templates import MergeOptions
+from capmerge.captions.written import BrokenRecordError, is_rewritten, read_written
 from capmerge.commands.dataset_config import dataset_config
 from capmerge.commands.latent_files import Evidence, count_names, evidence, with_image_size
 from capmerge.commands.merge_blocks import BlockMerger, Counted, OnError
@@ -117,11 +119,8 @@ def rewrite(
 
     # Rewrite a sample to estimate how large the output will be.
     sample = _sample(source, layout, options)
-    if warn and sample.growth > 2 and options.merge.weights == "repeat":
-        warn(
-            f"the output will be about {sample.growth:.1f} times as large as the input, because "
-            "weights repeat lines. Use --weights field to store them as numbers instead."
-        )
+    if warn and sample.growth > 2:
+        warn(_growth_warning(sample, options.merge))
     if target:
         _check_room(target, source, sample.growth)
 
@@ -240,6 +239,8 @@ class _Sample(NamedTuple):
 
     growth: float
     """Output bytes over input bytes."""
+    repeats: float
+    """Bytes of repeated lines over input bytes."""
     resolutions: set[tuple[int, int]]
     """The [width, height] of the latents in px."""
 
@@ -251,7 +252,7 @@ def _sample(source: Source, layout: FileLayout, options: RewriteOptions) -> _Sam
     away, and the run reads them again.
     """
     merger = BlockMerger(source.name, layout, options.merge, options.on_error, options.format)
-    records, read_bytes, written_bytes = 0, 0, 0
+    records, read_bytes, written_bytes, repeated_bytes = 0, 0, 0, 0
     resolutions = set()
     for piece in iter_source(source, layout, keep=True):
         body, _ = merger.rewrite(piece)
@@ -264,9 +265,33 @@ def _sample(source: Source, layout: FileLayout, options: RewriteOptions) -> _Sam
             size = size_of(record) if isinstance(record, dict) else None
             if size and size[2] == "train_resolution":
                 resolutions.add(size[:2])
+            repeated_bytes += _repeated_bytes(record)
         if records >= _SAMPLE_RECORDS or read_bytes >= _SAMPLE_BYTES:
             break
-    return _Sample(written_bytes / max(1, read_bytes), resolutions)
+    read_bytes = max(1, read_bytes)
+    return _Sample(written_bytes / read_bytes, repeated_bytes / read_bytes, resolutions)
+
+
+def _repeated_bytes(record: Any) -> int:
+    """The bytes of the lines of a rewritten record that repeat an earlier one."""
+    if not is_rewritten(record):
+        return 0
+    with suppress(BrokenRecordError):  # one that was passed through
+        lines = Counter(read_written(record).lines)
+        return sum(
+            (times - 1) * len(line.encode("utf-8", "surrogatepass"))
+            for line, times in lines.items()
+        )
+    return 0
+
+
+def _growth_warning(sample: _Sample, merge: MergeOptions) -> str:
+    """The warning for an output that will be much larger than its source, with the main reason."""
+    start = f"the output will be about {sample.growth:.1f} times as large as the input, because "
+    if sample.repeats < (sample.growth - 1) / 2:
+        return f"{start}its lines and the fields that are added hold more text than the records."
+    use = "--layout lines with --weights field" if merge.inline else "--weights field"
+    return f"{start}weights repeat lines. Use {use} to store them as numbers instead."
 
 
 def _check_room(target: Path, source: Source, growth: float) -> None:

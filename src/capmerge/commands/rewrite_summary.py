@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from capmerge.captions.like_names import like_name_notes
+from capmerge.captions.line_counts import MOST_LINES
 from capmerge.captions.tally import Tally
-from capmerge.captions.templates import MOST_LINES
+from capmerge.captions.tally_notes import missing_text_notes, tag_notes
+from capmerge.captions.templates import MergeOptions
 from capmerge.commands.latent_files import Evidence
 from capmerge.errors import printable
 
@@ -25,6 +26,7 @@ class Summary:
     written_bytes: int
     seconds: float
     latents: Evidence
+    merge: MergeOptions
     dataset_config: str | None = None
     """The name of the dataset config that was written."""
 
@@ -44,6 +46,7 @@ class Summary:
             *([("passed through", f"{tally.passed:,}")] if tally.passed else []),
             *([("left out by --fit", f"{tally.fit_left_out:,}")] if tally.fit_left_out else []),
             *([("cut by --fit", f"{tally.fit_cut:,}")] if tally.fit_cut else []),
+            *_tag_rows(tally),
             ("lines per record", f"{self._lines_per_record:.2f}"),
             ("bytes read", f"{self.read_bytes:,}"),
             ("bytes written", f"{self.written_bytes:,}"),
@@ -90,7 +93,8 @@ class Summary:
                 f"{_records(tally.replaced)} had a caption or tags that were not read, because "
                 "--caption-field or --tags-field names another field. They are not in the output."
             )
-        notes += like_name_notes(tally)
+        notes += missing_text_notes(tally)
+        notes += tag_notes(tally, self.merge)
         if tally.captions and tally.paragraphs > _PARAGRAPHS_WORTH_ADVICE * tally.captions:
             notes.append(
                 f"the captions of {_records(tally.paragraphs)} have blank lines between "
@@ -103,10 +107,7 @@ class Summary:
                 "<|startoftext|>, which is trained as the real token."
             )
         if tally.capped:
-            notes.append(
-                f"the weights of {_records(tally.capped)} do not fit into {MOST_LINES} lines and "
-                "were rounded. --weights field keeps them exact."
-            )
+            notes.append(_rounded(tally))
         if tally.inline_as_lines:
             notes.append(
                 f"{_records(tally.inline_as_lines)} got several lines instead of one, because an "
@@ -131,6 +132,37 @@ class Summary:
     @property
     def _megabytes_per_second(self) -> float:
         return self.read_bytes / 1e6 / max(1e-9, self.seconds)
+
+
+def _tag_rows(tally: Tally) -> list[tuple[str, str]]:
+    """The rows on tags that were dropped or replaced, where there are such tags."""
+    counts = (("tags dropped", tally.dropped_tags), ("tags replaced", tally.replaced_tags))
+    return [(name, f"{count.total():,}") for name, count in counts if count]
+
+
+def _rounded(tally: Tally) -> str:
+    """What rounding cost, and how far off the worst record is."""
+    note = f"the weights of {_records(tally.capped)} do not fit into {MOST_LINES} lines. "
+    left_out = tally.capped_left_out
+    if left_out:
+        were = "was" if left_out == 1 else "were"
+        note += f"{_counted(left_out, 'alternative')} {were} left out. "
+    template, line = tally.capped_template_ppm, tally.capped_line_ppm
+    if template:
+        note += f"In the worst record the share of a template is off by {_points(template)}, and "
+    else:
+        note += "Every template keeps its share, and in the worst record "
+    note += (
+        f"that of a line by {_points(line)}"
+        if template
+        else (f"the share of a line is off by {_points(line)}")
+    )
+    return f"{note}. --weights field writes every line, with its exact weight."
+
+
+def _points(ppm: int) -> str:
+    """A difference of two shares, given in millionths, rounded up so that it is never 0."""
+    return f"{-(-ppm // 100) / 100:.2f} percentage points"
 
 
 def _records(count: int) -> str:

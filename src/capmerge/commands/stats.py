@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from capmerge.captions.like_names import like_name_notes
 from capmerge.captions.tally import Tally
+from capmerge.captions.tally_notes import missing_text_notes, tag_notes
 from capmerge.captions.templates import MergeOptions
 from capmerge.commands.latent_files import with_image_size
 from capmerge.commands.merge_blocks import BlockMerger, Counted, OnError
@@ -46,7 +46,7 @@ def measure(
 ) -> Document:
     """The statistics of `source`; `progress` is told the offset that is done.
 
-    `warn` is given each note on records whose text stands under another name.
+    `warn` is given each note on texts that are missing, and on tags dropped and replaced.
 
     Raises `UsageError`, `DataError`, `OutputError` or `WorkerError`; then `options.per_record` is
     not written either.
@@ -81,6 +81,6 @@ def measure(
         if lines:
             lines.publish()
     if warn:
-        for note in like_name_notes(total.tally):
+        for note in (*missing_text_notes(total.tally), *tag_notes(total.tally, options.merge)):
             warn(note)
     return document

@@ -16,9 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from capmerge.captions.fields import MARK
-from capmerge.captions.merge import Merger, Record, RewrittenError, UnmergeableError, copy_of
+from capmerge.captions.line_counts import (
+    MOST_LINES,
+    lines_of_templates,
+    weights_fit,
+    whole_weights,
+)
+from capmerge.captions.line_template import Template
+from capmerge.captions.merge import Merger, RewrittenError, copy_of
+from capmerge.captions.record_texts import Record, UnmergeableError
 from capmerge.captions.size import sizes_of
-from capmerge.captions.templates import MOST_LINES, Draw, MergeOptions
+from capmerge.captions.templates import Draw, MergeOptions
 from capmerge.captions.wildcard import (
     TooManyOutcomesError,
     has_stand_in,
@@ -212,14 +220,17 @@ def _misread(merger: Merger, draws: list[Draw], found: Any) -> str:
     read: dict[str, Fraction] = {}
     for line, weight in zip(lines, weights, strict=True):
         _add(read, line_outcomes(line), Fraction(weight, sum(weights)), apart)
+    by_template: dict[Template, dict[str, Fraction]] = {}
     meant: dict[str, Fraction] = {}
     for draw in draws:
-        _add(meant, _texts(merger, draw), draw.share, apart)
-    if read.keys() != meant.keys():
+        texts = _texts(merger, draw)
+        _add(meant, texts, draw.share, apart)
+        _add(by_template.setdefault(draw.template, {}), texts, draw.share, apart)
+    rounded = written.weights is None and _is_rounded(merger, draws)
+    if read.keys() - meant.keys() or (read.keys() != meant.keys() and not rounded):
         wrong, missing = sorted(read.keys() - meant.keys()), sorted(meant.keys() - read.keys())
         return f"sd-scripts draws {quoted(str(wrong))}, expected {quoted(str(missing))}."
-    rounded = written.weights is None and len(written.lines) >= MOST_LINES
-    if read != meant and not rounded:
+    if not (_has_rounded_shares(read, by_template) if rounded else read == meant):
         return (
             "sd-scripts draws the right texts with other probabilities than the templates ask for."
         )
@@ -237,9 +248,35 @@ def _misread(merger: Merger, draws: list[Draw], found: Any) -> str:
     return ""
 
 
+def _is_rounded(merger: Merger, draws: list[Draw]) -> bool:
+    """True if the exact weights of these draws take more lines than a record may have."""
+    shares: dict[str, Fraction] = {}
+    for draw in draws:
+        line = merger.lines.line(draw)
+        shares[line] = shares.get(line, Fraction(0)) + draw.share
+    return bool(shares) and not weights_fit(whole_weights(list(shares.values())), len(draws))
+
+
+def _has_rounded_shares(
+    read: dict[str, Fraction], by_template: dict[Template, dict[str, Fraction]]
+) -> bool:
+    """True if each template keeps the share of the lines that rounding leaves it.
+
+    A text that two templates give may count for either of them.
+    """
+    lines = lines_of_templates([sum(texts.values(), Fraction(0)) for texts in by_template.values()])
+    for texts, count in zip(by_template.values(), lines, strict=True):
+        others = [more for more in by_template.values() if more is not texts]
+        own = {text: read.get(text, Fraction(0)) for text in texts}
+        alone = [p for text, p in own.items() if not any(text in more for more in others)]
+        if not sum(alone) <= Fraction(count, sum(lines)) <= sum(own.values()):
+            return False
+    return True
+
+
 def _texts(merger: Merger, draw: Draw) -> dict[str, Fraction]:
     """The texts that one draw is meant to train, wildcards expanded, with their probabilities."""
-    first, *others = merger.literals(draw.template)
+    first, *others = merger.lines.literals(draw.template)
     texts = {first: Fraction(1)}
     for field, literal in zip(draw.template.fields, others, strict=True):
         value = draw.value(field)

@@ -59,7 +59,10 @@ def build_document(
         "version": 1,
         "capmerge": capmerge.__version__,
         "source": source,
-        "options": {**asdict(merge), "lines": list(merge.lines)},
+        "options": {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(merge).items()
+        },
         "family": family,
         "tokenizer": counter.tokenizer.name,
         "records": {"counted": stats.records.counted, **by_name(stats.records)},

@@ -16,6 +16,7 @@ from capmerge.stats.tables import Section, sections
 
 _SHOWN = 50
 _LONGEST_UNBROKEN = 32
+_MOST_OF_VALUE = 200  # characters of an option's value in the footer
 """A longer text in a cell is wrapped, and the table does not grow with it."""
 _MOST_COLUMNS_BESIDE = 5
 """A table of more columns, or of long texts in the last of three, has the page's whole width."""
@@ -102,9 +103,14 @@ def _footer(document: Document, made: Made | None) -> str:
         lines.append(f"Command: {made.command}")
     options = {"family": document["family"], "tokenizer": document["tokenizer"]}
     options |= document["options"]
-    values = [f"{name} = {json.dumps(value)}" for name, value in options.items()]
+    values = [f"{name} = {_excerpt(json.dumps(value))}" for name, value in options.items()]
     lines.append(f"Options: {', '.join(values)}")
     return "<footer>" + "\n".join(f"<p>{_text(line)}</p>" for line in lines) + "</footer>"
+
+
+def _excerpt(text: str) -> str:
+    """Return the start of a long value, such as a list of thousands of tags."""
+    return text if len(text) <= _MOST_OF_VALUE else f"{text[: _MOST_OF_VALUE - 1]}…"
 
 
 def _section(section: Section) -> str:

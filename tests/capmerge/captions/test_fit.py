@@ -346,7 +346,7 @@ def test_rewrite_and_verify_from_the_command_line(tmp_path, by, more):
     [
         (("--fit", "0", "drop"), "expected 1 token or more"),
         (("--fit", "75", "cut"), "Invalid value for '--fit': 'cut' is not one of 'drop', 'trim'."),
-        (("--family", "sd2"), "says whose tokens --fit counts"),
+        (("--family", "sd2"), "says whose tokens are counted"),
         (("--fit", "75"), "requires 2 arguments"),
         (("--fit", "2", "trim", "--prefix", "photo of "), "has 2 tokens by itself"),
     ],

@@ -72,6 +72,7 @@ TEMPLATES = [
     "{caption}",
     "{tags}, {caption}",
     "{caption}{tags}",
+    "{tags}{caption}",
     " %s {caption} % {tags} %(tags)s ",
     "a {tags}",
 ]
@@ -81,7 +82,9 @@ PLAIN_LINES = st.permutations(TEMPLATES).flatmap(
     )
 )
 OTHER_LINES = st.lists(
-    st.sampled_from([*TEMPLATES, "{tags}|", "{{tags}"]), min_size=1, max_size=3
+    st.sampled_from([*TEMPLATES, "{tags}|", "{{tags}", "{text} {tags}", "{caption}, {text}"]),
+    min_size=1,
+    max_size=3,
 ).map(tuple)
 PLAIN_AFFIX = st.sampled_from(["", "", "p ", " %s", "\u2985", " \u3000"])
 LAYOUT = st.sampled_from([None, "lines", "concat", "concat-caption-first", "inline"]).map(
@@ -120,6 +123,11 @@ def option_sets(draw):
         caption_field=draw(st.sampled_from(["caption", "caption", "other"])),
         tags_field=draw(st.sampled_from(["tags", "tags", ""])),
         lists=draw(st.booleans()),
+        tags_prefix=draw(affix),
+        drop_tags=draw(
+            st.sampled_from([(), (), ("T", "LONG hair"), ("c", "a\u2028b", "\u2985a\u2986")])
+        ),
+        replace_tags=draw(st.sampled_from([(), (), ("1girl\t1boy, a",), ("A\t{b}|",)])),
         allow_rewritten=draw(st.booleans()),
         fit_tokens=fit_tokens,
         fit_by=fit_by,
@@ -151,6 +159,9 @@ FAST_OPTIONS = [
         "caption_wildcards": True,
         "image_size": False,
     },
+    {"drop_tags": ("solo", "a "), "replace_tags": ("Long hair\tshort_hair, ^_^",)},
+    {"drop_tags": ("c",), "layout": "concat", "underscores": "space", "tags_prefix": "tags: "},
+    {"drop_tags": ("a",), "replace_tags": ("t\tlong_hair",), "fit_tokens": 8},
     {"fit_tokens": 8},
     {"lines": ("{tags}=5", "{caption}", "{tags}, {caption}=4"), "fit_tokens": 20, "fit_by": "trim"},
 ]
@@ -188,7 +199,7 @@ def test_plain_records_take_the_fast_way(options, monkeypatch):
     """No plain record is left to the general rule, which is right but many times slower."""
     found = [
         {"caption": "A girl.", "tags": "long_hair, ^_^", "train_resolution": [64, 64]},
-        {"tags": "a", "image_size": None, "caption": "50% \u2985", "x": {"y": [1.5]}},
+        {"tags": "b, a", "image_size": None, "caption": "50% \u2985", "x": {"y": [1.5]}},
     ]
     merger = Merger(MergeOptions(**options))
     general = Merger(MergeOptions(**options))
@@ -232,4 +243,5 @@ def test_literal_text_that_needs_care_has_no_fast_way(text, serves):
     """Options with braces or pipes in their own text are left to the general rule."""
     assert PlainMerge.serves(MergeOptions(prefix=text)) == serves
     assert PlainMerge.serves(MergeOptions(suffix=text)) == serves
+    assert PlainMerge.serves(MergeOptions(tags_prefix=text)) == serves
     assert PlainMerge.serves(MergeOptions(lines=(f"{text} {{tags}}",))) == serves

@@ -2,47 +2,10 @@ import re
 from fractions import Fraction
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
-from capmerge.captions.templates import (
-    LAYOUTS,
-    MOST_LINES,
-    MergeOptions,
-    Template,
-    line_counts,
-    parse_template,
-    shares_of,
-    whole_weights,
-)
+from capmerge.captions.line_template import Template, parse_template
+from capmerge.captions.templates import LAYOUTS, MergeOptions, shares_of
 from capmerge.errors import UsageError
-
-WEIGHTS = st.lists(st.integers(1, 40) | st.integers(1, 10**9), min_size=1, max_size=70)
-
-
-def as_shares(weights):
-    """Return weights as shares that sum to one."""
-    return [Fraction(weight, sum(weights)) for weight in weights]
-
-
-def dealt(shares):
-    """Return the lines of each share at the limit, as the rule is worded, in exact fractions."""
-    if len(shares) >= 64:
-        return [1] * len(shares)
-    alone = set()
-    while True:
-        others = [i for i in range(len(shares)) if i not in alone]
-        lines = 64 - len(alone)
-        quota = {i: shares[i] * lines / sum(shares[j] for j in others) for i in others}
-        small = {i for i in others if quota[i] < 1}
-        if not small:
-            break
-        alone |= small
-    counts = [1 if i in alone else int(quota[i]) for i in range(len(shares))]
-    by_remainder = sorted(others, key=lambda i: (-(quota[i] - int(quota[i])), i))
-    for i in by_remainder[: 64 - sum(counts)]:
-        counts[i] += 1
-    return counts
 
 
 @pytest.mark.parametrize(
@@ -53,15 +16,18 @@ def dealt(shares):
         ("{tags}, {caption}=4", Template(("tags", "caption"), ("", ", ", ""), 4)),
         ("photo of {caption}: {tags}!", Template(("caption", "tags"), ("photo of ", ": ", "!"))),
         ("{tags}{caption}", Template(("tags", "caption"), ("", "", ""))),
-        ("{tags}=", Template(("tags",), ("", "="))),
-        ("{tags}=a", Template(("tags",), ("", "=a"))),
+        ("{tags}, score=high", Template(("tags",), ("", ", score=high"))),
+        ("{tags}, score=0.5", Template(("tags",), ("", ", score=0.5"))),
+        ("{tags}, score = 5", Template(("tags",), ("", ", score = 5"))),
         ("a=3 {tags}=2", Template(("tags",), ("a=3 ", ""), 2)),
-        ("{tags}=1=2", Template(("tags",), ("", "=1"), 2)),
         ("{tags}=007", Template(("tags",), ("", ""), 7)),
-        ("{tags} = 5", Template(("tags",), ("", " = 5"))),
-        ("{tags}=-1", Template(("tags",), ("", "=-1"))),
+        ("{tags} = 5", Template(("tags",), ("", " "), 5)),
+        ("{tags}=\t5 ", Template(("tags",), ("", ""), 5)),
+        ("{tags}!=5", Template(("tags",), ("", "!"), 5)),
+        ("<{{tags}} = 5", Template(("tags",), ("<{", "} "), 5)),
+        ("{artist}: {tags}", Template(("artist", "tags"), ("", ": ", ""))),
+        ("{Tags} {rating 1}", Template(("Tags", "rating 1"), ("", " ", ""))),
         ("} {{tags}} |", Template(("tags",), ("} {", "} |"))),
-        ("{tags}=\u0663", Template(("tags",), ("", "=\u0663"))),
     ],
 )
 def test_parse_template(text, expected):
@@ -74,11 +40,11 @@ def test_parse_template(text, expected):
     [
         ("{tags}=0", "weight is 0"),
         ("{tags}=000", "weight is 0"),
-        ("{tag}", "unknown field {tag}"),
-        ("{Tags}", "unknown field {Tags}"),
-        ("{}", "unknown field {}"),
-        ("{tags} {name}", "unknown field {name}"),
-        ("{ tags }", "unknown field { tags }"),
+        ("{}", "no field can have the name {}"),
+        ("{ tags }", "no field can have the name { tags }"),
+        ("{red|blue} {tags}", "no field can have the name {red|blue}"),
+        ("{artist} {artist}", "found {artist} twice"),
+        ("{capmerge}", "writes the field {capmerge} itself"),
         ("{tags}\n", "line break"),
         ("a\r{tags}", "line break"),
         ("{tags}\n=2", "line break"),
@@ -96,6 +62,57 @@ def test_impossible_templates_are_refused(text, phrase):
     assert error.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "weight",
+    [
+        *(
+            "",
+            "0.5",
+            "1.5",
+            "-1",
+            "x",
+            " 0.5",
+            "1=2",
+            "5 times",
+            "5, {caption}",
+            "+5",
+            "1e99999999",
+        ),
+        *("\u0663", "\u00b2", "1/0", "nan", "0x1", "1_0", "{caption}"),
+    ],
+)
+@pytest.mark.parametrize("before", ["{tags}", "{tags} ", "a {caption} {tags}", "{{tags}}"])
+def test_an_equals_sign_behind_a_brace_needs_a_whole_number(before, weight):
+    """What stands behind `}=` is a whole number from 1 on; anything else is refused, never text."""
+    with pytest.raises(UsageError, match=r"after the =, expected a whole number from 1 on"):
+        parse_template(f"{before}={weight}")
+
+
+@pytest.mark.parametrize(
+    ("lines", "advice"),
+    [
+        (("{tags}=0.5", "{caption}"), "0.5 : 1 is 1:2 in whole numbers: give --line '{tags}=1' -"),
+        (("{tags}=1.5", "a {caption}=2"), "--line '{tags}=3' --line 'a {caption}=4'."),
+        (("{tags}", "{caption}= ,25", "{tags} {caption}=1.5"), "4:1:6"),
+        (("{tags}=50%", "{caption}=1/3"), "3:2"),
+        (("{tags} = 0.5",), "A single line needs no weight: give --line '{tags}'."),
+    ],
+)
+def test_fractions_are_scaled_for_all_lines_together(lines, advice):
+    """The message about a fraction shows whole weights with the ratio of all lines."""
+    with pytest.raises(UsageError) as error:
+        MergeOptions(lines=lines)
+    assert advice in str(error.value)
+
+
+@pytest.mark.parametrize("other", ["{caption}=x", "{caption}=-1", "{caption}=0.0", "{caption}="])
+def test_weights_without_a_ratio_are_not_scaled(other):
+    """No whole numbers are shown where a weight is no number above 0."""
+    with pytest.raises(UsageError) as error:
+        MergeOptions(lines=("{tags}=0.5", other))
+    assert "in whole numbers" not in str(error.value)
+
+
 @pytest.mark.parametrize("digits", [5000, 30])
 def test_enormous_weights_are_refused(digits):
     """A weight that no record can hold is a usage error, not a crash."""
@@ -111,7 +128,7 @@ def test_enormous_weights_are_refused(digits):
         ({"prefix": "a\nb"}, "--prefix"),
         ({"suffix": "a\rb"}, "--suffix"),
         ({"lines": ("{tags}", "{tags}\n{caption}")}, "--line"),
-        ({"lines": ("{nobody}",)}, "unknown field"),
+        ({"lines": ("{}",)}, "no field can have"),
         ({"prefix": "\udc80"}, "UTF-8"),
         ({"suffix": "\udc80"}, "UTF-8"),
         ({"lines": ("{tags}\udc80",)}, "UTF-8"),
@@ -145,6 +162,9 @@ def test_layouts_are_templates(layout):
         ("a{caption}b{tags}c", "tags", "a{caption}c"),
         ("a{caption}b{tags}c", "caption", "a{tags}c"),
         ("a{tags}c", "caption", "a{tags}c"),
+        ("a{x}b{tags}c{caption}d", "tags", "a{x}c{caption}d"),
+        ("a{tags}b{x}c{caption}d", "tags", "a{x}c{caption}d"),
+        ("a{x}b{caption}c{tags}d", "tags", "a{x}b{caption}d"),
     ],
 )
 def test_a_missing_field_goes_with_the_text_beside_it(template, missing, expected):
@@ -159,10 +179,18 @@ def test_a_template_without_fields_left_is_none():
 
 @pytest.mark.parametrize(
     ("text", "style"),
-    [("{tags}", "t"), ("{caption}", "c"), ("{tags}{caption}", "b"), ("{caption} {tags}", "b")],
+    [
+        ("{tags}", "t"),
+        ("{caption}", "c"),
+        ("{tags}{caption}", "b"),
+        ("{caption} {tags}", "b"),
+        ("{artist}", "c"),
+        ("{artist} {caption}", "c"),
+        ("{artist} {tags}", "b"),
+    ],
 )
 def test_style_letters(text, style):
-    """The letter of a template says which fields it holds."""
+    """The letter of a template says which fields it holds; any but the tags count as caption."""
     assert parse_template(text).style == style
 
 
@@ -170,68 +198,3 @@ def test_shares_are_the_weights_over_their_sum():
     """Every template has its weight's share of the probability."""
     templates = [parse_template(text) for text in ("{tags}=5", "{caption}", "{tags}, {caption}=4")]
     assert shares_of(templates) == [Fraction(1, 2), Fraction(1, 10), Fraction(2, 5)]
-
-
-@given(WEIGHTS)
-@settings(max_examples=200, deadline=None)
-def test_whole_weights_are_the_smallest_with_the_ratio(weights):
-    """Whole weights keep the exact ratio and share no divisor."""
-    found = whole_weights(as_shares(weights))
-    assert as_shares(found) == as_shares(weights)
-    assert all(
-        any(weight % divisor for weight in found)
-        for divisor in range(2, min(found) + 1 if min(found) < 50 else 50)
-    )
-
-
-@given(WEIGHTS)
-@example([999, 1])
-@example([1000, 1000, 1])
-@example([100, 2, 2, 2, 1])
-@example([65, 65])
-@example([33, 32])
-@example([1] * 63 + [2])
-@example([1] * 62 + [3])
-@example([1] * 70)
-@example([10**9] + [1] * 62)
-@example([10**9] + [1] * 63)
-@example([1, 1, 1, 97, 97, 97])
-@settings(max_examples=300, deadline=None)
-def test_line_counts_follow_the_rule(weights):
-    """Counts are exact up to 64 lines; over that the largest remainder decides, none under one."""
-    shares = as_shares(weights)
-    exact = whole_weights(shares)
-    counts = line_counts(shares)
-    assert counts == (exact if sum(exact) <= 64 else dealt(shares))
-    assert min(counts) >= 1
-    assert sum(counts) <= max(MOST_LINES, len(weights))
-
-
-@pytest.mark.parametrize(
-    ("weights", "expected"),
-    [
-        ([64], [1]),
-        ([63, 1], [63, 1]),
-        ([64, 1], [63, 1]),
-        ([1, 64], [1, 63]),
-        ([3, 63], [1, 21]),
-        # 21.01, 21.01 and 21.97 of 64: the one line left over goes to the largest remainder.
-        ([22, 22, 23], [21, 21, 22]),
-        ([43, 43, 43, 2], [21, 21, 21, 1]),
-        # 0.03 of 64 takes a line whole. Of the 63 others, 31.5 each is a tie: the earlier one wins.
-        ([1000, 1000, 1], [32, 31, 1]),
-        ([1, 1000, 1000], [1, 32, 31]),
-        # The small one takes a line whole; that leaves the next under one, which takes a line too.
-        ([640, 10, 9], [62, 1, 1]),
-        ([630000, 10040, 9999, 1], [61, 1, 1, 1]),
-    ],
-)
-def test_line_counts_by_hand(weights, expected):
-    """Counts equal those worked out by hand, with ties and shares of under one line."""
-    assert line_counts(as_shares(weights)) == expected
-
-
-def test_64_or_more_alternatives_get_one_line_each():
-    """With 64 alternatives or more each gets one line, whatever the weights."""
-    assert line_counts(as_shares([1000] + [1] * 63)) == [1] * 64
-    assert line_counts(as_shares([1000] + [1] * 99)) == [1] * 100

@@ -16,6 +16,18 @@ def test_a_dry_run_prints_before_and_after_and_writes_nothing(source):
     assert [path.name for path in source.parent.iterdir()] == [source.name]
 
 
+def test_a_dry_run_counts_tokens_with_the_tokenizer_that_is_named(source):
+    """--dry-run shows tokens, so --family and --tokenizer need neither --fit nor --stats."""
+    text = run("rewrite", source, "--dry-run", "1", "--family", "flux").out.decode()
+    assert "T5" in text
+    assert (
+        "none: no such file"
+        in run(
+            "rewrite", source, "--dry-run", "1", "--tokenizer", "none", cwd=source.parent, fails=2
+        ).err
+    )
+
+
 def test_a_dry_run_of_more_than_there_is(source):
     """--dry-run N with fewer than N records prints them all, even when OUT exists."""
     run("rewrite", source)

@@ -100,6 +100,8 @@ def test_the_table_and_the_receipt_tell_the_same(source):
         "written_bytes": out.stat().st_size,
     }
     assert {name: numbers[name] for name in expected} == expected
+    for by_name in ("lacking_fields", "dropped_tags", "replaced_tags"):
+        assert numbers.pop(by_name) == {}
     assert all(isinstance(number, int) for number in numbers.values())
     rows = dict(line.rsplit(maxsplit=1) for line in table.splitlines()[:12])
     assert {name.strip(): value for name, value in rows.items()} | {
@@ -176,12 +178,37 @@ def test_growth_above_twice_is_warned_of():
     """An output of over twice the input is warned of, but not with --weights field."""
     records = as_indent_2(make_records(200))
     heavy = ["--line", "{tags}=7", "--line", "{caption}=8"]
-    assert "times as large as" in run("rewrite", "-", "-o", "-", *heavy, stdin=records).err
+    warning = run("rewrite", "-", "-o", "-", *heavy, stdin=records).err
+    assert "times as large as" in warning
+    assert "weights repeat lines. Use --weights field" in warning
     assert (
         "times as large as"
         not in run("rewrite", "-", "-o", "-", *heavy, "--weights", "field", stdin=records).err
     )
     assert "times as large as" not in run("rewrite", "-", "-o", "-", stdin=records).err
+
+
+@pytest.mark.parametrize(
+    ("records", "options", "reason"),
+    [
+        ({"k": {"tags": "t", "caption": "c"}}, ["--prefix", "p" * 500], "lines and the fields"),
+        ({"k": {"tags": "t" * 400, "caption": "a\nb\nc\nd"}}, ["--layout", "concat"], "lines and"),
+        ({"k": {}}, [], "lines and the fields"),
+        ({"k": {"tags": "t" * 400, "caption": "a\nb\nc\nd"}}, [], "Use --weights field"),
+        (
+            {"k": {"tags": "t" * 400, "caption": "a\nb\nc\nd"}},
+            ["--layout", "inline"],
+            "Use --layout lines with --weights field",
+        ),
+    ],
+)
+def test_the_warning_names_what_makes_the_output_large(records, options, reason):
+    """Repeated lines are blamed, and --weights field advised, only where lines are repeated."""
+    source = json.dumps(records, separators=(",", ":")).encode()
+    warning = run("rewrite", "-", "-o", "-", *options, stdin=source).err
+    assert "times as large as" in warning
+    assert reason in warning
+    assert ("weights repeat lines" in warning) == ("--weights field" in reason)
 
 
 def test_quiet_prints_no_warning():

@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import json
 import os
@@ -8,6 +9,8 @@ from builders.metadata import run
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from capmerge.captions import lines, merge_plain
+from capmerge.captions import merge as merging
 from capmerge.captions.templates import MergeOptions
 from capmerge.commands.merge_blocks import BlockMerger
 from capmerge.commands.verify import verify
@@ -126,6 +129,7 @@ MERGES = st.builds(
             {"layout": "concat"},
             {"lines": ("{caption}{tags}=3", "{tags}"), "weights": "field"},
             {"lines": ("{caption}{tags}", "{tags} {caption}=40", "{caption}=30")},
+            {"lines": ("{other}{tags}", "{{{other}|{caption}=9", "{tags}=7")},
         ]
     ),
     caption_wildcards=st.booleans(),
@@ -133,11 +137,20 @@ MERGES = st.builds(
     underscores=st.sampled_from(["keep", "space"]),
     prefix=st.sampled_from(["", "{", "\u2985"]),
     suffix=st.sampled_from(["", "}", "\u2986", " {"]),
+    tags_prefix=st.sampled_from(["", "", "{", "a, "]),
+    drop_tags=st.sampled_from([(), (), ("a",), ("{", "|")]),
+    replace_tags=st.sampled_from([(), (), ("}\t{a|b}",), ("b\ta, \u2985",)]),
 )
 
 
 @given(
-    st.lists(st.fixed_dictionaries({"caption": TEXT, "tags": TEXT, "": st.floats()}), max_size=4),
+    st.lists(
+        st.fixed_dictionaries(
+            {"caption": TEXT, "tags": TEXT, "": st.floats()},
+            optional={"other": TEXT | st.lists(TEXT, max_size=2) | st.none()},
+        ),
+        max_size=4,
+    ),
     MERGES,
 )
 @settings(
@@ -163,7 +176,8 @@ def test_no_right_output_is_refused(tmp_path, records, merge):
 def test_no_right_output_of_braces_is_refused(tmp_path, captions, merge):
     """Braces, groups and stand-ins are verified in any order, also where a draw joins them."""
     records = {
-        str(i): {"caption": caption, "tags": caption[::-1]} for i, caption in enumerate(captions)
+        str(i): {"caption": caption, "tags": caption[::-1], "other": caption}
+        for i, caption in enumerate(captions)
     }
     path, target = rewritten(tmp_path, dumped(records), merge)
     assert verified(path, target, merge).records == len(captions)
@@ -476,9 +490,7 @@ def test_passed_records_are_verified(tmp_path):
 
 def test_the_grammar_is_a_proof_of_its_own(tmp_path, monkeypatch):
     """A merge rule gone wrong is found although it agrees with itself, by sd-scripts' grammar."""
-    from capmerge.captions import merge as caption  # noqa: PLC0415
-
-    monkeypatch.setattr(caption, "escape", lambda text: text)
+    monkeypatch.setattr(lines, "escape", lambda text: text)
     merge = MergeOptions(layout="concat")
     path, target = rewritten(tmp_path, dumped({"k": {"tags": "a", "caption": "x {b|c}"}}), merge)
     with pytest.raises(DataError, match="sd-scripts draws"):
@@ -487,31 +499,24 @@ def test_the_grammar_is_a_proof_of_its_own(tmp_path, monkeypatch):
 
 def test_wrong_probabilities_are_found(tmp_path, monkeypatch):
     """A merge rule that repeats lines in another ratio than asked for is found."""
-    from capmerge.captions import merge as caption  # noqa: PLC0415
-    from capmerge.captions import merge_plain as plain  # noqa: PLC0415
-
     merge = MergeOptions(lines=("{tags}=3", "{caption}"))
-    for module in (caption, plain):
-        monkeypatch.setattr(module, "line_counts", lambda shares: [1] * len(shares))
-    caption._weights_and_counts.cache_clear()
+    equally = lambda shares: [1] * len(shares)  # noqa: E731
+    monkeypatch.setattr(merge_plain, "whole_weights", equally)
+    monkeypatch.setattr(merging, "cached_weights", equally)
     path, target = rewritten(tmp_path, dumped({"k": {"tags": "t", "caption": "c"}}), merge)
     with pytest.raises(DataError, match="other probabilities"):
         verified(path, target, merge)
-    caption._weights_and_counts.cache_clear()
 
 
 def test_wrong_spans_are_found(tmp_path, monkeypatch):
     """A span that does not hold the tags is found although the merge rule agrees with itself."""
-    from capmerge.captions import merge as caption  # noqa: PLC0415
-
-    whole = caption.Merger._fill
+    whole = lines.LineWriter.fill
 
     def shifted(self, draw):
-        found = whole(self, draw)
-        return caption.Alternative(found.line, found.text, found.style, (0, 3), found.share)
+        return dataclasses.replace(whole(self, draw), tag_span=(0, 3))
 
-    monkeypatch.setattr(caption.Merger, "_fill", shifted)
-    monkeypatch.setattr(caption.PlainMerge, "serves", lambda _: False)
+    monkeypatch.setattr(lines.LineWriter, "fill", shifted)
+    monkeypatch.setattr(merge_plain.PlainMerge, "serves", lambda _: False)
     merge = MergeOptions(layout="concat-caption-first")
     path, target = rewritten(tmp_path, dumped({"k": {"tags": "tags", "caption": "caption"}}), merge)
     with pytest.raises(DataError, match=r"the span \[0, 3\)"):

@@ -149,6 +149,16 @@ def test_the_page_tells_how_it_was_made(tmp_path):
         assert part in shown
 
 
+def test_the_page_shortens_long_options(tmp_path):
+    """The footer shows the start of a list of thousands of tags, and the document all of it."""
+    document = document_of(tmp_path / "m.json", make_records(3))
+    tags = [f"tag {number}" for number in range(2000)]
+    document["options"]["drop_tags"] = tags
+    shown = read_page(html_page(document)).text
+    assert 'drop_tags = ["tag 0", "tag 1"' in shown
+    assert "tag 50" not in shown
+
+
 def test_headers_of_the_page_are_not_broken(tmp_path):
     """Headers and short cells never wrap, long ones have a least width, and tables scroll."""
     text = html_page(document_of(tmp_path / "m.json", {"k" * 200: {"caption": "x"}}))

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 STORED = Path(__file__).resolve().parent / "data" / "stored"
+NEWER = STORED.with_name("stored_2")
+"""Samples of formats that have changed since; they replace the older ones."""
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 METADATA, INDEX = "meta_wildcard.json", "meta_wildcard.json.index"
 RECEIPT, LISTING = "meta_wildcard.json.capmerge.json", "meta_wildcard.json.latents-650fd751"
@@ -32,6 +34,8 @@ ROUNDED = {"loss", "grad_norm"}
 def folder(tmp_path):
     """A copy of the samples, in which the listing is the one of the copied folder of latents."""
     copy = Path(shutil.copytree(STORED, tmp_path.resolve() / "stored"))
+    for name in (INDEX, LISTING):
+        shutil.copy2(NEWER / name, copy / name)
     listing_of(copy)
     return copy
 
@@ -193,13 +197,23 @@ def test_a_stored_index_and_listing_are_used_as_they_are(folder):
 def test_the_format_has_not_changed_under_its_version(folder):
     """An index and a listing made today have the version and the columns of the stored ones."""
     run_well(folder, "capmerge", "index", METADATA, "--force", "--latents", "latents", "--relist")
-    assert table(folder / INDEX) == table(STORED / INDEX)
-    assert table(listing_of(folder)) == table(STORED / LISTING)
+    assert table(folder / INDEX) == table(NEWER / INDEX)
+    assert table(listing_of(folder)) == table(NEWER / LISTING)
+
+
+def test_an_index_and_a_listing_of_the_first_format_are_made_anew(tmp_path):
+    """They hold no sizes of latents; the new ones are as if nothing had been there, and told."""
+    copy = Path(shutil.copytree(STORED, tmp_path.resolve() / "stored"))
+    listing = listing_of(copy)
+    printed = index_and_list(copy)
+    assert printed.count("of version 1, expected") == 2
+    assert table(copy / INDEX) == table(NEWER / INDEX)
+    assert table(listing) == table(NEWER / LISTING)
 
 
 OTHER_FORMATS = {
-    "a later version": (b'"version": 1, ', b'"version":99, '),
-    "no version": (b'"version": 1, ', b"              "),
+    "a later version": (b'"version": 2, ', b'"version":99, '),
+    "no version": (b'"version": 2, ', b"              "),
     "another kind": (b'"kind": "capmerge.', b'"kind": "mergecap.'),
     "another container": (b"CMCOLS\r\n", b"CMCOLS99"),
 }
@@ -217,7 +231,7 @@ def test_an_index_or_listing_of_another_format_is_made_anew(folder, which, old, 
     assert re.search(r"^records +10$", printed, re.MULTILINE)
     assert "latents: 10 of 10 records have a file in latents" in printed
     assert mine.read_bytes() != before
-    assert table(mine) == table(STORED / (INDEX if which == "index" else LISTING))
+    assert table(mine) == table(NEWER / (INDEX if which == "index" else LISTING))
     assert contents(folder, other.name) == untouched
 
 
@@ -265,12 +279,12 @@ def test_a_stored_run_goes_on_as_the_version_that_began_it(folder):
 def test_a_stored_run_goes_on_past_files_of_another_format(folder):
     """A run makes an index, listing and plan of unknown formats anew and trains the same steps."""
     listing = listing_of(folder)
-    patch(folder / INDEX, b'"version": 1, ', b'"version":99, ')
-    patch(listing, b'"version": 1, ', b'"version":99, ')
+    patch(folder / INDEX, b'"version": 2, ', b'"version":99, ')
+    patch(listing, b'"version": 2, ', b'"version":99, ')
     patch(folder / PLAN, b"trplan01", b"trplan99")
     run_well(folder, "trainer.run", *GO_ON)
-    assert table(folder / INDEX) == table(STORED / INDEX)
-    assert table(listing) == table(STORED / LISTING)
+    assert table(folder / INDEX) == table(NEWER / INDEX)
+    assert table(listing) == table(NEWER / LISTING)
     assert (folder / PLAN).read_bytes() == (STORED / PLAN).read_bytes()
     found = metrics(folder / "run" / "metrics.jsonl")
     expected = metrics(folder / "unbroken_metrics.jsonl")

@@ -7,11 +7,6 @@ from capmerge.tokens.families import ClipName
 
 FamilyName = Literal["sd1", "sd2", "sdxl"]
 
-LATENT_CHANNELS = 4
-"""The number of channels that latents of every family have."""
-PIXELS_PER_LATENT = 8
-"""The number of pixels per latent position along each side of a picture, in every family."""
-
 
 class EncoderRule(NamedTuple):
     """One text encoder of a family, and the hidden states that the U-Net takes from it."""

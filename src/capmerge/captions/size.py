@@ -1,18 +1,20 @@
-"""A record's size in px, and the field that it comes from.
+"""A record's sizes in px, and the fields that they come from.
 
-Statistics, the index and the dataset config all take it from here.
+Statistics, the index and the dataset config all take them from here.
 """
 
 from typing import Any, Literal, TypeAlias, TypeGuard
 
 SIZE_FIELDS = ("train_resolution", "image_size")
-"""The fields that are read, in this order: the size of the latents, then that of the image."""
+"""The fields that hold a size as a list: that of the latents, and that of the picture."""
+WIDTH_AND_HEIGHT = "width and height"
+"""The name of the two fields that sd-scripts reads the size of the picture from in JSON lines."""
 MOST_PX = (1 << 32) - 1
 """The longest side that counts as a size, because the index stores sides in 32 bits."""
 
 
 Size: TypeAlias = tuple[int, int, str]
-"""Width and height in px, and the one of `SIZE_FIELDS` that they come from.
+"""Width and height in px, and the one of `SIZE_FIELDS`, or `WIDTH_AND_HEIGHT`, that they come from.
 
 It is a plain tuple, because there is one for every record and a named tuple takes three times as
 long to make.
@@ -20,19 +22,22 @@ long to make.
 
 
 def size_of(record: dict[str, Any]) -> Size | None:
-    """Return the first of `SIZE_FIELDS` that is two integers from 1 to `MOST_PX`, or else None.
+    """Return the size of a record's latents (`train_resolution`), else that of its picture.
 
-    Integers are meant as JSON has them: 512.0 and true do not count.
+    Only two integers from 1 to `MOST_PX` are a size; 512.0 and true are none. The size of the
+    picture is `width` and `height`, else `image_size`, as in sd-scripts (PR #2328).
 
     >>> size_of({"train_resolution": [512.0, 512], "image_size": [640, 480]})
     (640, 480, 'image_size')
     """
-    for field in SIZE_FIELDS:
-        size = record.get(field)
-        if is_size(size):
-            width, height = size
-            return width, height, field
-    return None
+    size = record.get("train_resolution")
+    if is_size(size):
+        return size[0], size[1], "train_resolution"
+    size = [record.get("width"), record.get("height")]
+    if is_size(size):
+        return size[0], size[1], WIDTH_AND_HEIGHT
+    size = record.get("image_size")
+    return (size[0], size[1], "image_size") if is_size(size) else None
 
 
 def is_size(value: Any) -> TypeGuard[list[int]]:
@@ -74,3 +79,13 @@ def sizes_of(record: dict[str, Any]) -> SizesOf | None:
     if is_size(picture) or is_size([record.get("width"), record.get("height")]):
         return "picture"
     return None
+
+
+def picture_size(record: dict[str, Any]) -> tuple[int, int] | None:
+    """Return the size of the picture itself by the rule of `size_of`; None if it is not known.
+
+    >>> picture_size({"image_size": [640, 480]}), picture_size({"width": 9, "height": 8})
+    ((640, 480), (9, 8))
+    """
+    size = size_of({**record, "train_resolution": None})
+    return size[:2] if size else None

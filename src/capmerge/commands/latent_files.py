@@ -5,7 +5,6 @@ folder decide where it is given, and the sizes in the records otherwise. Source:
 and runs of the real code.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +17,6 @@ from capmerge.errors import UsageError, printable
 LatentFiles = Literal["legacy", "new-style", "both kinds", "unknown"]
 """Legacy files are named `<stem>.npz`, and new-style files `<stem>_WxH_<model>.npz`."""
 
-_NEW_STYLE = re.compile(r"(?s).+_[0-9]{4,9}x[0-9]{4,9}_[a-z0-9]+")
-_TEXT_OUTPUTS = re.compile(r"(?s).*_te(_outputs)?")
 _FILES_PER_REPORT = 1 << 14
 
 
@@ -57,6 +54,7 @@ def count_names(folder: Path, progress: Callable[[int], None] | None = None) -> 
     Raises `UsageError` for a folder that is missing or holds no latents, and `CapmergeError` for
     one that cannot be listed.
     """
+    from capmerge.index.latent_names import is_text_output, parse_sized
     from capmerge.index.latent_scan import iter_latents
 
     shown = printable(str(folder))
@@ -66,9 +64,9 @@ def count_names(folder: Path, progress: Callable[[int], None] | None = None) -> 
         )
     legacy = new_style = seen = 0
     for seen, (_, name) in enumerate(iter_latents(str(folder)), start=1):
-        if _NEW_STYLE.fullmatch(name):
+        if parse_sized(name):
             new_style += 1
-        elif not _TEXT_OUTPUTS.fullmatch(name):
+        elif not is_text_output(name):
             legacy += 1
         if progress and not seen % _FILES_PER_REPORT:
             progress(seen)

@@ -206,8 +206,9 @@ def _check_indexable(options: RewriteOptions) -> None:
 
 def _indexing(target: Path, out: Format, records: "RecordWriter") -> "Indexing":
     from capmerge.index.build import Indexing
+    from capmerge.index.reader import index_path
 
-    return Indexing(target, out.kind, lambda: records.block_start)
+    return Indexing(index_path(target), out.kind, lambda: records.block_start)
 
 
 class _RejectsFile:

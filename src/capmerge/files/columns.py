@@ -10,7 +10,7 @@ import mmap
 import os
 import reprlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -138,10 +138,13 @@ class Columns:
         return self._columns[name]
 
 
-def parts_of(column: NDArray[Any], rows: int = 1 << 18) -> Iterator[bytes]:
-    """Yield the bytes of an array, at most `rows` elements at a time."""
-    for start in range(0, len(column), rows):
-        yield column[start : start + rows].tobytes()
+def has_columns(path: Path) -> bool:
+    """Return whether a file begins like a file of columns, of any kind and version."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
 
 
 def opened_or_made(

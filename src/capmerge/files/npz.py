@@ -43,6 +43,9 @@ _END = struct.Struct("<4s4H2LH")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _NPY_1 = b"\x93NUMPY\x01\x00"
+_HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+# The local header, the name and the npy header of a member of numpy take some 200 bytes.
+_HEADER_BYTES = 1024
 _TAIL_BYTES = 4096
 _ZIP64 = 0xFFFFFFFF
 
@@ -92,6 +95,25 @@ class Npz:
         """
         array = None if self._members is None else _read(self._file, name, self._members[name])
         return self._through_numpy()[name] if array is None else array
+
+    def header(self, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+        """Return the shape and the type of the array of this name; its values are not read.
+
+        Raises what reading the array raises, except for damage behind its header.
+        """
+        found = (
+            None if self._members is None else _read_header(self._file, name, self._members[name])
+        )
+        if found is not None:
+            return found
+        zipped = self._through_numpy().zip
+        assert zipped is not None  # numpy sets it to None when the file is closed
+        with zipped.open(name if name in zipped.namelist() else f"{name}.npy") as member:
+            version = npy.read_magic(member)
+            if version not in _HEADER_READERS:
+                raise ValueError(f"an npy header of version {version}")
+            shape, _, dtype = _HEADER_READERS[version](member)
+        return shape, dtype
 
     def _through_numpy(self) -> np.lib.npyio.NpzFile:
         if self._slow is None:
@@ -170,6 +192,30 @@ def _members(file: FileIO) -> dict[str, _Member] | None:
             return None
         members[name] = _Member(start, end, unpacked, crc)
     return members
+
+
+def _read_header(
+    file: FileIO, name: str, member: _Member
+) -> tuple[tuple[int, ...], np.dtype[np.generic]] | None:
+    """Return shape and type of a member; None if its head is not a plain one."""
+    file.seek(member.start)
+    head = file.read(min(member.end - member.start, _HEADER_BYTES))
+    if len(head) < _LOCAL.size:
+        return None
+    local = _LOCAL.unpack_from(head)
+    start = _LOCAL.size + local[9] + local[10]
+    if (
+        local[0] != b"PK\3\4"
+        or head[_LOCAL.size : _LOCAL.size + local[9]] != f"{name}.npy".encode()
+    ):
+        return None
+    if head[start : start + 8] != _NPY_1 or len(head) < start + 10:
+        return None
+    end = start + 10 + int.from_bytes(head[start + 8 : start + 10], "little")
+    if len(head) < end:
+        return None
+    shape, _, dtype = _parse_header(head[start + 8 : end])
+    return shape, dtype
 
 
 def _read(file: FileIO, name: str, member: _Member) -> NDArray[np.generic] | None:

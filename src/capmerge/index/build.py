@@ -27,6 +27,7 @@ from capmerge.index.reader import (
     index_path,
     open_index,
     open_indexable,
+    remedy,
 )
 from capmerge.index.rows import RowMaker, RowSink
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, Block, FileLayout, Kind, read_layout
@@ -41,36 +42,46 @@ Progress = Callable[[int], None]
 def ensure_index(
     metadata: Path,
     *,
+    at: Path | None = None,
     jobs: int = 1,
     progress: Progress | None = None,
     tokens: bool | None = None,
     max_record_bytes: int = MAX_RECORD_BYTES,
+    tell: Callable[[str], None] | None = None,
 ) -> Index:
     """Return the index of `metadata`, built first if there is none that fits.
 
-    One process builds it, while others that ask for it wait. `progress` is told the offset that is
-    done. `tokens` says if the index must be one with token lengths; None takes one without, but
-    builds one with them. Raises what `build_index` raises.
+    It is the file `at` that path, or beside the metadata. One process builds it, while others that
+    ask for it wait. `progress` is told the offset that is done, and `tell` why an older index is
+    built again. `tokens` says if the index must be one with token lengths; None takes one without,
+    but builds one with them. Raises what `build_index` raises.
     """
+    path = index_path(metadata, at)
+    stale: list[str] = []
 
     def look() -> Index | None:
         try:
-            index = open_index(metadata)
-        except StaleError:
+            index = open_index(metadata, at)
+        except StaleError as error:
+            stale[:] = [str(error).removesuffix(remedy(metadata, path))] if path.exists() else []
             return None
         return index if tokens is None or index.has_tokens == tokens else None
 
     def make(file: AtomicFile) -> Index:
+        for problem in stale:
+            if tell:
+                tell(f"{problem}It is built again.")
         return _build(
             metadata, file, jobs, progress, max_record_bytes, None, tokens=tokens is not False
         )
 
-    return opened_or_made(index_path(metadata), look, make)
+    return opened_or_made(path, look, make)
 
 
 def build_index(
     metadata: Path,
     *,
+    at: Path | None = None,
     jobs: int = 1,
     progress: Progress | None = None,
     tokens: bool = True,
@@ -79,17 +90,18 @@ def build_index(
 ) -> Index:
     """Build a new index of `metadata`, even if there is one already.
 
-    Any number of `jobs` gives the same bytes. Raises `UsageError` for a file that has no offsets,
-    `DataError` for one that is damaged or not rewritten, `OutputError` (`BusyError` while another
-    process builds it) or `WorkerError`; an older index then stays as it was.
+    It is written `at` that path, or beside the metadata. Any number of `jobs` gives the same bytes.
+    Raises `UsageError` for a file that has no offsets or another file `at` that path, `DataError`
+    for one that is damaged or not rewritten, `OutputError` (`BusyError` while another process
+    builds it) or `WorkerError`; an older index then stays as it was.
     """
     open_indexable(metadata).close()  # raises its errors before there is a file
-    with AtomicFile(index_path(metadata)) as file:
+    with AtomicFile(index_path(metadata, at)) as file:
         return _build(metadata, file, jobs, progress, max_record_bytes, start_method, tokens=tokens)
 
 
 class Indexing:
-    """The parent's side of building an index of `target`: collecting rows, then writing the file.
+    """The parent's side of building the index `path`: collecting rows, then writing the file.
 
     `rows` is the sink for the rows from the workers, and `block_start` is handed on to it. This is
     a context manager, because the rows are kept in a scratch file.
@@ -97,14 +109,14 @@ class Indexing:
 
     def __init__(
         self,
-        target: Path,
+        path: Path,
         kind: Kind,
         block_start: Callable[[], int] | None = None,
         *,
         tokens: bool = True,
     ) -> None:
         self._kind, self._tokens = kind, tokens
-        self._scratch = ScratchFile(index_path(target))
+        self._scratch = ScratchFile(path)
         self.rows = RowSink(self._scratch, block_start)
 
     def make_rows(self) -> Callable[[], RowMaker]:
@@ -134,7 +146,7 @@ def _build(
 ) -> Index:
     with open_indexable(metadata) as source:
         layout = read_layout(source, max_record_bytes, may_be_empty=True)
-        with Indexing(metadata, layout.kind, tokens=tokens) as indexing:
+        with Indexing(file.target, layout.kind, tokens=tokens) as indexing:
             run_blocks(
                 source,
                 layout,
@@ -148,7 +160,7 @@ def _build(
             indexing.write(file, source)
         source.check_unchanged()
         file.publish()
-    return open_index(metadata)
+    return open_index(metadata, file.target)
 
 
 class _Indexer:
@@ -204,7 +216,7 @@ def _write(
         "layout": kind,
         "fingerprint": fingerprint_text(source),
         "repeated": rows.count - count,
-        "without_size": sum(int(np.count_nonzero(part == 0)) for part in width),
+        "without_resolution": sum(int(np.count_nonzero(part == 0)) for part in width),
     }
     columns = {
         name: Column(ROW[name], (part.tobytes() for part in _kept_parts(rows, kept, name)))

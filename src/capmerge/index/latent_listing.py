@@ -2,17 +2,18 @@
 
 The folder is walked once, and the result is kept in a file beside the index. No name is ever
 probed. A name is built from the record's key and what the listing knows, so two stems with one hash
-can give a name that does not exist, but never the name of another record's file. The content of
-the latents is not looked at.
+can give a name that does not exist, but never the name of another record's file. Of a file that is
+opened the listing has the sizes of its latents, which decide the bucket of its record.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from capmerge.errors import CapmergeError, StaleError, UsageError, printable, quoted
 from capmerge.files.atomic import AtomicFile, side_path
@@ -21,12 +22,12 @@ from capmerge.files.columns import (
     Columns,
     Schema,
     opened_or_made,
-    parts_of,
     write_columns,
 )
 from capmerge.index.latent_names import (
     ABOVE,
     ABSOLUTE,
+    BROKEN,
     INSIDE,
     LEGACY,
     SIZED,
@@ -34,32 +35,63 @@ from capmerge.index.latent_names import (
     sized_name,
     stem_of,
 )
-from capmerge.index.latent_scan import (
-    SIZE_COLUMNS,
-    Found,
-    folders_of,
-    iter_latents,
-    latents_in,
-)
+from capmerge.index.latent_pool import FilePool
+from capmerge.index.latent_scan import CHOICE, Found, folders_of, iter_latents, latents_in
+from capmerge.index.latent_sizes import MOST_PX, read_sizes
 from capmerge.index.reader import Index
+from capmerge.metadata.format import INDEX
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-KIND, VERSION = "capmerge.listing", 1
+KIND, VERSION = "capmerge.listing", 2
 _SCHEMA = Schema(
     KIND,
     VERSION,
-    {"fingerprint": str, "folder": str, "found": int, "outside": bool, "unlisted": int},
-    {"form": np.dtype("u1"), **dict.fromkeys(SIZE_COLUMNS, np.dtype("<u4"))},
+    {
+        "fingerprint": str,
+        "folder": str,
+        "records": int,
+        "found": int,
+        "outside": bool,
+        "unlisted": int,
+        "opened": int,
+        "differing": int,
+    },
+    {name: CHOICE[name] for name in CHOICE.names or ()},
 )
 
-_FILES_PER_REPORT = 1 << 14
+_REMEDY = "List the folder again: capmerge index FILE --latents DIR --relist"
+_ROWS_AT_ONCE = 1 << 18
 _MOST_FOLDERS_REMEMBERED = 1 << 16
+_AREA_BITS = 33
+
+
+class Wanted(NamedTuple):
+    """The latents that a run takes, where a record has several."""
+
+    suffixes: tuple[str, ...]
+    """The forms of `SIZED` that the model takes, the best first; a legacy name goes before them
+    all, as in sd-scripts."""
+    resolution: int | None = None
+    """The side in px of a square that has the area of the wanted buckets; None: the largest."""
+
+
+class Buckets(NamedTuple):
+    """The choices of a run: one row per record."""
+
+    width: NDArray[np.unsignedinteger]
+    """The width in px of its bucket; 0 where it has none."""
+    height: NDArray[np.unsignedinteger]
+    found: NDArray[np.bool_]
+    """True where it has a file, even a broken one."""
+    several: int
+    """The number of records that have latents of several sizes."""
+    answering: int
+    """The number of records whose bucket has the wanted resolution."""
+    differing: int
+    """The number of records whose bucket is another one than their `train_resolution`."""
 
 
 class Listing:
-    """The opened listing of `folder`, with one row per record of the index.
+    """The opened listing of `folder`: one row per latents file, or per size in such a file.
 
     Each column is a read-only array mapped from disk. A pickled listing is opened again by its
     path.
@@ -70,35 +102,44 @@ class Listing:
         self.path = columns.path
         self.fingerprint: str = columns.about["fingerprint"]
         """The fingerprint of the index that the listing belongs to."""
-        self.form: NDArray[np.uint8] = columns["form"]
-        """The forms of each record's files, `LEGACY` and those of `SIZED` added up; 0 for none."""
+        self.records: int = columns.about["records"]
+        """The number of records in that index."""
         self.found: int = columns.about["found"]
         """The number of records that have at least one file."""
         self.outside: bool = columns.about["outside"]
         """True if the folders outside that keys lead to were listed too."""
         self.unlisted: int = columns.about["unlisted"]
         """The number of records without a file whose key leads out of the folder."""
-        self._sizes = {
-            suffix: (columns["width" + suffix], columns["height" + suffix]) for suffix in SIZED
-        }
+        self.opened: int = columns.about["opened"]
+        """The number of files that were opened to see their sizes."""
+        self.differing: int = columns.about["differing"]
+        """The number of records whose opened files hold no latents of their `train_resolution`."""
+        self._rows = {name: columns[name] for name in CHOICE.names or ()}
         self._roots = _roots(folder)
         self._real_folders: set[str] = set()
-        self._columns = columns
 
     def __len__(self) -> int:
-        return self._columns.rows
+        return len(self._rows["record"])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open, (self.folder, self.path, self.fingerprint, len(self))
+        return _open, (self.folder, self.path, self.fingerprint, self.records)
+
+    @property
+    def broken(self) -> int:
+        """The number of files in which no latents were found when they were opened."""
+        form = self._rows["form"]
+        return sum(
+            int(np.count_nonzero(form[start : start + _ROWS_AT_ONCE] & BROKEN))
+            for start in range(0, len(form), _ROWS_AT_ONCE)
+        )
 
     def file_of(
-        self, number: int, key: str, suffixes: tuple[str, ...], *, allow_outside: bool = False
+        self, number: int, key: str, wanted: Wanted, index: Index, *, allow_outside: bool = False
     ) -> Path | None:
         """Return the latents file of record `number` with this `key`; None if there was none.
 
-        `suffixes` are the forms of `SIZED` that the model takes, the best first; a legacy name
-        goes before them all, as in sd-scripts. Raises `CapmergeError` when the key leads out of the
-        folder, by itself or through a link, unless `allow_outside`.
+        Raises `CapmergeError` when the key leads out of the folder, by itself or through a link,
+        unless `allow_outside`.
         """
         stem, leads = stem_of(key)
         if not allow_outside and (
@@ -106,7 +147,7 @@ class Listing:
             or (leads == ABSOLUTE and not any(_is_below(stem, root) for root in self._roots))
         ):
             raise self._leads_out(key, stem)
-        name = self._name(number, stem, suffixes)
+        name = self._name(number, stem, wanted, index)
         if name is None:
             return None
         path = self.folder / name
@@ -114,15 +155,84 @@ class Listing:
             raise self._leads_out(key, os.path.realpath(path))
         return path
 
-    def _name(self, number: int, stem: str, suffixes: tuple[str, ...]) -> str | None:
-        form = int(self.form[number])
-        if form & LEGACY:
-            return legacy_name(stem)
-        for suffix in suffixes:
-            if form & SIZED[suffix]:
-                widths, heights = self._sizes[suffix]
-                return sized_name(stem, int(widths[number]), int(heights[number]), suffix)
-        return None
+    def buckets(self, wanted: Wanted, index: Index) -> Buckets:
+        """Return the bucket of every record of `index`: that of the choice that `file_of` takes."""
+        if not self.opened and wanted.resolution is None:
+            # All files have legacy names, and their sizes are those of the index.
+            found = np.zeros(len(index), np.bool_)
+            for rows in self._parts():
+                found[rows["record"]] = True
+            return Buckets(index.width, index.height, found, 0, 0, 0)
+        # Sides of a `train_resolution` may need more bits than those of a listing.
+        most = max(int(side.max(initial=0)) for side in (index.width, index.height))
+        side_type: type[np.uint16 | np.uint32] = np.uint16 if most <= MOST_PX else np.uint32
+        width: NDArray[np.unsignedinteger] = np.zeros(len(index), side_type)
+        height: NDArray[np.unsignedinteger] = np.zeros(len(index), side_type)
+        found = np.zeros(len(index), np.bool_)
+        several = answering = differing = 0
+        for rows in self._parts():
+            records = rows["record"]
+            sides, scores = _scored(rows, wanted, index)
+            starts = np.flatnonzero(np.concatenate(([True], records[1:] != records[:-1])))
+            best = np.maximum.reduceat(scores, starts)
+            ends = np.append(starts[1:], len(records))
+            # The first of equal ones is the newest.
+            is_best = np.flatnonzero(scores == np.repeat(best, ends - starts))
+            taken = is_best[np.searchsorted(is_best, starts)]
+            taken = taken[best > 0]
+            mine = records[taken]
+            found[mine] = True
+            width[mine], height[mine] = sides[0][taken], sides[1][taken]
+            answering += int(np.count_nonzero(best >> np.uint64(_AREA_BITS + 2)))
+            before = index.width[mine], index.height[mine]
+            differing += int(
+                np.count_nonzero(
+                    (before[0] != 0)
+                    & (sides[0][taken] != 0)
+                    & ((before[0] != sides[0][taken]) | (before[1] != sides[1][taken]))
+                )
+            )
+            usable = scores > 1
+            several += _count_several(records[usable], sides[0][usable], sides[1][usable])
+        return Buckets(width, height, found, several, answering, differing)
+
+    def iter_files(self, index: Index) -> Iterator[tuple[Path, int]]:
+        """Yield the path of every listed file once, with the number of a record that it is of."""
+        before: tuple[int, ...] = ()
+        stem = ""
+        for rows in self._parts():
+            columns = (rows["record"], rows["form"], rows["name_width"], rows["name_height"])
+            for entry in zip(*(column.tolist() for column in columns), strict=True):
+                if entry == before:
+                    continue
+                number, form, width, height = entry
+                if before[:1] != entry[:1]:
+                    stem = stem_of(index.read(number)[0]).text
+                before = entry
+                yield self.folder / _file_name(stem, form, width, height), number
+
+    def _parts(self) -> Iterator[dict[str, NDArray[Any]]]:
+        """All rows in parts, each with all rows of its records."""
+        records, start = self._rows["record"], 0
+        while start < len(records):
+            end = min(start + _ROWS_AT_ONCE, len(records))
+            end = int(np.searchsorted(records, records[end - 1], "right"))
+            yield {name: column[start:end] for name, column in self._rows.items()}
+            start = end
+
+    def _name(self, number: int, stem: str, wanted: Wanted, index: Index) -> str | None:
+        records, record = self._rows["record"], np.uint32(number)
+        start, end = (int(np.searchsorted(records, record, side)) for side in ("left", "right"))
+        if start == end:
+            return None
+        _, scores = _scored(
+            {name: column[start:end] for name, column in self._rows.items()}, wanted, index
+        )
+        best = int(np.argmax(scores))
+        if not scores[best]:
+            return None
+        names = ("form", "name_width", "name_height")
+        return _file_name(stem, *(int(self._rows[name][start + best]) for name in names))
 
     def _stays(self, path: Path) -> bool:
         """Return whether a path below the folder is still inside it once links are followed."""
@@ -143,61 +253,140 @@ class Listing:
         )
 
 
+def _file_name(stem: str, form: int, width: int, height: int) -> str:
+    for suffix, value in SIZED.items():
+        if form & ~BROKEN == value:
+            return sized_name(stem, width, height, suffix)
+    return legacy_name(stem)
+
+
+def _scored(
+    rows: dict[str, NDArray[Any]], wanted: Wanted, index: Index
+) -> tuple[tuple[NDArray[Any], NDArray[Any]], NDArray[np.uint64]]:
+    """Return the sides in px of each choice, and a score: the highest of a record's is taken.
+
+    0 is a file that the model does not take, and 1 a broken one. Otherwise the wanted resolution
+    decides first, then the form of the name, then the area.
+    """
+    record, opened = rows["record"], rows["width"] != 0
+    is_broken = (rows["form"] & BROKEN) != 0
+    if opened.all():
+        width, height = rows["width"].astype(np.uint64), rows["height"].astype(np.uint64)
+    else:
+        width, height = (
+            np.where(opened | is_broken, rows[name], side[record]).astype(np.uint64)
+            for name, side in (("width", index.width), ("height", index.height))
+        )
+    rank = np.zeros(256, np.uint64)
+    for place, suffix in enumerate(reversed(wanted.suffixes)):
+        rank[SIZED[suffix]] = place + 1
+    rank[LEGACY] = len(wanted.suffixes) + 1
+    ranks = rank[rows["form"] & ~np.uint8(BROKEN)]
+    area = np.minimum(width * height, np.uint64((1 << _AREA_BITS) - 1))
+    scores = (ranks << np.uint64(_AREA_BITS)) + area
+    if wanted.resolution is not None:
+        square = np.uint64(wanted.resolution**2)
+        scores += (
+            ((area <= square) & (area * np.uint64(2) > square)).astype(np.uint64)
+        ) << np.uint64(_AREA_BITS + 2)
+    scores[is_broken] = 1
+    scores[ranks == 0] = 0
+    return (width, height), scores
+
+
+def _count_several(records: NDArray[Any], width: NDArray[Any], height: NDArray[Any]) -> int:
+    """The number of records, which are in ascending order, that have more than one size."""
+    if not len(records):
+        return 0
+    starts = np.flatnonzero(np.concatenate(([True], records[1:] != records[:-1])))
+    spread = [
+        np.maximum.reduceat(side, starts) != np.minimum.reduceat(side, starts)
+        for side in (width, height)
+    ]
+    return int(np.count_nonzero(spread[0] | spread[1]))
+
+
 def ensure_listing(
     index: Index,
     folder: Path,
     *,
+    beside: Path | None = None,
     relist: bool = False,
     allow_outside: bool = False,
+    jobs: int = 1,
     progress: Callable[[int], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Listing:
     """Return the listing of `folder` for the records of `index`, made first if none fits.
 
-    `relist` makes it again in any case. With `allow_outside` the folders outside that keys lead to
-    are listed too. `progress` is told how many files were seen. Raises `UsageError` when the folder
-    is missing, and `OutputError` when the listing cannot be written.
+    It lies beside the index, or `beside` the path of another one. `relist` makes it again in any
+    case. With `allow_outside` the folders outside that keys lead to are listed too. `jobs`
+    processes open the files whose sizes have to be seen; any number of them gives the same bytes.
+    `progress` is told how many files are done, and `tell` why an older listing is made again and
+    how fast files were opened. Raises `UsageError` when the folder is
+    missing, `OutputError` when the listing cannot be written, and `WorkerError`.
     """
     if not folder.is_dir():
         raise UsageError(
             f"{printable(str(folder))}: there is no such folder. "
             "Name the folder of the cached latents."
         )
-    path = listing_path(index, folder)
+    path = listing_path(index, folder, beside)
+    stale: list[str] = []
 
     def look() -> Listing | None:
         if relist:
             return None
         try:
             listing = _open(folder, path, index.fingerprint, len(index))
-        except StaleError:
+        except StaleError as error:
+            stale[:] = [str(error).removesuffix(_REMEDY)] if path.exists() else []
             return None
         return None if allow_outside and listing.unlisted and not listing.outside else listing
 
     def make(file: AtomicFile) -> Listing:
-        _make(index, folder, file, progress, outside=allow_outside)
+        for problem in stale:
+            _tell(tell, f"{problem}The folder is listed again.")
+        _make(index, folder, file, jobs, progress, tell, outside=allow_outside)
         return _open(folder, path, index.fingerprint, len(index))
 
     return opened_or_made(path, look, make)
 
 
-def listing_path(index: Index, folder: Path) -> Path:
-    """Return the path of the listing of `folder`: beside the index, named after the folder."""
+def listing_path(index: Index, folder: Path, beside: Path | None = None) -> Path:
+    """Return the path of the listing of `folder`, named after the folder.
+
+    It is beside the index, or `beside` the path of another one.
+    """
     name = blake2b(_absolute(folder).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
-    return side_path(index.metadata.resolve(), f".latents-{name}")
+    place = beside or index.path
+    stem = place.name.removesuffix(INDEX) or place.name
+    return side_path(place.with_name(stem), f".latents-{name}")
 
 
 def _open(folder: Path, path: Path, fingerprint: str, records: int) -> Listing:
     """Open the listing of `folder` for the index that has this fingerprint and so many records."""
-    remedy = "List the folder again: capmerge index FILE --latents DIR --relist"
-    columns = Columns(path, _SCHEMA, remedy)
+    columns = Columns(path, _SCHEMA, _REMEDY)
     if (columns.about["fingerprint"], columns.about["folder"]) != (fingerprint, _absolute(folder)):
         raise StaleError(
-            f"{printable(str(path))}: it was made for other metadata or another folder. {remedy}"
+            f"{printable(str(path))}: it was made for other metadata or another folder. {_REMEDY}"
         )
-    if columns.rows != records:
+    # Padding is zero like the rows that a too large row count reads from it; no form is 0.
+    if columns.rows and not columns["form"][-1]:
         raise StaleError(
-            f"{printable(str(path))}: the file is broken: found {columns.rows:,} rows, "
-            f"expected the index's {records:,}. {remedy}"
+            f"{printable(str(path))}: the file is broken: found no file in the last of its "
+            f"{columns.rows:,} rows. {_REMEDY}"
+        )
+    last = int(columns["record"][-1]) if columns.rows else 0
+    if (
+        columns.about["records"] != records
+        or (records and last >= records)
+        or (columns.rows and not records)
+    ):
+        raise StaleError(
+            f"{printable(str(path))}: the file is broken: found choices for "
+            f"{max(columns.about['records'], last + 1):,} records, "
+            f"expected the index's {records:,}. {_REMEDY}"
         )
     return Listing(folder, columns)
 
@@ -225,50 +414,78 @@ def _make(
     index: Index,
     folder: Path,
     file: AtomicFile,
+    jobs: int,
     progress: Callable[[int], None] | None,
+    tell: Callable[[str], None] | None,
     *,
     outside: bool,
 ) -> None:
     """List `folder` and write the listing into `file`."""
-    # Walk the folder. An absolute key can name a file below it by either path of the folder.
-    found = Found(index)
-    roots = (
-        [f"{root.rstrip('/')}/" for root in _roots(folder)]
-        if bool((index.leads == ABSOLUTE).any())
-        else []
-    )
-    for below, name in iter_latents(_absolute(folder)):
-        found.add([below, *(root + below for root in roots)], name)
-        if progress and not found.seen % _FILES_PER_REPORT:
-            progress(found.seen)
-    found.match()
-
-    # List what lies outside, which only the keys without a file inside can lead to.
-    leading_out = np.flatnonzero((index.leads != INSIDE) & (found.form == 0))
-    if outside:
-        for prefix, path in folders_of(index, folder, leading_out):
-            for name in latents_in(path):
-                found.add([prefix], name)
+    with FilePool(read_sizes, jobs) as pool:
+        # Walk the folder. An absolute key can name a file below it by either path of the folder.
+        found, top = Found(index, pool, progress), _absolute(folder)
+        roots = (
+            [f"{root.rstrip('/')}/" for root in _roots(folder)]
+            if bool((index.leads == ABSOLUTE).any())
+            else []
+        )
+        for below, name in iter_latents(top):
+            found.add([below, *(root + below for root in roots)], f"{top}/{below}", name)
         found.match()
+
+        # List what lies outside, which only the keys without a file inside can lead to.
+        leading_out = np.flatnonzero((index.leads != INSIDE) & ~found.is_found)
+        if outside:
+            for prefix, path in folders_of(index, folder, leading_out):
+                for name in latents_in(path):
+                    found.add([prefix], str(path), name)
+            found.match()
     if progress:
         progress(found.seen)
+    if found.opened:
+        rate = found.opened / found.opening_seconds
+        _tell(
+            tell,
+            f"{found.opened:,} latents files were opened to see their sizes, {rate:,.0f} files "
+            f"per second.",
+        )
 
-    # Choose between several sizes of one picture, then write.
-    found.settle(folder)
+    # Choose between several files of one picture, then write.
+    rows, order = found.settle(folder)
     about = {
         "kind": KIND,
         "version": VERSION,
         "fingerprint": index.fingerprint,
         "folder": _absolute(folder),
-        "found": int(np.count_nonzero(found.form)),
+        "records": len(index),
+        "found": int(np.count_nonzero(found.is_found)),
         "outside": outside,
-        "unlisted": int(np.count_nonzero(found.form[leading_out] == 0)),
+        "unlisted": int(np.count_nonzero(~found.is_found[leading_out])),
+        "opened": found.opened,
+        "differing": _count_differing(rows, index),
     }
-    columns: dict[str, NDArray[Any]] = {"form": found.form, **found.sizes}
-    write_columns(
-        file,
-        about,
-        len(index),
-        {name: Column(column.dtype, parts_of(column)) for name, column in columns.items()},
-    )
+    columns = {
+        name: Column(CHOICE[name], _parts_of(rows[name], order)) for name in CHOICE.names or ()
+    }
+    write_columns(file, about, len(order), columns)
     file.publish()
+
+
+def _parts_of(column: NDArray[Any], order: NDArray[np.int64]) -> Iterator[bytes]:
+    """Yield the bytes of a column whose rows are taken in this order."""
+    for start in range(0, len(order), _ROWS_AT_ONCE):
+        yield column[order[start : start + _ROWS_AT_ONCE]].tobytes()
+
+
+def _count_differing(rows: NDArray[Any], index: Index) -> int:
+    """The number of records whose opened files hold no latents of their `train_resolution`."""
+    opened = rows[rows["width"] != 0]
+    record = opened["record"]
+    width, height = index.width[record], index.height[record]
+    same = (width == opened["width"]) & (height == opened["height"])
+    return len(np.setdiff1d(record[(width != 0) & ~same], record[same]))
+
+
+def _tell(tell: Callable[[str], None] | None, text: str) -> None:
+    if tell:
+        tell(text)

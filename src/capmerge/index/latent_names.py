@@ -22,8 +22,16 @@ SIZED = {"_sd": 2, "_sdxl": 4}
 
 w and h are the size of the original picture in px.
 """
+LATENT_CHANNELS = 4
+"""The number of channels that latents of every family have."""
+PIXELS_PER_LATENT = 8
+"""The number of pixels per latent position along each side of a picture, in every family."""
+BROKEN = 128
+"""Added to the form of a file that was opened and in which no size was found."""
 
-_SIZED_NAME = re.compile(r"(?s)(.+)_(\d{4}|[1-9]\d{4,8})x(\d{4}|[1-9]\d{4,8})(_sd|_sdxl)")
+_SIZED_NAME = re.compile(r"(?s)(.+)_(\d{4}|[1-9]\d{4,8})x(\d{4}|[1-9]\d{4,8})(_[a-z0-9]+)")
+_ARRAY = re.compile(r"latents(_flipped)?(_([1-9]\d{0,5})x([1-9]\d{0,5}))?")
+_TEXT_OUTPUTS = re.compile(r"(?s).*_te(_outputs)?")
 _PICTURES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jxl", ".heic"}
 )
@@ -87,9 +95,40 @@ def sized_name(stem: str, width: int, height: int, suffix: str) -> str:
 
 
 def parse_sized(name: str) -> tuple[str, int, int, str] | None:
-    """Return stem, width, height and suffix of a name of a form of `SIZED`, else None.
+    """Return stem, width, height and suffix of a new-style name, of any model, else None.
 
     The name is given without `ENDING`.
+
+    >>> parse_sized("a_0832x1216_sdxl"), parse_sized("a_832x1216_sdxl")
+    (('a', 832, 1216, '_sdxl'), None)
     """
     match = _SIZED_NAME.fullmatch(name)
     return (match[1], int(match[2]), int(match[3]), match[4]) if match else None
+
+
+class ArrayName(NamedTuple):
+    """The name of an array of latents inside of a file."""
+
+    flipped: bool
+    suffix: str
+    """`_{h}x{w}` in latent units, which the other arrays of that resolution have too, or ""."""
+    sides: tuple[int, int] | None
+    """h and w of the suffix."""
+
+
+def parse_array(name: str) -> ArrayName | None:
+    """Return what the name of an array says, or None if it is not one of latents.
+
+    >>> parse_array("latents_flipped_152x104"), parse_array("latents_dtype")
+    (ArrayName(flipped=True, suffix='_152x104', sides=(152, 104)), None)
+    """
+    match = _ARRAY.fullmatch(name)
+    if not match:
+        return None
+    sides = (int(match[3]), int(match[4])) if match[2] else None
+    return ArrayName(match[1] is not None, match[2] or "", sides)
+
+
+def is_text_output(name: str) -> bool:
+    """Return whether a name without `ENDING` is that of cached outputs of a text encoder."""
+    return _TEXT_OUTPUTS.fullmatch(name) is not None

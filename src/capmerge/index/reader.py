@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from capmerge.errors import StaleError, UsageError, printable
 from capmerge.files.atomic import side_path
-from capmerge.files.columns import Columns, Schema
+from capmerge.files.columns import Columns, Schema, has_columns
 from capmerge.files.source import FileSource, fingerprint_text, open_source
 from capmerge.index.latent_names import hash_of, stem_of
 from capmerge.metadata.blocks import Kind
 from capmerge.metadata.codec import NotJsonError, Stray, decode
 from capmerge.metadata.format import INDEX
 
-KIND, VERSION = "capmerge.index", 1
+KIND, VERSION = "capmerge.index", 2
 
 ROW = np.dtype(
     [
@@ -45,7 +45,7 @@ TOKEN_COLUMNS = ("tokens_sd1", "tokens_sd2", "chunks_sd1", "chunks_sd2")
 _SCHEMA = Schema(
     KIND,
     VERSION,
-    {"layout": get_args(Kind), "fingerprint": str, "repeated": int, "without_size": int},
+    {"layout": get_args(Kind), "fingerprint": str, "repeated": int, "without_resolution": int},
     {name: ROW[name] for name in ROW.names or ()},
     optional=TOKEN_COLUMNS,
 )
@@ -71,16 +71,16 @@ class Index:
 
         `json.load` too keeps only the last record of a key.
         """
-        self.without_size: int = columns.about["without_size"]
+        self.without_resolution: int = columns.about["without_resolution"]
         """The number of records whose width and height are 0."""
         self.offset: NDArray[np.uint64] = columns["offset"]
         """The offset of each record's bytes: its member `"key": {...}`, or its line."""
         self.length: NDArray[np.uint32] = columns["length"]
         """The number of those bytes."""
         self.width: NDArray[np.uint32] = columns["width"]
-        """The width in px of `train_resolution`, else of `image_size`.
+        """The width in px of `train_resolution`; 0 where it is not two whole numbers above 0.
 
-        It is 0 where neither is two whole numbers above 0.
+        It is the bucket of latents with a legacy name; those of other names tell their own size.
         """
         self.height: NDArray[np.uint32] = columns["height"]
         """The height in px, by the rule of `width`."""
@@ -145,28 +145,39 @@ class Index:
         raise StaleError(
             f"{printable(str(self.metadata))}, byte {int(self.offset[number]):,}: "
             f"this is not record {number} of its index, so the file has changed since. "
-            f"{_remedy(self.metadata)}"
+            f"{remedy(self.metadata, self.path)}"
         )
 
 
-def index_path(metadata: Path) -> Path:
-    """Return the path of the index of `metadata`: beside the file itself, links followed."""
-    return side_path(metadata.resolve(), INDEX)
+def index_path(metadata: Path, at: Path | None = None) -> Path:
+    """Return the path of the index of `metadata`: `at`, or beside the file itself, links followed.
+
+    Raises `UsageError` when `at` is something else than an older index, which would be lost.
+    """
+    if at is None:
+        return side_path(metadata.resolve(), INDEX)
+    if os.path.lexists(at) and not (at.is_file() and has_columns(at)):
+        raise UsageError(
+            f"{printable(str(at))}: found something else than an index there, expected a free "
+            "name or an older index, because the file is replaced. Choose another path."
+        )
+    return at
 
 
-def open_index(metadata: Path) -> Index:
-    """Open the index of `metadata`.
+def open_index(metadata: Path, at: Path | None = None) -> Index:
+    """Open the index of `metadata`, which is `at` that path or beside the metadata.
 
     Raises `StaleError` when it is missing, broken, of another version, or was made of other content
     than the file has now; `UsageError` when the metadata cannot be read, or are compressed.
     """
     with open_indexable(metadata) as source:
         found = fingerprint_text(source)
-    columns = _columns(metadata, index_path(metadata))
+    path = index_path(metadata, at)
+    columns = _columns(metadata, path)
     if columns.about.get("fingerprint") != found:
         raise StaleError(
             f"{printable(str(columns.path))}: it was made of other content than "
-            f"{printable(metadata.name)} has now. {_remedy(metadata)}"
+            f"{printable(metadata.name)} has now. {remedy(metadata, path)}"
         )
     return Index(metadata, columns)
 
@@ -197,12 +208,12 @@ def _no_offsets_of_pipe(shown: str) -> UsageError:
 
 
 def _columns(metadata: Path, path: Path) -> Columns:
-    columns = Columns(path, _SCHEMA, _remedy(metadata))
+    columns = Columns(path, _SCHEMA, remedy(metadata, path))
     # Padding is zero like the rows that a too large row count reads from it; no record is empty.
     if columns.rows and not columns["length"][-1]:
         raise StaleError(
             f"{printable(str(path))}: the file is broken: found no record in the last of its "
-            f"{columns.rows:,} rows. {_remedy(metadata)}"
+            f"{columns.rows:,} rows. {remedy(metadata, path)}"
         )
     return columns
 
@@ -215,8 +226,10 @@ def _open_again(metadata: Path, path: Path, fingerprint: str) -> Index:
     return Index(metadata, columns)
 
 
-def _remedy(metadata: Path) -> str:
-    return f"Build it again: capmerge index {printable(str(metadata))}"
+def remedy(metadata: Path, path: Path) -> str:
+    """Return the last sentence of every message about an index that has to be made anew."""
+    out = "" if path == index_path(metadata) else f" --out {printable(str(path))}"
+    return f"Build it again: capmerge index {printable(str(metadata))}{out}"
 
 
 if sys.platform == "win32":

@@ -48,7 +48,7 @@ class RowMaker:
         self._hashes.append(hash_of(stem))
         self._leads.append(leads)
         size = size_of(record)
-        self._sizes.append(size[:2] if size else _NO_SIZE)
+        self._sizes.append(size[:2] if size and size[2] == "train_resolution" else _NO_SIZE)
         if self._lengths:
             self._first_texts.append(len(self._texts))
             self._texts += texts

@@ -157,6 +157,8 @@ class CaptionStats:
         default_factory=lambda: BoundedCounter(MOST_RESOLUTIONS, LONGEST_TAG)
     )
     """The number of records of each resolution, such as `"832x1216"`."""
+    size_fields: Counter[str] = field(default_factory=Counter)
+    """The number of records whose resolution is from each field."""
     literals: Counter[str] = field(default_factory=Counter)
     """The number of alternatives that hold each text with a special meaning."""
 
@@ -178,6 +180,7 @@ class CaptionStats:
             self.count_tags()
         self.tag_counts.merge(other.tag_counts)
         self.resolutions.merge(other.resolutions)
+        self.size_fields.update(other.size_fields)
         self.literals.update(other.literals)
 
     @property

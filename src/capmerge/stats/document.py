@@ -12,6 +12,7 @@ from typing import Any
 
 import capmerge
 from capmerge.captions.fields import STYLES
+from capmerge.captions.size import SIZE_FIELDS, WIDTH_AND_HEIGHT
 from capmerge.captions.tags import spaced
 from capmerge.captions.tally import by_name
 from capmerge.captions.templates import MergeOptions
@@ -84,6 +85,10 @@ def build_document(
         "underscores": _underscores(tags, counter, stats.tags),
         "duplicates": duplicates,
         "resolutions": None if resolutions is None else _resolutions(resolutions),
+        "size_fields": {
+            name.replace(" ", "_"): stats.size_fields[name]
+            for name in (*SIZE_FIELDS, WIDTH_AND_HEIGHT)
+        },
         "literals": dict(sorted(stats.literals.items())),
     }
 

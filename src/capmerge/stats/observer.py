@@ -119,8 +119,9 @@ class Observer:
         resolutions: Counter[str] = Counter()
         for size, records in Counter(noted.sizes).items():
             if size:
-                width, height, _ = size
-                resolutions[f"{width}x{height}"] += records  # whichever field it is from
+                width, height, field = size
+                resolutions[f"{width}x{height}"] += records
+                self.stats.size_fields[field] += records
         self.stats.resolutions.update(resolutions)
         tokens = self._count_plain(noted.plain, noted.plain_keys)
         other_tokens = self._count_others(noted.others)

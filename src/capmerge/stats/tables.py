@@ -288,7 +288,24 @@ def _resolutions(document: Document, shown: int) -> Section:
                 *_of(sum(entry["records"] for entry in found[shown:]), total),
             )
         )
-    return Section("resolutions", ("bucket", "records", "share"), rows)
+    return Section("resolutions", ("size", "records", "share"), rows, _whose_sizes(document))
+
+
+def _whose_sizes(document: Document) -> str:
+    """A sentence for each kind of size that is shown."""
+    fields = document["size_fields"]
+    told = []
+    if fields["train_resolution"]:
+        told.append(
+            f"Of {fields['train_resolution']:,} records it is the size of the latents "
+            "(train_resolution)."
+        )
+    if pictures := fields["image_size"] + fields["width_and_height"]:
+        told.append(
+            f"Of {pictures:,} records it is the size of the picture (image_size, or width and "
+            "height); their latents decide the bucket."
+        )
+    return " ".join(told)
 
 
 def _literals(document: Document) -> Section:

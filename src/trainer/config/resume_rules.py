@@ -26,6 +26,7 @@ FREE = (
     "model.path",
     "data.*.metadata",
     "data.*.latents",
+    "data.*.index",
 )
 """Patterns (`fnmatch`) of the settings that a resumed run may change."""
 LENGTH = ("train.max_steps", "train.max_epochs")

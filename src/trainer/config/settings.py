@@ -118,6 +118,17 @@ class DataSettings(Section):
     """A file that `capmerge rewrite` wrote."""
     latents: Annotated[Path, AfterValidator(_checked_path)] = Field(strict=False)
     """The folder of the cached latents."""
+    index: Annotated[Path, AfterValidator(_checked_path)] | None = Field(default=None, strict=False)
+    """The index of the metadata; listings of latents lie beside it. It is made if missing.
+
+    Not set: beside the metadata, or in `train.output_dir` where that folder cannot be written.
+    """
+    resolution: int | None = Field(default=None, ge=64, le=65_535)
+    """Resolution to train where a picture has latents of several. Not set: the largest.
+
+    It is the side of a square in px; buckets of more than half of its area and at most all of it
+    belong to it.
+    """
     repeats: int = Field(default=1, ge=1, le=10_000)
     """Number of times that an epoch holds each record; its plan has a line for each of them."""
     flip: bool = False

@@ -1,11 +1,12 @@
 """The opened data sets of a run: the index and the listing of each, and which records are usable.
 
-Records without latents or without a size are counted here, before anything trains. No record is
+Records without latents or with broken ones are counted here, before anything trains. No record is
 parsed, however large the metadata is, except those that are named in a message or checked.
 """
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,20 +17,19 @@ from numpy.typing import NDArray
 from capmerge.cores import usable_cores
 from capmerge.errors import printable, quoted
 from capmerge.files.source import FileSource, fingerprint_text
-from capmerge.index.build import ensure_index
-from capmerge.index.latent_listing import Listing, ensure_listing
-from capmerge.index.latent_names import LEGACY, SIZED
-from capmerge.index.reader import Index, open_indexable
-from capmerge.terminal import count_bar, progress_bar
+from capmerge.index.latent_listing import Buckets, Listing, Wanted
+from capmerge.index.latent_sizes import read_sizes
+from capmerge.index.reader import Index
 from capmerge.tokens.chunks import CHUNK_TOKENS
 from trainer.config.settings import CaptionSettings, Config, DataSettings, TextSettings
 from trainer.data.buckets import WINDOW, SetRows
-from trainer.data.latents import FILES_CHECKED, check_latent_scale
+from trainer.data.latents import FILES_CHECKED, check_latent_scale, with_way_out
+from trainer.data.side_files import open_side_files
 from trainer.errors import LatentsError
 from trainer.families import FAMILIES, Family
 
 MOST_LEFT_OUT = 0.01
-"""The largest share of a data set's records that may lack latents or a size."""
+"""The largest share of a data set's records that may lack latents."""
 
 _NAMED_KEYS = 5
 _MOST_CHUNKS = (1 << 16) - 1
@@ -59,7 +59,11 @@ class DataSet:
         Raises `CapmergeError` when it is outside of the folder and `allow_outside` is off.
         """
         return self.listing.file_of(
-            record, key, self.family.latent_suffix, allow_outside=self.settings.allow_outside
+            record,
+            key,
+            _wanted(self.family, self.settings),
+            self.index,
+            allow_outside=self.settings.allow_outside,
         )
 
 
@@ -72,8 +76,8 @@ def open_datasets(
     groups start: a first launch may take minutes, while the other ranks wait. `jobs` processes
     (default: all usable cores) build an index; `relist` lists the folders of latents again.
 
-    Raises `LatentsError` when records have no latents or no size and `data.on_missing` does not
-    allow it, and the errors of `ensure_index` and `ensure_listing`.
+    Raises `LatentsError` when records have no latents, or broken ones, and `data.on_missing` does
+    not allow it, and the errors of `ensure_index` and `ensure_listing`.
     """
     return tuple(
         _open(config, number, jobs or usable_cores(), relist=relist)
@@ -85,38 +89,39 @@ def _open(config: Config, number: int, jobs: int, *, relist: bool) -> DataSet:
     # Open the index and the listing, building what is missing.
     settings, family = config.data[number], FAMILIES[config.model.family]
     dynamic = config.text.dynamic_chunks
-    with open_indexable(settings.metadata) as source, progress_bar(source) as progress:
-        index = ensure_index(
-            settings.metadata, jobs=jobs, progress=progress, tokens=True if dynamic else None
-        )
-    with count_bar(settings.latents) as progress:
-        listing = ensure_listing(
-            index,
-            settings.latents,
-            relist=relist,
-            allow_outside=settings.allow_outside,
-            progress=progress,
-        )
-    # Find the records that can be trained.
-    usable, left_out = _find_usable(family, index, listing)
-    notes = _check_left_out(left_out, number, settings, family, index, listing)
+    notes: list[str] = []
+
+    def tell(text: str) -> None:
+        notes.append(f"data.{number}: {text}")
+
+    index, listing = open_side_files(
+        config, number, jobs, tell, tokens=True if dynamic else None, relist=relist
+    )
+    # Find the bucket of each record, and the records that can be trained.
+    buckets = listing.buckets(_wanted(family, settings), index)
+    notes += _check_resolution(buckets, number, settings)
+    usable, left_out = _find_usable(buckets)
+    notes += _check_left_out(left_out, number, settings, family, index, listing)
     rows = SetRows(
-        index.width,
-        index.height,
+        buckets.width,
+        buckets.height,
         _chunks(index, family, config.text) if dynamic else None,
         settings.repeats,
         usable,
     )
     opened = DataSet(
-        number, settings, config.caption_of(number), family, index, listing, rows, notes
+        number, settings, config.caption_of(number), family, index, listing, rows, tuple(notes)
     )
     # Check the scale of some latents. A random model takes any: the example latents serve all
     # families.
     if config.model.path == "random":
         return opened
-    warning = check_latent_scale(
-        _some_files(opened), family, skip_broken=settings.on_missing == "skip"
-    )
+    try:
+        warning = check_latent_scale(
+            _some_files(opened), family, skip_broken=settings.on_missing == "skip"
+        )
+    except LatentsError as error:
+        raise with_way_out(error) from error
     if warning is None:
         return opened
     return replace(
@@ -135,42 +140,80 @@ def latents_fingerprint(dataset: DataSet) -> str:
     return hashed.hexdigest()
 
 
+def _wanted(family: Family, settings: DataSettings) -> Wanted:
+    """The latents that a data set takes where a record has several."""
+    return Wanted(family.latent_suffix, settings.resolution)
+
+
+def _check_resolution(buckets: Buckets, number: int, settings: DataSettings) -> Iterator[str]:
+    """Notes on the sizes that were chosen.
+
+    Raises `LatentsError` when no record has latents of the resolution that was asked for.
+    """
+    where, wanted = f"data.{number}", settings.resolution
+    with_size = int(np.count_nonzero(buckets.width))
+    if wanted is not None and with_size and not buckets.answering:
+        raise LatentsError(
+            f"{where}, {_shown(settings.latents)}: found no latents of data.resolution = {wanted}, "
+            f"expected buckets of more than half of {wanted} x {wanted} px and at most that area. "
+            "Cache the latents at that resolution, set another one, or leave it out."
+        )
+    if buckets.several and wanted is None:
+        yield (
+            f"{where}: {buckets.several:,} records have latents of several sizes, and the largest "
+            "are trained. data.resolution = 512 would take those of that resolution."
+        )
+    elif wanted is not None and buckets.answering < with_size:
+        yield (
+            f"{where}: {with_size - buckets.answering:,} of {with_size:,} records have no latents "
+            f"of data.resolution = {wanted}, and their largest are trained."
+        )
+    if buckets.differing:
+        yield (
+            f"{where}: the latents of {buckets.differing:,} records have another size than their "
+            "train_resolution, and the size of the latents is their bucket."
+        )
+
+
 class _LeftOut(NamedTuple):
     """The records of a data set that cannot be trained."""
 
     records: int
     without_latents: int
-    without_size: int
+    broken: int
+    """The number of those whose latents file was found broken when it was listed."""
     first: list[int]
     """The numbers of the first few of them, to be named in messages."""
+    first_broken: int | None
+    """The number of the first broken one."""
 
 
-def _find_usable(
-    family: Family, index: Index, listing: Listing
-) -> tuple[NDArray[np.bool_] | None, _LeftOut]:
+def _find_usable(buckets: Buckets) -> tuple[NDArray[np.bool_] | None, _LeftOut]:
     """A column that is False for unusable records, and a summary of those records.
 
-    A record is unusable when it has no latents of `family` or no size. The column is None when
-    every record is usable.
+    A record is unusable when it has no latents, or when no size was found in them. The column is
+    None when every record is usable.
     """
-    forms = np.uint8(LEGACY + sum(SIZED[suffix] for suffix in family.latent_suffix))
     usable: NDArray[np.bool_] | None = None
-    without_latents, without_size = 0, 0
+    without_latents, broken = 0, 0
     first: list[int] = []
-    for start in range(0, len(index), WINDOW):
+    first_broken: int | None = None
+    for start in range(0, len(buckets.found), WINDOW):
         window = slice(start, start + WINDOW)
-        found = (listing.form[window] & forms) != 0
-        sized = (index.width[window] != 0) & (index.height[window] != 0)
-        good = found & sized
+        found = buckets.found[window]
+        good = found & (buckets.width[window] != 0)
         if good.all():
             continue
-        usable = np.ones(len(index), np.bool_) if usable is None else usable
+        usable = np.ones(len(buckets.found), np.bool_) if usable is None else usable
         usable[window] = good
         without_latents += int(np.count_nonzero(~found))
-        without_size += int(np.count_nonzero(~sized))
+        (bad,) = np.nonzero(found & ~good)
+        broken += len(bad)
+        if first_broken is None and len(bad):
+            first_broken = int(bad[0]) + start
         first += (np.flatnonzero(~good)[: _NAMED_KEYS - len(first)] + start).tolist()
     left_out = 0 if usable is None else int(np.count_nonzero(~usable))
-    return usable, _LeftOut(left_out, without_latents, without_size, first)
+    return usable, _LeftOut(left_out, without_latents, broken, first, first_broken)
 
 
 def _check_left_out(
@@ -180,22 +223,24 @@ def _check_left_out(
     family: Family,
     index: Index,
     listing: Listing,
-) -> tuple[str, ...]:
+) -> Iterator[str]:
     """The notes on the records that are left out of data set number `number`.
 
     Raises `LatentsError` when `data.on_missing` allows none, or fewer.
     """
     if not left_out.records:
-        return ()
+        return
     records = len(index)
     # Say what is missing, and of which records.
     places = ", ".join(_shown(settings.latents / f"<key>{ending}") for ending in _endings(family))
     why = [f"{left_out.without_latents:,} without latents ({places})"] * bool(
         left_out.without_latents
     )
-    why += [
-        f'{left_out.without_size:,} without a size ("train_resolution" or "image_size")'
-    ] * bool(left_out.without_size)
+    if left_out.first_broken is not None:
+        why.append(
+            f"{left_out.broken:,} with a broken latents file "
+            f"({_broken_file(left_out.first_broken, settings, family, index, listing)})"
+        )
     keys = ", ".join(quoted(index.read(record)[0]) for record in left_out.first)
     more = ", ..." if left_out.records > len(left_out.first) else ""
     found = (
@@ -215,7 +260,7 @@ def _check_left_out(
         )
     if settings.on_missing == "stop":
         raise LatentsError(
-            f"{found}. Expected latents and a size for every record. Cache the missing latents, "
+            f"{found}. Expected latents for every record. Cache those latents, "
             f"list the folder again if they were cached later {relist}, "
             f'or set data.on_missing = "skip".{lead_out}'
         )
@@ -225,7 +270,20 @@ def _check_left_out(
             f"found {left_out.records / records:.1%}. Check data.latents and model.family; "
             f"list the folder again if the latents were cached later {relist}.{lead_out}"
         )
-    return (f"{found}. Records left out: {left_out.records:,}.",)
+    yield f"{found}. Records left out: {left_out.records:,}."
+
+
+def _broken_file(
+    record: int, settings: DataSettings, family: Family, index: Index, listing: Listing
+) -> str:
+    """The broken latents file of a record, and what is wrong with it."""
+    path = listing.file_of(
+        record, index.read(record)[0], _wanted(family, settings), index, allow_outside=True
+    )
+    # It was found broken when it was listed, so it has a name.
+    assert path is not None
+    problem = read_sizes(str(path)).problem or "it was broken when it was listed"
+    return f"{_shown(path)}: {printable(problem)}"
 
 
 def _endings(family: Family) -> list[str]:

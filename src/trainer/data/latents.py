@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from capmerge.files.npz import READ_ERRORS, Npz
+from capmerge.index.latent_names import LATENT_CHANNELS, PIXELS_PER_LATENT, parse_array
 from trainer.errors import LatentsError
-from trainer.families import LATENT_CHANNELS, PIXELS_PER_LATENT, Family
+from trainer.families import Family
 
 FILES_CHECKED = 64
 """The largest number of files that `check_latent_scale` reads."""
@@ -80,7 +81,20 @@ def unreadable(path: Path, error: Exception) -> LatentsError:
     )
 
 
+def with_way_out(error: LatentsError) -> LatentsError:
+    """The error of a run that stops at one file, with what else can be done about such files."""
+    return LatentsError(
+        f'{error} Or set data.on_missing = "skip", which trains another picture in its place. '
+        "capmerge index FILE --latents DIR --check names all broken files at once."
+    )
+
+
 _CACHE_AGAIN = "Cache the latents of this picture again."
+_WRONG_SIZE = (
+    "Cache the latents of this picture again, or rewrite the metadata that they were cached with. "
+    "If they were cached anew since the folder was listed, list it again: "
+    "capmerge index FILE --latents DIR --relist."
+)
 
 
 def _one_line(error: Exception) -> str:
@@ -104,7 +118,7 @@ def _latents(
         if "latents" not in npz.names:
             raise LatentsError(
                 f'{path}: found {_names(npz)}, expected "latents" or "latents{suffix}" '
-                f"for the bucket {width}x{height}. {_CACHE_AGAIN}"
+                f"for the bucket {width}x{height}. {_WRONG_SIZE}"
             )
         suffix = ""
     for name in ("original_size", "crop_ltrb"):
@@ -124,8 +138,7 @@ def _latents(
     if latents.shape != shape:
         raise LatentsError(
             f'{path}: "{name}" has the shape {tuple(latents.shape)}, '
-            f"expected {shape} for the bucket {width}x{height}. Cache the latents of this picture "
-            "again, or rewrite the metadata that they were cached with."
+            f"expected {shape} for the bucket {width}x{height}. {_WRONG_SIZE}"
         )
     mask = _mask(path, npz, suffix, width, height, flipped=flipped) if alpha_mask else None
     size = (
@@ -255,9 +268,7 @@ def _any_latents(path: Path, family: Family) -> Tensor:
     try:
         with Npz(path) as npz:
             names = [
-                name
-                for name in npz.names
-                if name.startswith("latents") and not name.startswith("latents_flipped")
+                name for name in npz.names if (parsed := parse_array(name)) and not parsed.flipped
             ]
             if not names:
                 raise LatentsError(

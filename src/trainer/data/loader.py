@@ -20,15 +20,16 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from capmerge.errors import CapmergeError, WorkerError
+from capmerge.index.latent_names import LATENT_CHANNELS, PIXELS_PER_LATENT
 from capmerge.tokens.chunks import Chunker
 from trainer.data.batch import Batch, Sample, SampleRequest
 from trainer.data.buckets import SetRows, largest_area, next_of_bucket
 from trainer.data.collate import collate
+from trainer.data.latents import with_way_out
 from trainer.data.plan import Plan, deal
 from trainer.data.shared_memory import Handover
 from trainer.data.workers import iter_items, settle
 from trainer.errors import LatentsError
-from trainer.families import LATENT_CHANNELS, PIXELS_PER_LATENT
 
 MakeSample = Callable[[SampleRequest], Sample]
 """A function that makes a sample; it raises `LatentsError` for missing or broken latents."""
@@ -258,7 +259,7 @@ class _MicroBatches(Dataset[_Loaded | bytes]):
                 sample = self.make_sample(request)
             except LatentsError as error:
                 if self.on_missing[request.dataset] == "stop":
-                    raise
+                    raise with_way_out(error) from error
                 sample = self._another(request, error, replaced)
             samples.append(sample)
         return collate(samples, whole, slots, self.chunker, step=step, epoch=epoch, micro=micro)

@@ -85,8 +85,8 @@ class SampleMaker:
         latents = load_latents(
             path,
             family=self._family,
-            width=int(found.index.width[record]),
-            height=int(found.index.height[record]),
+            width=int(found.rows.width[record]),
+            height=int(found.rows.height[record]),
             flipped=flipped,
             alpha_mask=found.settings.alpha_mask,
         )

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from builders.metadata import as_indent_2
 
-from capmerge.captions.size import MOST_PX, is_size, size_of
+from capmerge.captions.size import MOST_PX, SIZE_FIELDS, WIDTH_AND_HEIGHT, is_size, size_of
 from capmerge.captions.templates import MergeOptions
 from capmerge.commands.dataset_config import dataset_config
 from capmerge.commands.rewrite import RewriteOptions, rewrite
@@ -36,6 +36,11 @@ def cases():
     for width, height in SIZES:
         yield {"train_resolution": [width, height]}, (width, height, "train_resolution")
         yield {"image_size": [width, height]}, (width, height, "image_size")
+        picture = {"width": width, "height": height}
+        yield picture, (width, height, WIDTH_AND_HEIGHT)
+        yield {**picture, "image_size": [9, 9]}, (width, height, WIDTH_AND_HEIGHT)
+        yield {**picture, "train_resolution": [64, 128]}, (64, 128, "train_resolution")
+        yield {"width": width, "image_size": [640, 480]}, (640, 480, "image_size")
     yield {"train_resolution": [64, 128], "image_size": [9, 9]}, (64, 128, "train_resolution")
 
 
@@ -62,12 +67,15 @@ def run(tmp_path):
 @pytest.mark.parametrize("texts", [{"tags": "a", "caption": "b"}, {"tags": "a"}])
 @pytest.mark.parametrize("image_size", [True, False])
 def test_statistics_and_index_have_the_same_sizes(run, texts, image_size):
-    """The index holds each record's size by the rule, and statistics count those that have one."""
+    """Statistics count sizes by the rule and say whose they are; the index holds the buckets."""
     records = {f"k{number}": {**texts, **fields} for number, (fields, _) in enumerate(CASES)}
     outcome, target = run(records, image_size=image_size)
     expected = [size[:2] if size else (0, 0) for _, size in CASES]
+    buckets = [size[:2] if size and size[2] == "train_resolution" else (0, 0) for _, size in CASES]
     index = open_index(target)
-    assert list(zip(index.width.tolist(), index.height.tolist(), strict=True)) == expected
+    assert list(zip(index.width.tolist(), index.height.tolist(), strict=True)) == buckets
+    fields = Counter(size[2].replace(" ", "_") for _, size in CASES if size)
+    assert outcome.statistics["size_fields"] == fields
     counted = {row["resolution"]: row["records"] for row in outcome.statistics["resolutions"]}
     assert counted == Counter(f"{width}x{height}" for width, height in expected if width)
     written = json.loads(target.read_bytes())
@@ -92,7 +100,7 @@ def test_the_dataset_config_has_the_sizes_of_latents(run):
         assert ("image_size" in written) == ("image_size" in fields or bool(of_latents))
         assert outcome.tally.without_size == (size is None)
         assert outcome.tally.wrong_size == any(
-            fields.get(name) is not None and not is_size(fields[name]) for name in fields
+            fields.get(name) is not None and not is_size(fields[name]) for name in SIZE_FIELDS
         )
 
 

@@ -4,7 +4,7 @@ from builders.columns import edit_head
 
 from capmerge.errors import StaleError
 from capmerge.files.atomic import AtomicFile
-from capmerge.files.columns import Column, Columns, Schema, parts_of, write_columns
+from capmerge.files.columns import Column, Columns, Schema, write_columns
 
 BIG, SMALL, EXTRA = np.dtype("<u8"), np.dtype("u1"), np.dtype("<u4")
 SCHEMA = Schema(
@@ -22,7 +22,7 @@ def written(path, rows=ROWS, names=("big", "small", "extra")):
     """Write a file of columns whose rows count from 1; returns its path."""
     arrays = {name: np.arange(1, rows + 1).astype(SCHEMA.columns[name]) for name in names}
     with AtomicFile(path) as file:
-        columns = {name: Column(array.dtype, parts_of(array)) for name, array in arrays.items()}
+        columns = {name: Column(array.dtype, (array.tobytes(),)) for name, array in arrays.items()}
         write_columns(file, ABOUT, rows, columns)
         file.publish()
     return path

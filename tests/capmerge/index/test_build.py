@@ -174,13 +174,13 @@ def test_rows_may_come_in_any_parts(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_records_without_size_are_counted(tmp_path):
-    """The index counts the records without a size, and the command reports them."""
+def test_records_without_resolution_are_counted(tmp_path):
+    """The index counts the records whose latents decide their bucket, and the command says so."""
     path = write(tmp_path / "m.json", as_indent_2({**FEW, **ALTERNATIVES}))
     said = run("index", path).out.decode()
-    assert open_index(path).without_size == len(ALTERNATIVES)
-    assert "without size" in said
-    assert "cannot be trained" in said
+    assert open_index(path).without_resolution == len(ALTERNATIVES)
+    assert "without train_resolution" in said
+    assert "are those of their latents" in said
 
 
 def test_of_repeated_keys_the_last_record_counts(tmp_path):
@@ -419,7 +419,7 @@ def test_what_is_no_index_is_made_anew(few, how, message):
         (lambda head: head.pop("layout"), "'layout'"),
         (lambda head: head.pop("fingerprint"), "'fingerprint'"),
         (lambda head: head.pop("repeated"), "'repeated'"),
-        (lambda head: head.pop("without_size"), "'without_size'"),
+        (lambda head: head.pop("without_resolution"), "'without_resolution'"),
         (lambda head: head["columns"].pop("width"), "found the columns"),
         (lambda head: head["columns"].pop("tokens_sd2"), "found the columns"),
         (lambda head: head["columns"]["leads"].__setitem__(0, "|i1"), "as its column 'leads'"),

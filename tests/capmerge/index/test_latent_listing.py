@@ -14,10 +14,10 @@ from builders.metadata import run
 from capmerge.errors import CapmergeError, StaleError, UsageError
 from capmerge.index import latent_scan as listing_search
 from capmerge.index.build import build_index, ensure_index
-from capmerge.index.latent_listing import ensure_listing, listing_path
+from capmerge.index.latent_listing import Wanted, ensure_listing, listing_path
 from capmerge.index.latent_names import ABOVE, ABSOLUTE, INSIDE, stem_of
 
-SD, SDXL = ("_sd", "_sdxl"), ("_sdxl",)
+SD, SDXL = Wanted(("_sd", "_sdxl")), Wanted(("_sdxl",))
 needs_links = pytest.mark.skipif(
     sys.platform == "win32", reason="links need a right of their own there"
 )
@@ -38,12 +38,12 @@ def touch(folder, *names):
         (folder / name).touch()
 
 
-def found(index, listing, suffixes=SD, **options):
+def found(index, listing, wanted=SD, **options):
     """Return the name that the listing gives each key, relative to its folder."""
     names = {}
     for number in range(len(index)):
         key, _ = index.read(number)
-        path = listing.file_of(number, key, suffixes, **options)
+        path = listing.file_of(number, key, wanted, index, **options)
         names[key] = (
             path
             and (
@@ -162,7 +162,7 @@ def test_pictures_of_one_stem_share_their_latents(tmp_path, latents):
 
 
 def test_of_several_sizes_one_is_chosen(tmp_path, latents):
-    """The record's image_size is taken, else the newest file, else the largest one."""
+    """The name with the picture's own size is taken, else the newest file, else the largest one."""
     sizes = [(64, 128), (128, 64), (640, 480), (64, 64)]
     index = index_of(
         tmp_path,
@@ -246,12 +246,13 @@ def test_a_key_cannot_leave_the_folder_unless_allowed(tmp_path, latents):
     for number, key in enumerate(keys):
         if key != "d":
             with pytest.raises(CapmergeError, match="allow_outside"):
-                listing.file_of(number, key, SD)
+                listing.file_of(number, key, SD, index)
     assert (listing.found, listing.unlisted, listing.outside) == (1, 4, False)
     allowed = ensure_listing(index, latents, allow_outside=True)
     assert (allowed.found, allowed.unlisted, allowed.outside) == (3, 2, True)
     paths = [
-        allowed.file_of(number, key, SD, allow_outside=True) for number, key in enumerate(keys)
+        allowed.file_of(number, key, SD, index, allow_outside=True)
+        for number, key in enumerate(keys)
     ]
     assert [path and path.resolve() for path in paths] == [
         outside / "a_0064x0064_sd.npz",
@@ -261,7 +262,7 @@ def test_a_key_cannot_leave_the_folder_unless_allowed(tmp_path, latents):
         None,
     ]
     with pytest.raises(CapmergeError, match="allow_outside"):
-        allowed.file_of(0, keys[0], SD)
+        allowed.file_of(0, keys[0], SD, index)
     before = allowed.path.stat().st_mtime_ns
     assert ensure_listing(index, latents).outside
     assert allowed.path.stat().st_mtime_ns == before
@@ -282,12 +283,12 @@ def test_a_link_cannot_leave_the_folder_unless_allowed(tmp_path, latents):
     assert listing.found == len(keys)
     for number in (0, 1):
         with pytest.raises(CapmergeError, match=r"outside.*allow_outside"):
-            listing.file_of(number, keys[number], SD)
+            listing.file_of(number, keys[number], SD, index)
         assert (
-            listing.file_of(number, keys[number], SD, allow_outside=True)
+            listing.file_of(number, keys[number], SD, index, allow_outside=True)
             == latents / f"{keys[number]}.npz"
         )
-    assert [listing.file_of(number, keys[number], SD) for number in (2, 3, 4)] == [
+    assert [listing.file_of(number, keys[number], SD, index) for number in (2, 3, 4)] == [
         latents / f"{key}.npz" for key in keys[2:]
     ]
 
@@ -315,7 +316,7 @@ def test_a_folder_is_found_under_both_its_names(tmp_path, latents):
     index = index_of(tmp_path, keys)
     touch(latents, "a.npz", "b.npz")
     listing = ensure_listing(index, tmp_path / "link")
-    assert [listing.file_of(number, key, SD) for number, key in enumerate(keys)] == [
+    assert [listing.file_of(number, key, SD, index) for number, key in enumerate(keys)] == [
         tmp_path / "link" / "a.npz",
         latents / "b.npz",
     ]
@@ -362,7 +363,7 @@ def test_a_broken_listing_is_made_anew(tmp_path, latents):
     "edit",
     [
         lambda head: head["columns"].pop("form"),
-        lambda head: head["columns"].pop("height_sd"),
+        lambda head: head["columns"].pop("height"),
         lambda head: head["columns"]["form"].__setitem__(0, "<u4"),
         lambda head: head.update(rows=2),
         lambda head: head.update(rows=0),

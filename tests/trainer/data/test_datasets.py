@@ -1,3 +1,4 @@
+import errno
 import json
 import pickle
 import shutil
@@ -5,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders.latents import write_latents
 from builders.runs import LATENTS, rewrite_examples, settings_of
 
-from capmerge.errors import CapmergeError
+from capmerge.errors import CapmergeError, OutputError
+from capmerge.files import atomic
+from capmerge.files.lock import open_locked
 from capmerge.index.build import build_index
 from trainer.config.settings import Config
 from trainer.data.datasets import open_datasets
@@ -40,6 +44,8 @@ def open_one(metadata, tmp_path, **changes):
 
 def test_every_example_is_found(metadata, tmp_path):
     """All records have latents for every family, and a pickled set finds the same files."""
+    (note,) = open_one(metadata, tmp_path).notes
+    assert note.startswith("data.0: 22 latents files were opened to see their sizes, ")
     for family in ("sd1", "sd2", "sdxl"):
         dataset = open_one(metadata, tmp_path, model={"family": family, "path": "random"})
         assert (len(dataset.index), dataset.rows.usable, dataset.notes) == (213, None, ())
@@ -100,7 +106,7 @@ def test_missing_latents_are_left_out(metadata, latents, tmp_path):
     unusable_keys = [dataset.index.read(number)[0] for number in unusable.tolist()]
     assert len(unusable_keys) == 2
     assert all(any(name.startswith(key) for name in names) for key in unusable_keys)
-    assert dataset.notes[0].endswith("Records left out: 2.")
+    assert dataset.notes[-1].endswith("Records left out: 2.")
     assert all(
         dataset.latents_file(number, dataset.index.read(number)[0]) is None
         for number in unusable.tolist()
@@ -112,21 +118,114 @@ def test_missing_latents_are_left_out(metadata, latents, tmp_path):
         open_datasets(config_of(metadata, tmp_path, data=data), jobs=1, relist=True)
 
 
-def test_records_without_a_size(metadata, tmp_path):
-    """Records without a size are counted separately, and no plan contains them."""
+def test_records_without_a_size_have_that_of_their_latents(metadata, tmp_path):
+    """The latents decide the bucket where the record does not; the picture's own size is none."""
     records = json.loads(metadata.read_text(encoding="utf-8"))
-    for key in list(records)[3:5]:
-        del records[key]["train_resolution"]
-        records[key].pop("image_size", None)
+    for number, record in enumerate(records.values()):
+        del record["train_resolution"]
+        record["image_size"] = [547, 466]
+        if number % 2:
+            del record["image_size"]
     changed = tmp_path / "meta.json"
     changed.write_text(json.dumps(records), encoding="utf-8")
-    with pytest.raises(
-        LatentsError,
-        match=r'found 2 without a size \("train_resolution" or "image_size"\) among 213',
-    ):
-        open_one(changed, tmp_path)
-    dataset = open_one(changed, tmp_path, data={"on_missing": "skip"})
-    assert np.flatnonzero(~dataset.rows.usable).tolist() == [3, 4]
+    dataset, before = open_one(changed, tmp_path), open_one(metadata, tmp_path)
+    assert dataset.rows.usable is None
+    assert dataset.rows.width.tolist() == before.rows.width.tolist()
+    assert dataset.rows.height.tolist() == before.rows.height.tolist()
+
+
+def test_broken_latents_are_found_when_they_are_listed(metadata, latents, tmp_path):
+    """A new-style file without latents is told at the start, with its name and what it holds."""
+    path = min(latents.rglob("*x*_sdxl.npz"))
+    path.write_bytes(b"broken")
+    data = {"latents": str(latents)}
+    with pytest.raises(LatentsError) as error:
+        open_one(metadata, tmp_path, data=data)
+    assert f"found 1 with a broken latents file ({path}: not a zip of arrays)" in str(error.value)
+    dataset = open_one(metadata, tmp_path, data=data | {"on_missing": "skip"})
+    (left_out,) = np.flatnonzero(~dataset.rows.usable)
+    assert path.name.startswith(Path(dataset.index.read(int(left_out))[0]).stem)
+
+
+def test_the_resolution_that_is_wanted(tmp_path):
+    """`data.resolution` names one of several; no latents of it at all are an error."""
+    metadata, latents = new_style_data(tmp_path, [(64, 64), (128, 64)], [(64, 64)])
+    data = {"latents": str(latents)}
+    largest = open_one(metadata, tmp_path, data=data)
+    assert largest.rows.width.tolist() == [128, 64]
+    assert "1 records have latents of several sizes, and the largest are trained" in " ".join(
+        largest.notes
+    )
+    small = open_one(metadata, tmp_path, data=data | {"resolution": 64})
+    assert (small.rows.width.tolist(), small.notes) == ([64, 64], ())
+    mixed = open_one(metadata, tmp_path, data=data | {"resolution": 96})
+    assert mixed.rows.width.tolist() == [128, 64]
+    assert "1 of 2 records have no latents of data.resolution = 96" in mixed.notes[0]
+    with pytest.raises(LatentsError, match=r"found no latents of data\.resolution = 1024"):
+        open_one(metadata, tmp_path, data=data | {"resolution": 1024})
+
+
+def new_style_data(folder, *sizes):
+    """Metadata without sizes, and a folder with new-style latents of these sizes per record."""
+    metadata, latents = folder / "data" / "m.json", folder / "data" / "latents"
+    for number, each in enumerate(sizes):
+        write_latents(latents / f"k{number}_0547x0466_sdxl.npz", *each)
+    records = {
+        f"k{number}": {"caption": "a", "capmerge": "c", "image_size": [547, 466]}
+        for number in range(len(sizes))
+    }
+    metadata.write_text(json.dumps(records), encoding="utf-8")
+    return metadata, latents
+
+
+def test_the_index_may_lie_elsewhere(tmp_path):
+    """`data.index` names the index; its listing is beside it, and nothing is beside the data."""
+    metadata, latents = new_style_data(tmp_path, [(64, 64)])
+    place = tmp_path / "cache" / "set.index"
+    place.parent.mkdir()
+    for _ in range(2):
+        dataset = open_one(metadata, tmp_path, data={"latents": str(latents), "index": str(place)})
+        assert dataset.index.path == place
+        assert dataset.listing.path.parent == place.parent
+        assert pickle.loads(pickle.dumps(dataset)).index.path == place
+    assert sorted(path.name for path in metadata.parent.iterdir()) == ["latents", "m.json"]
+    with pytest.raises(CapmergeError, match="something else than an index"):
+        open_one(metadata, tmp_path, data={"latents": str(latents), "index": str(metadata)})
+
+
+@pytest.mark.parametrize("made", ["nothing", "index", "both"])
+def test_a_folder_of_data_that_cannot_be_written(tmp_path, monkeypatch, made):
+    """What is missing there goes into the run's folder, which is told; what fits is used."""
+    metadata, latents = new_style_data(tmp_path, [(64, 64)])
+    data = {"latents": str(latents)}
+    if made == "index":
+        build_index(metadata)
+    elif made == "both":
+        open_one(metadata, tmp_path, data=data)
+    before = sorted(metadata.parent.iterdir())
+
+    def refuse(path):
+        if path.parent == metadata.parent:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open_locked(path)
+
+    monkeypatch.setattr(atomic, "open_locked", refuse)  # root may write everywhere
+    for _ in range(2):
+        dataset = open_one(metadata, tmp_path, data=data)
+        assert dataset.rows.width.tolist() == [64]
+        own = [path.name for path in (dataset.index.path, dataset.listing.path)]
+        in_run = [
+            path.parent == tmp_path / "run" for path in (dataset.index.path, dataset.listing.path)
+        ]
+        assert in_run == [made == "nothing", made != "both"]
+        assert own[0] == ("data-0.index" if made == "nothing" else "m.json.index")
+        told = [note for note in dataset.notes if "cannot be written" in note]
+        assert len(told) == any(in_run)
+    assert sorted(metadata.parent.iterdir()) == before
+    (tmp_path / "file").touch()
+    if made != "both":
+        with pytest.raises(OutputError, match=r"train.output_dir.*Set data.index"):
+            open_one(metadata, tmp_path, data=data, train={"output_dir": str(tmp_path / "file")})
 
 
 def test_names_of_another_family(metadata, tmp_path):
@@ -207,6 +306,7 @@ def test_scale_is_looked_at_for_real_models_alone(metadata, latents, tmp_path):
     A broken file among those checked is an error, or is skipped.
     """
     data = {"latents": str(latents), "on_missing": "stop"}
+    open_one(metadata, tmp_path, data=data)
     assert (
         open_one(metadata, tmp_path, data=data, model={"family": "sd1", "path": "a/model"}).notes
         == ()
@@ -220,7 +320,7 @@ def test_scale_is_looked_at_for_real_models_alone(metadata, latents, tmp_path):
     )
     for path in latents.rglob("*.npz"):
         path.write_bytes(b"")
-    with pytest.raises(LatentsError, match="expected an"):
+    with pytest.raises(LatentsError, match=r'expected an.*data.on_missing = "skip".*--check'):
         open_one(metadata, tmp_path, data=data, model={"family": "sd1", "path": "a/model"})
     data["on_missing"] = "skip"
     assert (

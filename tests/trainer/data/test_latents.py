@@ -246,6 +246,12 @@ def test_scale_of_the_wrong_family(tmp_path):
     assert check_latent_scale([], SD1) is None
 
 
+def test_a_text_before_the_latents_is_not_taken_for_them(tmp_path):
+    """An array such as `latents_dtype` may stand first in the file."""
+    np.savez(tmp_path / "a.npz", latents_dtype=np.array("float32"), **arrays())
+    assert check_latent_scale([tmp_path / "a.npz"], SD1) is None
+
+
 def test_examples_are_as_they_should_be():
     """The example latents load for every family, also flipped, and have SD 1's scale."""
     paths = sorted(EXAMPLES.rglob("*.npz"))

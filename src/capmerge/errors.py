@@ -79,6 +79,15 @@ class WorkerError(CapmergeError):
     """A worker process ended before its work did."""
 
 
+def in_words(error: BaseException) -> str:
+    """What an error says, without the number and the path that an `OSError` puts around it.
+
+    >>> in_words(FileNotFoundError(2, "No such file or directory", "x"))
+    'No such file or directory'
+    """
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 def printable(text: str) -> str:
     r"""`text` with every control character and lone surrogate as an escape, safe for any terminal.
 

@@ -7,6 +7,9 @@ from capmerge.tokens.families import ClipName
 
 FamilyName = Literal["sd1", "sd2", "sdxl"]
 
+LATENT_CHANNELS = 4
+"""The number of channels that latents of every family have."""
+
 
 class EncoderRule(NamedTuple):
     """One text encoder of a family, and the hidden states that the U-Net takes from it."""

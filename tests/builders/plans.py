@@ -30,7 +30,9 @@ FIXED = [
 ]
 
 
-def opened(folder, sets=FIXED, *, seed=1, epoch=0, global_batch_size=4, fingerprint="f"):
+def opened(
+    folder, sets=FIXED, *, seed=1, epoch=0, global_batch_size=4, fingerprint="f", hold_room=False
+):
     """The plan of `sets` from its file in `folder`, built if it is missing."""
     return open_plan(
         folder,
@@ -39,6 +41,7 @@ def opened(folder, sets=FIXED, *, seed=1, epoch=0, global_batch_size=4, fingerpr
         global_batch_size=global_batch_size,
         sets=sets,
         fingerprint=fingerprint,
+        hold_room=hold_room,
     )
 
 

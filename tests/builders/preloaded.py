@@ -98,11 +98,16 @@ def start(
     env: Mapping[str, str],
     cwd: Path | str | None = None,
     new_session: bool = False,
+    code: str | None = None,
 ) -> Process:
-    """Start a command with three file descriptors as its standard streams."""
+    """Start a command with three file descriptors as its standard streams.
+
+    `code` is run in place of the module, as by `python -c`.
+    """
     channel, _ = _server(module)
     request = {
         "module": module,
+        "code": code,
         "arguments": arguments,
         "cwd": str(cwd or Path.cwd()),
         "env": dict(env),
@@ -230,7 +235,10 @@ def _become(request: dict, streams: list[int]) -> None:
     os.environ.update(request["env"])
     sys.path[0] = request["cwd"]
     sys.argv[1:] = request["arguments"]
-    runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+    if request["code"] is None:
+        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+    else:
+        exec(request["code"], {"__name__": "__main__"})
 
 
 def _standard_stream(number: int, old: TextIO) -> TextIO:

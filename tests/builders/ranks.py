@@ -45,6 +45,12 @@ class Ranks:
         """Send a signal to the process of one rank, without its loader workers."""
         self._processes[rank].send_signal(number)
 
+    def children(self, rank: int) -> list[int]:
+        """The loader workers of one rank."""
+        pid = self._processes[rank].pid
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+        return [int(child) for child in text.split()]
+
     def wait_until(self, condition, seconds: float = LONGEST) -> None:
         """Wait until `condition()` holds; fail when a process ends before, or after `seconds`."""
         deadline = time.monotonic() + seconds
@@ -82,7 +88,8 @@ class Ranks:
 def started(folder: Path, *arguments: object, ranks=2, python=TRAINER) -> Iterator[Ranks]:
     """The processes of `python -m trainer.run ARGUMENTS`, which end with the context at the latest.
 
-    Their outputs are written to `rank-N.txt` in `folder`. `python` replaces `-m trainer.run`.
+    Their outputs are written to `rank-N.txt` in `folder`. `python` replaces `-m trainer.run` by
+    `-c` and a text of Python.
     """
     shared = ENVIRONMENT | {
         "WORLD_SIZE": str(ranks),
@@ -105,9 +112,10 @@ def started(folder: Path, *arguments: object, ranks=2, python=TRAINER) -> Iterat
 
 def _start(python, arguments, env, stdin, output) -> Started:
     words = list(map(str, arguments))
-    if python == TRAINER and preloaded.can_start("trainer.run", env):
+    if preloaded.can_start("trainer.run", env):
         streams = [stdin.fileno(), output.fileno(), output.fileno()]
-        return preloaded.start("trainer.run", words, streams, env=env, new_session=True)
+        code = None if python == TRAINER else python[1]
+        return preloaded.start("trainer.run", words, streams, env=env, new_session=True, code=code)
     return subprocess.Popen(
         [sys.executable, *python, *words],
         env=env,

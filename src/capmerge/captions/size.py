@@ -9,8 +9,8 @@ SIZE_FIELDS = ("train_resolution", "image_size")
 """The fields that hold a size as a list: that of the latents, and that of the picture."""
 WIDTH_AND_HEIGHT = "width and height"
 """The name of the two fields that sd-scripts reads the size of the picture from in JSON lines."""
-MOST_PX = (1 << 32) - 1
-"""The longest side that counts as a size, because the index stores sides in 32 bits."""
+MOST_PX = (1 << 24) - 1
+"""The longest side that counts as a size, because the trainer's buckets hold sides in 24 bits."""
 
 
 Size: TypeAlias = tuple[int, int, str]

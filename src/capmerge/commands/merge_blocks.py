@@ -83,7 +83,7 @@ class BlockMerger:
                 written_bytes = start + len(body)
                 if self._rows:
                     spans = spans_written(body, self._out.kind, len(records.pairs))
-                    self._note_rows(self._rows, piece, left_out, spans, start)
+                    self._note_rows(self._rows, piece, left_out, spans, start, memoryview(body))
                 for part in self._out.parts(separator, body):
                     yield "records", part
             if rejects:
@@ -123,16 +123,18 @@ class BlockMerger:
         left_out: Collection[int],
         spans: list[tuple[int, int]],
         offset: int,
+        body: memoryview,
     ) -> None:
         """Note the records of a merged piece for the index.
 
-        `spans` are the first byte and the end of each, counted from `offset` in the block's output.
+        `spans` are the first byte and the end of each in `body`, which begins at `offset` in the
+        block's output.
         """
         numbered = enumerate(piece.records.pairs)
         kept = ((number, pair) for number, pair in numbered if number not in left_out)
         for (number, (key, record)), (start, end) in zip(kept, spans, strict=True):
             try:
-                rows.note(offset + start, offset + end, key, record)
+                rows.note(offset + start, body[start:end], key, record)
             except BrokenRecordError as error:
                 raise self._error(
                     RecordError, piece, number, str(error), "Rewrite the original again."

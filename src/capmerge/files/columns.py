@@ -1,8 +1,8 @@
 """Files of numpy columns behind a JSON head, written once and memory-mapped by many processes.
 
-This module owns the bytes of such a file: 8 bytes of magic, the length of the head, the head, and
-each column at a multiple of 64 bytes. The meaning of the columns belongs to the readers, who
-describe what they need as a `Schema`.
+This module owns the bytes of such a file: 8 bytes of magic, the length of the head, the head, each
+column at a multiple of 64 bytes, and the CRC-32 of the columns. The meaning of the columns belongs
+to the readers, who describe what they need as a `Schema`.
 """
 
 import json
@@ -12,7 +12,8 @@ import reprlib
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ _MAGIC = b"CMCOLS\r\n"
 _HEAD_START = len(_MAGIC) + 8
 _ALIGNMENT = 64
 _LONGEST_HEAD = 1 << 20
+_PART_BYTES = 1 << 20
 _WAIT_SECONDS = 0.2
 _TYPE_NAMES = {str: "a string", int: "a whole number of 0 or more", bool: "true or false"}
 
@@ -65,19 +67,25 @@ def write_columns(
         for (name, column), size in zip(columns.items(), sizes, strict=True):
             places[name] = [column.dtype.str, place]
             place = _aligned(place + size)
-        text = json.dumps({**about, "rows": rows, "file_bytes": place, "columns": places}).encode()
+        layout = {"rows": rows, "file_bytes": place + _ALIGNMENT, "columns": places}
+        text = json.dumps({**about, **layout}).encode()
         return _MAGIC + len(text).to_bytes(8, "little") + text
 
     start = _aligned(len(head_of(1 << 62)))  # longer than with any real offset
     head = head_of(start)
     file.write(head.ljust(start, b"\0"))
+    checksum = 0
     for column, size in zip(columns.values(), sizes, strict=True):
         written = file.written_bytes
         for part in column.parts:
             file.write(part)
+            checksum = crc32(part, checksum)
         if file.written_bytes - written != size:
             raise AssertionError(f"a column of {size} bytes got {file.written_bytes - written}")
-        file.write(bytes(_aligned(size) - size))
+        padding = bytes(_aligned(size) - size)
+        file.write(padding)
+        checksum = crc32(padding, checksum)
+    file.write(_end(checksum))
 
 
 class Columns:
@@ -85,10 +93,11 @@ class Columns:
 
     Raises `StaleError` when the file is missing, is of another kind or version than `schema`, or
     has a damaged head: an entry or column that is missing or of another type, or columns that do
-    not fill the file as `write_columns` lays them out. `remedy` ends the message.
+    not fill the file as `write_columns` lays them out. With `read_all`, the whole file is read, and
+    columns that are not as they were written raise it too. `remedy` ends the message.
     """
 
-    def __init__(self, path: Path, schema: Schema, remedy: str) -> None:
+    def __init__(self, path: Path, schema: Schema, remedy: str, *, read_all: bool = True) -> None:
         self.path = path
         shown = printable(str(path))
         try:
@@ -111,7 +120,10 @@ class Columns:
                 self.rows: int = self.about["rows"]
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 places = _checked_places(self.about.get("columns"), schema)
-                _check_layout(mapped, head_end, self.rows, places, schema)
+                end = size - _ALIGNMENT
+                _check_layout(mapped, head_end, end, self.rows, places, schema)
+                if read_all:
+                    _check_sum(file, min(places.values()), end)
         except FileNotFoundError as error:
             raise StaleError(f"{shown}: no such file. {remedy}") from error
         except OSError as error:
@@ -221,10 +233,27 @@ def _checked_places(found: Any, schema: Schema) -> dict[str, int]:
     return places
 
 
+def _end(checksum: int) -> bytes:
+    """The last bytes of a file, behind its columns."""
+    return checksum.to_bytes(8, "little").ljust(_ALIGNMENT, b"\0")
+
+
+def _check_sum(file: BinaryIO, start: int, end: int) -> None:
+    """Raise `ValueError` unless the columns [start, end) have the checksum that follows them."""
+    file.seek(start)
+    checksum, left = 0, end - start
+    while left and (part := file.read(min(left, _PART_BYTES))):
+        checksum, left = crc32(part, checksum), left - len(part)
+    if file.read() != _end(checksum):
+        raise ValueError("its columns are not as they were written")
+
+
 def _check_layout(
-    mapped: mmap.mmap, head_end: int, rows: int, places: dict[str, int], schema: Schema
+    mapped: mmap.mmap, head_end: int, last: int, rows: int, places: dict[str, int], schema: Schema
 ) -> None:
     """Raise `ValueError` unless the columns fill the file as `write_columns` lays them out.
+
+    `last` is the byte at which the last of them must end.
 
     The padding between them must be zero: where the head says too few rows, or shifts all columns
     alike, padding would begin inside of a column.
@@ -239,11 +268,11 @@ def _check_layout(
             raise ValueError(f"found bytes before column {name!r} that belong to no column")
         end = place + schema.columns[name].itemsize * rows
         expected = _aligned(end)
-    if expected != len(mapped):
+    if expected != last:
         raise ValueError(
-            f"its columns of {rows:,} rows end at byte {expected:,}, expected {len(mapped):,}"
+            f"its columns of {rows:,} rows end at byte {expected:,}, expected {last:,}"
         )
-    if mapped[end:].strip(b"\0"):
+    if mapped[end:last].strip(b"\0"):
         raise ValueError("found bytes behind the last column")
 
 

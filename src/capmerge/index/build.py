@@ -174,11 +174,13 @@ class _Indexer:
 
     def run(self, block: Block, data: bytes) -> Iterator[Chunk]:
         """Note the records of a block and yield nothing; `flush` makes their rows together."""
+        view = memoryview(data)
         for start, end, (key, record) in iter_placed(self._name, self._layout, block, data):
             if not is_rewritten(record):
                 raise self._error(start, key, record)
             try:
-                self._rows.note(start, end, key, record)
+                member = view[start - block.start : end - block.start]
+                self._rows.note(start, member, key, record)
             except BrokenRecordError as error:
                 next_step = "Rewrite the original again, and index that."
                 raise DataError(self._name, start, key, str(error), next_step) from None

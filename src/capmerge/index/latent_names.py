@@ -22,8 +22,6 @@ SIZED = {"_sd": 2, "_sdxl": 4}
 
 w and h are the size of the original picture in px.
 """
-LATENT_CHANNELS = 4
-"""The number of channels that latents of every family have."""
 PIXELS_PER_LATENT = 8
 """The number of pixels per latent position along each side of a picture, in every family."""
 BROKEN = 128

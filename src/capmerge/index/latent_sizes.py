@@ -1,18 +1,21 @@
 """The sizes of the latents in an `.npz` file, read from the headers of its arrays alone.
 
-An array `latents` or `latents_{h}x{w}` of the shape (4, h, w) belongs to a bucket of 8 w x 8 h px.
-A file that sd-scripts wrote for several resolutions holds several of them. Source: sd-scripts-facts
-A5 and F.
+An array `latents` or `latents_{h}x{w}` of the shape (channels, h, w) belongs to a bucket of 8 w x
+8 h px. Whether the model takes so many channels is checked when the latents are read. A file that
+sd-scripts wrote for several resolutions holds several of them. Source: sd-scripts-facts A5 and F.
 """
 
 from pathlib import Path
 from typing import NamedTuple
 
 from capmerge.files.npz import READ_ERRORS, Npz
-from capmerge.index.latent_names import LATENT_CHANNELS, PIXELS_PER_LATENT, parse_array
+from capmerge.index.latent_names import PIXELS_PER_LATENT, parse_array
 
 MOST_PX = (1 << 16) - 1
 """The longest side of a bucket, because a listing stores its sides in 16 bits."""
+
+LEAST_PX = 64
+"""The shortest side of a bucket, since U-Nets halve 8 latent positions three times."""
 
 _MOST_SIZES = 256
 
@@ -40,7 +43,8 @@ def read_sizes(path: str) -> Sizes:
             arrays = ", ".join(f'"{name}"' for name in sorted(npz.names)[:8]) or "no arrays"
     except READ_ERRORS as error:
         return Sizes([], problem_of(error))
-    return Sizes([], f"found {arrays}, expected latents of the shape (4, height / 8, width / 8)")
+    expected = "latents of the shape (channels, height / 8, width / 8)"
+    return Sizes([], f"found {arrays}, expected {expected}")
 
 
 def size_of_array(npz: Npz, name: str) -> Size | None:
@@ -52,13 +56,13 @@ def size_of_array(npz: Npz, name: str) -> Size | None:
     if array is None or array.flipped:
         return None
     shape, _ = npz.header(name)
-    if len(shape) != 3 or shape[0] != LATENT_CHANNELS or not min(shape) > 0:
+    if len(shape) != 3 or not shape[0]:
         return None
     _, rows, columns = shape
     if array.sides and array.sides != (rows, columns):
         return None
     size = columns * PIXELS_PER_LATENT, rows * PIXELS_PER_LATENT
-    return size if max(size) <= MOST_PX else None
+    return size if min(size) >= LEAST_PX and max(size) <= MOST_PX else None
 
 
 def problem_of(error: Exception) -> str:

@@ -4,10 +4,12 @@ This module owns the meaning of the columns, the tie between an index and its me
 reading of one record by its number. `build` makes an index.
 """
 
+import hashlib
 import os
 import sys
 import threading
 import weakref
+import zlib
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -30,6 +32,7 @@ ROW = np.dtype(
         ("offset", "<u8"),
         ("stem_hash", "<u8"),
         ("length", "<u4"),
+        ("checksum", "<u4"),
         ("width", "<u4"),
         ("height", "<u4"),
         ("tokens_sd1", "<u4"),
@@ -39,7 +42,7 @@ ROW = np.dtype(
         ("leads", "u1"),
     ]
 )
-"""The columns in the order of the file, 45 bytes per record."""
+"""The columns in the order of the file, 49 bytes per record."""
 TOKEN_COLUMNS = ("tokens_sd1", "tokens_sd2", "chunks_sd1", "chunks_sd2")
 """The columns that `Index.longest_alternative` reads, left out where no tokens were counted."""
 _SCHEMA = Schema(
@@ -77,6 +80,8 @@ class Index:
         """The offset of each record's bytes: its member `"key": {...}`, or its line."""
         self.length: NDArray[np.uint32] = columns["length"]
         """The number of those bytes."""
+        self.checksum: NDArray[np.uint32] = columns["checksum"]
+        """The CRC-32 of those bytes."""
         self.width: NDArray[np.uint32] = columns["width"]
         """The width in px of `train_resolution`; 0 where it is not two whole numbers above 0.
 
@@ -128,9 +133,11 @@ class Index:
         """Return the key and the record of row `number`, from 0, as `json.load` would read them.
 
         Lone surrogates, NaN and big integers are read too. Raises `StaleError` when the metadata
-        do not hold the record there.
+        do not hold the record there, or one with other bytes.
         """
         data = _read_at(self._descriptor, int(self.length[number]), int(self.offset[number]))
+        if zlib.crc32(data) != self.checksum[number]:
+            raise self._changed(number)
         try:
             pairs = [*decode(data, self.kind, last=False).pairs]
         except NotJsonError:
@@ -142,10 +149,17 @@ class Index:
                 and hash_of(stem_of(key).text) == self.stem_hash[number].tobytes()
             ):
                 return key, record
-        raise StaleError(
+        raise self._changed(number)
+
+    def records_fingerprint(self) -> str:
+        """Return a hash of the checksums of all records."""
+        return hashlib.blake2b(self.checksum.data, digest_size=16).hexdigest()
+
+    def _changed(self, number: int) -> StaleError:
+        return StaleError(
             f"{printable(str(self.metadata))}, byte {int(self.offset[number]):,}: "
             f"this is not record {number} of its index, so the file has changed since. "
-            f"{remedy(self.metadata, self.path)}"
+            f"{remedy(self.metadata, self.path)} --force"
         )
 
 
@@ -207,8 +221,8 @@ def _no_offsets_of_pipe(shown: str) -> UsageError:
     )
 
 
-def _columns(metadata: Path, path: Path) -> Columns:
-    columns = Columns(path, _SCHEMA, remedy(metadata, path))
+def _columns(metadata: Path, path: Path, *, read_all: bool = True) -> Columns:
+    columns = Columns(path, _SCHEMA, remedy(metadata, path), read_all=read_all)
     # Padding is zero like the rows that a too large row count reads from it; no record is empty.
     if columns.rows and not columns["length"][-1]:
         raise StaleError(
@@ -220,7 +234,7 @@ def _columns(metadata: Path, path: Path) -> Columns:
 
 def _open_again(metadata: Path, path: Path, fingerprint: str) -> Index:
     """Open a pickled index, whose fit to the metadata was checked when it was first opened."""
-    columns = _columns(metadata, path)
+    columns = _columns(metadata, path, read_all=False)
     if columns.about.get("fingerprint") != fingerprint:
         raise StaleError(f"{printable(str(path))}: it was replaced while it was in use. Run again.")
     return Index(metadata, columns)

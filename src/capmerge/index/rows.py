@@ -5,6 +5,7 @@ Repeated keys and the file that the rows end in belong to `build`.
 
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from capmerge.captions.alternatives import trained_alternatives
 from capmerge.captions.fields import MARK, WEIGHTS
 from capmerge.captions.size import size_of
 from capmerge.captions.written import read_spans
-from capmerge.files.atomic import ScratchFile
+from capmerge.files.atomic import Buffer, ScratchFile
 from capmerge.index.latent_names import hash_of, stem_of
 from capmerge.index.reader import ROW, TOKEN_COLUMNS
 from capmerge.tokens.caption_lengths import TextLengths
@@ -30,21 +31,21 @@ class RowMaker:
 
     def __init__(self, *, tokens: bool) -> None:
         self._lengths = TextLengths() if tokens else None
-        self._places: list[tuple[int, int]] = []
+        self._places: list[tuple[int, int, int]] = []
         self._hashes: list[bytes] = []
         self._leads: list[int] = []
         self._sizes: list[tuple[int, int]] = []
         self._texts: list[str] = []
         self._first_texts: list[int] = []
 
-    def note(self, start: int, end: int, key: str, record: dict[str, Any]) -> None:
-        """Note a record whose bytes are [start, end).
+    def note(self, start: int, data: Buffer, key: str, record: dict[str, Any]) -> None:
+        """Note a record whose bytes `data` begin at `start`.
 
         Raises `BrokenRecordError` when its fields do not agree; the record is then not noted.
         """
         texts = texts_of(record)
         stem, leads = stem_of(key)
-        self._places.append((start, end))
+        self._places.append((start, len(data), crc32(data)))
         self._hashes.append(hash_of(stem))
         self._leads.append(leads)
         size = size_of(record)
@@ -59,7 +60,8 @@ class RowMaker:
         if self._places:
             places, sizes = np.array(self._places, np.uint64), np.array(self._sizes, np.uint32)
             rows["offset"] = places[:, 0]
-            rows["length"] = places[:, 1] - places[:, 0]
+            rows["length"] = places[:, 1]
+            rows["checksum"] = places[:, 2]
             rows["stem_hash"] = np.frombuffer(b"".join(self._hashes), "<u8")
             rows["width"], rows["height"] = sizes[:, 0], sizes[:, 1]
             rows["leads"] = self._leads

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from capmerge.tokens.chunks import CutText
+from capmerge.tokens.chunks import CHUNK_IDS, CutText
+from trainer.families import LATENT_CHANNELS, Family
 
 
 class SampleRequest(NamedTuple):
@@ -111,6 +112,31 @@ class Batch:
     The keys are "samples", "tokens", "dropped_tokens", "wider_batches" (0 or 1), and the name of
     every event.
     """
+
+    @classmethod
+    def stand_in(cls, family: Family) -> Self:
+        """The smallest batch that a model of `family` takes, of one sample that weighs nothing.
+
+        A rank without a batch computes with it, so that the other ranks need not wait in vain.
+        """
+        return cls(
+            step=0,
+            epoch=0,
+            micro=0,
+            latents_BCHW=torch.zeros(1, LATENT_CHANNELS, 8, 8),
+            noise_BCHW=torch.zeros(1, LATENT_CHANNELS, 8, 8),
+            input_noise_BCHW=None,
+            timesteps_B=torch.zeros(1, dtype=torch.int64),
+            ids=tuple(torch.zeros(1, 1, CHUNK_IDS, dtype=torch.int64) for _ in family.encoders),
+            size_B6=torch.zeros(1, 6) if family.size_conditioning else None,
+            mask_B1HW=None,
+            weights_B=torch.zeros(1),
+            real_samples=1,
+            text_noise_seeds=(0,),
+            keys=(),
+            captions=(),
+            counts={},
+        )
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch with its tensors on `device`."""

@@ -11,13 +11,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from capmerge.captions.size import MOST_PX
 from trainer.data.shuffle import Numbers
 from trainer.errors import LatentsError
 
 WINDOW = 1 << 18
 """The number of records that are read at a time: 6 MB of columns and codes."""
 
-_SIDE_BITS, _CHUNKS_BITS = 24, 16
+_SIDE_BITS, _CHUNKS_BITS = MOST_PX.bit_length(), 16
 
 
 class SetRows(NamedTuple):

@@ -92,6 +92,8 @@ def identity(config: Config, datasets: Sequence[DataSet], size: RunSize) -> dict
     }
     for dataset in datasets:
         found[f"data.{dataset.number}.metadata fingerprint"] = dataset.index.fingerprint
+        records = dataset.index.records_fingerprint()
+        found[f"data.{dataset.number}.records fingerprint"] = records
         found[f"data.{dataset.number}.repeats"] = dataset.settings.repeats
         if dataset.rows.usable is not None:
             left_out = hashlib.blake2b(
@@ -108,7 +110,7 @@ class EpochPlans:
         self, folder: Path, config: Config, datasets: Sequence[DataSet], size: RunSize
     ) -> None:
         self._folder, self._seed = folder, config.train.seed
-        self._global_batch_size = size.global_batch_size
+        self._size = size
         self._rows = [dataset.rows for dataset in datasets]
         self._fingerprint = json.dumps(identity(config, datasets, size))
 
@@ -120,7 +122,8 @@ class EpochPlans:
             self._folder,
             seed=self._seed,
             epoch=epoch,
-            global_batch_size=self._global_batch_size,
+            global_batch_size=self._size.global_batch_size,
             sets=self._rows,
             fingerprint=self._fingerprint,
+            hold_room=(epoch + 1) * self._size.steps_per_epoch < self._size.max_steps,
         )

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from capmerge.files.npz import READ_ERRORS, Npz
-from capmerge.index.latent_names import LATENT_CHANNELS, PIXELS_PER_LATENT, parse_array
+from capmerge.index.latent_names import PIXELS_PER_LATENT, parse_array
 from trainer.errors import LatentsError
-from trainer.families import Family
+from trainer.families import LATENT_CHANNELS, Family
 
 FILES_CHECKED = 64
 """The largest number of files that `check_latent_scale` reads."""

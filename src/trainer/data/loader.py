@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from capmerge.errors import CapmergeError, WorkerError
-from capmerge.index.latent_names import LATENT_CHANNELS, PIXELS_PER_LATENT
+from capmerge.index.latent_names import PIXELS_PER_LATENT
 from capmerge.tokens.chunks import Chunker
 from trainer.data.batch import Batch, Sample, SampleRequest
 from trainer.data.buckets import SetRows, largest_area, next_of_bucket
@@ -30,6 +30,7 @@ from trainer.data.plan import Plan, deal
 from trainer.data.shared_memory import Handover
 from trainer.data.workers import iter_items, settle
 from trainer.errors import LatentsError
+from trainer.families import LATENT_CHANNELS
 
 MakeSample = Callable[[SampleRequest], Sample]
 """A function that makes a sample; it raises `LatentsError` for missing or broken latents."""
@@ -111,12 +112,7 @@ class Loader:
     def _iter_after(self, done: int) -> Iterator[Batch]:
         """The micro-batches after the first `done`, made by new workers."""
         self._order.done = done
-        workers = self._loader.num_workers
-        handover = (
-            Handover(workers, _PREFETCHED + 1, self._slot_bytes)
-            if workers and sys.platform == "linux"
-            else None
-        )
+        handover = self._handover()
         # It belongs to this iterator alone: its workers inherit it.
         self._batches.handover = handover
         for crossed in iter_items(self._loader):
@@ -133,6 +129,27 @@ class Loader:
             if isinstance(loaded.result, CapmergeError):
                 raise loaded.result
             yield loaded.result
+
+    def _handover(self) -> Handover | None:
+        """The memory in which batches cross; None where torch's own way has to carry them.
+
+        A single record whose size is beyond all sense asks for more memory than there is.
+        """
+        workers = self._loader.num_workers
+        if not workers or sys.platform != "linux":
+            return None
+        try:
+            return Handover(workers, _PREFETCHED + 1, self._slot_bytes)
+        except (OSError, OverflowError) as error:
+            _logger.warning(
+                "WARNING: data loading: found no shared memory of %s bytes (%s), expected as much "
+                "for %s workers. Batches cross more slowly now. Lower train.batch_size or "
+                "train.workers, or check the largest size in the metadata.",
+                f"{workers * (_PREFETCHED + 1) * self._slot_bytes:,}",
+                error,
+                workers,
+            )
+            return None
 
 
 def build_loader(

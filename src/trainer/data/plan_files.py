@@ -2,6 +2,9 @@
 
 `plan` defines what a plan is and reads it. A file is built once per machine, under a lock, in
 bounded memory.
+
+All plans of a run have one size. While there are epochs to come, a file of that size holds the room
+for the next plan, so that a disk that fills up in the meantime, such as with states, ends no run.
 """
 
 import contextlib
@@ -10,10 +13,10 @@ import json
 import os
 import re
 import sys
-import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -24,6 +27,7 @@ from trainer.data.buckets import WINDOW, SetRows, bucket_sizes, iter_usable, tri
 from trainer.data.plan import CHECKED_FROM, HEADER, MAGIC, Plan
 from trainer.data.shuffle import Groups, Numbers, fill_in_order
 
+ROOM_FILE = "room"
 _NAME = re.compile(r"epoch-(\d+)-.*\.plan(\..*\.tmp)?")
 
 
@@ -35,13 +39,15 @@ def open_plan(
     global_batch_size: int,
     sets: Sequence[SetRows],
     fingerprint: str,
+    hold_room: bool = False,
 ) -> Plan:
     """The plan of an epoch, counted from 0, read from its file in `folder`.
 
     A file that is missing or damaged is built first: the first process to arrive builds it under a
     lock; the others wait and map the same file. `fingerprint` identifies everything that the
     columns were made from: the metadata, the latents that were found, the family, the chunking of
-    captions and its limit. Building takes about 25 MB of private memory at any size.
+    captions and its limit. Building takes about 25 MB of private memory at any size. With
+    `hold_room`, room on the disk is held for the plan of another epoch.
 
     Raises `OutputError` when the file cannot be written, `LatentsError` when no record is usable.
     """
@@ -55,6 +61,8 @@ def open_plan(
             if plan := _opened(path, identity):
                 return plan
             _build(path, identity, seed, epoch, global_batch_size, sets)
+            if hold_room:
+                _hold_room(folder / ROOM_FILE, path.stat().st_size)
         return Plan(path, identity)
     except OSError as error:
         raise OutputError(
@@ -63,16 +71,24 @@ def open_plan(
         ) from error
 
 
-def drop_old_plans(folder: Path, epoch: int) -> None:
+def drop_old_plans(folder: Path, epoch: int, *, hold_room: bool = False) -> None:
     """Remove the plans of all epochs before `epoch` from the folder of a run.
 
-    A process that has one of them open can read it until it closes it.
+    A process that has one of them open can read it until it closes it. With `hold_room`, one of
+    them becomes the room for the next plan, if no room is held; no process may read it any more.
     """
-    for path in folder.iterdir():
-        match = _NAME.fullmatch(path.name)
-        if match and int(match[1]) < epoch:
-            # Another process was faster, or Windows has the file open: the next call removes it.
-            with contextlib.suppress(OSError):
+    old = [
+        path
+        for path in folder.iterdir()
+        if (match := _NAME.fullmatch(path.name)) and int(match[1]) < epoch
+    ]
+    # Where that fails, another process was faster, or Windows has the file open: the next call
+    # removes it.
+    for path in old:
+        with contextlib.suppress(OSError):
+            if hold_room and path.suffix == ".plan" and not (folder / ROOM_FILE).exists():
+                path.replace(folder / ROOM_FILE)
+            else:
                 path.unlink()
 
 
@@ -151,9 +167,9 @@ def _build(
 
     # Write a temporary file in place through a memory map, then give it its name.
     chance = Chance(SampleId(seed, epoch, key=""))
-    descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(descriptor, "r+b") as file:
+        with _opened_room(path.with_name(ROOM_FILE), temporary) as file:
             _reserve(file.fileno(), len(head) + (n_samples + steps) * size)
             whole = np.memmap(file, mode="r+")
         whole[: len(head)] = np.frombuffer(head, dtype=np.uint8)
@@ -165,18 +181,34 @@ def _build(
         whole[8:CHECKED_FROM].view("<u8")[0] = zlib.crc32(whole[CHECKED_FROM:].data)
         del whole, samples, order  # Windows cannot rename an open file
         # Not synced: the damage that a power failure leaves is noticed, and the plan built again.
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
+def _opened_room(room: Path, path: Path) -> BinaryIO:
+    """A new file at `path` to write to, with the room that is held, if there is any."""
+    try:
+        return room.replace(path).open("r+b")
+    except OSError:
+        return path.open("w+b")
+
+
+def _hold_room(room: Path, size_bytes: int) -> None:
+    """Hold `size_bytes` of disk space in the file `room`, or none on a full disk."""
+    try:
+        with room.open("ab") as file:
+            _reserve(file.fileno(), size_bytes)
+    except OSError:
+        room.unlink(missing_ok=True)
+
+
 def _reserve(descriptor: int, size_bytes: int) -> None:
-    """Reserve `size_bytes` of disk space for a file.
+    """Give a file `size_bytes` of disk space.
 
     On a full disk, writing to mapped memory without space behind it would kill the process.
     """
     if sys.platform == "linux":
         os.posix_fallocate(descriptor, 0, size_bytes)
-    else:
-        os.truncate(descriptor, size_bytes)
+    os.truncate(descriptor, size_bytes)

@@ -59,7 +59,8 @@ def iter_items(loader: DataLoader[Item]) -> Iterator[Item]:
 def kill_workers() -> None:
     """Kill the workers of this process, so that one that hangs cannot keep the process from ending.
 
-    A worker that reads from a dead network disk, or was stopped, takes no other signal.
+    To be called at every end of the loading: a worker that reads from a dead network disk, or was
+    stopped, takes no other signal, and Python would wait for it for ever.
     """
     for worker in multiprocessing.active_children():
         worker.kill()

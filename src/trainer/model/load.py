@@ -17,11 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from capmerge.index.latent_names import LATENT_CHANNELS
 from capmerge.tokens.chunks import CHUNK_IDS
 from trainer.config.settings import NoiseSettings
 from trainer.errors import ModelError
-from trainer.families import FAMILIES, FamilyName
+from trainer.families import FAMILIES, LATENT_CHANNELS, FamilyName
 from trainer.model.shapes import VOCABULARY, shape_of
 from trainer.model.text_encoders import encoder_rules
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from capmerge.errors import OutputError
+from capmerge.errors import OutputError, in_words
 from capmerge.files.folders import publish_folder
 from trainer.config.settings import Config, NoiseSettings
 from trainer.families import FAMILIES, FamilyName
@@ -64,7 +64,7 @@ def save_model(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise OutputError(
-            f"{folder}: the model cannot be written ({error}). Nothing of it was kept. "
+            f"{folder}: the model cannot be written ({in_words(error)}). Nothing of it was kept. "
             "Free some disk space, then --resume latest writes it."
         ) from error
     return missing

@@ -4,6 +4,7 @@ Knows no data and no model. All ranks call everything here alike; nothing is don
 between two collectives.
 """
 
+import gc
 import os
 import re
 from collections.abc import Sequence
@@ -70,7 +71,7 @@ def build_engine(config: Config) -> Accelerator:
     except (torch.distributed.DistNetworkError, torch.distributed.DistStoreError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise RankError(
-            f"{_this_rank()}: found no way to meet the other processes at {place} "
+            f"{this_rank()}: found no way to meet the other processes at {place} "
             f"({_in_short(error)}), expected all {os.environ.get('WORLD_SIZE')} of them. Start "
             "them together, with a MASTER_ADDR that all can reach and a free MASTER_PORT."
         ) from error
@@ -94,20 +95,35 @@ def _engine(config: Config) -> Accelerator:
     )
 
 
+def prepare(
+    engine: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[torch.nn.Module, Any]:
+    """The model and its optimizer, on the device of the engine and in its wrappers."""
+    prepared, wrapped = engine.prepare(model, optimizer)
+    if isinstance(prepared, torch.nn.parallel.DistributedDataParallel):
+        # No buffer of these models ever changes, and a rank whose forward pass fails tries another
+        # one: an exchange of buffers in each pass would leave the ranks out of step.
+        prepared.broadcast_buffers = False
+    return prepared, wrapped
+
+
 def problem_of_lost_rank(error: BaseException | None) -> str:
     """The start of a message on a process that is gone or does not answer, or "" for other errors.
 
     Its exceptions have no common class: gloo raises a `RuntimeError`, whose text alone tells it.
+    Notes that were added to the error are told too.
     """
     while error is not None:
         text = str(error).lower()
         if isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS_OF_LOSS):
-            return f"{_this_rank()}: lost another process of the run ({_in_short(error)})"
+            known = "; ".join([_in_short(error), *getattr(error, "__notes__", ())])
+            return f"{this_rank()}: lost another process of the run ({known})"
         error = error.__cause__
     return ""
 
 
-def _this_rank() -> str:
+def this_rank() -> str:
+    """The name of this process in messages."""
     return f"rank {os.environ.get('RANK', '0')}"
 
 
@@ -115,6 +131,18 @@ def _in_short(error: BaseException) -> str:
     """The first sentence of an engine's error, without the place in its own source."""
     text = re.sub(r"^\[[^]]*\.(cc|cpp|h):\d+\]\s*", "", " ".join(str(error).split()))
     return re.split(r"\.( |$)", text)[0][:200]
+
+
+def leave_ranks() -> None:
+    """Leave the process group after an error, when nothing but garbage holds the model any more.
+
+    If DDP were the last to hold the group, it would wait at the exit of the process for a thread of
+    gloo with Python's lock in hand, which that thread may need: both would hang. NCCL has no such
+    thread, but might wait for a lost process.
+    """
+    gc.collect()
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()
 
 
 def from_rank_0(engine: Accelerator, value: Any) -> Any:

@@ -6,8 +6,9 @@ Every rank makes the same calls; only writing single files is left to rank 0.
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple, Self
 
+from capmerge.errors import CapmergeError
 from trainer.config.load import resolved_toml
 from trainer.data.batch import Batch
 from trainer.data.datasets import DataSet
@@ -22,7 +23,7 @@ from trainer.errors import (
     NonFiniteError,
 )
 from trainer.model.save import save_model, without_wrappers
-from trainer.training.accelerator import problem_of_lost_rank
+from trainer.training.accelerator import from_all_ranks, problem_of_lost_rank
 from trainer.training.checkpoint import (
     save_state,
     set_aside_later,
@@ -47,6 +48,27 @@ MOST_SKIPPED = 20
 
 Latents are checked to be finite, so a single batch may break a gradient, but not every one.
 """
+
+
+class EndedElsewhereError(Exception):
+    """The run ends with `exit_code`, by an error of another rank, which tells it itself."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"another rank ended with {exit_code}")
+        self.exit_code = exit_code
+
+
+class _Failure(NamedTuple):
+    """What the other ranks need to know about an error."""
+
+    text: str
+    exit_code: int
+    is_timeout: bool
+
+    @classmethod
+    def of(cls, error: Exception) -> Self:
+        code = error.exit_code if isinstance(error, CapmergeError) else 1
+        return cls(str(error), code, isinstance(error, BatchTimeoutError))
 
 
 class ActiveRun:
@@ -76,11 +98,18 @@ class ActiveRun:
 
     def train(self, interrupts: Interrupts) -> None:
         """Train from the current step to the last one, or until a signal arrives."""
+        try:
+            self._train(interrupts)
+        finally:
+            kill_workers()
+
+    def _train(self, interrupts: Interrupts) -> None:
         last, on_nonfinite = self.size.max_steps, self.config.train.on_nonfinite
         told_at = min(last, self.step + FIRST_STEPS)
         watched = self._watch_bf16()
         batches = interrupts.bounded(self._iter_batches())
         stop_requested = save_requested = False
+        failure: Exception | None = None
 
         def requests() -> Requests:
             self.is_stepping = True
@@ -90,19 +119,18 @@ class ActiveRun:
             while self.step < last and not stop_requested:
                 # Train one optimizer step; on a broken gradient, stop if the settings say so.
                 try:
-                    result = train_step(self.state, batches, self.step, requests)
+                    result = train_step(self.state, batches, self.step, requests, failure)
                 except BatchTimeoutError as error:
-                    kill_workers()
-                    # Other ranks would wait for this one in vain: the error ends them all.
-                    if self.engine.num_processes > 1:
-                        raise
                     self.log.say(f"WARNING: {error}")
                     return
                 self.is_stepping = False
+                if result.failed:
+                    self._stop_failed(result.failure)
+                    return
                 if not result.taken and not result.may_scale_less and on_nonfinite == "stop":
                     self._stop_nonfinite(result)
                 self.step += 1
-                self.log.log_step(self.step, result)
+                failure = self._log_step(result)
                 self._check_skipped(result)
                 if watched and self.step == told_at:
                     self.log.say(f"{watched.share():.1%} of the weights moved up to step {told_at}")
@@ -119,7 +147,40 @@ class ActiveRun:
                 self._check_replaced(result)
                 epoch, steps_into_epoch = divmod(self.step, self.size.steps_per_epoch)
                 if not steps_into_epoch and self.engine.is_local_main_process:
-                    drop_old_plans(self.folder / PLANS_FOLDER, epoch)
+                    drop_old_plans(self.folder / PLANS_FOLDER, epoch, hold_room=self.step < last)
+
+    def _log_step(self, result: StepResult) -> Exception | None:
+        """Log the numbers of the step; an error of one of several ranks is returned, not raised.
+
+        Only rank 0 writes, and the others would wait for it.
+        """
+        try:
+            self.log.log_step(self.step, result)
+        except Exception as error:
+            alone = self.engine.num_processes == 1 or self.step == self.size.max_steps
+            if alone or problem_of_lost_rank(error):
+                raise
+            return error
+        return None
+
+    def _stop_failed(self, failure: Exception | None) -> None:
+        """Save the last good state with all ranks after an error of some, and end them alike.
+
+        The ranks with an error raise it, and the others `EndedElsewhereError`. If no more came of
+        it than a wait that was given up after a signal, the run ends as after any signal.
+        """
+        told = None if failure is None else _Failure.of(failure)
+        failures = dict(enumerate(from_all_ranks(self.engine, [told])))
+        rank, first = next((rank, found) for rank, found in failures.items() if found)
+        if all(found.is_timeout for found in failures.values() if found):
+            self.log.say(f"WARNING: rank {rank}, {first.text}")
+            return
+        if self.step > self.saved_step:
+            self.save()
+        self.log.say(f"An error of rank {rank} ends all {len(failures):,} processes of the run.")
+        if failure is None or (told == first and rank != self.engine.process_index):
+            raise EndedElsewhereError(first.exit_code)
+        raise failure
 
     def _watch_bf16(self) -> MovedWeights | None:
         """Warn about bf16 weights, and return what they are, to tell how many of them move."""

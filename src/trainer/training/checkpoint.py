@@ -15,6 +15,7 @@ write alone are written by rank 0.
 
 import json
 import math
+import os
 import pickle
 import re
 import shutil
@@ -28,11 +29,12 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
+from capmerge.errors import in_words, printable
 from capmerge.files.folders import publish_folder, sync_files
-from trainer.errors import ResumeError
+from trainer.errors import ConfigError, ResumeError
 from trainer.training.accelerator import from_rank_0, sum_over_ranks
 from trainer.training.run_folder import CHECKPOINTS_FOLDER as _FOLDER
-from trainer.training.run_folder import holds_run
+from trainer.training.run_folder import RUN_FILE, holds_run, is_seed, read_object
 
 _NAME = re.compile(r"step-(\d{8,})")
 _UNFINISHED = ".unfinished-"
@@ -64,14 +66,24 @@ def find_states(output_dir: Path, wanted: str) -> list[Path]:
     """The folders of the states to resume from, the newest first; none if none was saved yet.
 
     `wanted` is `latest` for those in `output_dir`, the folder of another run for those in it, or
-    the path of a single state. Raises `ResumeError` when the folder holds no run, or the path no
-    complete state.
+    the path of a single state. Raises `ConfigError` when there is no such folder, and `ResumeError`
+    when the folder holds no run, or the path no complete state.
     """
     run = output_dir if wanted == "latest" else Path(wanted)
+    # Path.is_dir() raises an error for a name that is too long.
+    if wanted != "latest" and not (wanted and os.path.isdir(wanted)):  # noqa: PTH112
+        problem = "found a file" if os.path.lexists(wanted) else "there is no such folder"
+        raise ConfigError(
+            f"--resume {printable(wanted)}: {problem}, expected latest, the folder of a run, or "
+            f"that of a state, such as {_FOLDER}/step-00001000. Check the path."
+        )
     if wanted == "latest" and not holds_run(run):
+        states = _saved(run)
+        next_step = (
+            f"Name its state: --resume {states[-1]}" if states else "Start it without --resume"
+        )
         raise ResumeError(
-            f"{output_dir}: found no run there, expected run.json and {_FOLDER}. "
-            "Start the run without --resume."
+            f"{output_dir}: found no run there, expected {RUN_FILE} and {_FOLDER}. {next_step}."
         )
     if not holds_run(run):
         _read_state(run)
@@ -112,18 +124,19 @@ def _newest_sound(folders: Sequence[Path]) -> tuple[SavedState | None, list[str]
 
 def _read_state(folder: Path) -> SavedState:
     try:
-        values = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        values = read_object(folder / _STATE)
+        step: Any = values.get("step")
         saved = SavedState(
             folder,
-            values["step"],
-            values["identity"],
+            step,
+            values.get("identity", {}),
             values.get("files", {}),
             values.get("loss_scale", {}),
         )
         _check_values(saved)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ResumeError(
-            f"{folder}: no complete state ({error}), expected a folder such as "
+            f"{folder}: no complete state ({_STATE}: {in_words(error)}), expected a folder such as "
             f"{_FOLDER}/step-00001000 with {_STATE} in it. Name another one, or use "
             "--resume latest."
         ) from None
@@ -134,11 +147,16 @@ def _check_values(saved: SavedState) -> None:
     """Raise `ValueError` if `state.json` holds values that no save writes."""
     named = _NAME.fullmatch(saved.folder.name)
     if type(saved.step) is not int or saved.step < 0 or (named and int(named[1]) != saved.step):
-        raise ValueError(f"found the step {saved.step!r}")
-    if not isinstance(saved.identity, dict) or type(saved.identity.get("train.seed")) is not int:
+        found = "no step" if saved.step is None else f"the step {saved.step!r}"
+        raise ValueError(f"found {found}")
+    if not isinstance(saved.identity, dict) or not is_seed(saved.identity.get("train.seed")):
         raise ValueError("found no identity with a train.seed")
-    if not all(isinstance(told, dict) for told in saved.files.values()):
+    if not isinstance(saved.files, dict) or not all(
+        isinstance(told, dict) for told in saved.files.values()
+    ):
         raise ValueError("found no checksums in files")
+    if saved.config_file.exists() and _CONFIG not in saved.files:
+        raise ValueError("found no checksums, which only states without a config lack")
     # torch would believe any factor: with 0 or NaN, every step would be skipped.
     if saved.loss_scale != {} and not (
         isinstance(saved.loss_scale, dict)
@@ -158,8 +176,8 @@ def _checked(saved: SavedState) -> SavedState:
     for name, told in saved.files.items():
         try:
             found = _sum_of(saved.folder / name)
-        except OSError as error:
-            problem = f"cannot be read ({error.strerror})"
+        except (OSError, ValueError) as error:
+            problem = f"cannot be read ({in_words(error)})"
         else:
             if found == told:
                 continue
@@ -173,6 +191,8 @@ def _checked(saved: SavedState) -> SavedState:
 
 def _sum_of(path: Path) -> dict[str, int | str]:
     """The size of a file and the CRC-32 of its bytes, which takes 0.3 s for 1 GB in memory."""
+    if path.exists() and not path.is_file():  # nobody may ever write to a named pipe
+        raise ValueError("it is no regular file")
     size, checksum = 0, 0
     with path.open("rb", buffering=0) as file:
         while part := file.read(_PART_BYTES):
@@ -331,7 +351,7 @@ def _publish(unfinished: Path, final: Path, values: Mapping[str, Any], keep: int
         (unfinished / _STATE).write_text(text, encoding="utf-8")
         publish_folder(unfinished, final)
     except OSError as error:
-        return str(error)
+        return in_words(error)
     for old in _saved(final.parent.parent)[: -keep if keep else 0]:
         _remove(old)
     return ""
@@ -363,8 +383,7 @@ def _disk_problem(error: BaseException | None) -> str:
     and its complaint about that ("enforce fail ... unexpected pos") hides the first error.
     """
     while error is not None:
-        text = str(error)
-        if isinstance(error, OSError) or any(sign in text.lower() for sign in _DISK_SIGNS):
-            return text
+        if isinstance(error, OSError) or any(sign in str(error).lower() for sign in _DISK_SIGNS):
+            return in_words(error)
         error = error.__cause__ or error.__context__
     return ""

@@ -14,7 +14,14 @@ from trainer.config.resume_rules import Change, list_changes
 from trainer.config.settings import Config
 from trainer.errors import ConfigError, ResumeError
 from trainer.training.checkpoint import SavedState
-from trainer.training.optim import RateSchedule, list_moved_rates, replace_arguments
+from trainer.training.optim import (
+    Options,
+    RateSchedule,
+    begin_anew,
+    lacks_state,
+    list_moved_rates,
+    replace_arguments,
+)
 
 NO_SAVED_CONFIG = (
     "an earlier version saved this state without its config, so only what the state holds could be "
@@ -47,31 +54,39 @@ def check_same_run(
 def check_loaded(
     saved: SavedState,
     rates: RateSchedule,
-    configured: Sequence[Mapping[str, Any]],
+    built: Options,
     config: Config,
     *,
     allow_change: bool,
 ) -> list[str]:
     """Give a loaded optimizer the arguments of the config; the differences, as lines to show.
 
-    `configured` are the arguments from before the load, which put those of the saved run in their
-    place. A state that holds its config was compared by that one, so only its rates are told here.
+    `built` are its options from before the load, which put those of the saved run in their place.
+    An optimizer of another class, or one that now needs more than the saved one had kept, begins
+    anew. A state that holds its config was compared by that one, so only its rates are told here.
     Raises `ResumeError` for any difference from an older state, unless `allow_change`.
     """
     before = _saved_config(saved)
-    named = None if before is None else {*before.optimizer.arguments, *config.optimizer.arguments}
-    replaced = replace_arguments(rates.optimizer, configured, named)
     moved = list_moved_rates(rates, saved.step)
     lines = [
         f"{name} of step {saved.step:,}: saved {before_rate:.6g}, now {now_rate:.6g}"
         for name, (before_rate, now_rate) in moved.items()
     ]
-    if before is not None:
-        return lines
-    lines += [
-        _line(Change(f"optimizer.arguments.{name}", *values)) for name, values in replaced.items()
-    ]
-    _refuse(saved, lines, allow_change=allow_change)
+    name, was = config.optimizer.name, saved.identity.get("optimizer.name")
+    if name != was:
+        begin_anew(rates.optimizer, built)
+        return [*lines, f"the state of {was} is of no use to {name}, which begins anew"]
+    named = None if before is None else {*before.optimizer.arguments, *config.optimizer.arguments}
+    replaced = replace_arguments(rates.optimizer, built, named)
+    if before is None:
+        lines += [
+            _line(Change(f"optimizer.arguments.{argument}", *values))
+            for argument, values in replaced.items()
+        ]
+        _refuse(saved, lines, allow_change=allow_change)
+    if replaced and lacks_state(rates.optimizer, replaced):
+        begin_anew(rates.optimizer, built)
+        lines.append(f"{name} needs more with these arguments than it had kept, and begins anew")
     return lines
 
 

@@ -9,9 +9,11 @@ Every rank makes the same calls; only printing and writing single files is left 
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 from accelerate import Accelerator
 
+from capmerge.errors import CapmergeError
 from trainer.config.load import with_seed
 from trainer.config.settings import Config
 from trainer.data.datasets import DataSet, latents_fingerprint, open_datasets
@@ -27,9 +29,11 @@ from trainer.training.accelerator import (
     build_engine,
     first_of_ranks,
     from_rank_0,
+    leave_ranks,
+    prepare,
     problem_of_lost_rank,
 )
-from trainer.training.active_run import ActiveRun
+from trainer.training.active_run import ActiveRun, EndedElsewhereError
 from trainer.training.checkpoint import (
     find_states,
     is_of,
@@ -38,8 +42,9 @@ from trainer.training.checkpoint import (
     newest_state,
 )
 from trainer.training.continuation import NO_SAVED_CONFIG, check_loaded, check_same_run
+from trainer.training.heartbeat import Heartbeat
 from trainer.training.loss_scaling import LossScaling
-from trainer.training.optim import arguments_of, build_optimizer, build_schedule
+from trainer.training.optim import build_optimizer, build_schedule, options_of
 from trainer.training.run_folder import (
     begun_seed,
     check_new,
@@ -57,16 +62,29 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
     errors of `trainer.errors` and `capmerge.errors`; among them `RankError` when another process of
     the run is lost.
     """
+    end: int | CapmergeError
     try:
         return _train(config, resume=resume, allow_change=allow_change)
+    except EndedElsewhereError as error:
+        end = error.exit_code
+    except CapmergeError as error:
+        end = error.with_traceback(None)
     except Exception as error:
         if not (problem := problem_of_lost_rank(error)):
             raise
-    # Raised outside of the handler, without the error, which holds the model. No save is tried: it
-    # would wait for the lost process.
-    newest = newest_state(config.train.output_dir)
+        end = RankError(_lost(problem, config.train.output_dir))
+    # Here, outside of the handlers, nothing holds the frames of the run and its model any more.
+    leave_ranks()
+    if isinstance(end, int):
+        return end
+    raise end
+
+
+def _lost(problem: str, output_dir: Path) -> str:
+    """The message about a lost rank. No save is tried: it would wait for that rank."""
+    newest = newest_state(output_dir)
     kept = f"the newest saved state is {newest}" if newest else "no state has been saved yet"
-    raise RankError(
+    return (
         f"{problem}, expected all to train to the end. See the messages of the process that ended, "
         f"or hangs. Nothing was saved now; {kept}. Continue with --resume latest."
     )
@@ -75,8 +93,8 @@ def train(config: Config, *, resume: str | None = None, allow_change: bool = Fal
 def _train(config: Config, *, resume: str | None, allow_change: bool) -> int:
     # Find the state to resume from, or make sure that no earlier run would be overwritten.
     output_dir = config.train.output_dir
-    states = find_states(output_dir, resume) if resume else []
-    if not resume or (states and not is_of(states[0], output_dir)):
+    states = [] if resume is None else find_states(output_dir, resume)
+    if resume is None or (states and not is_of(states[0], output_dir)):
         check_new(output_dir)
 
     # Open the data before process groups start: a first launch may build an index for minutes.
@@ -86,7 +104,13 @@ def _train(config: Config, *, resume: str | None, allow_change: bool) -> int:
     # same run.
     engine = build_engine(config)
     saved, damaged = newest_sound(engine, states)
-    begun = saved.identity["train.seed"] if saved else begun_seed(output_dir) if resume else None
+    begun = (
+        saved.identity["train.seed"]
+        if saved
+        else begun_seed(output_dir)
+        if resume is not None
+        else None
+    )
     config = from_rank_0(engine, with_seed(config, begun))
     size = run_size(config, datasets, engine.num_processes)
     if saved and size.max_steps < saved.step:
@@ -105,12 +129,10 @@ def _train(config: Config, *, resume: str | None, allow_change: bool) -> int:
         # Build and prepare everything that trains, then load the saved state into it.
         state = _build(config, engine, size)
         if saved:
-            configured = arguments_of(state.optimizer)
+            built = options_of(state.optimizer)
             load_state(engine, saved)
             state.scaling.load(saved.loss_scale)
-            changed += check_loaded(
-                saved, state.rates, configured, config, allow_change=allow_change
-            )
+            changed += check_loaded(saved, state.rates, built, config, allow_change=allow_change)
         # Only now: a state that does not fit leaves the files of the run as they were.
         if engine.is_main_process:
             write_run_files(config, fixed)
@@ -125,21 +147,21 @@ def _train(config: Config, *, resume: str | None, allow_change: bool) -> int:
         run.log.say(*length_warnings(config, size.max_steps))
         run.log.say_start(state.bare_model, run.step, resumed=resume is not None)
         try:
-            with run.saved_on_errors():
-                run.train(interrupts)
-            run.save()
-            # The signal may have reached one rank only, but all of them end the run alike.
-            stopped_by = first_of_ranks(engine, interrupts.signal_number)
-            if stopped_by is None:
-                run.finish()
-            else:
-                run.log.say_stop(run.step, is_saved=run.saved_step == run.step)
+            with Heartbeat(engine, lambda problem: _lost(problem, output_dir)):
+                with run.saved_on_errors():
+                    run.train(interrupts)
+                run.save()
+                # The signal may have reached one rank only, but all of them end the run alike.
+                stopped_by = first_of_ranks(engine, interrupts.signal_number)
+                if stopped_by is None:
+                    run.finish()
+                else:
+                    run.log.say_stop(run.step, is_saved=run.saved_step == run.step)
         finally:
             if len(run.unsaved) > 1:
                 run.log.say(f"WARNING: {len(run.unsaved):,} states could not be saved in this run.")
             run.log.close()
-    # Drop DDP before the process group. If it were the last to hold the group, it would wait for a
-    # thread of gloo with Python's lock in hand, which that thread may need: both would hang.
+    # Drop DDP before the process group, as `leave_ranks` says.
     del run, state
     engine.free_memory()
     engine.end_training()
@@ -159,7 +181,7 @@ def _build(config: Config, engine: Accelerator, size: RunSize) -> TrainState:
     model = build_model(config)
     bare = build_optimizer(parameter_groups(model, config), config.optimizer, engine.device)
     rates = build_schedule(bare, config.optimizer, size.max_steps)
-    prepared, optimizer = engine.prepare(model, bare)
+    prepared, optimizer = prepare(engine, model, bare)
     schedule = Schedule.of(config.noise).to(engine.device)
     scaling = LossScaling(config, engine.device)
     return TrainState(engine, config, prepared, model, optimizer, rates, schedule, scaling)

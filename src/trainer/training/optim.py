@@ -4,8 +4,9 @@ Knows no model and no ranks.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from trainer.training.optimizer_classes import (
     is_of_bitsandbytes,
     parameter_names,
 )
-from trainer.training.optimizer_trial import check_by_trial, refusal
+from trainer.training.optimizer_trial import check_by_trial, kept_names, refusal
 
 
 def build_optimizer(
@@ -138,31 +139,57 @@ def list_moved_rates(rates: RateSchedule, step: int) -> dict[str, tuple[float, f
     return {name: pair for name, pair in found.items() if not math.isclose(*pair, rel_tol=1e-6)}
 
 
-def arguments_of(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """The arguments with which each parameter group was built, except its rate."""
-    inner = _unwrapped(optimizer)
-    known = parameter_names(type(inner)) - {"params", "lr"}
+Options = list[dict[str, Any]]
+"""All options of each parameter group of an optimizer, among them its arguments."""
+
+
+def options_of(optimizer: Optimizer) -> Options:
+    """The options of an optimizer's parameter groups, copied."""
     return [
-        {name: value for name, value in group.items() if name in known}
-        for group in inner.param_groups
+        {name: deepcopy(value) for name, value in group.items() if name != "params"}
+        for group in _unwrapped(optimizer).param_groups
     ]
 
 
 def replace_arguments(
-    optimizer: Optimizer, arguments: Sequence[Mapping[str, Any]], names: set[str] | None
+    optimizer: Optimizer, built: Options, names: set[str] | None
 ) -> dict[str, tuple[Any, Any]]:
-    """Give each parameter group its `arguments`, as `arguments_of` returned them.
+    """Give each parameter group the arguments that it was `built` with.
 
-    Only those in `names`; None stands for all. Returns the values before and now of the arguments
-    that differ, by name.
+    Only those in `names`; None stands for all but the rate. Returns the values before and now of
+    the arguments that differ, by name.
     """
+    inner = _unwrapped(optimizer)
+    known = parameter_names(type(inner)) - {"params", "lr"}
     replaced = {}
-    for group, values in zip(_unwrapped(optimizer).param_groups, arguments, strict=True):
-        for name, value in values.items():
-            if (names is None or name in names) and name in group and group[name] != value:
-                replaced[name] = group[name], value
-                group[name] = value
+    for group, values in zip(inner.param_groups, built, strict=True):
+        for name in known & values.keys() & group.keys() if names is None else known & names:
+            if name in values and group.get(name) != values[name]:
+                replaced[name] = group.get(name), values[name]
+                group[name] = values[name]
     return replaced
+
+
+def lacks_state(optimizer: Optimizer, replaced: Mapping[str, tuple[Any, Any]]) -> bool:
+    """True if the optimizer needs more than it has kept, since arguments of it were replaced."""
+    inner = _unwrapped(optimizer)
+    known = parameter_names(type(inner)) - {"params", "lr"}
+    group = inner.param_groups[0]
+    now = {name: group[name] for name in known & group.keys()}
+    before = now | {name: value for name, (value, _) in replaced.items()}
+    device = group["params"][0].device
+    needed, kept = (kept_names(type(inner), one, device) for one in (now, before))
+    return not needed <= kept
+
+
+def begin_anew(optimizer: Optimizer, built: Options) -> None:
+    """Let an optimizer go on as it was `built`, without what was loaded into it."""
+    inner = _unwrapped(optimizer)
+    inner.state.clear()
+    for group, values in zip(inner.param_groups, built, strict=True):
+        parameters = group["params"]
+        group.clear()
+        group.update(values, params=parameters)
 
 
 def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> Tensor:

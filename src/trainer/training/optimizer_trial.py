@@ -77,6 +77,19 @@ def check_by_trial(
         )
 
 
+def kept_names(
+    optimizer_class: type[Any], arguments: Mapping[str, Any], device: torch.device
+) -> set[str]:
+    """The names of what the optimizer keeps for its weights from step to step.
+
+    Some arguments add to it, such as a momentum. Leaves the random state of the CPU as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        trial = _Trial(optimizer_class, arguments, device, _RATES[:1])
+        trial.step(0)
+    return trial.kept_names()
+
+
 def refusal(
     optimizer_class: type[Any], settings: OptimizerSettings, device: torch.device, reason: str
 ) -> ConfigError:
@@ -139,6 +152,10 @@ class _Trial:
     def last_group(self) -> Tensor:
         """A copy of the weights of the last group, in one vector."""
         return torch.cat([parameter.detach().flatten() for parameter in self._groups[-1]]).clone()
+
+    def kept_names(self) -> set[str]:
+        """The names in the optimizer's state of any weight."""
+        return {str(name) for kept in self._optimizer.state.values() for name in kept}
 
     def is_finite(self) -> bool:
         """True if all weights are finite."""

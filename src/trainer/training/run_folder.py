@@ -24,10 +24,10 @@ PLOT_FILE = "loss.png"
 PLANS_FOLDER = "plans"
 MODEL_FOLDER = "model"
 CHECKPOINTS_FOLDER = "checkpoints"
-_RUN_FILE = "run.json"
+RUN_FILE = "run.json"
 _LOCK_FILE = ".lock"
 _WRITTEN = (
-    *(_RUN_FILE, CONFIG_FILE, METRICS_FILE, PLOT_FILE),
+    *(RUN_FILE, CONFIG_FILE, METRICS_FILE, PLOT_FILE),
     *(PLANS_FOLDER, MODEL_FOLDER, CHECKPOINTS_FOLDER),
 )
 """The names of what a run writes, replaces or cuts in its folder."""
@@ -47,23 +47,40 @@ _PACKAGES = (
 def holds_run(folder: Path) -> bool:
     """True if a run has begun in the folder: its `run.json` tells it, not files of common names."""
     try:
-        run = json.loads((folder / _RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return isinstance(read_object(folder / RUN_FILE).get("identity"), dict)
+    except (OSError, ValueError):
         return False
-    return isinstance(run, dict) and isinstance(run.get("identity"), dict)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a regular file; raises `OSError` or `ValueError` when there is none."""
+    if path.exists() and not path.is_file():  # nobody may ever write to a named pipe
+        raise ValueError("it is no regular file")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it nests too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError("it holds no JSON object")  # noqa: TRY004 -- of the file, not of the call
+    return found
+
+
+def is_seed(value: Any) -> bool:
+    """True if a value that was read is a seed as `train.seed` may have it."""
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def check_new(output_dir: Path) -> None:
     """Raise `ConfigError` if the folder already holds a run, or files that a run would replace."""
     if holds_run(output_dir):
         raise ConfigError(
-            f"{output_dir}: found the {_RUN_FILE} of an earlier run, expected a new or empty "
+            f"{output_dir}: found the {RUN_FILE} of an earlier run, expected a new or empty "
             "folder. Continue that run with --resume latest, or choose another train.output_dir."
         )
     foreign = [name for name in _WRITTEN if os.path.lexists(output_dir / name)]
     if foreign:
         raise ConfigError(
-            f"train.output_dir: {output_dir} holds {', '.join(foreign)}, and no {_RUN_FILE} of a "
+            f"train.output_dir: {output_dir} holds {', '.join(foreign)}, and no {RUN_FILE} of a "
             "run that wrote it; expected a folder without files of these names, which the run "
             "would replace. Move them, or set another train.output_dir."
         )
@@ -97,11 +114,10 @@ def claimed(output_dir: Path) -> Iterator[None]:
 def begun_seed(output_dir: Path) -> int | None:
     """The seed with which the run in the folder began, given or drawn; None if none can be read."""
     try:
-        run = json.loads((output_dir / _RUN_FILE).read_text(encoding="utf-8"))
-        seed = run["identity"]["train.seed"]
+        seed = read_object(output_dir / RUN_FILE)["identity"]["train.seed"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return seed if isinstance(seed, int) else None
+    return seed if is_seed(seed) else None
 
 
 def write_run_files(config: Config, identity: Mapping[str, Any]) -> None:
@@ -112,7 +128,7 @@ def write_run_files(config: Config, identity: Mapping[str, Any]) -> None:
         **{name: importlib.metadata.version(name) for name in _PACKAGES},
     }
     write_whole(
-        folder / _RUN_FILE,
+        folder / RUN_FILE,
         json.dumps({"versions": versions, "identity": dict(identity)}, indent=2) + "\n",
     )
     _write_config(folder / CONFIG_FILE, resolved_toml(config))

@@ -128,17 +128,19 @@ class RunLog:
         self._bar.set_postfix(progress_fields(line, self._recent.event_shares()), refresh=False)
         self._bar.update()
 
-        # Trackers and metrics.jsonl, every `log.every_steps`.
+        # Trackers and metrics.jsonl, every `log.every_steps`. What all ranks do comes first: a
+        # tracker may raise an error on rank 0.
         if step % self._settings.every_steps:
             return
-        if self._settings.trackers:
-            self._engine.log(line, step=step)
+        samples: dict[str, Any] = {}
         if self._settings.samples:
-            line |= {
+            samples = {
                 "keys": from_all_ranks(self._engine, result.keys),
                 "captions": from_all_ranks(self._engine, result.captions),
             }
-        if self._metrics and (problem := self._metrics.write(step, **line)):
+        if self._settings.trackers:
+            self._engine.log(line, step=step)
+        if self._metrics and (problem := self._metrics.write(step, **line, **samples)):
             self._lost_lines += 1
             if self._lost_lines == 1:
                 self.say(

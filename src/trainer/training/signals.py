@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
+from trainer.data.workers import kill_workers
 from trainer.errors import BatchTimeoutError
 
 Item = TypeVar("Item")
@@ -56,17 +57,21 @@ class Interrupts:
             signal.signal(number, handler)
 
     def bounded(self, items: Iterator[Item]) -> Iterator[Item]:
-        """The items of an iterator, whose waits do not outlast a signal for long.
+        """The items of a loader, whose waits do not outlast a signal for long.
 
         Raises `BatchTimeoutError` when no item comes within `LONGEST_WAIT_SECONDS` of a signal, or
-        of the begin of a wait after it. Windows has no such alarm, and waits on.
+        of the begin of a wait after it, and kills the workers, which torch would wait for one by
+        one. Windows has no such alarm, and waits on.
         """
         while True:
-            with self._bounded_wait():
-                try:
+            try:
+                with self._bounded_wait():
                     item = next(items)
-                except StopIteration:
-                    return
+            except StopIteration:
+                return
+            except BatchTimeoutError:
+                kill_workers()
+                raise
             yield item
 
     @contextmanager

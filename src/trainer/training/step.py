@@ -1,10 +1,12 @@
 """One optimizer step, from micro-batches to numbers; it can be tested without a run around it."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from traceback import clear_frames
 from typing import Any, NamedTuple
 
 import torch
@@ -12,10 +14,11 @@ from accelerate import Accelerator
 
 from trainer.config.settings import Config
 from trainer.data.batch import Batch
+from trainer.families import FAMILIES
 from trainer.model.model import Model
 from trainer.model.noise_schedule import Schedule
-from trainer.training.accelerator import sum_over_ranks
-from trainer.training.loss import batch_loss
+from trainer.training.accelerator import problem_of_lost_rank, sum_over_ranks
+from trainer.training.loss import Loss, batch_loss
 from trainer.training.loss_scaling import LossScaling
 from trainer.training.optim import RateSchedule, clip_gradients, guarded_step
 
@@ -61,6 +64,10 @@ class StepResult:
     """True if any rank asked to stop after this step."""
     save_requested: bool
     """True if any rank asked to save the state after this step."""
+    failed: bool
+    """True if any rank met an error: then the step was not taken, and only `failure` counts."""
+    failure: Exception | None
+    """The error of this rank, which the other ranks do not know."""
     replaced: int
     """Samples of all ranks that replace others whose latents are missing or broken."""
     loss_scale: float | None
@@ -87,6 +94,7 @@ def train_step(
     loader: Iterator[Batch],
     step: int,
     requests: Callable[[], Requests] = Requests,
+    failure: Exception | None = None,
 ) -> StepResult:
     """Train the micro-batches of `step` (from 0), the next of `loader`, and return its numbers.
 
@@ -95,6 +103,10 @@ def train_step(
     chunks of padding (`text.max_tokens`). The loss, the gradient norm and what the ranks must agree
     on - their `requests`, asked for when the gradient is ready - cross in one collective and are
     read back together: each step waits for the device once.
+
+    On one of several ranks, an error of the loader or of a forward pass is not raised: the others
+    would wait for this rank for ever. It takes part with a batch that weighs nothing, and no rank
+    steps. `failure` is such an error from before the step.
     """
     engine, config = state.engine, state.config
     start, waited = time.perf_counter(), 0.0
@@ -103,23 +115,35 @@ def train_step(
     captions: list[str] = []
     loss_sum = torch.zeros((), device=engine.device)
 
+    def loss_of(batch: Batch) -> Loss:
+        with state.scaling.autocast():
+            return batch_loss(
+                state.model, batch.to(engine.device), state.schedule, config.noise, config.loss
+            )
+
     # Accumulate the gradients of all micro-batches.
     for micro in range(config.train.accumulation):
-        asked = time.perf_counter()
-        batch = next(loader)
-        waited += time.perf_counter() - asked
-        counts.update(batch.counts)
-        keys += batch.keys
-        captions += batch.captions
         # Ranks add up their gradients at the last micro-batch. Not by `engine.accumulate`: it
         # counts micro-batches over the whole run and saves its count, so a run that is resumed with
         # another accumulation would step in the middle of a batch, or never.
         last = micro == config.train.accumulation - 1
         with nullcontext() if last else engine.no_sync(state.model):
-            with state.scaling.autocast():
-                loss = batch_loss(
-                    state.model, batch.to(engine.device), state.schedule, config.noise, config.loss
-                )
+            if failure is None:
+                try:
+                    asked = time.perf_counter()
+                    batch = next(loader)
+                    waited += time.perf_counter() - asked
+                    counts.update(batch.counts)
+                    keys += batch.keys
+                    captions += batch.captions
+                    loss = loss_of(batch)
+                except Exception as error:
+                    if engine.num_processes == 1 or problem_of_lost_rank(error):
+                        raise
+                    clear_frames(error.__traceback__)  # they hold the tensors of the pass
+                    failure = error
+            if failure is not None:
+                loss = loss_of(Batch.stand_in(FAMILIES[config.model.family]))
             # The engine averages gradients over ranks, but shares of a mean have to be added up.
             engine.backward(state.scaling.scaled(loss.value * engine.num_processes))
         loss_sum += loss.value.detach()
@@ -131,14 +155,16 @@ def train_step(
     norm = clip_gradients(trained, config.optimizer.clip_grad_norm)
 
     # Sum over the ranks what they must agree on: the only collective besides the gradients'.
-    of_this_rank = [counts["replaced"], *requests()]
+    of_this_rank = [counts["replaced"], *requests(), failure is not None]
     local_sums = torch.tensor(of_this_rank, dtype=torch.float32, device=engine.device)
     global_sums = sum_over_ranks(engine, torch.cat((loss_sum[None], local_sums)))
 
     # Step, unless the gradient is broken; the numbers are read back in the same transfer.
+    norm = torch.where(global_sums[-1] > 0, math.nan, norm)
     stepped = guarded_step(state.optimizer, norm, *global_sums, state.scaling.scale())
-    mean_loss, replaced, stops, saves, loss_scale = stepped.scalars
-    state.scaling.update()
+    mean_loss, replaced, stops, saves, failed, loss_scale = stepped.scalars
+    if not failed:
+        state.scaling.update()
     return StepResult(
         loss=mean_loss,
         grad_norm=stepped.grad_norm,
@@ -146,6 +172,8 @@ def train_step(
         taken=stepped.taken,
         stop_requested=stops > 0,
         save_requested=saves > 0,
+        failed=failed > 0,
+        failure=failure,
         replaced=int(replaced),
         loss_scale=loss_scale if state.scaling.is_on else None,
         counts=counts,

@@ -149,6 +149,18 @@ def test_a_head_that_is_no_object_is_stale(tmp_path, text):
         Columns(path, SCHEMA, "")
 
 
+def test_a_changed_byte_in_a_column_is_stale(path):
+    """Any byte of the columns or of their checksum is compared, unless the file is not read."""
+    whole = path.read_bytes()
+    start = min(place for _, place in Columns(path, SCHEMA, "").about["columns"].values())
+    for place in range(start, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(StaleError, match=r"the file is broken: .*Build it again"):
+            Columns(path, SCHEMA, "Build it again.")
+    path.write_bytes(whole[:start] + bytes([whole[start] ^ 1]) + whole[start + 1 :])
+    assert Columns(path, SCHEMA, "", read_all=False)["big"][0] == 0
+
+
 @pytest.mark.parametrize("change", [lambda data: data[:-64], lambda data: data + bytes(64)])
 def test_a_file_of_another_size_is_stale(path, change):
     """A file that was cut off or extended is recognized by the size in its head."""

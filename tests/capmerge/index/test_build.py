@@ -344,6 +344,43 @@ def test_one_changed_byte_makes_it_stale(few):
     assert read_all(mended) == json.loads(few.read_bytes())
 
 
+def test_an_edit_between_the_sampled_blocks_is_seen(tmp_path):
+    """An edit that keeps the size and the fingerprint is an error where the record is read.
+
+    An index that is made anew tells other records.
+    """
+    records = {f"k{number}": {"caption": "a red fox " * 40} for number in range(3000)}
+    path = write(tmp_path / "many.json", as_indent_2(rewritten_all(records)))
+    before = build_index(path)
+    for number in range(1000, 1100):
+        data = path.read_bytes()
+        start = int(before.offset[number])
+        edited = data[:start] + data[start:].replace(b"red fox", b"fox red", 1)
+        assert len(edited) == len(data)
+        write(path, edited)
+        if open_index_fits(path):
+            break
+        write(path, data)
+    index = ensure_index(path)
+    assert index.fingerprint == before.fingerprint
+    assert index.read(number - 1)[0] == f"k{number - 1}"
+    with pytest.raises(StaleError, match=rf"not record {number} of its index.*index .* --force"):
+        index.read(number)
+    anew = build_index(path)
+    assert anew.read(number)[1]["caption"].startswith("a fox red")
+    assert anew.fingerprint == before.fingerprint
+    assert anew.records_fingerprint() != before.records_fingerprint()
+
+
+def open_index_fits(path):
+    """True if the index of a file fits it, as far as its fingerprint tells."""
+    try:
+        open_index(path)
+    except StaleError:
+        return False
+    return True
+
+
 def test_a_record_that_is_not_there_any_more_is_an_error(few):
     """A file that is written to while it is in use never gives another record's text."""
     index = build_index(few)

@@ -1,4 +1,6 @@
+import errno
 import multiprocessing
+import os
 import resource
 import subprocess
 import sys
@@ -138,6 +140,33 @@ def test_room_is_reserved_before_writing(tmp_path):
         plan_files._reserve(file.fileno(), 1_000_000)
     assert (tmp_path / "file").stat().st_size == 1_000_000
     assert (tmp_path / "file").stat().st_blocks * 512 >= 1_000_000
+
+
+def test_a_disk_that_fills_up_later_leaves_room_for_the_plans(tmp_path, monkeypatch):
+    """Room is held while epochs are to come, and plans in it are those of an empty disk.
+
+    A disk that is full gives no file more bytes than it has.
+    """
+    expected = [opened(tmp_path / "other", epoch=epoch)._path.read_bytes() for epoch in range(4)]
+    reserve = plan_files._reserve
+
+    def full(descriptor, size_bytes):
+        if os.fstat(descriptor).st_size < size_bytes:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        reserve(descriptor, size_bytes)
+
+    found = [opened(tmp_path, hold_room=True)._path.read_bytes()]
+    monkeypatch.setattr(plan_files, "_reserve", full)
+    for epoch in range(1, 4):
+        found.append(opened(tmp_path, epoch=epoch, hold_room=epoch < 3)._path.read_bytes())
+        assert not (tmp_path / "room").exists()
+        drop_old_plans(tmp_path, epoch, hold_room=epoch < 3)
+    assert found == expected
+    assert [path.name[:14] for path in sorted(tmp_path.glob("*[!k]"))] == [
+        *("epoch-00000003", "other")
+    ]
+    with pytest.raises(OutputError, match="No space left on device"):
+        opened(tmp_path, epoch=4)
 
 
 def test_no_usable_record_leaves_no_file(tmp_path):

@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import sys
 
 import pytest
 from builders.runs import metrics_of, rewrite_examples, settings_of, train_here, write_config
@@ -70,19 +72,63 @@ def test_a_flipped_bit_falls_back_to_the_state_before(begun, tmp_path, capsys, n
         {"step": True},
         {"identity": None},
         {"identity": {}},
+        {"identity": {"train.seed": -1}},
+        {"identity": {"train.seed": 1 << 63}},
         {"files": []},
+        {"files": {}},
+        {"files": None},
         {"files": {"model.safetensors": 1}},
     ],
 )
-def test_values_that_no_save_writes_are_refused(begun, tmp_path, capsys, damage):
+def test_values_that_no_save_writes_are_refused(begun, tmp_path, damage):
     """A state.json with an impossible step, identity or checksum falls back to the state before."""
-    run, config = begun(tmp_path)
+    run, _ = begun(tmp_path)
     edit(run, 3, damage)
-    assert checkpoint.find_states(run, "latest")[0] == state(run, 3)
     with pytest.raises(ResumeError, match="no complete state"):
         checkpoint.find_states(run, str(state(run, 3)))
-    assert train_here(config, resume="latest") == 0
-    assert "resumes at step 2" in capsys.readouterr().err
+    saved, (problem,) = checkpoint._newest_sound(checkpoint.find_states(run, "latest"))
+    assert saved.step == 2
+    assert problem.startswith(f"{state(run, 3)}: no complete state (state.json: ")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
+@pytest.mark.parametrize("name", ["state.json", "optimizer.bin"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_or_a_folder_in_a_state_is_damage(begun, tmp_path, name, make):
+    """A file of a state that is no regular file is told, and is not waited for."""
+    run, _ = begun(tmp_path)
+    (state(run, 3) / name).unlink()
+    make(state(run, 3) / name)
+    saved, (problem,) = checkpoint._newest_sound(checkpoint.find_states(run, "latest"))
+    assert saved.step == 2
+    assert "it is no regular file" in problem
+
+
+@pytest.mark.parametrize("wanted", ["", "nope", "n" * 300, "c.toml", "nope/latest"])
+def test_a_path_that_is_no_folder_is_a_mistake_of_the_command(begun, tmp_path, wanted):
+    """A wrong path to resume from is told in words, and ends with the exit code of a wrong path."""
+    run, config = begun(tmp_path)
+    wanted = str(config) if wanted == "c.toml" else wanted
+    with pytest.raises(ConfigError, match=r"found a file|there is no such folder") as refused:
+        train_here(config, resume=wanted)
+    assert str(refused.value).startswith(f"--resume {wanted}: ")
+    assert "Errno" not in str(refused.value)
+    with pytest.raises(
+        ResumeError, match=r"no complete state \(state\.json: No such file"
+    ) as refused:
+        train_here(config, resume=str(run / "checkpoints"))
+    assert "Errno" not in str(refused.value)
+
+
+def test_a_run_that_lost_its_run_json_goes_on_from_its_state(begun, tmp_path):
+    """Without a run.json, --resume latest names the newest state, which the run goes on from."""
+    run, config = begun(tmp_path)
+    (run / "run.json").write_text('{"identity": ')
+    with pytest.raises(ResumeError, match=r"found no run there.*--resume .*step-00000003\."):
+        train_here(config, resume="latest")
+    assert train_here(config, "train.max_steps=4", resume=str(state(run, 3))) == 0
+    assert [line["step"] for line in metrics_of(run)] == [1, 2, 3, 4]
+    assert checkpoint.find_states(run, "latest")[0] == state(run, 4)
 
 
 def test_a_run_without_a_sound_state_is_not_begun_again(begun, tmp_path):

@@ -74,6 +74,72 @@ def test_an_allowed_change_is_applied_and_told(begun, tmp_path, capsys):
     assert load_config(run / "config.toml").optimizer.arguments == {"weight_decay": 0.5}
 
 
+@pytest.mark.parametrize(
+    ("before", "changes", "told", "kept", "group"),
+    [
+        (
+            [],
+            ["optimizer.arguments.amsgrad=true"],
+            "AdamW needs more with these arguments than it had kept, and begins anew",
+            {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"},
+            {"amsgrad": True},
+        ),
+        (
+            ["optimizer.name=RMSprop"],
+            ["optimizer.arguments.momentum=0.9"],
+            "RMSprop needs more with these arguments than it had kept, and begins anew",
+            {"step", "square_avg", "momentum_buffer"},
+            {"momentum": 0.9},
+        ),
+        # AdamW's own options would make an AdamW of Adam.
+        (
+            [],
+            ["optimizer.name=Adam"],
+            "the state of AdamW is of no use to Adam, which begins anew",
+            {"step", "exp_avg", "exp_avg_sq"},
+            {"weight_decay": 0, "decoupled_weight_decay": False},
+        ),
+        (
+            [],
+            ["optimizer.name=SGD"],
+            "the state of AdamW is of no use to SGD, which begins anew",
+            set(),
+            {"momentum": 0},
+        ),
+    ],
+)
+def test_an_optimizer_that_cannot_go_on_begins_anew(
+    begun, tmp_path, capsys, before, changes, told, kept, group
+):
+    """With --allow-change, what the saved optimizer lacks or means differently is left behind."""
+    run, config = begun(tmp_path)
+    if before:
+        run = tmp_path / "other"
+        before = [*before, f"train.output_dir={run}"]
+        assert train_here(config, *before) == 0
+    capsys.readouterr()
+    overrides = [*before, *changes, "train.max_steps=3"]
+    assert train_here(config, *overrides, resume="latest", allow_change=True) == 0
+    assert f"changed since the state was saved: {told}" in capsys.readouterr().err
+    path = run / "checkpoints" / "step-00000003" / "optimizer.bin"
+    saved = torch.load(path, weights_only=True)
+    assert {name for one in saved["state"].values() for name in one} == kept
+    assert {int(one["step"]) for one in saved["state"].values()} <= {1}
+    for one in saved["param_groups"]:
+        assert group.items() <= one.items()
+
+
+def test_an_optimizer_that_can_go_on_does_so(begun, tmp_path):
+    """Arguments that need nothing more keep the state of the optimizer."""
+    run, config = begun(tmp_path)
+    overrides = ["optimizer.arguments.betas=[0.8, 0.9]", "train.max_steps=3"]
+    assert train_here(config, *overrides, resume="latest", allow_change=True) == 0
+    path = run / "checkpoints" / "step-00000003" / "optimizer.bin"
+    saved = torch.load(path, weights_only=True)
+    assert {int(one["step"]) for one in saved["state"].values()} == {3}
+    assert {one["betas"] for one in saved["param_groups"]} == {(0.8, 0.9)}
+
+
 def test_a_longer_run_tells_how_its_schedule_moves(begun, tmp_path, capsys):
     """With a schedule over the whole run, more steps are refused, then told with both rates."""
     _, config = begun(tmp_path)
@@ -116,6 +182,36 @@ def test_moved_latents_are_told_by_their_content(begun, tmp_path):
     moved.rename(other)
     with pytest.raises(ResumeError, match=r"data\.0\.latents fingerprint"):
         train_here(config, "train.max_steps=3", f"data.latents={other}", resume="latest")
+
+
+def test_a_moved_model_is_told_by_its_content(begun, tmp_path):
+    """A model may lie elsewhere, but not be another one."""
+    run, config = begun(tmp_path)
+    model = run.rename(tmp_path / "first") / "model"
+    assert train_here(config, f"model.path={model}") == 0
+    moved = model.rename(tmp_path / "moved")
+    there = [f"model.path={moved}", "train.max_steps=3"]
+    assert train_here(config, *there, resume="latest") == 0
+    part = moved / "text_encoder" / "config.json"
+    part.write_bytes(part.read_bytes() + b"\n")
+    with pytest.raises(ResumeError, match=r"model fingerprint: saved .*, now "):
+        train_here(config, f"model.path={moved}", "train.max_steps=4", resume="latest")
+
+
+def test_metadata_of_the_same_size_are_told_by_their_content(begun, tmp_path):
+    """An edit that keeps the size of the metadata is seen; metadata that were moved may go on."""
+    run, config = begun(tmp_path)
+    before = load_config(run / "config.toml").data[0].metadata
+    moved = tmp_path / "moved.json"
+    shutil.copy(before, moved)
+    there = [f"data.metadata={moved}", "train.max_steps=3"]
+    assert train_here(config, *there, resume="latest") == 0
+    data = moved.read_bytes()
+    caption = data.index(b'"caption": "') + len(b'"caption": "')
+    moved.write_bytes(data[:caption] + data[caption : caption + 9].swapcase() + data[caption + 9 :])
+    assert moved.stat().st_size == len(data)
+    with pytest.raises(ResumeError, match=r"data\.0\.records fingerprint: saved .*, now "):
+        train_here(config, f"data.metadata={moved}", "train.max_steps=4", resume="latest")
 
 
 @pytest.mark.parametrize("named", ["run", "run/checkpoints/step-00000002"])

@@ -1,9 +1,13 @@
 import json
+import multiprocessing
+import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from itertools import count
 from types import SimpleNamespace
 
@@ -28,6 +32,7 @@ from trainer.errors import ConfigError, LatentsError, NonFiniteError, ResumeErro
 from trainer.model.build import build_model
 from trainer.training.dry_run import show
 from trainer.training.loss import batch_loss
+from trainer.training.run_log import RunLog
 
 
 @pytest.fixture(scope="module")
@@ -287,6 +292,24 @@ def test_a_broken_file_ends_the_run_with_its_state_saved(metadata, tmp_path, cap
         path.write_bytes(data)
     assert train_here(config, resume="latest") == 0
     assert_equal_bits(state_of(tmp_path / "run", 4), state_of(tmp_path / "whole", 4))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_worker_that_hangs_keeps_no_run_from_ending(config, monkeypatch, fails):
+    """A worker that hangs when the last batch is out, or at an error, is not waited for."""
+    log_step = RunLog.log_step
+
+    def hang(log, step, result):
+        log_step(log, step, result)
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGSTOP)
+        if fails:
+            raise ConnectionError("the tracker is gone")
+
+    monkeypatch.setattr(RunLog, "log_step", hang)
+    with pytest.raises(ConnectionError) if fails else nullcontext():
+        assert train_here(config(train={"max_steps": 1, "workers": 1})) == 0
+    assert multiprocessing.active_children() == []
 
 
 def test_an_error_before_the_first_step_saves_nothing(metadata, tmp_path):

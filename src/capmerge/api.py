@@ -93,8 +93,8 @@ def iter_records(path: FileName) -> Iterator[tuple[str, Any]]:
     """Yield the key and the value of each record of a .json or .jsonl file, .gz included.
 
     The file may have any size; only a few megabytes of it are in memory. Values are what Python's
-    `json` makes of them: integers of any size, NaN and lone surrogates included. Repeated keys are
-    yielded again where they stand further apart.
+    `json` makes of them: integers of any size, NaN and lone surrogates included. Records with
+    equal keys are all yielded, in their order; of a field that a record has twice, the last counts.
 
     Raises `UsageError` when the file cannot be opened, `DataError` with the place of damage, also
     after records were yielded.

@@ -29,7 +29,7 @@ def preview_command(
         typer.Option(
             "--key",
             metavar="KEY",
-            help="Show the record with this key. Repeat the option for more records.",
+            help="Show the first record with this key. Repeat the option for more records.",
             show_default=False,
         ),
     ] = None,
@@ -41,6 +41,26 @@ def preview_command(
             metavar="N",
             min=1,
             help="Show the first N records. Default: 5.",
+            show_default=False,
+        ),
+    ] = None,
+    random: Annotated[
+        int | None,
+        typer.Option(
+            "--random",
+            metavar="N",
+            min=1,
+            help="Show N records from anywhere in SRC, drawn by --seed (default: 0).",
+            show_default=False,
+        ),
+    ] = None,
+    longest: Annotated[
+        int | None,
+        typer.Option(
+            "--longest",
+            metavar="N",
+            min=1,
+            help="Show the N records whose longest alternative has the most tokens.",
             show_default=False,
         ),
     ] = None,
@@ -127,11 +147,17 @@ def preview_command(
         from capmerge.commands.preview import PreviewOptions, Sampling
 
         # Checks
-        if (seed is None) != (epoch is None):
-            raise UsageError("--seed and --epoch belong together. Give both, or neither.")
-        if key and count is not None:
-            raise UsageError("--key and -n both say which records to show. Give one of them.")
-        if seed is None and (pick or dataset is not None or repeat is not None):
+        if seed is None if epoch is not None else seed is not None and random is None:
+            raise UsageError(
+                "--seed and --epoch belong together. Give both, or --seed with --random alone."
+            )
+        given = {"--key": key or None, "-n": count, "--random": random, "--longest": longest}
+        choices = [name for name, value in given.items() if value is not None]
+        if len(choices) > 1:
+            raise UsageError(
+                f"{choices[0]} and {choices[1]} both say which records to show. Give one of them."
+            )
+        if epoch is None and (pick or dataset is not None or repeat is not None):
             raise UsageError(
                 "--pick, --dataset and --repeat say what is drawn. "
                 "Give --seed and --epoch with them."
@@ -144,7 +170,9 @@ def preview_command(
         options = PreviewOptions(
             merge.options(counts_tokens=True),
             keys=tuple(key or ()),
-            count=count or 5,
+            count=count or random or longest or 5,
+            selection="random" if random else "longest" if longest else "first",
+            seed=seed or 0,
             family=merge.family or "sd1",
             chunking=chunking,
             max_tokens=max_tokens,
@@ -154,7 +182,11 @@ def preview_command(
         )
 
         # Run
-        with open_source(src) as source, progress_bar(source, quiet=quiet or not key) as progress:
+        reads_all = key or random or longest
+        with (
+            open_source(src) as source,
+            progress_bar(source, quiet=quiet or not reads_all) as progress,
+        ):
             printed = print_previews(source, options, progress=progress, quiet=quiet)
 
         # Report

@@ -52,12 +52,15 @@ def print_previews(
         encoding=sys.stdout.encoding or "utf-8",
     )
     write = _write_beside_bar if progress else print
-    rewritten = unmergeable = 0
+    shown = rewritten = unmergeable = 0
     for preview in iter_previews(source, options, previewer, progress):
+        shown += 1
         rewritten += preview.rewritten
         unmergeable += preview.after is None
         for text in screen.lines(preview):
             write(text)
+    if not shown:
+        write(f"{printable(source.name)}: the file holds no records.")
     if not quiet:
         for note in previewer.notes():
             warn(note)

@@ -166,6 +166,7 @@ def rewrite_command(
                 outcome.written_bytes,
                 seconds,
                 outcome.latents,
+                outcome.repeated,
                 options.merge,
                 config,
             )

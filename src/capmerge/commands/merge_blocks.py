@@ -20,6 +20,7 @@ from capmerge.metadata.work import Chunk
 from capmerge.stats.counts import CaptionStats
 from capmerge.stats.duplicates import RecordPlaces
 from capmerge.stats.observer import Observer
+from capmerge.stats.repeated_keys import KeyNotes
 
 if TYPE_CHECKING:
     from capmerge.index.rows import RowMaker
@@ -43,10 +44,10 @@ class Counted(NamedTuple):
 class BlockMerger:
     """The work on each block of a rewrite, or of statistics alone when `out` is None.
 
-    `make_observer` makes the observer that counts the merged records, and `make_rows` the
-    `RowMaker` that notes them for an index; both may be None. The streams are "records" and
-    "rejects" of a rewrite, "hashes", "per_record" and "places" of an observer, and "rows" of an
-    index.
+    `make_observer` makes the observer that counts the merged records, `make_rows` the `RowMaker`
+    that notes them for an index, and `make_keys` the `KeyNotes`; each may be None. The streams are
+    "records" and "rejects" of a rewrite, "hashes", "per_record", "places" and "loops" of an
+    observer, "rows" of an index, and "keys" and "doubled" of `KeyNotes`.
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class BlockMerger:
         out: Format | None,
         make_observer: Callable[[], Observer] | None = None,
         make_rows: "Callable[[], RowMaker] | None" = None,
+        make_keys: Callable[[], KeyNotes] | None = None,
     ) -> None:
         self._name, self._layout, self._out = name, layout, out
         self._merger = Merger(merge, reserved_fields(out) if out else ())
         self._observer = make_observer and make_observer()
         self._rows = make_rows and make_rows()
+        self._keys = make_keys and make_keys()
         self._skips = on_error == "skip"
         self.counts = _MergeCounts(self._merger, self._observer)
 
@@ -75,6 +78,8 @@ class BlockMerger:
             records, left_out, rejects = self.merge(piece)
             if self._observer:
                 self._observe(self._observer, piece, left_out)
+            if self._keys:
+                self._keys.note(records.keys(), piece.records.doubled_keys())
             if self._out is None:
                 continue
             if body := encode(records, self._out.kind):
@@ -90,15 +95,18 @@ class BlockMerger:
                 yield "rejects", rejects
 
     def flush(self) -> Iterator[Chunk]:
-        """The notes on the block's records for statistics and for an index."""
+        """The notes on the block's records for statistics, an index and repeated keys."""
         if self._observer:
-            hashes, lines, places = self._observer.count()
+            hashes, lines, places, loops = self._observer.count()
             yield "hashes", hashes
             if lines:
                 yield "per_record", lines
             yield "places", places
+            yield "loops", loops
         if self._rows:
             yield "rows", self._rows.rows()
+        if self._keys:
+            yield from self._keys.take()
 
     def _observe(self, observer: Observer, piece: Piece, left_out: Collection[int]) -> None:
         """Note the records of a merged piece."""

@@ -6,7 +6,7 @@ Each alternative is shown as a model sees it: cut into chunks, with the tokens t
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from capmerge.captions.alternatives import WrittenAlternative, written_alternatives
 from capmerge.captions.draw import Drawn, Pick, draw_line
@@ -18,12 +18,18 @@ from capmerge.captions.template_choice import Choice
 from capmerge.captions.templates import MergeOptions
 from capmerge.captions.wildcard import parse_line
 from capmerge.captions.written import BrokenRecordError, is_rewritten, read_written
-from capmerge.errors import UsageError, printable, quoted
+from capmerge.commands.preview_records import (
+    first_records,
+    longest_records,
+    named_records,
+    random_records,
+)
+from capmerge.errors import UsageError, printable
 from capmerge.files.source import Source
+from capmerge.index.rows import texts_of
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, read_layout
 from capmerge.metadata.codec import Stray
 from capmerge.metadata.format import Format, reserved_fields
-from capmerge.metadata.pieces import iter_source
 from capmerge.rng import SampleId
 from capmerge.tokens.chunk_text import ChunkedText, chunk_text, crop_text
 from capmerge.tokens.chunks import CHUNK_TOKENS, Chunker, Splitting, count_chunks
@@ -33,6 +39,9 @@ from capmerge.tokens.load import load_readers
 from capmerge.tokens.tokenizer import FileTokenizer
 
 DEFAULT_MAX_TOKENS = 3 * CHUNK_TOKENS
+
+
+Selection = Literal["first", "random", "longest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +79,11 @@ class PreviewOptions:
 
     merge: MergeOptions = field(default_factory=MergeOptions)
     keys: tuple[str, ...] = ()
-    """The keys of the records that are shown; if empty, the first `count` records are."""
+    """The keys of the records that are shown; if empty, `count` records are."""
     count: int = 5
+    selection: Selection = "first"
+    """Which records are shown: the first, random ones by `seed`, or those with the most tokens."""
+    seed: int = 0
     family: TokenizerFamily = "sd1"
     chunking: Splitting = "kohya"
     max_tokens: int | None = None
@@ -193,12 +205,30 @@ class Previewer:
     def __init__(self, options: PreviewOptions) -> None:
         self._options = options
         self._merger = Merger(options.merge, reserved_fields(options.out) if options.out else ())
+        self._measured = Merger(options.merge, reserved_fields(options.out) if options.out else ())
         self.readers = Readers.load(options)
         self._counter = TokenCounter(self.readers.clip.tokenizers[0])
 
     def notes(self) -> list[str]:
         """Notes on the texts that the records so far lack."""
         return list(missing_text_notes(self._merger.tally))
+
+    def lengths(self, records: list[Any]) -> list[int]:
+        """The tokens of the longest text that each record trains, without those that `--fit` cuts.
+
+        It is 0 for a record that cannot be merged or read. The records are not changed.
+        """
+        merged = [copy_of(record) for record in records]
+        self._measured.merge_all(merged)
+        texts = [self._texts(record) for record in merged]
+        counts = iter(self._counter.count_tokens([text for found in texts for text in found]))
+        return [max(islice(counts, len(found)), default=0) for found in texts]
+
+    def _texts(self, record: Any) -> list[str]:
+        try:
+            return list(texts_of(record)) if is_rewritten(record) else []
+        except BrokenRecordError:
+            return []
 
     def preview(self, key: str, record: Any) -> Preview:
         """The preview of one record, which is not changed."""
@@ -291,49 +321,19 @@ def iter_previews(
     previewer: Previewer,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Preview]:
-    """The previews that `options` ask for, in the order of the source, one in memory at a time.
+    """The previews that `options` ask for, one in memory at a time.
 
     `progress` is told the offset that is done. Raises `UsageError` at the end when the source has
     no record of a key.
     """
-    for key, record in _iter_asked(source, options, progress):
-        yield previewer.preview(key, record)
-
-
-def _iter_asked(
-    source: Source, options: PreviewOptions, progress: Callable[[int], None] | None
-) -> Iterator[tuple[str, Any]]:
     layout = read_layout(source, options.max_record_bytes)
-    if not options.keys:
-        yield from islice(
-            (pair for piece in iter_source(source, layout) for pair in piece.records.pairs),
-            options.count,
-        )
-        return
-    missing = dict.fromkeys(options.keys)
-    stems = {_stem(key): key for key in missing}
-    alike: dict[str, str] = {}
-    records = 0
-    for piece in iter_source(source, layout):
-        found = dict(piece.records.pairs)
-        for key in [key for key in missing if key in found]:
-            del missing[key]
-            yield key, found[key]
-        if not missing:
-            return
-        for key in found:
-            if (stem := _stem(key)) in stems:
-                alike.setdefault(stems[stem], key)
-        records += len(piece.records.pairs)
-        if progress:
-            progress(piece.start + len(piece.data))
-    names = ", ".join(map(quoted, missing))
-    hints = [f"Did you mean {quoted(alike[key])}?" for key in missing if key in alike]
-    hint = " ".join(hints) or "Give whole keys, with folder and ending."
-    raise UsageError(f"{printable(source.name)}: found no record {names} among {records:,}. {hint}")
-
-
-def _stem(key: str) -> str:
-    """The last part of a key without its ending, in lower case."""
-    name = key.replace("\\", "/").rpartition("/")[2].lower()
-    return name.rpartition(".")[0] or name
+    if options.keys:
+        pairs = named_records(source, layout, options.keys, progress)
+    elif options.selection == "random":
+        pairs = random_records(source, layout, options.count, options.seed, progress)
+    elif options.selection == "longest":
+        pairs = longest_records(source, layout, options.count, previewer.lengths, progress)
+    else:
+        pairs = first_records(source, layout, options.count)
+    for key, record in pairs:
+        yield previewer.preview(key, record)

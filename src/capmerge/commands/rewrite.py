@@ -42,6 +42,7 @@ from capmerge.metadata.pieces import iter_source
 from capmerge.stats.collector import Gathered, Tokenizers
 from capmerge.stats.counts import CaptionStats
 from capmerge.stats.document import Document
+from capmerge.stats.repeated_keys import KeyCheck, KeyNotes, RepeatedKeys
 
 if TYPE_CHECKING:
     from capmerge.index.build import Indexing
@@ -87,6 +88,8 @@ class Outcome:
     written_bytes: int
     latents: Evidence
     """The kind of the cached latents, by their names or by the sizes in the records."""
+    repeated: RepeatedKeys
+    """The keys, and the fields of records, that occur more than once."""
     statistics: Document | None = None
     """The statistics of the output; None when they were not asked for."""
 
@@ -138,6 +141,8 @@ def rewrite(
         if options.stats:
             gathered = Gathered(options.stats)
             sinks |= gathered.sinks()
+        keys = stack.enter_context(KeyCheck(target))
+        sinks |= keys.sinks()
 
         # Merge every block.
         work = partial(
@@ -149,6 +154,7 @@ def rewrite(
             options.format,
             gathered.make_observer() if gathered else None,
             indexing.make_rows() if indexing else None,
+            KeyNotes,
         )
         total = Counted(Tally(), gathered.stats if gathered else CaptionStats())
         end = run_blocks(
@@ -166,6 +172,7 @@ def rewrite(
         source.check_unchanged()
 
         found = evidence(total.tally, names, image_size=bool(options.merge.image_size))
+        repeated = keys.result()
 
         # Finish the side files, and give all files their final names together.
         name = target.name if target else source.name
@@ -176,6 +183,8 @@ def rewrite(
         if target:
             counts = {
                 **total.tally.as_dict(),
+                "repeated_keys": repeated.records,
+                "repeated_fields": repeated.doubled,
                 "read_bytes": read_bytes,
                 "written_bytes": output.written_bytes,
             }
@@ -187,7 +196,7 @@ def rewrite(
             config = dataset_config(target, folder, sample.resolutions, found)
             files.side(DATASET).write(config.encode())
         files.publish()
-    return Outcome(total.tally, read_bytes, output.written_bytes, found, statistics)
+    return Outcome(total.tally, read_bytes, output.written_bytes, found, repeated, statistics)
 
 
 def _check_indexable(options: RewriteOptions) -> None:

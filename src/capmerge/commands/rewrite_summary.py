@@ -8,6 +8,7 @@ from capmerge.captions.tally_notes import missing_text_notes, tag_notes
 from capmerge.captions.templates import MergeOptions
 from capmerge.commands.latent_files import Evidence
 from capmerge.errors import printable
+from capmerge.stats.repeated_keys import RepeatedKeys
 
 _PARAGRAPHS_WORTH_ADVICE = 0.01
 
@@ -26,6 +27,7 @@ class Summary:
     written_bytes: int
     seconds: float
     latents: Evidence
+    repeated: RepeatedKeys
     merge: MergeOptions
     dataset_config: str | None = None
     """The name of the dataset config that was written."""
@@ -118,6 +120,7 @@ class Summary:
                 f"{_counted(tally.fit_too_long, 'alternative')} longer than --fit allows could not "
                 "be left out or cut, because nothing shorter was there to train."
             )
+        notes += self.repeated.notes()
         if tally.rejected:
             notes.append(
                 f"{_records(tally.rejected)} could not be merged. They were left out of the "

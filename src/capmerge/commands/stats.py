@@ -21,6 +21,7 @@ from capmerge.metadata.blocks import MAX_RECORD_BYTES, read_layout
 from capmerge.metadata.parallel import run_blocks, useful_jobs
 from capmerge.stats.collector import Gathered, Tokenizers
 from capmerge.stats.document import Document
+from capmerge.stats.repeated_keys import KeyCheck, KeyNotes
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +47,17 @@ def measure(
 ) -> Document:
     """The statistics of `source`; `progress` is told the offset that is done.
 
-    `warn` is given each note on texts that are missing, and on tags dropped and replaced.
+    `warn` is given each note on equal keys, on texts that are missing, and on tags dropped and
+    replaced.
 
     Raises `UsageError`, `DataError`, `OutputError` or `WorkerError`; then `options.per_record` is
     not written either.
     """
     layout = read_layout(source, options.max_record_bytes)
-    with AtomicFile(options.per_record) if options.per_record else nullcontext() as lines:
+    with (
+        AtomicFile(options.per_record) if options.per_record else nullcontext() as lines,
+        KeyCheck(None) as keys,
+    ):
         gathered = Gathered(options.tokenizers, lines)
         merge = replace(options.merge, allow_rewritten=True)
         work = partial(
@@ -63,24 +68,30 @@ def measure(
             options.on_error,
             None,
             gathered.make_observer(),
+            make_keys=KeyNotes,
         )
         total = Counted(Tally(), gathered.stats)
         run_blocks(
             source,
             layout,
             work,
-            gathered.sinks(),
+            gathered.sinks() | keys.sinks(),
             collect=total.add,
             jobs=useful_jobs(source, options.jobs),
             progress=progress,
             start_method=options.start_method,
         )
         source.check_unchanged()
+        repeated = keys.result()
         used = with_image_size(options.merge, None)
         document = gathered.document(source.name, source, layout, used)
         if lines:
             lines.publish()
     if warn:
-        for note in (*missing_text_notes(total.tally), *tag_notes(total.tally, options.merge)):
+        for note in (
+            *repeated.notes(),
+            *missing_text_notes(total.tally),
+            *tag_notes(total.tally, options.merge),
+        ):
             warn(note)
     return document

@@ -55,6 +55,8 @@ class Verified:
     records: int = 0
     rejected: int = 0
     passed: int = 0
+    doubled: int = 0
+    """Records of the source that have a field more than once, of which the last counts."""
     without_size: int = 0
     """Records of the output without a `train_resolution` and an own size that can be read."""
     too_many_outcomes: int = 0
@@ -71,6 +73,8 @@ class Verified:
             lines.append(f"could not be merged, and listed whole: {self.rejected:,}")
         if self.passed:
             lines.append(f"already rewritten in the source, and unchanged: {self.passed:,}")
+        if self.doubled:
+            lines.append(f"with a field more than once, of which the last counts: {self.doubled:,}")
         if self.without_size:
             lines.append(f"without a size (train_resolution or image_size): {self.without_size:,}")
         if self.too_many_outcomes:
@@ -104,6 +108,7 @@ def verify(
     verified = Verified()
     for piece in iter_source(source, layout):
         fits = merger.fit_all(piece.records.values())
+        verified.doubled += len(piece.records.doubled)
         for number, (key, record) in enumerate(piece.records.pairs):
             fit = fits[number] if fits else None
             before = copy_of(record)

@@ -15,6 +15,7 @@ import orjson
 
 from capmerge.metadata.blocks import Kind
 from capmerge.metadata.format import FRAMINGS
+from capmerge.metadata.members import has_no_more_strings, split_members
 from capmerge.metadata.scan import IMAGE_PATH, MAX_NESTING, nests_too_deep
 
 Pair = tuple[str, Any]
@@ -40,6 +41,20 @@ class Records(NamedTuple):
     pairs: Collection[Pair]
     exact: bool
     """True when only the standard library can write them as they are."""
+    doubled: frozenset[int] = frozenset()
+    """The numbers of the records in which a field occurs more than once.
+
+    Its last value is the one that counts."""
+
+    def keys(self) -> list[str]:
+        """The keys of the records."""
+        return [key for key, _ in self.pairs]
+
+    def doubled_keys(self) -> list[str]:
+        """The keys of the records in which a field occurs more than once."""
+        if not self.doubled:
+            return []
+        return [key for number, (key, _) in enumerate(self.pairs) if number in self.doubled]
 
     def values(self) -> list[Any]:
         """The records without their keys."""
@@ -49,7 +64,8 @@ class Records(NamedTuple):
 def decode(data: bytes | memoryview, kind: Kind, *, last: bool) -> Records:
     """The records of one piece; `last` says that its bytes reach the end of the source.
 
-    A line of JSONL that is not an object with an `image_path` gives a pair of "" and a `Stray`.
+    Records with equal keys are all there, in their order. A line of JSONL that is not an object
+    with an `image_path` gives a pair of "" and a `Stray`.
 
     Raises `NotJsonError` when the bytes are not whole records.
     """
@@ -59,15 +75,54 @@ def decode(data: bytes | memoryview, kind: Kind, *, last: bool) -> Records:
     # the closing brace. orjson reads nearly all of them. Where it refuses, or may have lost digits
     # of an integer, the standard library reads the same text again, and its result counts.
     text = b"".join((b"{", data, b"" if last else b"}"))
+    strings: int | None = None
     try:
         records = orjson.loads(text)
-        if not _holds_lost_integer(records.values()):
-            return Records(records.items(), exact=False)
+        strings = _count_unless_lossy(records.values())
     except orjson.JSONDecodeError:
         pass
-    records = _loads(text)
-    _check_nesting(text, records.values())
-    return Records(records.items(), exact=True)
+    exact = strings is None
+    if strings is None:
+        records = _loads(text)
+        _check_nesting(text, records.values())
+        strings = count_strings(list(records.values()))
+    decoded = Records(records.items(), exact)
+    if has_no_more_strings(text, strings + len(records)):
+        return decoded
+    return _with_lost_members(bytes(data), decoded)
+
+
+def _with_lost_members(data: bytes, decoded: Records) -> Records:
+    """All members in `data`, where a JSON library left some out because of equal keys.
+
+    These may be whole records, or fields of a record, which are told in `doubled`.
+    """
+    try:
+        members = split_members(data)
+    except RecursionError as error:
+        raise NotJsonError("a record is nested too deep") from error
+    pairs, exact = decoded.pairs, decoded.exact
+    if len(members) != len(pairs):
+        objects = None if exact else decode_members(members)
+        exact = objects is None
+        if objects is None:
+            objects = [_loads(b"{" + member + b"}") for member in members]
+        pairs = [pair for member in objects for pair in member.items()]
+        _check_nesting(data, [record for _, record in pairs])
+    doubled = _doubled(members, [record for _, record in pairs], keys=1)
+    return Records(pairs, exact, doubled)
+
+
+def _doubled(texts: Iterable[bytes], values: Iterable[Any], *, keys: int = 0) -> frozenset[int]:
+    """The numbers of those texts that have members which are not in the value decoded from them.
+
+    Each text has this many `keys` in front of its value.
+    """
+    return frozenset(
+        number
+        for number, (text, value) in enumerate(zip(texts, values, strict=True))
+        if not has_no_more_strings(text, keys + count_strings(value))
+    )
 
 
 def decode_members(members: Sequence[bytes]) -> list[dict[str, Any]] | None:
@@ -83,9 +138,8 @@ def decode_members(members: Sequence[bytes]) -> list[dict[str, Any]] | None:
         objects: list[dict[str, Any]] = orjson.loads(b"".join((b"[{", b"},{".join(members), b"}]")))
     except orjson.JSONDecodeError:
         return None
-    if len(objects) != len(members) or _holds_lost_integer(
-        value for members in objects for value in members.values()
-    ):
+    values = (value for members in objects for value in members.values())
+    if len(objects) != len(members) or _count_unless_lossy(values) is None:
         return None
     return objects
 
@@ -125,13 +179,18 @@ def to_json(value: Any) -> str:
 
 def _decode_lines(data: bytes) -> Records:
     lines = [line for line in data.split(b"\n") if line.strip(b" \t\r")]
+    strings: int | None = None
     try:
-        values, exact = [orjson.loads(line) for line in lines], False
-        if _holds_lost_integer(values):
-            values, exact = _exact_lines(lines), True
+        values = [orjson.loads(line) for line in lines]
+        strings = _count_unless_lossy(values)
     except orjson.JSONDecodeError:
-        values, exact = _exact_lines(lines), True
-    return Records([_keyed(value) for value in values], exact)
+        pass
+    exact = strings is None
+    if strings is None:
+        values = _exact_lines(lines)
+        strings = count_strings(values)
+    doubled = frozenset[int]() if has_no_more_strings(data, strings) else _doubled(lines, values)
+    return Records([_keyed(value) for value in values], exact, doubled)
 
 
 def _exact_lines(lines: list[bytes]) -> list[Any]:
@@ -185,46 +244,59 @@ def _line(key: str, record: dict[str, Any], *, exact: bool) -> bytes:
         return to_json(keyed).encode()
 
 
-def _holds_lost_integer(records: Iterable[Any]) -> bool:
-    """True when a float in `records`, at any depth, could be an integer that orjson changed.
+def _count_unless_lossy(values: Iterable[Any]) -> int | None:
+    """The number of strings in `values`, at any depth, keys included.
 
-    It is also true where a record is nested about as deep as it may be, or deeper.
+    It is None when a float, at any depth, could be an integer that orjson changed, or where a value
+    is nested about as deep as it may be, or deeper.
     """
     # This loop sees every value of every record, so it tests the commonest types first and calls no
     # function for them. Only a float can be such an integer: orjson makes floats of those that do
     # not fit into 64 bits.
-    for record in records:
+    strings = 0
+    others: list[Any] = []
+    for record in values:
         if record.__class__ is not dict:
-            if _is_lost_integer(record):
-                return True
+            others.append(record)
             continue
+        strings += 2 * len(record)
         for value in record.values():
             if value.__class__ is str:
                 continue
+            strings -= 1
             if value.__class__ is list:
                 for item in value:
-                    if item.__class__ is not int and _is_lost_integer(item):
-                        return True
-            elif value.__class__ is not int and _is_lost_integer(value):
-                return True
-    return False
+                    if item.__class__ is not int:
+                        others.append(item)  # noqa: PERF401  # nearly all are integers
+            elif value.__class__ is not int:
+                others.append(value)
+    inside, is_lossy = _look_into(others) if others else (0, False)
+    return None if is_lossy else strings + inside
 
 
-def _is_lost_integer(value: Any) -> bool:
+def count_strings(value: Any) -> int:
+    """The number of strings in `value`, at any depth, keys included."""
+    return _look_into(value)[0]
+
+
+def _look_into(value: Any) -> tuple[int, bool]:
+    """The number of strings in `value`, at any depth, and whether it could be a lossy reading."""
     # Level by level: a recursion would end at a depth that depends on the calls under way.
-    level, depth = [value], 0
-    while level and depth < MAX_NESTING - 2:
+    level, depth, strings, is_lossy = [value], 0, 0, False
+    while level:
         below: list[Any] = []
         for item in level:
-            if isinstance(item, float):
-                if not -_INT64_OVERFLOW < item < _INT64_OVERFLOW:
-                    return True
+            if isinstance(item, str):
+                strings += 1
+            elif isinstance(item, float):
+                is_lossy = is_lossy or not -_INT64_OVERFLOW < item < _INT64_OVERFLOW
             elif isinstance(item, list):
                 below += item
             elif isinstance(item, dict):
+                strings += len(item)
                 below += item.values()
         level, depth = below, depth + 1
-    return bool(level)
+    return strings, is_lossy or depth > MAX_NESTING - 2
 
 
 def _surrogate_as_json(error: UnicodeError) -> tuple[str, int]:

@@ -13,8 +13,9 @@ from typing import NamedTuple
 from capmerge.errors import DataError
 from capmerge.files.source import BytesSource
 from capmerge.metadata.blocks import PIECE_BYTES, Block, FileLayout, Kind, walk
-from capmerge.metadata.codec import NotJsonError, Pair, decode, decode_members
+from capmerge.metadata.codec import NotJsonError, Pair, count_strings, decode, decode_members
 from capmerge.metadata.format import FRAMINGS, WRITTEN
+from capmerge.metadata.members import has_no_more_strings
 from capmerge.metadata.pieces import MiscutError
 
 
@@ -71,14 +72,15 @@ def _iter_members(name: str, layout: FileLayout, block: Block, data: bytes) -> I
     while start < len(whole):
         spans, batch_end = _likely_spans(layout, whole, start)
         objects = decode_members([whole[first:end] for first, end in spans])
-        if objects is not None:
+        # An object may also be two members, where no cut was seen between them. If they have equal
+        # keys, it has lost one of them.
+        if (
+            objects is not None
+            and all(len(members) == 1 for members in objects)
+            and has_no_more_strings(whole[start:batch_end], count_strings(objects))
+        ):
             for (first, end), members in zip(spans, objects, strict=True):
-                if len(members) == 1:
-                    yield Placed(block.start + first, block.start + end, *members.items())
-                else:
-                    yield from _iter_walked(
-                        walkable, layout, block.start + first, block.start + end
-                    )
+                yield Placed(block.start + first, block.start + end, *members.items())
             start = batch_end
         else:
             following = yield from _iter_walked(

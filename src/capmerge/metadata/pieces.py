@@ -18,8 +18,7 @@ from capmerge.metadata.blocks import (
     walk,
     walked_block,
 )
-from capmerge.metadata.codec import NotJsonError, Pair, Records, decode, encode
-from capmerge.metadata.format import FRAMINGS
+from capmerge.metadata.codec import NotJsonError, Pair, Records, decode
 
 
 class MiscutError(Exception):
@@ -104,32 +103,14 @@ def iter_pairs(source: Source, layout: FileLayout) -> Iterator[tuple[Piece, int,
 
     A repeated key is given as often as it occurs in the source.
     """
-    # A parsed object keeps only the last of two equal keys. If a piece is encoded back to its own
-    # bytes, it held no equal keys. Any other piece, which may just have another layout, is walked,
-    # and each of its members is decoded as an object of its own.
-    indent = len(FRAMINGS["json"].indent)  # a piece begins after it, at a key's quote
-    for decoded in iter_source(source, layout):
-        piece = decoded
-        if layout.kind == "json" and not bytes(piece.data).startswith(
-            bytes(encode(piece.records, "json"))[indent:]
-        ):
-            pairs: list[Pair] = []
-            for walked in _walk_piece(source.name, layout, piece):
-                member = piece.data[walked.start - piece.start : walked.value_end - piece.start]
-                pairs += decode(member, "json", last=False).pairs
-            piece = piece._replace(records=Records(pairs, piece.records.exact))
+    for piece in iter_source(source, layout):
         for number, pair in enumerate(piece.records.pairs):
             yield piece, number, pair
 
 
 def place_of(name: str, layout: FileLayout, piece: Piece, number: int) -> int:
     """The offset in the source of record `number` of a piece, found by a walk over the piece."""
-    walked = _walk_piece(name, layout, piece)
-    key = list(piece.records.pairs)[number][0]
-    if layout.kind == "jsonl" or len(walked) == len(piece.records.pairs):
-        return walked[number].start
-    # The value of a repeated key is that of its last occurrence.
-    return next(record.start for record in reversed(walked) if record.key == key)
+    return _walk_piece(name, layout, piece)[number].start
 
 
 def _walk_piece(name: str, layout: FileLayout, piece: Piece) -> list[WalkedRecord]:

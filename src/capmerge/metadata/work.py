@@ -12,12 +12,24 @@ from capmerge.files.atomic import Buffer
 from capmerge.metadata.blocks import Block
 from capmerge.metadata.pieces import MiscutError
 
-Stream = Literal["records", "rejects", "rows", "hashes", "per_record", "places"]
+Stream = Literal[
+    "records",
+    "rejects",
+    "rows",
+    "hashes",
+    "per_record",
+    "places",
+    "loops",
+    "keys",
+    "doubled",
+]
 """The name of a stream of output.
 
 "records" are those of the output file, "rejects" are lines of JSON for the records left out of it,
-and "rows" are those of its index. Statistics have "hashes" of captions, lines of JSON
-"per_record", and "places": the offsets of decoded pieces in the source."""
+and "rows" are those of its index. Statistics have "hashes" of captions, lines of JSON "per_record",
+"places": the offsets of decoded pieces in the source, and "loops": the keys of records whose
+caption loops. For repeated keys there are the "keys",
+and those of records with "doubled" fields."""
 Chunk = tuple[Stream, Buffer]
 """A stream, and bytes to append to it."""
 

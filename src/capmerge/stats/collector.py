@@ -21,6 +21,7 @@ from capmerge.stats.counts import CaptionStats
 from capmerge.stats.document import Document, build_document
 from capmerge.stats.duplicates import RecordHashes, RecordPlace, RecordPlaces, as_json
 from capmerge.stats.observer import Observer, whole_caption
+from capmerge.stats.repeated_keys import FirstKeys
 from capmerge.tokens.counter import TokenCounter
 from capmerge.tokens.families import TokenizerFamily
 from capmerge.tokens.load import load_readers
@@ -62,7 +63,7 @@ class Gathered:
         self.stats = CaptionStats()
         self._counters = tokenizers.load()  # a wrong --tokenizer fails here at once
         self._per_record = per_record
-        self._hashes, self._places = RecordHashes(), RecordPlaces()
+        self._hashes, self._places, self._loops = RecordHashes(), RecordPlaces(), FirstKeys()
 
     def make_observer(self) -> Callable[[], Observer]:
         """Return a function that can be pickled and makes the observer of a worker."""
@@ -74,7 +75,11 @@ class Gathered:
         The lines per record have a sink only if there is a file for them; otherwise the observers
         make no such lines.
         """
-        sinks: dict[Stream, Sink] = {"hashes": self._hashes, "places": self._places}
+        sinks: dict[Stream, Sink] = {
+            "hashes": self._hashes,
+            "places": self._places,
+            "loops": self._loops,
+        }
         if self._per_record:
             sinks["per_record"] = _PerRecordFile(self._per_record)
         return sinks
@@ -101,6 +106,10 @@ class Gathered:
             counter=self._counters[0],
             t5=self._counters[1],
             duplicates=as_json(groups, firsts),
+            loops={
+                "records": self._loops.count,
+                "first": [{"key": key} for key in self._loops.keys],
+            },
         )
 
     def _read(

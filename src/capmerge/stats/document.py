@@ -46,6 +46,7 @@ def build_document(
     counter: TokenCounter,
     t5: TokenCounter | None,
     duplicates: dict[str, Any],
+    loops: dict[str, Any],
 ) -> Document:
     """Return the document of a finished run."""
     lines = stats.all_lines()
@@ -84,6 +85,7 @@ def build_document(
         "tags": None if tags is None else _most_frequent(stats, tags),
         "underscores": _underscores(tags, counter, stats.tags),
         "duplicates": duplicates,
+        "loops": loops,
         "resolutions": None if resolutions is None else _resolutions(resolutions),
         "size_fields": {
             name.replace(" ", "_"): stats.size_fields[name]

@@ -18,6 +18,8 @@ from capmerge.captions.tally import kind_of
 from capmerge.captions.written import BrokenRecordError
 from capmerge.metadata.codec import Pair, to_json
 from capmerge.stats.counts import CaptionStats
+from capmerge.stats.loops import has_loop
+from capmerge.stats.repeated_keys import joined_keys
 from capmerge.tokens.counter import TokenCounter
 from capmerge.tokens.vocabulary import BOS, EOS
 
@@ -46,6 +48,8 @@ class Observed(NamedTuple):
     """One line of JSON per record: its key, and the token lengths of its alternatives."""
     places: bytes
     """The positions of the pieces in the source."""
+    loops: bytes
+    """The keys of the records with a caption that loops, as `joined_keys` writes them."""
 
 
 class Observer:
@@ -98,6 +102,8 @@ class Observer:
                     keys.append(key)
                     sizes.append(size_of(record))
                     hashes[number] = caption_hash(lines[1])
+                    if has_loop(lines[1]):
+                        noted.loops.append(key)
                     continue
             # Any other record.
             try:
@@ -108,6 +114,8 @@ class Observer:
             others.append(_Other(len(keys), key, alternatives))
             sizes.append(size_of(record))
             hashes[number] = caption_hash(whole_caption(alternatives))
+            if any(has_loop(text) for texts in fields_of(alternatives)[1] for text in texts):
+                noted.loops.append(key)
         noted.hashes += hashes
         noted.places.append(place)
         self.stats.records.rejected += len(left_out) + len(failures)
@@ -133,7 +141,12 @@ class Observer:
             lines = "".join(
                 to_json({"key": key, "tokens": counts}) + "\n" for key, counts in listed
             )
-        return Observed(b"".join(noted.hashes), lines.encode(), b"".join(noted.places))
+        return Observed(
+            b"".join(noted.hashes),
+            lines.encode(),
+            b"".join(noted.places),
+            joined_keys(noted.loops),
+        )
 
     def _count_plain(self, texts: list[str], keys: list[str]) -> list[list[int]]:
         """Count plain records; return the token lengths of each one's two alternatives."""
@@ -237,3 +250,4 @@ class _Noted:
         self.hashes: list[bytes] = []
         self.sizes: list[Size | None] = []
         self.places: list[bytes] = []
+        self.loops: list[str] = []

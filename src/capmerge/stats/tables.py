@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from capmerge.errors import printable
+from capmerge.errors import printable, quoted
 from capmerge.stats.counts import LONGEST_TAG, MOST_TAGS
 from capmerge.stats.document import STYLE_WORDS, Document, percent
 from capmerge.tokens.chunks import CHUNK_IDS
@@ -262,6 +262,11 @@ def _duplicates(document: Document, shown: int) -> Section:
         f"({percent(found['share'])}) occur more than once; duplicates promote memorization "
         "(arXiv 2305.20086)."
     )
+    loops = document["loops"]
+    if loops["records"]:
+        first = ", ".join(quoted(shown["key"]) for shown in loops["first"])
+        have = "1 record has" if loops["records"] == 1 else f"{loops['records']:,} records have"
+        note += f" {have} a caption that loops (the first: {first})."
     return Section(
         "exact duplicates",
         ("captions", "first", "caption") if rows else (),

@@ -102,6 +102,10 @@ def _open(config: Config, number: int, jobs: int, *, relist: bool) -> DataSet:
     notes += _check_resolution(buckets, number, settings)
     usable, left_out = _find_usable(buckets)
     notes += _check_left_out(left_out, number, settings, family, index, listing)
+    if index.repeated:
+        where = f"data.{number}, {_shown(settings.metadata)}"
+        why = "because a later record has the same key"
+        notes.append(f"{where}: records not trained, {why}: {index.repeated:,}.")
     rows = SetRows(
         buckets.width,
         buckets.height,

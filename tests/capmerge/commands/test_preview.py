@@ -5,6 +5,7 @@ import pty
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from builders.paths import DATA
@@ -16,6 +17,9 @@ from capmerge.captions.draw import draw_line
 from capmerge.captions.templates import MergeOptions
 from capmerge.cli.preview_text import Screen
 from capmerge.commands.preview import Previewer, PreviewOptions, Sampling
+from capmerge.commands.preview_records import random_records
+from capmerge.files.source import BytesSource
+from capmerge.metadata.blocks import read_layout
 from capmerge.rng import SampleId
 from capmerge.tokens.chunk_text import chunk_text
 from capmerge.tokens.chunks import Chunker
@@ -485,3 +489,46 @@ def test_chunks_have_marks_that_the_terminal_can_show(encoding):
     lines = "\n".join(Screen(colour=False, encoding=encoding).lines(preview_of({"tags": "a, 猫"})))
     assert "[1| a, 猫 ]" in lines
     assert "⟦" not in lines
+
+
+def shown_keys(done):
+    """The keys of the records in the output of a preview, in their order."""
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('"')]
+
+
+def test_random_and_longest_records(tmp_path):
+    """--random draws from the whole file by its seed, and --longest shows the most tokens first."""
+    source = tmp_path / "many.json"
+    words = {number: 5 + number * 37 % 50 for number in range(600)}
+    records = {f"k{number}": {"caption": "word " * count} for number, count in words.items()}
+    records["k7"] = {"tags": ["broken"]}
+    source.write_text(json.dumps(records, indent=2))
+    drawn = shown_keys(run("preview", source, "--random", "5", "--seed", "3", "--epoch", "0"))
+    numbers = [int(key[1:]) for key in drawn]
+    assert len(drawn) == 5
+    assert numbers == sorted(numbers)
+    assert max(numbers) > 100
+    assert shown_keys(run("preview", source, "--random", "5", "--seed", "3")) == drawn
+    assert shown_keys(run("preview", source, "--random", "5")) != drawn
+    assert len(shown_keys(run("preview", source, "--random", "9999", "--quiet"))) == 600
+    longest = sorted(records, key=lambda key: (-words[int(key[1:])], int(key[1:])))[:4]
+    assert shown_keys(run("preview", source, "--longest", "4")) == longest
+
+
+def test_random_records_are_drawn_evenly():
+    """Over many seeds every record is drawn about as often as any other."""
+    data = json.dumps({str(number): {} for number in range(10)}).encode()
+    source = BytesSource("s", data, 0)
+    layout = read_layout(source)
+    counts = Counter(
+        key for seed in range(2000) for key, _ in random_records(source, layout, 3, seed, None)
+    )
+    assert len(counts) == 10
+    assert all(500 < count < 700 for count in counts.values())
+
+
+def test_a_file_without_records_says_so(tmp_path):
+    """An empty object is told, instead of nothing at all."""
+    source = tmp_path / "empty.json"
+    source.write_text("{}")
+    assert "empty.json: the file holds no records." in run("preview", source).stdout

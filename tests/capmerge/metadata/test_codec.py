@@ -405,14 +405,15 @@ def test_the_place_of_each_record(kind):
     ] == expected
 
 
-def test_the_place_of_an_equal_key_is_that_of_the_last():
-    """The offset of a repeated key in one piece is that of the last, whose value counts."""
+def test_the_places_of_equal_keys():
+    """Each record of a repeated key has its own offset."""
     source = b'{"k": {"a": 1}, "x": {}, "k": {"a": 2}}'
     layout = read_layout(BytesSource("s", source, 0))
     (piece,) = iter_source(BytesSource("s", source, 0), layout, keep=True)
-    assert [place_of("s", layout, piece, number) for number in range(2)] == [
-        source.rindex(b'"k"'),
+    assert [place_of("s", layout, piece, number) for number in range(3)] == [
+        source.index(b'"k"'),
         source.index(b'"x"'),
+        source.rindex(b'"k"'),
     ]
 
 

@@ -73,7 +73,14 @@ def as_json(stats, options):
     stats.count_tags()
     clip, t5 = counters()
     document = build_document(
-        stats, source="m.json", merge=options, family="flux", counter=clip, t5=t5, duplicates={}
+        stats,
+        source="m.json",
+        merge=options,
+        family="flux",
+        counter=clip,
+        t5=t5,
+        duplicates={},
+        loops={},
     )
     return json.dumps(document)
 

@@ -78,7 +78,7 @@ def documents(tmp_path, monkeypatch):
         ),
         document_of(
             path,
-            {"a": {"tags": "cat, " * 900}},
+            {"a": {"tags": "cat, " * 900}, "b": {"caption": "a cat, " * 9}},
             tokenizers=Tokenizers("sd3", str(tmp_path / "tokenizer.json")),
         ),
         document_of(

@@ -60,6 +60,21 @@ def test_every_example_is_found(metadata, tmp_path):
         )
 
 
+def test_records_of_equal_keys(metadata, tmp_path):
+    """Of records with equal keys the last is trained, and the number of the others is told."""
+    path = tmp_path / "equal.json"
+    text = metadata.read_text().rstrip()
+    key, record = next(iter(json.loads(text).items()))
+    again = json.dumps(record | {"caption": "last\nlast"}, indent=2)
+    path.write_text(f"{text.removesuffix('}').rstrip()},\n  {json.dumps(key)}: {again}\n}}\n")
+    dataset = open_one(path, tmp_path)
+    assert len(dataset.index) == 213
+    found = dict(dataset.index.read(number) for number in range(213))
+    assert found[key]["caption"] == "last\nlast"
+    told = "records not trained, because a later record has the same key: 1."
+    assert any(note.endswith(told) for note in dataset.notes)
+
+
 def test_captions_of_a_set(metadata, tmp_path):
     """Caption settings of a data set override those of `[caption]`."""
     sections = settings_of(metadata, tmp_path / "run", caption={"shuffle": True, "keep_tokens": 2})

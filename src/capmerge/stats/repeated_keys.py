@@ -1,0 +1,311 @@
+"""Keys that a file holds more than once, told at the end of a run in bounded memory.
+
+Workers note the keys of their blocks, which are kept on disk until the end. Then their 64-bit
+hashes are compared, a part of them at a time. Where some are equal, the keys themselves are
+compared, so two keys that only share a hash are not taken for one. Only a file with more than
+`_EXACT_KEYS` different repeated keys is counted by hashes alone; among 12 million different keys
+two have the same hash with a chance of 1 in 250,000.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from capmerge.errors import OutputError, quoted
+from capmerge.files.atomic import Buffer, ScratchFile
+from capmerge.metadata.work import Sink, Stream
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SHOWN_KEYS = 5
+_READ_BYTES = 1 << 20
+_COMPARED_AT_ONCE = 1 << 17
+"""About how many different hashes are compared at once. They take some 60 bytes each."""
+_MOST_BITS = 7
+_WITHOUT_NUMPY = 1 << 18
+_EXACT_KEYS = 1 << 14
+_EXACT_BYTES = 16
+_END = b"\xff"  # no byte of UTF-8
+
+
+class RepeatedKeys(NamedTuple):
+    """The keys that a reader of the file does not see in every place where they are written."""
+
+    records: int = 0
+    """The number of records whose key occurs again further on."""
+    first: tuple[str, ...] = ()
+    """The repeated keys that occur first in the file, at most `SHOWN_KEYS`."""
+    doubled: int = 0
+    """The number of records that have a field more than once."""
+    first_doubled: tuple[str, ...] = ()
+    """The keys of the first of these, at most `SHOWN_KEYS`."""
+
+    def notes(self) -> list[str]:
+        """A note on each kind that occurs, of two or three sentences."""
+        notes = []
+        if self.records:
+            notes.append(
+                f"{_have(self.records)} a key that occurs again further on ({_shown(self.first)}). "
+                "All of them are kept, in their order, but json.load, sd-scripts and an index take "
+                "only the last record of each key."
+            )
+        if self.doubled:
+            notes.append(
+                f"{_have(self.doubled)} the same field more than once "
+                f"({_shown(self.first_doubled)}). Only the last of these fields is read, as "
+                "json.load and sd-scripts do; the others are left out."
+            )
+        return notes
+
+
+def _have(records: int) -> str:
+    return "1 record has" if records == 1 else f"{records:,} records have"
+
+
+def _shown(keys: tuple[str, ...]) -> str:
+    return "the first: " + ", ".join(quoted(key, longest=60) for key in keys)
+
+
+class KeyNotes:
+    """A worker's notes on the keys of a block."""
+
+    def __init__(self) -> None:
+        # Bytes and not the keys themselves, which would keep a hold on the memory of each piece.
+        self._keys: list[bytes] = []
+        self._doubled: list[bytes] = []
+
+    def note(self, keys: list[str], doubled: list[str]) -> None:
+        """Note the keys of some records, and of those that have a field more than once."""
+        self._keys.append(joined_keys(keys))
+        if doubled:
+            self._doubled.append(joined_keys(doubled))
+
+    def take(self) -> Iterator[tuple[Stream, bytes]]:
+        """What was noted since the last call, as streams."""
+        yield "keys", b"".join(self._keys)
+        if self._doubled:
+            yield "doubled", b"".join(self._doubled)
+        self._keys, self._doubled = [], []
+
+
+def joined_keys(keys: list[str]) -> bytes:
+    """The bytes of all keys, each with `_END` behind it."""
+    text = "\0".join((*keys, ""))
+    if text.count("\0") == len(keys):
+        return text.encode("utf-8", "surrogatepass").replace(b"\0", _END)
+    return b"".join(key.encode("utf-8", "surrogatepass") + _END for key in keys)
+
+
+class _Spilled:
+    """A sink of keys that counts them and keeps them in a scratch file."""
+
+    def __init__(self, scratch: ScratchFile) -> None:
+        self._scratch = scratch
+        self.count = 0
+
+    def write(self, data: Buffer, *, new_block: bool) -> None:  # noqa: ARG002  # a sink
+        """Append keys."""
+        self._scratch.write(data)
+        self.count += bytes(data).count(_END)
+
+    def parts(self) -> Iterator[list[bytes]]:
+        """All keys in the order of the file, some at a time."""
+        begun: list[bytes] = []
+        for part in self._scratch.parts(_READ_BYTES):
+            end, *keys = part.split(_END)
+            begun.append(end)
+            if keys:
+                yield [b"".join(begun), *keys[:-1]]
+                begun = keys[-1:]
+
+
+class FirstKeys:
+    """A sink of keys that counts them and keeps the first `SHOWN_KEYS`."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._start = b""
+
+    def write(self, data: Buffer, *, new_block: bool) -> None:  # noqa: ARG002  # a sink
+        """Append keys."""
+        if self.count < SHOWN_KEYS:
+            self._start += data
+        self.count += bytes(data).count(_END)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The first keys."""
+        return tuple(map(_text, self._start.split(_END)[: min(self.count, SHOWN_KEYS)]))
+
+
+class KeyCheck:
+    """The parent's side: the sinks for what `KeyNotes` notes, and the comparison at the end.
+
+    It is a context manager. Its scratch files are in the folder of `target`, or among the temporary
+    files of the system where there is no output file.
+    """
+
+    def __init__(self, target: Path | None) -> None:
+        self._beside = target or _temporary_folder() / "repeated keys"
+        self._scratch = ScratchFile(self._beside)
+        self._keys, self._doubled = _Spilled(self._scratch), FirstKeys()
+
+    def sinks(self) -> dict[Stream, Sink]:
+        """Return the sinks of the streams that `KeyNotes` fills."""
+        return {"keys": self._keys, "doubled": self._doubled}
+
+    def result(self) -> RepeatedKeys:
+        """The repeated keys among all that were noted."""
+        repeated = self._repeated()
+        return repeated._replace(doubled=self._doubled.count, first_doubled=self._doubled.keys)
+
+    def _repeated(self) -> RepeatedKeys:
+        count = self._keys.count
+        if count <= _WITHOUT_NUMPY:  # numpy would take longer to load than this takes
+            hashes: set[int] = set()
+            for keys in self._keys.parts():
+                hashes.update(map(hash, keys))
+            if len(hashes) == count:
+                return RepeatedKeys()
+        found = self._compare_hashes()
+        if found.hashes is None:
+            return RepeatedKeys(found.records, self._texts(found.firsts))
+        return self._compare_texts(found.hashes) if found.hashes else RepeatedKeys()
+
+    def _compare_hashes(self) -> "_Compared":
+        """Compare the hashes of all keys: they are divided by their leading bits, part by part."""
+        import numpy as np
+
+        bits = min(_MOST_BITS, (self._keys.count // _COMPARED_AT_ONCE).bit_length())
+        with ExitStack() as stack:
+            files = [stack.enter_context(ScratchFile(self._beside)) for _ in range(1 << bits)]
+            place = 0
+            for keys in self._keys.parts():
+                rows = np.empty((len(keys), 2), np.int64)
+                rows[:, 0] = np.fromiter(map(hash, keys), np.int64, len(keys))
+                rows[:, 1] = np.arange(place, place + len(keys))
+                place += len(keys)
+                leading = (rows[:, 0] >> (64 - bits if bits else 63)) + len(files) // 2
+                for number, file in enumerate(files):
+                    file.write(rows[leading == number].tobytes() if bits else rows.tobytes())
+            return _compare(files)
+
+    def _compare_texts(self, hashes: set[int]) -> RepeatedKeys:
+        """Count the repeated keys among those that have one of these hashes."""
+        seen: dict[bytes, list[int]] = {}  # the first place and the count of each key, by digest
+        start = 0
+        for keys in self._keys.parts():
+            for place, key in enumerate(keys, start):
+                if hash(key) in hashes:
+                    digest = blake2b(key, digest_size=_EXACT_BYTES).digest()
+                    seen.setdefault(digest, [place, 0])[1] += 1
+            start += len(keys)
+        repeated = [(place, count) for place, count in seen.values() if count > 1]
+        firsts = [place for place, _ in repeated[:SHOWN_KEYS]]
+        return RepeatedKeys(sum(count - 1 for _, count in repeated), self._texts(firsts))
+
+    def _texts(self, places: list[int]) -> tuple[str, ...]:
+        """The keys in these places, which are in ascending order."""
+        found, start = [], 0
+        for keys in self._keys.parts():
+            found += [_text(keys[p - start]) for p in places if 0 <= p - start < len(keys)]
+            if len(found) == len(places):
+                break
+            start += len(keys)
+        return tuple(found)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._scratch.close()
+
+
+def _text(key: bytes) -> str:
+    return key.decode("utf-8", "surrogatepass")
+
+
+def _temporary_folder() -> Path:
+    from tempfile import gettempdir
+
+    try:
+        return Path(gettempdir())
+    except FileNotFoundError as error:
+        raise OutputError(
+            "found no folder for temporary files that can be written, expected one for the hashes "
+            "of the keys. Name a folder in the environment variable TMPDIR."
+        ) from error
+
+
+class _Compared(NamedTuple):
+    """The outcome of comparing hashes."""
+
+    records: int
+    """How many hashes occur again further on."""
+    firsts: list[int]
+    """The places where the first `SHOWN_KEYS` of those that do occur first."""
+    hashes: set[int] | None
+    """All different ones of those that do; None for more than `_EXACT_KEYS`."""
+
+
+def _compare(files: list[ScratchFile]) -> _Compared:
+    """Compare the hashes in each of the files, which hold rows of a hash and its place."""
+    import numpy as np
+
+    records, firsts = 0, np.zeros(0, np.int64)
+    repeated: set[int] | None = set()
+    for file in files:
+        seen = _Seen()
+        for data in file.parts(_READ_BYTES):
+            rows = np.frombuffer(data, np.int64).reshape(-1, 2)
+            seen.add(rows[:, 0], rows[:, 1])
+        seen.fold()
+        again = np.flatnonzero(seen.counts > 1)
+        records += int((seen.counts[again] - 1).sum())
+        firsts = np.sort(np.concatenate((firsts, seen.places[again])))[:SHOWN_KEYS]
+        if repeated is not None and len(repeated) + len(again) <= _EXACT_KEYS:
+            repeated.update(seen.hashes[again].tolist())
+        else:
+            repeated = None
+    return _Compared(records, firsts.tolist(), repeated)
+
+
+class _Seen:
+    """The different ones of some hashes, sorted, with the place of the first and their number."""
+
+    def __init__(self) -> None:
+        import numpy as np
+
+        self.hashes: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.places: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.counts: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._new: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        self._new_count = 0
+
+    def add(self, hashes: "NDArray[np.int64]", places: "NDArray[np.int64]") -> None:
+        """Add hashes with their places, which are behind those of all earlier ones."""
+        self._new.append((hashes, places))
+        self._new_count += len(hashes)
+        if self._new_count > _COMPARED_AT_ONCE // 2:
+            self.fold()
+
+    def fold(self) -> None:
+        """Keep one of equal hashes, the first, and count them."""
+        import numpy as np
+
+        hashes = np.concatenate((self.hashes, *(hashes for hashes, _ in self._new)))
+        places = np.concatenate((self.places, *(places for _, places in self._new)))
+        ones = np.ones(len(hashes) - len(self.counts), np.int64)
+        counts = np.concatenate((self.counts, ones))
+        self._new, self._new_count = [], 0
+        # The kept ones come first, and a stable sort leaves the earliest of equal hashes in front.
+        order = np.argsort(hashes, kind="stable")
+        hashes = hashes[order]
+        starts = np.flatnonzero(np.concatenate(([True], hashes[1:] != hashes[:-1])))
+        starts = starts[: len(hashes)]
+        self.hashes, self.places = hashes[starts], places[order[starts]]
+        self.counts = np.add.reduceat(counts[order], starts) if len(starts) else counts

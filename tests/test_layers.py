@@ -16,7 +16,7 @@ LAYERS = {
         "errors rng toml cores start < files tokens < metadata captions terminal"
         " < index stats < commands < cli api"
     ),
-    "trainer": "errors families < config < data model < training < run",
+    "trainer": "errors families < config < data model < training < run from_sd_scripts",
 }
 """The layers from low to high. A folder imports only from folders of lower layers."""
 TRAINER_TAKES = "errors rng toml cores start terminal files tokens captions index"
@@ -27,6 +27,7 @@ WITH_NUMPY = {"files", "tokens", "index", "stats"}
 LIGHT = [
     *(
         "trainer.run",
+        "trainer.from_sd_scripts",
         "trainer.errors",
         "trainer.families",
         "trainer.config.load",
@@ -37,6 +38,7 @@ LIGHT = [
         "trainer.config.rules",
         "trainer.config.overrides",
         "trainer.config.validation",
+        "trainer.config.kohya_convert",
         "capmerge.toml",
     ),
 ]

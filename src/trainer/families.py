@@ -1,5 +1,6 @@
 """The differences between SD 1, SD 2 and SDXL as data: text encoders, latents, conditioning."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -9,6 +10,17 @@ FamilyName = Literal["sd1", "sd2", "sdxl"]
 
 LATENT_CHANNELS = 4
 """The number of channels that latents of every family have."""
+TIMESTEPS = 1000
+"""The number of timesteps that every family was trained with; a flow has all numbers up to it."""
+
+
+def resolution_shift(n_pixels: int) -> float:
+    """The shift of a flow by the size of a picture, 1 at 1024 x 1024. Source: model-facts 1.
+
+    >>> resolution_shift(512 * 512)
+    0.5
+    """
+    return math.sqrt(n_pixels / (1 << 20))
 
 
 class EncoderRule(NamedTuple):
@@ -38,6 +50,8 @@ class Family:
     """
     latent_suffix: tuple[str, ...]
     """Endings of `<stem>_{w}x{h}` files; full fine-tuning of SD 1 writes `_sdxl` too (facts A4)."""
+    side_px: int
+    """The side of the square pictures that the family's own models are made for."""
     size_conditioning: bool
     """True when the U-Net is conditioned on original size, crop and target size."""
 
@@ -66,6 +80,7 @@ FAMILIES: dict[FamilyName, Family] = {
         (EncoderRule("sd1", "quick_gelu", layer=1, final_norm=True, pooled=False),),
         latent_scale=0.18215,
         latent_suffix=("_sd", "_sdxl"),
+        side_px=512,
         size_conditioning=False,
     ),
     "sd2": Family(
@@ -73,6 +88,7 @@ FAMILIES: dict[FamilyName, Family] = {
         (EncoderRule("sd2", "gelu", layer=1, final_norm=True, pooled=False),),
         latent_scale=0.18215,
         latent_suffix=("_sd", "_sdxl"),
+        side_px=768,
         size_conditioning=False,
     ),
     "sdxl": Family(
@@ -83,6 +99,7 @@ FAMILIES: dict[FamilyName, Family] = {
         ),
         latent_scale=0.13025,
         latent_suffix=("_sdxl",),
+        side_px=1024,
         size_conditioning=True,
     ),
 }

@@ -130,7 +130,15 @@ def _text(
 
 def iter_impossible(config: Config) -> Iterator[Conflict]:
     """The combinations of settings that cannot be carried out."""
-    for check in (_no_end, _nothing_trained, _no_timesteps, _last_step_unlearnable, _no_step_rules):
+    for check in (
+        _no_end,
+        _nothing_trained,
+        _no_timesteps,
+        _last_step_unlearnable,
+        _no_snr_of_a_flow,
+        _no_least_loss,
+        _no_step_rules,
+    ):
         yield from check(config)
     yield from _separators_alike(config)
 
@@ -177,6 +185,33 @@ def _last_step_unlearnable(config: Config) -> Iterator[Conflict]:
             'Set noise.prediction = "v", or remove noise.zero_terminal_snr.'
         )
         yield Conflict(("noise", "zero_terminal_snr"), frozenset({"noise"}), text)
+
+
+def _no_snr_of_a_flow(config: Config) -> Iterator[Conflict]:
+    loss = config.loss
+    if (
+        config.noise.prediction == "flow"
+        and loss.kind in ("huber", "smooth_l1")
+        and loss.huber_schedule == "snr"
+    ):
+        default = "" if "huber_schedule" in loss.model_fields_set else ", the default,"
+        text = (
+            f'`loss.huber_schedule = "snr"`{default} does not work with '
+            '`noise.prediction = "flow"`: it follows the SNR of the timesteps of the other '
+            "predictions. Set loss.huber_schedule to constant or exponential."
+        )
+        yield Conflict(("loss", "huber_schedule"), frozenset({"noise", "loss"}), text)
+
+
+def _no_least_loss(config: Config) -> Iterator[Conflict]:
+    loss = config.loss
+    if config.noise.prediction == "flow" and loss.contrastive and loss.kind != "l2":
+        text = (
+            f"`loss.contrastive = {loss.contrastive:g}` does not work with "
+            f'`loss.kind = "{loss.kind}"`: the square that it subtracts outgrows that distance, so '
+            'the loss would fall without end. Set loss.kind = "l2", or remove loss.contrastive.'
+        )
+        yield Conflict(("loss", "contrastive"), frozenset({"noise", "loss"}), text)
 
 
 def _no_step_rules(config: Config) -> Iterator[Conflict]:

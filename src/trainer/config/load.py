@@ -46,16 +46,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     next step.
     """
     name = printable(str(path))
-    document = _read(Path(path), name)
+    document = read_toml(Path(path), name)
     given, problems = apply_overrides(document, overrides)
     _check_depth(document, name)
-    lines = [f"{_where(setting, given, name)}: {text}" for setting, text in _check(document)]
+    lines = [f"{_where(setting, given, name)}: {text}" for setting, text in iter_problems(document)]
     if problems or lines:
         raise ConfigError("\n".join(dict.fromkeys((*problems, *lines))))
     return Config.model_validate(document)
 
 
-def _read(path: Path, name: str) -> dict[str, Any]:
+def read_toml(path: Path, name: str) -> dict[str, Any]:
+    """The TOML file at `path`; raises `ConfigError`, which calls it `name`, if there is none."""
     try:
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
@@ -110,7 +111,7 @@ def _check_depth(document: dict[str, Any], name: str) -> None:
     )
 
 
-def _check(document: dict[str, Any]) -> Iterator[tuple[SettingPath, str]]:
+def iter_problems(document: dict[str, Any]) -> Iterator[tuple[SettingPath, str]]:
     """The settings to blame, each with its message.
 
     Mistakes do not hide conflicts, except for those that rest on a section with a mistake.

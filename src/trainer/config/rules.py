@@ -104,6 +104,36 @@ RULES = (
     ),
     Rule(("text.clip_skip",), {"model.family": ("sd2", "sdxl")}, "set model.family to sd1"),
     Rule(
+        (
+            "noise.offset",
+            "noise.multires_iterations",
+            "noise.input_perturbation",
+            "loss.min_snr_gamma",
+            "loss.debiased",
+        ),
+        {"noise.prediction": ("flow",)},
+        "set noise.prediction to epsilon or v",
+    ),
+    Rule(
+        ("noise.zero_terminal_snr",), {"noise.prediction": ("flow",)}, "set noise.prediction to v"
+    ),
+    Rule(
+        (
+            "noise.timestep_sampling",
+            "noise.timestep_mean",
+            "noise.timestep_std",
+            "noise.shift",
+            "loss.contrastive",
+        ),
+        {"noise.prediction": ("epsilon", "v")},
+        "set noise.prediction to flow",
+    ),
+    Rule(
+        ("noise.timestep_mean", "noise.timestep_std"),
+        {"noise.timestep_sampling": ("uniform",)},
+        "set noise.timestep_sampling to logit_normal",
+    ),
+    Rule(
         ("noise.multires_discount",),
         {"noise.multires_iterations": (0, 1)},
         "set noise.multires_iterations to 2 or more",
@@ -118,8 +148,16 @@ RULES = (
         {"loss.huber_schedule": ("snr",)},
         "set loss.huber_schedule to constant or exponential",
     ),
-    Rule(("loss.v_like_noise",), {"noise.prediction": ("epsilon",)}, "set noise.prediction to v"),
-    Rule(("loss.v_pred_like",), {"noise.prediction": ("v",)}, "set noise.prediction to epsilon"),
+    Rule(
+        ("loss.v_like_noise",),
+        {"noise.prediction": ("epsilon", "flow")},
+        "set noise.prediction to v",
+    ),
+    Rule(
+        ("loss.v_pred_like",),
+        {"noise.prediction": ("v", "flow")},
+        "set noise.prediction to epsilon",
+    ),
     Rule(
         ("optimizer.text2_learning_rate",),
         {"model.family": ("sd1", "sd2")},

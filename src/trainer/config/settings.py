@@ -44,6 +44,15 @@ def _checked_path(path: _PathT) -> _PathT:
     return path
 
 
+def _checked_deviation(deviation: float) -> float:
+    """The standard deviation itself; raises `ValueError` unless it is above 0."""
+    if deviation <= 0:
+        raise ValueError(
+            "expected a number above 0. A mean, which may be below 0, is noise.timestep_mean"
+        )
+    return deviation
+
+
 class Section(BaseModel):
     """Base of all sections: frozen, without unknown keys, infinite numbers or conversions.
 
@@ -175,8 +184,13 @@ class TextSettings(Section):
 class NoiseSettings(Section):
     """`[noise]`: schedule, noise and timesteps. Source: sd-scripts-facts D2."""
 
-    prediction: Literal["epsilon", "v"] = "epsilon"
-    """Quantity that the U-Net predicts: the noise, or the velocity."""
+    prediction: Literal["epsilon", "v", "flow"] = "epsilon"
+    """Quantity that the U-Net predicts: the noise, the velocity, or the flow.
+
+    The flow is the noise minus the latents on the straight line between them, at a share sigma of
+    noise in (0, 1); sigma x 1000 is its timestep, a number that is not rounded. Source: arXiv
+    2210.02747, model-facts 1.
+    """
     zero_terminal_snr: bool = False
     """Rescale the schedule so that the last timestep is pure noise; needs `prediction = "v"`.
 
@@ -194,9 +208,25 @@ class NoiseSettings(Section):
     Source: arXiv 2301.11706.
     """
     min_timestep: int = Field(default=0, ge=0, le=999)
-    """Lowest timestep that is drawn."""
+    """Lowest timestep that is drawn; of a flow, lower limit of sigma x 1000 after the shift."""
     max_timestep: int = Field(default=1000, ge=1, le=1000)
     """Upper limit of the timesteps, which is not drawn itself."""
+    timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
+    """Flow: distribution of sigma before the shift.
+
+    logit_normal is 1 / (1 + exp(-x)) of a normal x, which has more of the middle timesteps. Source:
+    arXiv 2403.03206.
+    """
+    timestep_mean: float = Field(default=0.0, ge=-10, le=10)
+    """Mean of the normal x of logit_normal; below 0 there is less noise."""
+    timestep_std: Annotated[float, AfterValidator(_checked_deviation)] = Field(default=1.0, le=10)
+    """Standard deviation of the normal x of logit_normal, above 0."""
+    shift: Annotated[float, Field(ge=0.001, le=1000)] | Literal["resolution"] = 1.0
+    """Flow: factor s that moves sigma to s sigma / (1 + (s - 1) sigma); above 1 to more noise.
+
+    "resolution" is the square root of the picture's pixels / 1,048,576: 1 at 1024 x 1024. Source:
+    arXiv 2403.03206.
+    """
 
 
 class LossSettings(Section):
@@ -220,6 +250,12 @@ class LossSettings(Section):
     """Share of a v-prediction loss to add to that of a noise prediction.
 
     Needs `noise.prediction = "epsilon"`.
+    """
+    contrastive: float = Field(default=0.0, ge=0, lt=1)
+    """Flow: weight of the squared distance from the target of another sample, which is subtracted.
+
+    The other sample is the next one in the global batch. Needs `kind = "l2"`. Source: arXiv
+    2506.05350.
     """
 
 

@@ -131,13 +131,16 @@ def _unknown(setting: SettingPath, document: dict[str, Any]) -> Mistake:
     meant: SettingPath = (*table, *near) if near else ()
 
     # A name of sd-scripts says more than any likeness.
-    known = kohya.NAMES.get(key)
-    if known and known != ".".join(part for part in setting if isinstance(part, str)):
+    known = kohya.SETTINGS.get(key) or kohya.LORA_SETTINGS.get(key)
+    where = f"in {_header(table, document)}" if table else "outside of any section"
+    if known and not known.endswith(f".{key}"):
         section, *inner = known.split(".")
         meant = (section, 0, *inner) if section == "data" else (section, *inner)
-        where = f"in {_header(table, document)}" if table else "outside of any section"
         text = f"unknown key `{key}` {where}. That setting of sd-scripts is `{known}` here."
         return Mistake(setting, text, meant)
+    if reason := kohya.LEFT_OUT.get(key) or kohya.REFUSED.get(key):
+        text = f"unknown key `{key}` {where}. sd-scripts has it, this trainer does not: {reason}."
+        return Mistake(setting, text)
 
     if not table and isinstance(document.get(key), dict | list):
         suggestion = f"Sections are {_listed(keys, 'and')}."
@@ -157,7 +160,6 @@ def _unknown(setting: SettingPath, document: dict[str, Any]) -> Mistake:
     else:
         meant = ()
         suggestion = f"Put it into one of the sections {_listed(keys, 'or')}."
-    where = f"in {_header(table, document)}" if table else "outside of any section"
     return Mistake(setting, f"unknown key `{printable(key)}` {where}. {suggestion}", meant)
 
 

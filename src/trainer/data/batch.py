@@ -58,7 +58,8 @@ class Sample:
 
     The two differ under input perturbation.
     """
-    timestep: int
+    timestep: float
+    """A whole number, or sigma x 1000 of a flow."""
     size_conditioning: tuple[float, float, float, float, float, float] | None
     """Original height and width, crop top and left, target height and width in pixels.
 
@@ -90,7 +91,7 @@ class Batch:
     noise_BCHW: Tensor
     input_noise_BCHW: Tensor | None
     timesteps_B: Tensor
-    """int64."""
+    """int64, or float32 for a flow."""
     ids: tuple[Tensor, ...]
     """The token ids of each tokenizer: (B, N, L) int64."""
     size_B6: Tensor | None
@@ -111,6 +112,11 @@ class Batch:
 
     The keys are "samples", "tokens", "dropped_tokens", "wider_batches" (0 or 1), and the name of
     every event.
+    """
+    other_flow_BCHW: Tensor | None = None
+    """float32: for each sample, the flow of the next one in the global batch.
+
+    None without `loss.contrastive`, and in a global batch of one sample.
     """
 
     @classmethod

@@ -21,8 +21,12 @@ def collate(
     step: int,
     epoch: int,
     micro: int,
+    others: Sequence[Sample] = (),
 ) -> Batch:
-    """The micro-batch of `samples`, which fill the `slots` of the global batch `whole`."""
+    """The micro-batch of `samples`, which fill the `slots` of the global batch `whole`.
+
+    `others` are the samples to contrast them with, one for each; none without `loss.contrastive`.
+    """
     n_chunks, wider = _count_chunks(samples, whole.chunks, chunker)
     real = samples if slots.weight else ()
     laid_out = [chunker.lay_out(sample.cut, n_chunks) for sample in samples]
@@ -45,7 +49,8 @@ def collate(
         input_noise_BCHW=torch.stack(input_noise)
         if any(sample.input_noise_CHW is not None for sample in samples)
         else None,
-        timesteps_B=torch.tensor([sample.timestep for sample in samples], dtype=torch.int64),
+        # Whole numbers become int64, others float32.
+        timesteps_B=torch.tensor([sample.timestep for sample in samples]),
         # Through numpy: a quarter of the time that torch takes for lists.
         ids=tuple(torch.from_numpy(np.array(ids, np.int64)) for ids in zip(*laid_out, strict=True)),
         size_B6=torch.tensor(sizes, dtype=torch.float32) if sizes else None,
@@ -56,6 +61,9 @@ def collate(
         keys=tuple(sample.key for sample in real),
         captions=tuple(sample.caption for sample in real),
         counts=dict(counts),
+        other_flow_BCHW=torch.stack([other.noise_CHW - other.latents_CHW for other in others])
+        if others
+        else None,
     )
 
 

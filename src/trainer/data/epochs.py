@@ -17,6 +17,7 @@ from trainer.data.captions import token_warmup_steps
 from trainer.data.datasets import DataSet
 from trainer.data.plan import Plan, count_epoch
 from trainer.data.plan_files import open_plan
+from trainer.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,18 @@ class RunSize:
 
 
 def run_size(config: Config, datasets: Sequence[DataSet], world_size: int) -> RunSize:
-    """The size of the run of `config` on `world_size` ranks."""
+    """The size of the run of `config` on `world_size` ranks.
+
+    Raises `ConfigError` for a contrastive loss in global batches of one sample.
+    """
     rows = [dataset.rows for dataset in datasets]
     global_batch_size = config.train.batch_size * config.train.accumulation * world_size
+    if config.loss.contrastive and global_batch_size == 1:
+        raise ConfigError(
+            "`loss.contrastive` has no effect with a global batch of 1 sample, because it compares "
+            "each sample with the next one. Remove it, or set train.batch_size or "
+            "train.accumulation to 2 or more."
+        )
     buckets, steps = count_epoch(rows, global_batch_size)
     ends = [config.train.max_steps, config.train.max_epochs and config.train.max_epochs * steps]
     return RunSize(

@@ -26,7 +26,7 @@ from trainer.data.batch import Batch, Sample, SampleRequest
 from trainer.data.buckets import SetRows, largest_area, next_of_bucket
 from trainer.data.collate import collate
 from trainer.data.latents import with_way_out
-from trainer.data.plan import Plan, deal
+from trainer.data.plan import GlobalBatch, Plan, deal
 from trainer.data.shared_memory import Handover
 from trainer.data.workers import iter_items, settle
 from trainer.errors import LatentsError
@@ -39,7 +39,7 @@ Warnings = list[tuple[tuple[int, int], str]]
 
 # The micro-batches that a worker prepares ahead; torch's own default.
 _PREFETCHED = 2
-# float32 latents, noise and input noise, and a mask of one channel.
+# float32 latents, noise, input noise or other flow, and a mask of one channel.
 _BYTES_PER_LATENT = 4 * (3 * LATENT_CHANNELS + 1)
 # The ids of some thousand chunks; tensors that do not fit cross more slowly.
 _BYTES_BESIDES = 1 << 20
@@ -164,6 +164,7 @@ def build_loader(
     start_step: int,
     max_steps: int,
     workers: int,
+    contrasts: bool = False,
 ) -> Loader:
     """The loader of all micro-batches of the steps `start_step` .. `max_steps` - 1.
 
@@ -171,10 +172,19 @@ def build_loader(
     `share.global_batch_size`; `steps_per_epoch` is its `steps`. It is called in the workers, and
     half an epoch ahead in a thread, so that no epoch begins with waiting. `on_missing` has one
     value per data set. With "skip", the next record of the bucket is trained in place of a record
-    without latents, with the event "replaced".
+    without latents, with the event "replaced". With `contrasts`, a batch also holds the flow of the
+    sample that follows each of its own in the global batch; the first one follows the last.
     """
     batches = _MicroBatches(
-        make_sample, open_epoch, sets, chunker, share, on_missing, steps_per_epoch, max_steps
+        make_sample,
+        open_epoch,
+        sets,
+        chunker,
+        share,
+        on_missing,
+        steps_per_epoch,
+        max_steps,
+        contrasts,
     )
     order = _Steps(start_step, max_steps, share.accumulation)
     loader = DataLoader(
@@ -232,6 +242,7 @@ class _MicroBatches(Dataset[_Loaded | bytes]):
     on_missing: Sequence[Literal["stop", "skip"]]
     steps_per_epoch: int
     max_steps: int
+    contrasts: bool
     plan: tuple[int, Plan] | None = None
     """The epoch whose plan is open in this process, and the plan."""
     built_ahead: int = 0
@@ -262,24 +273,45 @@ class _MicroBatches(Dataset[_Loaded | bytes]):
         slots = deal(
             len(whole.record), ranks=ranks, accumulation=accumulation, batch_size=batch_size
         )[micro][rank]
-        # Make its samples, or replacements for those without latents.
-        samples = []
-        for at in slots.places:
-            request = SampleRequest(
-                dataset=int(whole.dataset[at]),
-                record=int(whole.record[at]),
-                repeat=int(whole.repeat[at]),
-                epoch=epoch,
-                step=step,
-            )
-            try:
-                sample = self.make_sample(request)
-            except LatentsError as error:
-                if self.on_missing[request.dataset] == "stop":
-                    raise with_way_out(error) from error
-                sample = self._another(request, error, replaced)
-            samples.append(sample)
-        return collate(samples, whole, slots, self.chunker, step=step, epoch=epoch, micro=micro)
+        # Make its samples, and the others to contrast them with, which depend on the plan alone.
+        n_samples = len(whole.record)
+        others = (
+            [(at + 1) % n_samples for at in slots.places]
+            if self.contrasts and n_samples > 1
+            else []
+        )
+        made = {
+            at: self._sample(whole, at, epoch, step, replaced)
+            for at in dict.fromkeys((*slots.places, *others))
+        }
+        return collate(
+            [made[at] for at in slots.places],
+            whole,
+            slots,
+            self.chunker,
+            step=step,
+            epoch=epoch,
+            micro=micro,
+            others=[made[at] for at in others],
+        )
+
+    def _sample(
+        self, whole: GlobalBatch, at: int, epoch: int, step: int, replaced: Warnings
+    ) -> Sample:
+        """The sample at a place of the global batch, or a replacement where it has no latents."""
+        request = SampleRequest(
+            dataset=int(whole.dataset[at]),
+            record=int(whole.record[at]),
+            repeat=int(whole.repeat[at]),
+            epoch=epoch,
+            step=step,
+        )
+        try:
+            return self.make_sample(request)
+        except LatentsError as error:
+            if self.on_missing[request.dataset] == "stop":
+                raise with_way_out(error) from error
+            return self._another(request, error, replaced)
 
     def _another(self, request: SampleRequest, error: LatentsError, replaced: Warnings) -> Sample:
         """The sample of the next record in the bucket that has latents.

@@ -4,12 +4,20 @@ How much noise a timestep stands for is the matter of the model's noise schedule
 module. Shape suffixes: C latent channels, H W latent height and width.
 """
 
+import math
+from statistics import NormalDist
+
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from capmerge.rng import Chance
 from trainer.config.settings import NoiseSettings
+from trainer.families import TIMESTEPS, resolution_shift
+
+_SHARES = 1 << 52
+"""The number of different shares that are drawn; with 0.5 added, a double holds each exactly."""
+_LARGEST_SHARE = 1 - 2**-53
 
 
 def draw_noise(
@@ -56,11 +64,62 @@ def _add_levels_(noise_CHW: Tensor, settings: NoiseSettings, generator: torch.Ge
     return noise_CHW / noise_CHW.std()
 
 
-def draw_timestep(chance: Chance, settings: NoiseSettings) -> int:
-    """The timestep of one sample, uniform in [`min_timestep`, `max_timestep`).
+def draw_timestep(chance: Chance, settings: NoiseSettings, n_pixels: int) -> float:
+    """The timestep of one sample of `n_pixels`.
 
-    Raises `ValueError` when the range is empty.
+    A whole number, uniform in [`min_timestep`, `max_timestep`), or `flow_timestep` of a uniform
+    share. Raises `ValueError` when the range is empty.
     """
+    if settings.prediction == "flow":
+        share = (chance.below(_SHARES, "sigma") + 0.5) / _SHARES
+        return flow_timestep(share, settings, n_pixels)
     return settings.min_timestep + chance.below(
         settings.max_timestep - settings.min_timestep, "timestep"
     )
+
+
+def flow_timestep(share: float, settings: NoiseSettings, n_pixels: int) -> float:
+    """The timestep, sigma x 1000, below which a `share` of all timesteps of a flow lie.
+
+    `share` is in (0, 1), so the timesteps of evenly spaced shares are quantiles. Where the limits
+    leave out a part of the distribution, the rest keeps its proportions. Source: model-facts 1.
+    """
+    # The shift moves a larger sigma to a larger one, so limits after it are limits before it.
+    shift = resolution_shift(n_pixels) if settings.shift == "resolution" else settings.shift
+    low, high = (
+        limit / (shift - (shift - 1) * limit)
+        for limit in (settings.min_timestep / TIMESTEPS, settings.max_timestep / TIMESTEPS)
+    )
+    if settings.timestep_sampling == "uniform":
+        sigma = low + share * (high - low)
+    else:
+        normal = NormalDist(settings.timestep_mean, settings.timestep_std)
+        sigma = _sigmoid(_quantile_between(share, normal, _logit(low), _logit(high)))
+    timestep = TIMESTEPS * shift * sigma / (1 + (shift - 1) * sigma)
+    return min(max(timestep, settings.min_timestep), settings.max_timestep)
+
+
+def _quantile_between(share: float, normal: NormalDist, low: float, high: float) -> float:
+    """The value below which a `share` lies of the part of `normal` between `low` and `high`."""
+    if low > normal.mean:
+        # Shares of the upper tail would be rounded to 1, so the lower tail is taken.
+        mirrored = NormalDist(-normal.mean, normal.stdev)
+        return -_quantile_between(1 - share, mirrored, -high, -low)
+    below_low, below_high = normal.cdf(low), normal.cdf(high)
+    below = below_low + share * (below_high - below_low)
+    # 0 if the distribution lies so far above that all but none of this part is at its upper end.
+    found = normal.inv_cdf(min(below, _LARGEST_SHARE)) if below else high
+    return min(max(found, low), high)
+
+
+def _logit(sigma: float) -> float:
+    """The number whose `_sigmoid` is `sigma`, which is in [0, 1]."""
+    if sigma in (0, 1):
+        return -math.inf if sigma == 0 else math.inf
+    return math.log(sigma) - math.log1p(-sigma)
+
+
+def _sigmoid(value: float) -> float:
+    """1 / (1 + exp(-value)), for a number of any size."""
+    small = math.exp(-abs(value))
+    return small / (1 + small) if value < 0 else 1 / (1 + small)

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from capmerge.captions.written import BrokenRecordError
 from capmerge.errors import DataError, quoted
+from capmerge.index.latent_names import PIXELS_PER_LATENT
 from capmerge.rng import Chance, SampleId
 from capmerge.tokens.chunks import CHUNK_TOKENS, Chunker
 from capmerge.tokens.load import load_clip
@@ -91,6 +92,7 @@ class SampleMaker:
             alpha_mask=found.settings.alpha_mask,
         )
         # The noise, and all of it together.
+        n_pixels = latents.latents_CHW[0].numel() * PIXELS_PER_LATENT**2
         noise_CHW, input_noise_CHW = draw_noise(latents.latents_CHW, chance, config.noise)
         if self._chunker is None:
             self._chunker = build_chunker(config)
@@ -105,7 +107,7 @@ class SampleMaker:
             latents_CHW=latents.latents_CHW,
             noise_CHW=noise_CHW,
             input_noise_CHW=input_noise_CHW,
-            timestep=draw_timestep(chance, config.noise),
+            timestep=draw_timestep(chance, config.noise, n_pixels),
             size_conditioning=latents.size_conditioning,
             mask_HW=latents.mask_HW,
             text_noise_seed=chance.below(1 << 63, "text noise"),

@@ -24,8 +24,12 @@ from trainer.families import FAMILIES, LATENT_CHANNELS, FamilyName
 from trainer.model.shapes import VOCABULARY, shape_of
 from trainer.model.text_encoders import encoder_rules
 
-Prediction = Literal["epsilon", "v"]
-PREDICTION_TYPES: dict[Prediction, str] = {"epsilon": "epsilon", "v": "v_prediction"}
+Prediction = Literal["epsilon", "v", "flow"]
+PREDICTION_TYPES: dict[Prediction, str] = {
+    "epsilon": "epsilon",
+    "v": "v_prediction",
+    "flow": "flow_prediction",
+}
 """The names that diffusers gives to the predictions of `[noise]`."""
 INNER = "text_model."
 """Prefix of the tensor names of a text encoder in a file, except those of its projection."""
@@ -140,22 +144,28 @@ def _check_family(folder: Path, family: FamilyName) -> None:
 def _check_scheduler(folder: Path, noise: NoiseSettings) -> None:
     """Raise `ModelError` if the folder's scheduler samples another model than `noise` trains.
 
-    A scheduler without zero-terminal SNR does not forbid to train with it: that is how a model
-    gets it.
+    A scheduler without zero-terminal SNR does not forbid to train with it, nor one of epsilon to
+    train a flow: that is how a model gets it.
     """
     path = folder / "scheduler" / "scheduler_config.json"
     if not path.exists():
         return
     scheduler = _read_json(path)
     found = scheduler.get("prediction_type", "epsilon")
+    if str(scheduler.get("_class_name", "")).startswith("FlowMatch"):
+        found = PREDICTION_TYPES["flow"]
     expected = PREDICTION_TYPES[noise.prediction]
-    if found != expected:
+    if found != expected and (found, noise.prediction) != ("epsilon", "flow"):
         raise ModelError(
             f'{path}: prediction_type is "{found}", but noise.prediction is "{noise.prediction}". '
             "Set noise.prediction to the one that the model predicts. To train it to predict the "
             f'other, change the file to "{expected}".'
         )
-    if scheduler.get("rescale_betas_zero_snr") and not noise.zero_terminal_snr:
+    if (
+        scheduler.get("rescale_betas_zero_snr")
+        and not noise.zero_terminal_snr
+        and noise.prediction != "flow"
+    ):
         raise ModelError(
             f"{path}: rescale_betas_zero_snr is true, but noise.zero_terminal_snr is false. "
             "Set noise.zero_terminal_snr = true, as the model was trained. To train it without, "

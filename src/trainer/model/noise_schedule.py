@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from trainer.config.settings import NoiseSettings
+from trainer.families import TIMESTEPS
 
-TIMESTEPS = 1000
 FIRST_BETA = 0.00085
 LAST_BETA = 0.012
 
@@ -61,6 +61,15 @@ class Schedule:
     def _shares(self, timesteps_B: Tensor) -> tuple[Tensor, Tensor]:
         alphas_cumprod_B111 = self.alphas_cumprod_T[timesteps_B].reshape(-1, 1, 1, 1)
         return alphas_cumprod_B111.sqrt(), (1 - alphas_cumprod_B111).sqrt()
+
+
+def add_flow_noise(latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+    """The noisy latents (B, C, H, W) of a flow: the straight line from latents to noise.
+
+    A timestep is the share of the noise times `TIMESTEPS`. Source: model-facts 1.
+    """
+    sigma_B111 = (timesteps_B / TIMESTEPS).reshape(-1, 1, 1, 1)
+    return sigma_B111 * noise_BCHW + (1 - sigma_B111) * latents_BCHW
 
 
 def _zero_terminal(alphas_cumprod_T: Tensor) -> Tensor:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from capmerge.errors import OutputError, in_words
 from capmerge.files.folders import publish_folder
 from trainer.config.settings import Config, NoiseSettings
-from trainer.families import FAMILIES, FamilyName
+from trainer.families import FAMILIES, TIMESTEPS, FamilyName, resolution_shift
 from trainer.model.load import INNER, PREDICTION_TYPES
 from trainer.model.model import Model
-from trainer.model.noise_schedule import FIRST_BETA, LAST_BETA, TIMESTEPS
+from trainer.model.noise_schedule import FIRST_BETA, LAST_BETA
 from trainer.model.shapes import RANDOM
 from trainer.model.tokenizer_files import write_tokenizer
 
@@ -79,7 +79,7 @@ def _write(
     # The trained parts, the scheduler, and the index of the pipeline with both.
     for name, part in model.parts().items():
         _write_part(part, _tensors_of(name, part, state), folder / name)
-    scheduler = _scheduler(source, config.noise)
+    scheduler = _scheduler(source, config.noise, config.model.family)
     (folder / "scheduler").mkdir()
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     index = _index(source, config.model.family)
@@ -169,11 +169,47 @@ def _index(source: Path | None, family: FamilyName) -> dict[str, Any]:
     }
 
 
-def _scheduler(source: Path | None, noise: NoiseSettings) -> dict[str, Any]:
+def sampling_shift(noise: NoiseSettings, family: FamilyName) -> float:
+    """The shift with which a flow is sampled as it was trained.
+
+    A shift by resolution is that of the family's usual size.
+    """
+    side_px = FAMILIES[family].side_px
+    return resolution_shift(side_px**2) if noise.shift == "resolution" else noise.shift
+
+
+def sampling_note(noise: NoiseSettings, family: FamilyName) -> str | None:
+    """How a flow is sampled in ComfyUI, which cannot tell it by its weights; None for no flow."""
+    if noise.prediction != "flow":
+        return None
+    return (
+        "the model is a flow: sample it in ComfyUI with the node ModelSamplingSD3 at shift "
+        f"{sampling_shift(noise, family):.4g}. Without the node it makes noise."
+    )
+
+
+def _scheduler(source: Path | None, noise: NoiseSettings, family: FamilyName) -> dict[str, Any]:
     """The config of the source's scheduler, with the settings of the training in it.
 
-    A DDIMScheduler takes its place if the run has zero-terminal SNR and the source's cannot do it.
+    Another takes its place if the source's cannot do what was trained: a DDIMScheduler for
+    zero-terminal SNR, and for a flow a UniPCMultistepScheduler, because the pipelines of these
+    families cannot use diffusers' own FlowMatch schedulers.
     """
+    path = source / "scheduler" / "scheduler_config.json" if source else None
+    found = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
+    if noise.prediction == "flow":
+        if not found.get("use_flow_sigmas"):
+            found = {
+                "_class_name": "UniPCMultistepScheduler",
+                "num_train_timesteps": TIMESTEPS,
+                "steps_offset": 1,  # without effect here, but the pipelines warn about 0
+            }
+        flow = {
+            "prediction_type": PREDICTION_TYPES["flow"],
+            "use_flow_sigmas": True,
+            "flow_shift": sampling_shift(noise, family),
+        }
+        return found | flow | {"_diffusers_version": diffusers_version}
     content: dict[str, Any] = {
         "_class_name": "DDIMScheduler",
         "num_train_timesteps": TIMESTEPS,
@@ -185,11 +221,8 @@ def _scheduler(source: Path | None, noise: NoiseSettings) -> dict[str, Any]:
         "steps_offset": 1,
         "rescale_betas_zero_snr": False,
     }
-    path = source / "scheduler" / "scheduler_config.json" if source else None
-    if path and path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not noise.zero_terminal_snr or "rescale_betas_zero_snr" in found:
-            content = found
+    if found and (not noise.zero_terminal_snr or "rescale_betas_zero_snr" in found):
+        content = found
     content["prediction_type"] = PREDICTION_TYPES[noise.prediction]
     if "rescale_betas_zero_snr" in content:
         content["rescale_betas_zero_snr"] = noise.zero_terminal_snr

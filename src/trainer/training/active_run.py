@@ -22,7 +22,7 @@ from trainer.errors import (
     LatentsError,
     NonFiniteError,
 )
-from trainer.model.save import save_model, without_wrappers
+from trainer.model.save import sampling_note, save_model, without_wrappers
 from trainer.training.accelerator import from_all_ranks, problem_of_lost_rank
 from trainer.training.checkpoint import (
     save_state,
@@ -231,6 +231,7 @@ class ActiveRun:
             start_step=self.step,
             max_steps=self.size.max_steps,
             workers=train.workers,
+            contrasts=self.config.loss.contrastive > 0,
         )
         return iter(loader)
 
@@ -339,6 +340,8 @@ class ActiveRun:
                 missing = save_model(self.state.bare_model, tensors, folder, self.config)
                 lacking = "".join(f"; it has no {part}" for part in missing)
                 self.log.say(f"trained model: {folder}{lacking}")
+                if note := sampling_note(self.config.noise, self.config.model.family):
+                    self.log.say(note)
                 problem = save_loss_plot(self.folder / METRICS_FILE, plot)
                 self.log.say(problem or f"loss plot: {plot}")
         self.engine.wait_for_everyone()

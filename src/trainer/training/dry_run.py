@@ -88,6 +88,7 @@ def _described(sample: Sample, chunker: Chunker) -> str:
     events = "".join(f", {event.replace('_', ' ')}" for event in sample.events)
     return (
         f"{printable(sample.key)} (data.{sample.dataset}, repeat {sample.repeat}), "
-        f"style {sample.style or 'none'}, timestep {sample.timestep}, {sample.cut.tokens} tokens, "
+        f"style {sample.style or 'none'}, timestep {sample.timestep:.6g}, "
+        f"{sample.cut.tokens} tokens, "
         f"chunks {filled}, {dropped} dropped{events}"
     )

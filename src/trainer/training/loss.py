@@ -14,7 +14,8 @@ from torch import Tensor
 
 from trainer.config.settings import LossSettings, NoiseSettings
 from trainer.data.batch import Batch
-from trainer.model.noise_schedule import TIMESTEPS, Schedule
+from trainer.families import TIMESTEPS
+from trainer.model.noise_schedule import Schedule, add_flow_noise
 
 Predict = Callable[[Tensor, Tensor, tuple[Tensor, ...], Tensor | None, tuple[int, ...]], Tensor]
 """(noisy_BCHW, timesteps_B, ids, size_B6, text_noise_seeds) -> prediction_BCHW."""
@@ -43,45 +44,57 @@ def batch_loss(
     """The loss of one micro-batch, on the device of `batch`, `schedule` and the model.
 
     `predict` is the model. The distance of each element in float32 is masked, averaged over C, H
-    and W, and weighted by SNR; padding samples weigh 0. Nothing here asks for the values of a
-    tensor, so the device is never waited for. Source: sd-scripts-facts D2, D3.
+    and W, and weighted by SNR, unless the prediction is a flow; padding samples weigh 0. Nothing
+    here asks for the values of a tensor, so the device is never waited for. Source:
+    sd-scripts-facts D2, D3, model-facts 1.
     """
-    input_noise_BCHW = (
-        batch.noise_BCHW if batch.input_noise_BCHW is None else batch.input_noise_BCHW
-    )
-    noisy_BCHW = schedule.add_noise(batch.latents_BCHW, input_noise_BCHW, batch.timesteps_B)
+    noisy_BCHW, target_BCHW = _input_and_target(batch, schedule, noise)
     prediction_BCHW = predict(
         noisy_BCHW, batch.timesteps_B, batch.ids, batch.size_B6, batch.text_noise_seeds
-    )
-    target_BCHW = batch.noise_BCHW
-    if noise.prediction == "v":
-        target_BCHW = schedule.velocity(batch.latents_BCHW, batch.noise_BCHW, batch.timesteps_B)
-    elements_BCHW = distance(
-        prediction_BCHW.float(), target_BCHW, _threshold_B(schedule, batch.timesteps_B, loss), loss
-    )
+    ).float()
+    elements_BCHW = _distance(prediction_BCHW, target_BCHW, schedule, batch.timesteps_B, loss)
+    if batch.other_flow_BCHW is not None:
+        contrast_BCHW = (prediction_BCHW - batch.other_flow_BCHW).square()
+        elements_BCHW = elements_BCHW - loss.contrastive * contrast_BCHW
     if batch.mask_B1HW is not None:
         # The mean is not renormalised, so masking makes a sample count less.
         elements_BCHW = elements_BCHW * batch.mask_B1HW
-    losses_B = (
-        elements_BCHW.mean(dim=(1, 2, 3))
-        * snr_weights(schedule.snr_T[batch.timesteps_B], noise, loss)
-        * batch.weights_B
-    )
+    losses_B = elements_BCHW.mean(dim=(1, 2, 3)) * batch.weights_B
+    if noise.prediction != "flow":
+        losses_B = losses_B * snr_weights(schedule.snr_T[batch.timesteps_B], noise, loss)
     return Loss(losses_B.sum() / batch.real_samples, losses_B.detach())
 
 
-def distance(
-    prediction_BCHW: Tensor, target_BCHW: Tensor, threshold_B: Tensor, settings: LossSettings
-) -> Tensor:
-    """The distance of each element (B, C, H, W) from its target, by `loss.kind`.
+def _input_and_target(
+    batch: Batch, schedule: Schedule, noise: NoiseSettings
+) -> tuple[Tensor, Tensor]:
+    """The noisy latents and the target of the prediction, both (B, C, H, W)."""
+    latents_BCHW, noise_BCHW, timesteps_B = batch.latents_BCHW, batch.noise_BCHW, batch.timesteps_B
+    if noise.prediction == "flow":
+        noisy_BCHW = add_flow_noise(latents_BCHW, noise_BCHW, timesteps_B)
+        return noisy_BCHW, noise_BCHW - latents_BCHW
+    input_noise_BCHW = noise_BCHW if batch.input_noise_BCHW is None else batch.input_noise_BCHW
+    noisy_BCHW = schedule.add_noise(latents_BCHW, input_noise_BCHW, timesteps_B)
+    if noise.prediction == "v":
+        return noisy_BCHW, schedule.velocity(latents_BCHW, noise_BCHW, timesteps_B)
+    return noisy_BCHW, noise_BCHW
 
-    `threshold_B` is where huber and smooth_l1 change from square to absolute value.
-    """
+
+def _distance(
+    prediction_BCHW: Tensor,
+    target_BCHW: Tensor,
+    schedule: Schedule,
+    timesteps_B: Tensor,
+    settings: LossSettings,
+) -> Tensor:
+    """The distance of each element (B, C, H, W) from its target, by `loss.kind`."""
     difference_BCHW = prediction_BCHW - target_BCHW
     if settings.kind == "l2":
         return difference_BCHW.square()
     if settings.kind == "l1":
         return difference_BCHW.abs()
+    # Where huber and smooth_l1 change from square to absolute value.
+    threshold_B = _threshold_B(schedule, timesteps_B, settings)
     threshold_B111 = threshold_B.reshape(-1, 1, 1, 1)
     rounded_BCHW = 2 * (
         (difference_BCHW.square() + threshold_B111.square()).sqrt() - threshold_B111

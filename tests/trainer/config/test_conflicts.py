@@ -16,9 +16,8 @@ ALWAYS = frozenset(
         "model": "family path gradient_checkpointing",
         "data": "metadata latents repeats flip alpha_mask on_missing allow_outside",
         "text": "chunking embedding_noise",
-        "noise": "prediction zero_terminal_snr offset multires_iterations input_perturbation "
-        "min_timestep max_timestep",
-        "loss": "kind min_snr_gamma debiased",
+        "noise": "prediction min_timestep max_timestep",
+        "loss": "kind",
         "optimizer": "name learning_rate text_learning_rate arguments schedule clip_grad_norm",
         "train": "output_dir max_steps max_epochs seed batch_size accumulation workers precision "
         "on_nonfinite",
@@ -50,10 +49,21 @@ ASKED = {
     "text.clip_skip": 2,
     "text.random_caption_rate": 0.5,
     "text.word_repeat_rate": 0.5,
+    "noise.zero_terminal_snr": True,
+    "noise.offset": 0.1,
+    "noise.multires_iterations": 3,
     "noise.multires_discount": 0.3,
+    "noise.input_perturbation": 0.1,
+    "noise.timestep_sampling": "uniform",
+    "noise.timestep_mean": -0.2,
+    "noise.timestep_std": 1.0,
+    "noise.shift": 1.0,
     "loss.huber_c": 0.1,
     "loss.huber_schedule": "constant",
     "loss.huber_scale": 2,
+    "loss.min_snr_gamma": 5,
+    "loss.debiased": True,
+    "loss.contrastive": 0.05,
     "loss.v_like_noise": True,
     "loss.v_pred_like": 0.5,
     "optimizer.text2_learning_rate": 1e-5,
@@ -82,7 +92,22 @@ ELSEWHERE = {
     "text.chunking": "kohya",
     "text.max_tokens": 300,
     "noise.multires_iterations": 3,
-    "noise.prediction": {"loss.v_like_noise": "v", "loss.v_pred_like": "epsilon"},
+    "noise.timestep_sampling": "logit_normal",
+    "noise.prediction": {
+        "loss.v_like_noise": "v",
+        "loss.v_pred_like": "epsilon",
+        "noise.zero_terminal_snr": "v",
+        "noise.offset": "epsilon",
+        "noise.multires_iterations": "epsilon",
+        "noise.input_perturbation": "v",
+        "loss.min_snr_gamma": "v",
+        "loss.debiased": "epsilon",
+        "noise.timestep_sampling": "flow",
+        "noise.timestep_mean": "flow",
+        "noise.timestep_std": "flow",
+        "noise.shift": "flow",
+        "loss.contrastive": "flow",
+    },
     "loss.kind": "huber",
     "loss.huber_schedule": "constant",
     "optimizer.schedule": "cosine",
@@ -278,6 +303,36 @@ def test_a_text_setting_needs_one_data_set_that_uses_it(tmp_path):
         (
             {"noise.zero_terminal_snr": True},
             '`noise.zero_terminal_snr = true` does not work with `noise.prediction = "epsilon"`',
+        ),
+        (
+            {"noise.prediction": "flow", "loss.kind": "huber"},
+            (
+                '`loss.huber_schedule = "snr"`, the default, does not work with '
+                '`noise.prediction = "flow"`'
+            ),
+        ),
+        (
+            {
+                "noise.prediction": "flow",
+                "loss.kind": "smooth_l1",
+                "loss.huber_schedule": "snr",
+            },
+            '`loss.huber_schedule = "snr"` does not work with `noise.prediction = "flow"`',
+        ),
+        (
+            {"noise.prediction": "flow", "loss.kind": "l1", "loss.contrastive": 0.05},
+            '`loss.contrastive = 0.05` does not work with `loss.kind = "l1"`',
+        ),
+        (
+            {
+                "noise.prediction": "flow",
+                "noise.timestep_sampling": "logit_normal",
+                "noise.timestep_std": -0.2,
+            },
+            (
+                "`noise.timestep_std` is -0.2, expected a number above 0. "
+                "A mean, which may be below 0, is noise.timestep_mean."
+            ),
         ),
         (
             {"optimizer.learning_rate": 0},

@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from capmerge.toml import to_toml
-from trainer.config import kohya
 from trainer.config.load import load_config, resolved_toml, with_seed
 from trainer.config.settings import Config, DataSettings
 from trainer.errors import ConfigError
@@ -649,14 +648,15 @@ def test_a_key_of_sd_scripts_is_translated(tmp_path, table, key, ours):
     assert f"unknown key `{key}` outside of any section. {hint}" in refusal(tmp_path, outside)
 
 
-def test_every_translation_is_a_setting():
-    """The settings that the hints name exist, under other names than those of sd-scripts."""
-    for name, ours in kohya.NAMES.items():
-        section, key = ours.split(".")
-        annotation = Config.model_fields[section].annotation
-        fields = (DataSettings if section == "data" else annotation).model_fields
-        assert key in fields, name
-        assert name not in fields or name == key
+def test_a_key_of_sd_scripts_without_a_counterpart_is_told(tmp_path):
+    """A key that only sd-scripts has is told with the reason why it has no setting here."""
+    assert refusal_of(tmp_path, "train.xformers=true").endswith(
+        "unknown key `xformers` in [train]. sd-scripts has it, this trainer does not: "
+        "torch chooses the attention."
+    )
+    assert "choose them with model.train_only and model.freeze." in refusal_of(
+        tmp_path, "optimizer.block_lr=1"
+    )
 
 
 def test_a_word_for_a_list_is_shown_as_a_list(tmp_path):

@@ -276,3 +276,15 @@ def test_there_are_sections_to_walk():
     }
     assert held <= set(SECTIONS.values())
     assert NoneType not in held
+
+
+def test_the_page_names_every_setting():
+    """The table of sections in docs/training.md names exactly the settings of each of them."""
+    page = (PACKAGE.parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `\[+(\w+)\]+` \| .* \| (`.*`) \|$", page, re.MULTILINE)
+    named = {section: re.findall(r"`(\w+)`", keys) for section, keys in rows}
+    found = {
+        name: list((DataSettings if name == "data" else info.annotation).model_fields)
+        for name, info in Config.model_fields.items()
+    }
+    assert named == found

@@ -7,6 +7,7 @@ from builders.runs import LATENTS, rewrite_examples, settings_of
 from trainer.config.settings import Config
 from trainer.data.datasets import open_datasets
 from trainer.data.epochs import length_warnings, run_size
+from trainer.errors import ConfigError
 
 WARMUP = {"optimizer.schedule": "constant_with_warmup"}
 
@@ -47,3 +48,19 @@ def test_settings_that_a_short_run_leaves_without_effect(tmp_path, settings, ste
     said = list(length_warnings(load(tmp_path, settings), steps))
     assert len(said) == len(told)
     assert all(part in line for part, line in zip(told, said, strict=True))
+
+
+def test_a_contrast_needs_two_samples(tmp_path):
+    """A contrastive loss is refused for global batches of one sample; a second rank is enough."""
+    sections = settings_of(
+        rewrite_examples(tmp_path),
+        tmp_path / "run",
+        noise={"prediction": "flow"},
+        loss={"contrastive": 0.05},
+        train={"batch_size": 1},
+    )
+    config = Config.model_validate(sections | {"data": [sections["data"]]})
+    datasets = open_datasets(config, jobs=1)
+    with pytest.raises(ConfigError, match=r"`loss.contrastive` has no effect with a global batch"):
+        run_size(config, datasets, world_size=1)
+    assert run_size(config, datasets, world_size=2).global_batch_size == 2

@@ -115,6 +115,7 @@ def load(tmp_path):
         on_missing="stop",
         chunker=KOHYA,
         open_epoch=None,
+        contrasts=False,
     ):
         plan_of = partial(_open_epoch, tmp_path, sets, share.global_batch_size)
         steps = plan_of(0).steps
@@ -129,6 +130,7 @@ def load(tmp_path):
             start_step=start_step,
             max_steps=steps if max_steps is None else max_steps,
             workers=workers,
+            contrasts=contrasts,
         )
 
     return build
@@ -230,6 +232,40 @@ def test_ranks_and_accumulation_only_slice(load, ranks, batch_size, accumulation
         real = [part.latents_BCHW[part.weights_B == 1] for part in dealt]
         assert torch.equal(torch.cat(real), batch.latents_BCHW)
         assert {part.real_samples for part in dealt} == {len(batch.keys)}
+
+
+@pytest.mark.parametrize(("ranks", "batch_size", "accumulation"), [(1, 2, 2), (2, 1, 2), (4, 1, 1)])
+def test_samples_to_contrast_with_follow_the_plan(load, ranks, batch_size, accumulation):
+    """Each sample gets the flow of the next one in the global batch, however that is divided.
+
+    The last one gets that of the first, also where another rank trains it; a sample alone in its
+    batch gets none. A sample without latents has its replacement there too.
+    """
+    sets, maker = [rows_of(26)], Maker(missing=frozenset({(0, 7), (0, 20)}))
+    options = {"maker": maker, "on_missing": "skip", "contrasts": True}
+    alone = 0
+    of_ranks = [
+        list(load(sets, share=Share(rank, ranks, batch_size, accumulation), **options))
+        for rank in range(ranks)
+    ]
+    for batch in load(sets, share=ONE, **options):
+        flows_BCHW = batch.noise_BCHW - batch.latents_BCHW
+        parts = [
+            of_ranks[rank][batch.step * accumulation + micro]
+            for micro in range(accumulation)
+            for rank in range(ranks)
+        ]
+        if len(batch.keys) == 1:
+            assert all(part.other_flow_BCHW is None for part in (batch, *parts))
+            alone += 1
+            continue
+        assert torch.equal(batch.other_flow_BCHW, flows_BCHW.roll(-1, dims=0))
+        real = [part.other_flow_BCHW[part.weights_B == 1] for part in parts]
+        assert torch.equal(torch.cat(real), batch.other_flow_BCHW)
+        assert batch.counts["samples"] == len(batch.keys)
+    assert alone == 2
+    share = Share(0, ranks, batch_size, accumulation)
+    assert all_same(of_ranks[0], load(sets, share=share, workers=2, **options))
 
 
 def test_a_short_batch_fills_empty_places_with_weight_0(load):

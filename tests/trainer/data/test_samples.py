@@ -69,7 +69,7 @@ def test_one_sample(metadata, tmp_path, family):
         assert torch.equal(
             sample.noise_CHW, draw_noise(sample.latents_CHW, chance, config.noise)[0]
         )
-        assert sample.timestep == draw_timestep(chance, config.noise) < 500
+        assert sample.timestep == draw_timestep(chance, config.noise, width * height) < 500
         assert (sample.size_conditioning is None) == (family != "sdxl")
         assert (sample.input_noise_CHW, sample.mask_HW, sample.events) == (None, None, ())
 

@@ -193,6 +193,50 @@ def test_zero_terminal_snr_and_v_prediction_are_written(saved, tmp_path):
         build_model(make_config("sd2", tmp_path / "model", noise={"prediction": "v"}))
 
 
+@pytest.mark.parametrize(("shift", "written"), [(2.5, 2.5), ("resolution", 0.5)])
+def test_a_flow_is_sampled_as_it_was_trained(saved, tmp_path, shift, written):
+    """The saved scheduler walks the line from noise to latents, at the times that were trained.
+
+    A pipeline takes it. The folder trains on as a flow, and as nothing else.
+    """
+    model, _ = saved["sd1"]
+    noise = {"prediction": "flow", "shift": shift}
+    config, folder = make_config("sd1", noise=noise), tmp_path / "model"
+    save_model(model, model.state_dict(), folder, config)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, vae=None, local_files_only=True)
+    scheduler = pipeline.scheduler
+    assert scheduler.config.flow_shift == written
+    scheduler.set_timesteps(10)
+    torch.testing.assert_close(
+        scheduler.timesteps.float(), scheduler.sigmas[:-1] * 1000, atol=1, rtol=0
+    )
+    latents, drawn = torch.full((1, 4, 8, 8), 0.5), torch.randn(1, 4, 8, 8)
+    sample = drawn * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        sample = scheduler.step(drawn - latents, timestep, sample).prev_sample
+    torch.testing.assert_close(sample, latents, atol=1e-4, rtol=0)
+    build_model(make_config("sd1", folder, noise=noise))
+    with pytest.raises(ModelError, match=r'"flow_prediction", but noise.prediction is "epsilon"'):
+        build_model(make_config("sd1", folder))
+
+
+def test_a_flow_begins_with_a_model_that_predicts_noise(copied):
+    """No model of these families was made as a flow, so one that predicts noise becomes one.
+
+    A scheduler that says v names the contradiction, and a FlowMatch scheduler says flow.
+    """
+    source = copied("sd1")
+    build_model(make_config("sd1", source, noise={"prediction": "flow"}))
+    file = source / "scheduler/scheduler_config.json"
+    edit_json(file, prediction_type="v_prediction")
+    with pytest.raises(ModelError, match=r'"v_prediction", but noise.prediction is "flow"'):
+        build_model(make_config("sd1", source, noise={"prediction": "flow"}))
+    edit_json(file, prediction_type=None, _class_name="FlowMatchEulerDiscreteScheduler")
+    build_model(make_config("sd1", source, noise={"prediction": "flow"}))
+    with pytest.raises(ModelError, match=r'but noise.prediction is "epsilon"'):
+        build_model(make_config("sd1", source))
+
+
 @pytest.mark.parametrize(
     ("scheduler", "zero_terminal", "expected"),
     [

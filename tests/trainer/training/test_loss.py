@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from builders.paths import DATA
@@ -13,6 +14,7 @@ from trainer.training.loss import batch_loss, snr_weights
 GOLDEN = json.loads((DATA / "noise_and_loss.json").read_text(encoding="utf-8"))
 EPSILON, VELOCITY = NoiseSettings(), NoiseSettings(prediction="v")
 PLAIN = LossSettings()
+FLOW = NoiseSettings(prediction="flow")
 
 
 def golden(name):
@@ -247,3 +249,77 @@ def test_the_loss_is_single_precision():
     expected = (golden("pred").bfloat16().float() - golden("target")).square().mean(dim=(1, 2, 3))
     assert found.value.dtype == torch.float32
     close(found.losses_B, expected)
+
+
+# Flow; its reference is numpy in double precision, from the formulas as they were published.
+
+SIGMAS = np.array([0.0005, 0.1234567, 0.25, 0.5, 0.61803, 0.75, 0.9, 0.99999])
+
+
+def flow_batch(**changes):
+    """The golden latents and noise at `SIGMAS`."""
+    timesteps_B = torch.tensor(SIGMAS * 1000, dtype=torch.float32)
+    return golden_batch(timesteps_B=timesteps_B, **changes)
+
+
+def doubles(*names):
+    """Golden tensors as float64 arrays."""
+    return [np.array(GOLDEN[name], dtype=np.float64) for name in names]
+
+
+def assert_within_a_millionth(found, expected):
+    """Fail unless a tensor is what numpy says within 1e-6."""
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_flow_is_a_straight_line_from_latents_to_noise():
+    """The U-Net is shown sigma noise + (1 - sigma) latents and sigma x 1000, not rounded."""
+    shown = []
+    loss_of(flow_batch(), PLAIN, FLOW, lambda *given: shown.extend(given) or golden("pred"))
+    latents, noise = doubles("latents", "target")
+    sigma = SIGMAS.reshape(-1, 1, 1, 1)
+    assert_within_a_millionth(shown[0], sigma * noise + (1 - sigma) * latents)
+    assert shown[1].dtype == torch.float32
+    assert_within_a_millionth(shown[1], SIGMAS * 1000)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.05])
+def test_the_loss_of_a_flow_is_that_of_the_formula(weight):
+    """The target is noise - latents, and the contrast with the next sample is subtracted."""
+    latents, noise, prediction = doubles("latents", "target", "pred")
+    target = noise - latents
+    other = np.roll(target, -1, axis=0)
+    expected = ((prediction - target) ** 2).mean(axis=(1, 2, 3))
+    expected -= weight * ((prediction - other) ** 2).mean(axis=(1, 2, 3))
+    batch = flow_batch(other_flow_BCHW=torch.tensor(other, dtype=torch.float32) if weight else None)
+    found = loss_of(batch, LossSettings(contrastive=weight), FLOW)
+    assert_within_a_millionth(found.losses_B, expected)
+    assert_within_a_millionth(found.value, expected.mean())
+
+
+@pytest.mark.parametrize("kind", ["l1", "huber", "smooth_l1"])
+def test_the_other_distances_of_a_flow_are_those_of_the_formulas(kind):
+    """l1 and the two rounded distances, with a threshold that falls with sigma, equal theirs."""
+    latents, noise, prediction = doubles("latents", "target", "pred")
+    difference = np.abs(prediction - (noise - latents))
+    threshold = np.exp(np.log(0.1) * SIGMAS).reshape(-1, 1, 1, 1)
+    rounded = 2 * (np.sqrt(difference**2 + threshold**2) - threshold)
+    expected = {"l1": difference, "huber": threshold * rounded, "smooth_l1": rounded}[kind]
+    found = loss_of(flow_batch(), LossSettings(kind=kind, huber_schedule="exponential"), FLOW)
+    assert_within_a_millionth(found.losses_B, expected.mean(axis=(1, 2, 3)))
+
+
+def test_a_mask_and_an_empty_place_of_a_flow_count_nothing():
+    """Masked places and padding samples count neither in the distance nor in the contrast."""
+    prediction = golden("pred").requires_grad_()
+    mask_B1HW = torch.tensor([1.0, 0.0]).expand(8, 1, 2, 2)
+    batch = flow_batch(
+        mask_B1HW=mask_B1HW,
+        weights_B=torch.tensor([1.0, 1, 1, 1, 1, 1, 1, 0]),
+        real_samples=7,
+        other_flow_BCHW=golden("latents"),
+    )
+    loss_of(batch, LossSettings(contrastive=0.05), FLOW, lambda *_: prediction).value.backward()
+    assert (prediction.grad[:7, ..., 0] != 0).all()
+    assert (prediction.grad[..., 1] == 0).all()
+    assert (prediction.grad[7] == 0).all()

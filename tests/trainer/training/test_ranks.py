@@ -99,6 +99,29 @@ def test_two_ranks_train_what_one_rank_trains(one_rank, two_ranks):
     _assert_same_training(two_ranks, one_rank, after=0)
 
 
+def test_two_ranks_train_the_flow_of_one_rank(metadata, tmp_path):
+    """A flow with contrast, whose neighbours lie on the other rank too, is that of one rank."""
+    changes = {
+        "noise": {"prediction": "flow", "timestep_sampling": "logit_normal", "shift": 2.5},
+        "loss": {"contrastive": 0.05},
+        "checkpoint": {"every_steps": 3, "keep": 9},
+    }
+    runs = []
+    for batch_size in (4, 2):
+        folder = tmp_path / str(batch_size)
+        folder.mkdir()
+        sections = settings_of(
+            metadata, folder / "run", train={"batch_size": batch_size}, **changes
+        )
+        config = write_config(folder / "c.toml", sections)
+        if batch_size == 4:
+            assert train_here(config) == 0
+        else:
+            _train_on_two(folder, config)
+        runs.append(folder / "run")
+    _assert_same_training(runs[1], runs[0], after=0)
+
+
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(2, 1), (1, 2)])
 def test_a_run_moves_from_one_rank_to_two_and_back(
     write, one_rank, tmp_path, batch_size, accumulation

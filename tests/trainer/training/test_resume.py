@@ -51,6 +51,29 @@ def test_four_and_four_steps_are_eight(metadata, unbroken, tmp_path):
     assert metrics_of(out) == metrics_of(unbroken)
 
 
+FLOW = {
+    "noise": {"prediction": "flow", "timestep_sampling": "logit_normal", "shift": "resolution"},
+    "loss": {"contrastive": 0.05},
+    "checkpoint": {"every_steps": 2},
+}
+
+
+def test_a_flow_goes_on_bit_for_bit_with_any_number_of_workers(metadata, tmp_path, capsys):
+    """2 + resume + 2 steps of a flow with contrast are 4 unbroken ones, with workers or without."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train = {"max_steps": 4, "output_dir": str(whole)}
+    config = write_config(tmp_path / "c.toml", settings_of(metadata, whole, train=train, **FLOW))
+    assert train_here(config) == 0
+    moved = f"train.output_dir={parts}"
+    assert train_here(config, moved, "train.max_steps=2", "train.workers=2") == 0
+    assert train_here(config, moved, resume="latest") == 0
+    assert "with the node ModelSamplingSD3 at shift 0.5." in capsys.readouterr().err
+    assert_equal_bits(state_of(parts, 4), state_of(whole, 4))
+    assert metrics_of(parts) == metrics_of(whole)
+    with pytest.raises(ResumeError, match=r'noise.shift: saved "resolution", now 2.0'):
+        train_here(config, "noise.shift=2.0", resume="latest")
+
+
 @pytest.fixture(scope="module")
 def unbroken_batches_of_4(metadata, tmp_path_factory):
     """The folder of 8 steps of one micro-batch of 4 samples, with the state after step 3."""

@@ -16,7 +16,7 @@ LAYERS = {
         "errors rng toml cores start < files tokens < metadata captions terminal"
         " < index stats < commands < cli api"
     ),
-    "trainer": "errors families < config < data model < training < run from_sd_scripts",
+    "trainer": "errors families < config < data model < training < run export from_sd_scripts",
 }
 """The layers from low to high. A folder imports only from folders of lower layers."""
 TRAINER_TAKES = "errors rng toml cores start terminal files tokens captions index"

@@ -9,7 +9,7 @@ from capmerge.tokens.families import ClipName
 FamilyName = Literal["sd1", "sd2", "sdxl"]
 
 LATENT_CHANNELS = 4
-"""The number of channels that latents of every family have."""
+"""The number of channels of the latents of each family's own VAE."""
 TIMESTEPS = 1000
 """The number of timesteps that every family was trained with; a flow has all numbers up to it."""
 
@@ -54,6 +54,9 @@ class Family:
     """The side of the square pictures that the family's own models are made for."""
     size_conditioning: bool
     """True when the U-Net is conditioned on original size, crop and target size."""
+    latent_channels: int = LATENT_CHANNELS
+    latent_shift: float = 0.0
+    """The number that is taken from cached latents before they are multiplied."""
 
     @property
     def tokenizers(self) -> tuple[ClipName, ...]:

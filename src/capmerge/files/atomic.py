@@ -56,6 +56,16 @@ class AtomicFile:
             raise _cannot_write(self.target, error) from error
         self.written_bytes += len(data)
 
+    def overwrite(self, offset: int, data: Buffer) -> None:
+        """Replace bytes that are written already, from `offset` on."""
+        assert offset + len(data) <= self.written_bytes
+        try:
+            self._file.seek(offset)
+            _write_all(self._file, data)
+            self._file.seek(self.written_bytes)
+        except OSError as error:
+            raise _cannot_write(self.target, error) from error
+
     def read_back(self) -> FileSource:
         """Return everything written so far as a source, to be closed before writing goes on.
 

@@ -17,6 +17,7 @@ from capmerge.index.latent_listing import Listing
 from capmerge.index.latent_names import ENDING, parse_array, parse_sized
 from capmerge.index.latent_pool import FilePool
 from capmerge.index.latent_sizes import Sizes, problem_of, read_sizes
+from capmerge.index.latent_values import LatentTypeError, read_values
 from capmerge.index.reader import Index
 
 _FILES_PER_REPORT = 256
@@ -77,14 +78,15 @@ def _problem_in(npz: Npz) -> str:
     """What is wrong with the arrays of a file, as a part of a sentence; "" if nothing is."""
     names = sorted(npz.names)
     for name in names:
-        array = npz[name]
         parsed = parse_array(name)
         if parsed is None:
+            _ = npz[name]  # its checksum is compared
             continue
-        if array.dtype.kind != "f":
-            return f'"{name}" is of type {array.dtype}, expected a float type'
-        with np.errstate(over="ignore"):
-            broken = array.size - int(np.isfinite(array.astype(np.float32)).sum())
+        try:
+            array = read_values(npz, name)
+        except LatentTypeError as error:
+            return str(error)
+        broken = array.size - int(np.isfinite(array).sum())
         if broken:
             return f'{broken:,} of {array.size:,} numbers of "{name}" are NaN or infinite'
         suffix = parsed.suffix

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from capmerge.errors import printable
 from capmerge.toml import to_toml
 from trainer.config.conflicts import iter_ignored, iter_impossible
+from trainer.config.model_source import ask_model
 from trainer.config.overrides import apply_overrides
 from trainer.config.settings import Config, Section, SettingPath
 from trainer.config.validation import Mistake, list_mistakes
@@ -38,17 +39,22 @@ _STAND_INS: dict[str, Any] = {
 """Valid values for missing or wrong settings without a default, to check the others with."""
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, asks_model: bool = True
+) -> Config:
     """The settings of a TOML file with `--set` overrides, checked one by one and together.
 
-    Relative paths in it count from the current directory, not from the file. Raises `ConfigError`
-    with a line for each mistake: the file or the override, what was found, what was expected, the
-    next step.
+    Relative paths in it count from the current directory, not from the file. The files of the model
+    add what they tell: family, prediction and latents; without `asks_model` they are not opened,
+    for a resolved config, whose model may lie elsewhere now. Raises `ConfigError` with a line for
+    each mistake: the file or the override, what was found, what was expected, the next step; and
+    `ModelError` for a file that is no model to train.
     """
     name = printable(str(path))
     document = read_toml(Path(path), name)
     given, problems = apply_overrides(document, overrides)
     _check_depth(document, name)
+    problems += ask_model(document) if asks_model else []
     lines = [f"{_where(setting, given, name)}: {text}" for setting, text in iter_problems(document)]
     if problems or lines:
         raise ConfigError("\n".join(dict.fromkeys((*problems, *lines))))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from trainer.config.settings import Config
+from trainer.config.settings import Config, family_of
 
 FREE = (
     # Where and how fast the run works.
@@ -19,11 +19,13 @@ FREE = (
     "train.accumulation",
     # What is saved, logged, and done about faults.
     "checkpoint.*",
+    "export.*",
     "log.*",
     "train.on_nonfinite",
     "data.*.on_missing",
     # Moved files: their fingerprints are compared in place of their paths.
     "model.path",
+    "model.vae",
     "data.*.metadata",
     "data.*.latents",
     "data.*.index",
@@ -68,8 +70,7 @@ def _iter_changes(saved: Config, now: Config) -> Iterator[Change]:
         yield Change("number of [[data]]", len(saved.data), len(now.data))
     for section in type(now).model_fields:
         if section not in ("data", "caption"):
-            before = getattr(saved, section).model_dump(mode="json")
-            yield from _differences(section, before, getattr(now, section).model_dump(mode="json"))
+            yield from _differences(section, *(_values(config, section) for config in (saved, now)))
     for number, (before, after) in enumerate(zip(saved.data, now.data, strict=False)):
         yield from _differences(
             f"data.{number}",
@@ -89,6 +90,15 @@ def _iter_changes(saved: Config, now: Config) -> Iterator[Change]:
         for change in own:
             if change not in shared:
                 yield change._replace(name=f"data.{number}.{change.name}")
+
+
+def _values(config: Config, section: str) -> dict[str, Any]:
+    """The settings of a section; those of the latents as they apply where they are not set."""
+    values: dict[str, Any] = getattr(config, section).model_dump(mode="json")
+    if section == "model":
+        family = family_of(config.model)
+        values |= {name: getattr(family, name) for name in values if name.startswith("latent_")}
+    return values
 
 
 def _differences(name: str, saved: Any, now: Any) -> Iterator[Change]:

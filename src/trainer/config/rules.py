@@ -58,6 +58,7 @@ def _argument_of(name: str, *schedules: str) -> Rule:
 
 RULES = (
     Rule(("model.size",), {}, 'set model.path to "random"', unless={"model.path": ("random",)}),
+    Rule(("model.variant",), {"model.path": ("random",)}, "set model.path to a diffusers folder"),
     Rule(
         ("model.train_only", "model.freeze"),
         {"optimizer.learning_rate": (0,)},
@@ -174,5 +175,10 @@ RULES = (
     _argument_of("f_min", "linear"),
     _argument_of("f_max", "linear"),
     _argument_of("step_rules", "piecewise_constant"),
+    Rule(
+        ("export.title",),
+        {"export.formats": (("diffusers",),)},
+        'add "single" to export.formats',
+    ),
     Rule(("log.project",), {"log.trackers": ((),)}, "set log.trackers"),
 )

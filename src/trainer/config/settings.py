@@ -5,6 +5,7 @@ Only values live here, and of each value alone its type and range. `load` reads 
 effect. Relative paths count from the current directory, as on a command line.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -12,12 +13,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic requires this one before Python 3.12
 
 from capmerge.tokens.chunks import CHUNK_TOKENS, Chunking
-from trainer.families import FamilyName
+from trainer.families import FAMILIES, Family, FamilyName
 
 SettingPath = tuple[str | int, ...]
 """The keys that lead to a setting: ("loss", "huber_c"), ("data", 0, "caption", "shuffle")."""
 
 
+RANDOM = "random"
+"""The `model.path` that means untrained weights."""
 MOST = 1_000_000_000
 """Largest count of steps, epochs, tags or files; at a step per second it lasts 30 years.
 
@@ -30,7 +33,7 @@ _LONGEST_PATH = 4095
 _PathT = TypeVar("_PathT", str, Path)
 
 
-def _checked_path(path: _PathT) -> _PathT:
+def checked_path(path: _PathT) -> _PathT:
     """The path itself; raises `ValueError` for one that no system call takes."""
     text = str(path)
     if "\0" in text:
@@ -69,12 +72,25 @@ class ModelSettings(Section):
     """`[model]`: the model to train."""
 
     family: FamilyName
-    """sd1, sd2 or sdxl."""
-    path: Annotated[str, AfterValidator(_checked_path)] = Field(min_length=1)
-    """A diffusers folder, or "random" for untrained weights.
+    """sd1, sd2 or sdxl. A single file tells it itself."""
+    path: Annotated[str, AfterValidator(checked_path)] = Field(min_length=1)
+    """A single-file .safetensors, a diffusers folder, or "random" for untrained weights.
 
     A folder of that name is "./random".
     """
+    variant: str = ""
+    """With a folder: the variant of its files to read, such as fp16. Empty: the usual files.
+
+    Where there are no usual files, those of the variant fp16 are read.
+    """
+    vae: Annotated[str, AfterValidator(checked_path)] = ""
+    """A VAE to write beside the trained model, as a folder or a file. Empty: that of `path`."""
+    latent_channels: int | None = Field(default=None, ge=1, le=256)
+    """Channels of the latents. Not set: those of the VAE, else 4."""
+    latent_scale: float | None = Field(default=None, gt=0)
+    """Factor of the cached latents. Not set: that of the VAE's config, else of the family."""
+    latent_shift: float | None = None
+    """Number to subtract from them before. Not set: that of the VAE's config, else 0."""
     size: Literal["tiny", "full"] = "tiny"
     """With `path = "random"`: a model of a few hundred kB, or one of the family's real shape."""
     train_only: tuple[str, ...] = Field(default=(), strict=False)
@@ -123,11 +139,11 @@ class CaptionSettings(Section):
 class DataSettings(Section):
     """`[[data]]`: one set of pictures."""
 
-    metadata: Annotated[Path, AfterValidator(_checked_path)] = Field(strict=False)
+    metadata: Annotated[Path, AfterValidator(checked_path)] = Field(strict=False)
     """A file that `capmerge rewrite` wrote."""
-    latents: Annotated[Path, AfterValidator(_checked_path)] = Field(strict=False)
+    latents: Annotated[Path, AfterValidator(checked_path)] = Field(strict=False)
     """The folder of the cached latents."""
-    index: Annotated[Path, AfterValidator(_checked_path)] | None = Field(default=None, strict=False)
+    index: Annotated[Path, AfterValidator(checked_path)] | None = Field(default=None, strict=False)
     """The index of the metadata; listings of latents lie beside it. It is made if missing.
 
     Not set: beside the metadata, or in `train.output_dir` where that folder cannot be written.
@@ -325,7 +341,7 @@ class OptimizerSettings(Section):
 class TrainSettings(Section):
     """`[train]`: length and size of the run, and where it is stored."""
 
-    output_dir: Annotated[Path, AfterValidator(_checked_path)] = Field(strict=False)
+    output_dir: Annotated[Path, AfterValidator(checked_path)] = Field(strict=False)
     """Folder of the run: config, metrics, checkpoints, model."""
     max_steps: int | None = Field(default=None, ge=1, le=MOST)
     """Number of optimizer steps. Not set: no limit.
@@ -366,6 +382,22 @@ class CheckpointSettings(Section):
     """Number of newest states to keep."""
 
 
+class ExportSettings(Section):
+    """`[export]`: how the trained model is written at the end."""
+
+    formats: tuple[Literal["diffusers", "single"], ...] = Field(
+        default=("diffusers",), strict=False, min_length=1
+    )
+    """diffusers: the folder `model`. single: the file `model.safetensors`."""
+    dtype: Literal["source", "fp16", "bf16", "fp32"] = "source"
+    """Type of the weights. source: as `model.path` stores each of them, and fp32 for random ones.
+
+    What a single-file source holds besides, such as its VAE, keeps its type.
+    """
+    title: str = ""
+    """Title in the metadata of the single file. Empty: the family and the number of steps."""
+
+
 class LogSettings(Section):
     """`[log]`: what is written beside the progress bar."""
 
@@ -391,6 +423,7 @@ class Config(Section):
     optimizer: OptimizerSettings = OptimizerSettings()
     train: TrainSettings
     checkpoint: CheckpointSettings = CheckpointSettings()
+    export: ExportSettings = ExportSettings()
     log: LogSettings = LogSettings()
 
     def caption_of(self, dataset: int) -> CaptionSettings:
@@ -399,3 +432,16 @@ class Config(Section):
         return self.caption.model_copy(
             update={name: getattr(own, name) for name in own.model_fields_set}
         )
+
+
+def family_of(model: ModelSettings) -> Family:
+    """The family of a model, with the latents of its own VAE where they are set."""
+    given = {
+        "latent_channels": model.latent_channels,
+        "latent_scale": model.latent_scale,
+        "latent_shift": model.latent_shift,
+    }
+    return replace(
+        FAMILIES[model.family],
+        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+    )

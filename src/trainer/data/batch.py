@@ -2,7 +2,7 @@
 
 This module has only fields, shapes and units; everything random has been drawn before.
 
-Shape suffixes: B batch, N chunks, L 77, C latent channels (4), H W latent height and width
+Shape suffixes: B batch, N chunks, L 77, C latent channels, H W latent height and width
 (pixels / 8).
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from capmerge.tokens.chunks import CHUNK_IDS, CutText
-from trainer.families import LATENT_CHANNELS, Family
+from trainer.families import Family
 
 
 class SampleRequest(NamedTuple):
@@ -129,8 +129,8 @@ class Batch:
             step=0,
             epoch=0,
             micro=0,
-            latents_BCHW=torch.zeros(1, LATENT_CHANNELS, 8, 8),
-            noise_BCHW=torch.zeros(1, LATENT_CHANNELS, 8, 8),
+            latents_BCHW=torch.zeros(1, family.latent_channels, 8, 8),
+            noise_BCHW=torch.zeros(1, family.latent_channels, 8, 8),
             input_noise_BCHW=None,
             timesteps_B=torch.zeros(1, dtype=torch.int64),
             ids=tuple(torch.zeros(1, 1, CHUNK_IDS, dtype=torch.int64) for _ in family.encoders),

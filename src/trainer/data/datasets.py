@@ -21,12 +21,18 @@ from capmerge.index.latent_listing import Buckets, Listing, Wanted
 from capmerge.index.latent_sizes import read_sizes
 from capmerge.index.reader import Index
 from capmerge.tokens.chunks import CHUNK_TOKENS
-from trainer.config.settings import CaptionSettings, Config, DataSettings, TextSettings
+from trainer.config.settings import (
+    CaptionSettings,
+    Config,
+    DataSettings,
+    TextSettings,
+    family_of,
+)
 from trainer.data.buckets import WINDOW, SetRows
 from trainer.data.latents import FILES_CHECKED, check_latent_scale, with_way_out
 from trainer.data.side_files import open_side_files
 from trainer.errors import LatentsError
-from trainer.families import FAMILIES, Family
+from trainer.families import Family
 
 MOST_LEFT_OUT = 0.01
 """The largest share of a data set's records that may lack latents."""
@@ -87,7 +93,7 @@ def open_datasets(
 
 def _open(config: Config, number: int, jobs: int, *, relist: bool) -> DataSet:
     # Open the index and the listing, building what is missing.
-    settings, family = config.data[number], FAMILIES[config.model.family]
+    settings, family = config.data[number], family_of(config.model)
     dynamic = config.text.dynamic_chunks
     notes: list[str] = []
 

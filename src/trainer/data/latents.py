@@ -1,24 +1,25 @@
 """Cached latents: the contents of an `.npz` file of sd-scripts, checked and scaled.
 
-Names, shapes and meanings of the arrays: sd-scripts-facts A5, C4, D1, D3.
+Names, shapes and meanings of the arrays: sd-scripts-facts A5, C4, D1, D3; types and their tags:
+model-facts 3.
 
-Shape suffixes: C latent channels (4), H W latent height and width (pixels / 8).
+Shape suffixes: C latent channels, H W latent height and width (pixels / 8).
 """
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from capmerge.files.npz import READ_ERRORS, Npz
 from capmerge.index.latent_names import PIXELS_PER_LATENT, parse_array
+from capmerge.index.latent_values import LatentTypeError, read_values
 from trainer.errors import LatentsError
-from trainer.families import LATENT_CHANNELS, Family
+from trainer.families import Family
 
 FILES_CHECKED = 64
 """The largest number of files that `check_latent_scale` reads."""
@@ -35,7 +36,7 @@ class Latents(NamedTuple):
     """The cached latents of one picture, ready to train."""
 
     latents_CHW: Tensor
-    """float32, scaled by the family's factor."""
+    """float32, shifted and scaled as the model's latents are."""
     size_conditioning: SizeConditioning | None
     """Original height and width, crop top and left, target height and width in pixels.
 
@@ -51,6 +52,7 @@ def load_latents(
     """The latents in the file `path` for a bucket of `width` x `height` pixels.
 
     Arrays with the bucket's suffix `_{h}x{w}` in latent units take precedence over plain ones.
+    They may be floats of any size, or bfloat16 stored as uint16; `latents_dtype` may tell which.
     `flipped` takes `latents_flipped` and mirrors the crop (crop_left = target width - crop_right)
     and the mask. `alpha_mask` is resized by area to latent size. Raises `LatentsError` for
     anything that is missing, damaged, of another shape or not finite.
@@ -112,7 +114,7 @@ def _latents(
     alpha_mask: bool,
 ) -> Latents:
     # Choose between the arrays of this bucket and plain ones.
-    shape = (LATENT_CHANNELS, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
+    shape = (family.latent_channels, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
     suffix = f"_{shape[1]}x{shape[2]}"
     if f"latents{suffix}" not in npz.names:
         if "latents" not in npz.names:
@@ -134,11 +136,17 @@ def _latents(
             f'{path}: found {_names(npz)}, expected "{name}", which data.flip needs. '
             "Cache the latents again with flip augmentation, or set data.flip = false."
         )
-    latents = _scaled(path, name, npz[name], family.latent_scale)
+    latents = _scaled(path, npz, name, family)
     if latents.shape != shape:
+        step = _WRONG_SIZE
+        if latents.ndim == 3 and latents.shape[0] != shape[0]:
+            step = (
+                "Cache the latents with the VAE of the model, or set model.latent_channels to what "
+                "the U-Net takes."
+            )
         raise LatentsError(
             f'{path}: "{name}" has the shape {tuple(latents.shape)}, '
-            f"expected {shape} for the bucket {width}x{height}. {_WRONG_SIZE}"
+            f"expected {shape} for the bucket {width}x{height}. {step}"
         )
     mask = _mask(path, npz, suffix, width, height, flipped=flipped) if alpha_mask else None
     size = (
@@ -153,17 +161,15 @@ def _names(npz: Npz) -> str:
     return ", ".join(f'"{name}"' for name in sorted(npz.names)[:8]) or "no arrays"
 
 
-def _scaled(path: Path, name: str, array: NDArray[np.generic], scale: float) -> Tensor:
-    """The latents as float32 times `scale`; raises `LatentsError` unless all of them are finite."""
-    if array.dtype.kind != "f":
-        raise LatentsError(
-            f'{path}: "{name}" is of type {array.dtype}, expected a float type. {_CACHE_AGAIN}'
-        )
-    if array.dtype != np.float32:
-        # Values that float32 cannot hold become infinite, which is checked below.
-        with np.errstate(over="ignore"):
-            array = array.astype(np.float32)
-    latents = torch.from_numpy(cast("NDArray[np.float32]", array)) * scale
+def _scaled(path: Path, npz: Npz, name: str, family: Family) -> Tensor:
+    """The latents as the U-Net takes them; raises `LatentsError` unless all of them are finite."""
+    try:
+        latents = torch.from_numpy(read_values(npz, name))
+    except LatentTypeError as error:
+        raise LatentsError(f"{path}: {error}. {_CACHE_AGAIN}") from error
+    if family.latent_shift:
+        latents = latents - family.latent_shift
+    latents = latents * family.latent_scale
     # The sum takes 8 us for 4x128x128, `isfinite` of each value 105 us. The sum of finite values
     # may overflow, so the values decide.
     if not math.isfinite(latents.sum().item()):
@@ -259,12 +265,13 @@ def check_latent_scale(
     return (
         f"scaled by {family.latent_scale}, the latents of {files} files have a standard deviation "
         f"of {deviation:.2f}, expected {LEAST_DEVIATION} to {LARGEST_DEVIATION} for {family.name}. "
-        "Check model.family: the latents seem to belong to another family."
+        "Check model.family: the latents seem to belong to another family. With another VAE, set "
+        "model.latent_scale and model.latent_shift."
     )
 
 
 def _any_latents(path: Path, family: Family) -> Tensor:
-    """The first unflipped latents in the file, scaled."""
+    """The first unflipped latents in the file, as `load_latents` reads them."""
     try:
         with Npz(path) as npz:
             names = [
@@ -274,6 +281,6 @@ def _any_latents(path: Path, family: Family) -> Tensor:
                 raise LatentsError(
                     f'{path}: found {_names(npz)}, expected "latents". {_CACHE_AGAIN}'
                 )
-            return _scaled(path, names[0], npz[names[0]], family.latent_scale)
+            return _scaled(path, npz, names[0], family)
     except READ_ERRORS as error:
         raise unreadable(path, error) from error

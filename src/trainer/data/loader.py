@@ -39,8 +39,6 @@ Warnings = list[tuple[tuple[int, int], str]]
 
 # The micro-batches that a worker prepares ahead; torch's own default.
 _PREFETCHED = 2
-# float32 latents, noise, input noise or other flow, and a mask of one channel.
-_BYTES_PER_LATENT = 4 * (3 * LATENT_CHANNELS + 1)
 # The ids of some thousand chunks; tensors that do not fit cross more slowly.
 _BYTES_BESIDES = 1 << 20
 # A whole bucket without latents is not a gap that should be filled.
@@ -165,6 +163,7 @@ def build_loader(
     max_steps: int,
     workers: int,
     contrasts: bool = False,
+    channels: int = LATENT_CHANNELS,
 ) -> Loader:
     """The loader of all micro-batches of the steps `start_step` .. `max_steps` - 1.
 
@@ -174,6 +173,7 @@ def build_loader(
     value per data set. With "skip", the next record of the bucket is trained in place of a record
     without latents, with the event "replaced". With `contrasts`, a batch also holds the flow of the
     sample that follows each of its own in the global batch; the first one follows the last.
+    `channels` is the number of channels of the latents.
     """
     batches = _MicroBatches(
         make_sample,
@@ -202,7 +202,9 @@ def build_loader(
         generator=torch.Generator(),
     )
     latents = largest_area(sets) * share.batch_size // PIXELS_PER_LATENT**2
-    return Loader(loader, batches, order, latents * _BYTES_PER_LATENT + _BYTES_BESIDES)
+    # float32 latents, noise and input noise, and a mask of one channel.
+    bytes_per_latent = 4 * (3 * channels + 1)
+    return Loader(loader, batches, order, latents * bytes_per_latent + _BYTES_BESIDES)
 
 
 class _Loaded(NamedTuple):

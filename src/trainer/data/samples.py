@@ -12,7 +12,7 @@ from capmerge.index.latent_names import PIXELS_PER_LATENT
 from capmerge.rng import Chance, SampleId
 from capmerge.tokens.chunks import CHUNK_TOKENS, Chunker
 from capmerge.tokens.load import load_clip
-from trainer.config.settings import Config
+from trainer.config.settings import Config, family_of
 from trainer.data.batch import Sample, SampleRequest
 from trainer.data.captions import train_caption
 from trainer.data.datasets import DataSet
@@ -47,7 +47,7 @@ class SampleMaker:
         # A seed was drawn when the config had none.
         assert config.train.seed is not None
         self._config, self._datasets, self._max_steps = config, tuple(datasets), max_steps
-        self._seed, self._family = config.train.seed, FAMILIES[config.model.family]
+        self._seed, self._family = config.train.seed, family_of(config.model)
         self._chunker: Chunker | None = None
 
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:

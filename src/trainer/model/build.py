@@ -1,4 +1,4 @@
-"""The model of a run, built from its settings with random weights or those of a diffusers folder.
+"""The model of a run, with random weights or those of a single file or a diffusers folder.
 
 Parts are frozen, cast to bf16 and set to gradient checkpointing as the settings say.
 """
@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import UNet2DConditionModel
-from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from capmerge.files.source import FileSource, fingerprint_text
-from trainer.config.settings import Config
+from trainer.config.model_file import is_model_file
+from trainer.config.settings import RANDOM, Config, family_of
 from trainer.model.load import check_is_folder, load_parts
 from trainer.model.model import Model
-from trainer.model.shapes import RANDOM, Shape, shape_of
-from trainer.model.text_encoders import encoder_rules
+from trainer.model.parts import new_parts
+from trainer.model.shapes import shape_of
+from trainer.model.single_file import load_single_file
+from trainer.model.tensor_file import open_model_file
 from trainer.model.trainable import freeze_parts
 
 
@@ -29,22 +29,25 @@ def build_model(config: Config, *, weights: bool = True) -> Model:
     Without `weights` it has shapes alone, for counting. Random weights depend on `train.seed` alone
     and leave torch's own random state as it was.
 
-    Raises `ModelError` for a folder that does not fit, `ConfigError` for settings that leave
+    Raises `ModelError` for a source that does not fit, and `ConfigError` for settings that leave
     nothing to train.
     """
     settings = config.model
+    dtype = torch.bfloat16 if config.train.precision == "full_bf16" else torch.float32
     if settings.path == RANDOM:
         assert config.train.seed is not None, "the seed is drawn before a model is built"
         with torch.random.fork_rng(devices=[]), nullcontext() if weights else init_empty_weights():
             torch.default_generator.manual_seed(config.train.seed)
-            unet, encoders = _random_parts(config, shape_of(settings.family, settings.size))
-    else:
-        unet, encoders = load_parts(
-            Path(settings.path), settings.family, config.noise, weights=weights
+            channels = family_of(settings).latent_channels
+            shape = shape_of(settings.family, settings.size, channels)
+            unet, encoders = new_parts(settings.family, shape)
+    elif is_model_file(settings.path):
+        unet, encoders = load_single_file(
+            Path(settings.path), settings.family, dtype, weights=weights
         )
-    model = Model(unet, encoders, settings.family, config.text)
-    if config.train.precision == "full_bf16":
-        model.to(torch.bfloat16)
+    else:
+        unet, encoders = load_parts(config, dtype, weights=weights)
+    model = Model(unet, encoders, settings.family, config.text).to(dtype)
     freeze_parts(model, config)
     if settings.gradient_checkpointing:
         _recompute_activations(model)
@@ -54,30 +57,26 @@ def build_model(config: Config, *, weights: bool = True) -> Model:
 def model_fingerprint(config: Config) -> str:
     """A fingerprint of the model that a run begins with, the same wherever its folder is.
 
-    Of each file of the U-Net and the text encoders it holds the name, the size, and the hash of 64
-    evenly spaced blocks. Raises `ModelError` when there is no folder.
+    That of a single file is a hash of all its bytes, which takes about a second per GB. That of a
+    folder holds, for each file of the U-Net and the text encoders, the name, the size, and the hash
+    of 64 evenly spaced blocks. Raises `ModelError` when there is none.
     """
     if config.model.path == RANDOM:
         return RANDOM
     folder = Path(config.model.path)
+    if is_model_file(config.model.path):
+        with open_model_file(folder) as raw:
+            return hashlib.file_digest(raw, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     check_is_folder(folder)
+    files = sorted([*folder.glob("unet/*"), *folder.glob("text_encoder*/*")])
     hashed = hashlib.blake2b(digest_size=16)
-    for path in sorted([*folder.glob("unet/*"), *folder.glob("text_encoder*/*")]):
+    for path in files:
         if path.is_file():
             source = FileSource(path)
             name = path.relative_to(folder).as_posix()
             hashed.update(f"{name} {fingerprint_text(source)}\n".encode())
             source.close()
     return hashed.hexdigest()
-
-
-def _random_parts(config: Config, shape: Shape) -> tuple[nn.Module, list[nn.Module]]:
-    unet: Any = UNet2DConditionModel(**shape.unet)  # type: ignore[no-untyped-call]
-    encoders: list[nn.Module] = [
-        (CLIPTextModelWithProjection if rule.pooled else CLIPTextModel)(CLIPTextConfig(**arguments))
-        for rule, arguments in zip(encoder_rules(config.model.family), shape.encoders, strict=True)
-    ]
-    return unet, encoders
 
 
 def _recompute_activations(model: Model) -> None:

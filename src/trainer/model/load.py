@@ -1,10 +1,8 @@
 """U-Net and text encoders read from a diffusers folder, and checked to be of the family.
 
-Owns the checks and the reading of safetensors. Nothing is looked up on a network, and no pickle is
-opened.
+Owns the checks. Nothing is looked up on a network, and no pickle is opened.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,16 +10,23 @@ from typing import Any, Literal
 import torch
 from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from capmerge.tokens.chunks import CHUNK_IDS
-from trainer.config.settings import NoiseSettings
+from trainer.config.settings import Config, NoiseSettings, family_of
 from trainer.errors import ModelError
-from trainer.families import FAMILIES, LATENT_CHANNELS, FamilyName
+from trainer.families import FAMILIES, Family, FamilyName
+from trainer.model.folder_files import (
+    ENCODER_STEM,
+    UNET_STEM,
+    StoredName,
+    check_variant,
+    match_tensors,
+    read_json,
+)
 from trainer.model.shapes import VOCABULARY, shape_of
+from trainer.model.tensor_file import ReadTensors
 from trainer.model.text_encoders import encoder_rules
 
 Prediction = Literal["epsilon", "v", "flow"]
@@ -31,23 +36,22 @@ PREDICTION_TYPES: dict[Prediction, str] = {
     "flow": "flow_prediction",
 }
 """The names that diffusers gives to the predictions of `[noise]`."""
-INNER = "text_model."
-"""Prefix of the tensor names of a text encoder in a file, except those of its projection."""
 
 
 def load_parts(
-    folder: Path, family: FamilyName, noise: NoiseSettings, *, weights: bool = True
+    config: Config, dtype: torch.dtype, *, weights: bool = True
 ) -> tuple[nn.Module, list[nn.Module]]:
-    """The U-Net and the text encoders in `folder`, float32 on the CPU.
+    """The U-Net and the text encoders in the folder `model.path`, in `dtype` on the CPU.
 
     Without `weights` they have shapes alone. Raises `ModelError` when files are missing or damaged,
     or belong to another family, prediction type or noise schedule.
     """
     # Check the folder by its small files, and build the parts without memory for their weights.
+    folder, family = Path(config.model.path), config.model.family
     check_is_folder(folder)
     names = ("text_encoder", "text_encoder_2")[: len(FAMILIES[family].encoders)]
     _check_family(folder, family)
-    _check_scheduler(folder, noise)
+    _check_scheduler(folder, config.noise)
     with init_empty_weights():
         unet = _build_unet(folder / "unet")
         encoders = [
@@ -55,7 +59,7 @@ def load_parts(
             for name, rule in zip(names, encoder_rules(family), strict=True)
         ]
     problems = [
-        *_unet_problems(unet, encoders, family),
+        *_unet_problems(unet, encoders, family_of(config.model)),
         *_encoder_problems(names, encoders, family),
     ]
     if problems:
@@ -66,46 +70,22 @@ def load_parts(
 
     # Read the weights.
     if weights:
-        _fill(unet, folder / "unet", "diffusion_pytorch_model")
-        for name, encoder in zip(names, encoders, strict=True):
-            _fill(encoder, folder / name, "model")
+        variant = config.model.variant
+        check_variant(folder, variant)
+        for name, part in [("unet", unet), *zip(names, encoders, strict=True)]:
+            stem = UNET_STEM if name == "unet" else ENCODER_STEM
+            _fill(part, match_tensors(part, folder / name, stem, variant), dtype)
     return unet, encoders
 
 
 def check_is_folder(folder: Path) -> None:
     """Raise `ModelError` with the next step if there is no folder of that name."""
-    if folder.is_file():
-        raise ModelError(
-            f"{folder}: a single file, expected a diffusers folder. Write one with diffusers: "
-            f'StableDiffusionPipeline.from_single_file("{folder}").save_pretrained(FOLDER), or the '
-            "same with StableDiffusionXLPipeline for SDXL."
-        )
     if not folder.is_dir():
         raise ModelError(
-            f"{folder}: no such folder. Expected a diffusers folder with unet and text_encoder, or "
-            '"random". Set model.path. Nothing is downloaded: get a model first, for instance with '
-            "`hf download NAME --local-dir FOLDER`."
+            f"{folder}: no such folder. Expected a diffusers folder with unet and text_encoder, a "
+            'single-file .safetensors, or "random". Set model.path. Nothing is downloaded: get a '
+            "model first, for instance with `hf download NAME --local-dir FOLDER`."
         )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(
-            f"{path}: no such file. Expected a complete diffusers folder. "
-            "Copy it again, or set another model.path."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path}: cannot be read as JSON ({error}). Copy the file again."
-        ) from error
-    if not isinstance(content, dict):
-        raise ModelError(
-            f"{path}: found a JSON {type(content).__name__}, expected an object. "
-            "Copy the file again."
-        )
-    return content
 
 
 def _check_family(folder: Path, family: FamilyName) -> None:
@@ -115,7 +95,7 @@ def _check_family(folder: Path, family: FamilyName) -> None:
         for name in ("text_encoder", "text_encoder_2")
         if name == "text_encoder" or (folder / name).is_dir()
     ]
-    configs = [_read_json(folder / name / "config.json") for name in present]
+    configs = [read_json(folder / name / "config.json") for name in present]
     activations = [config.get("hidden_act", "quick_gelu") for config in configs]
     found = next(
         (
@@ -150,7 +130,7 @@ def _check_scheduler(folder: Path, noise: NoiseSettings) -> None:
     path = folder / "scheduler" / "scheduler_config.json"
     if not path.exists():
         return
-    scheduler = _read_json(path)
+    scheduler = read_json(path)
     found = scheduler.get("prediction_type", "epsilon")
     if str(scheduler.get("_class_name", "")).startswith("FlowMatch"):
         found = PREDICTION_TYPES["flow"]
@@ -174,7 +154,7 @@ def _check_scheduler(folder: Path, noise: NoiseSettings) -> None:
 
 
 def _build_unet(folder: Path) -> Any:
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config.get("_class_name") != UNet2DConditionModel.__name__:
         raise ModelError(
             f"{folder}: found a {config.get('_class_name')}, expected a UNet2DConditionModel. "
@@ -193,7 +173,7 @@ def _build_encoder(folder: Path, *, pooled: bool) -> Any:
     # when it is read back.
     config = {
         key: value
-        for key, value in _read_json(folder / "config.json").items()
+        for key, value in read_json(folder / "config.json").items()
         if not key.startswith("_")
     }
     try:
@@ -207,14 +187,16 @@ def _build_encoder(folder: Path, *, pooled: bool) -> Any:
         ) from error
 
 
-def _unet_problems(unet: Any, encoders: list[Any], family: FamilyName) -> Iterator[str]:
+def _unet_problems(unet: Any, encoders: list[Any], family: Family) -> Iterator[str]:
     """The values in the U-Net's config that do not fit, each as a part of a message."""
     found = unet.config
-    n_channels = LATENT_CHANNELS
+    n_channels = family.latent_channels
     if (found.in_channels, found.out_channels) != (n_channels, n_channels):
+        is_base = found.in_channels == found.out_channels
+        hint = "set model.latent_channels to it" if is_base else "is it for inpainting?"
         yield (
             f"unet takes {found.in_channels} channels and gives {found.out_channels}, "
-            f"expected {n_channels} and {n_channels} (is it for inpainting?)"
+            f"expected {n_channels} and {n_channels} ({hint})"
         )
     width = sum(encoder.config.hidden_size for encoder in encoders)
     if found.cross_attention_dim != width:
@@ -222,7 +204,7 @@ def _unet_problems(unet: Any, encoders: list[Any], family: FamilyName) -> Iterat
             f"unet has cross_attention_dim {found.cross_attention_dim}, "
             f"expected {width}, the width of the text encoders"
         )
-    sized = FAMILIES[family].size_conditioning
+    sized = family.size_conditioning
     if (found.addition_embed_type == "text_time") != sized:
         yield (
             f"unet has addition_embed_type {found.addition_embed_type}, "
@@ -261,90 +243,11 @@ def _encoder_problems(
             yield f"{name} has {found.num_hidden_layers} layers, expected {layers}{hint}"
 
 
-def _fill(part: nn.Module, folder: Path, stem: str) -> None:
-    """Load the weights in a folder into a part that was built without any."""
-    file, tensors = _read_tensors(folder, stem)
-    wanted = {
-        name.removeprefix(INNER): (name, parameter.shape)
-        for name, parameter in part.named_parameters()
-    }
-    found = {name.removeprefix(INNER): tensor for name, tensor in tensors.items()}
-    problems = [f"{name}: missing" for name in wanted if name not in found]
-    problems += [
-        f"{name}: shape {tuple(found[name].shape)}, expected {tuple(shape)}"
-        for name, (_, shape) in wanted.items()
-        if name in found and found[name].shape != shape
-    ]
-    problems += [
-        f"{name}: unknown" for name in found if name not in wanted and not _may_be_left(name, part)
-    ]
-    if problems:
-        more = f" and {len(problems) - 3:,} more" if len(problems) > 3 else ""
-        raise ModelError(
-            f"{file}: does not fit the config.json beside it: {'; '.join(problems[:3])}{more}. "
-            "Copy the folder again."
-        )
-    # Copied, because the parameters would otherwise stay mapped to a file that somebody may
-    # overwrite during the run.
-    state = {name: found[short].to(torch.float32, copy=True) for short, (name, _) in wanted.items()}
+def _fill(part: nn.Module, stored: Mapping[str, StoredName], dtype: torch.dtype) -> None:
+    """Load the weights of `match_tensors` into a part that was built without any."""
+    state = {}
+    with ReadTensors() as tensors:
+        for name, parameter in part.named_parameters():
+            value = tensors.read_again(*stored[name])
+            state[name] = value.reshape(parameter.shape).to(dtype, copy=True)
     part.load_state_dict(state, assign=True)
-
-
-def _may_be_left(name: str, part: nn.Module) -> bool:
-    """True for a tensor that a text encoder does not need.
-
-    Old files hold the numbers 0 to 76 as `position_ids`, and an encoder whose config leaves its
-    last layers out still has their tensors.
-    """
-    if not isinstance(part, (CLIPTextModel, CLIPTextModelWithProjection)):
-        return False
-    layer = name.removeprefix("encoder.layers.").split(".")[0]
-    return name == "embeddings.position_ids" or (
-        layer.isdecimal() and int(layer) >= part.config.num_hidden_layers
-    )
-
-
-def _read_tensors(folder: Path, stem: str) -> tuple[Path, Mapping[str, Tensor]]:
-    """The tensors of a part, and the file that names them.
-
-    They lie in one file, in several with an index, or in one file of half precision.
-    """
-    whole, half, index = (
-        folder / f"{stem}{end}"
-        for end in (".safetensors", ".fp16.safetensors", ".safetensors.index.json")
-    )
-    if whole.exists():
-        return whole, _load(whole)
-    if index.exists():
-        try:
-            files = sorted(set(_read_json(index)["weight_map"].values()))
-        except (KeyError, AttributeError, TypeError) as error:
-            raise ModelError(
-                f"{index}: found no weight_map from names to files. Copy the file again."
-            ) from error
-        if any(Path(name).name != name for name in files):
-            raise ModelError(
-                f"{index}: names files outside its folder. "
-                "Copy the folder from a source that you trust."
-            )
-        return index, {
-            key: tensor for name in files for key, tensor in _load(folder / name).items()
-        }
-    if half.exists():
-        return half, _load(half)
-    pickles = sorted(path.name for path in folder.glob(f"{stem}*.bin"))
-    found, next_step = "found no weights", "Copy the folder again."
-    if pickles:
-        found = f"found {pickles[0]}, which may run programs"
-        next_step = (
-            "Save the model again with diffusers: "
-            "pipeline.save_pretrained(FOLDER, safe_serialization=True)."
-        )
-    raise ModelError(f"{folder}: {found}, expected {whole.name}. {next_step}")
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: cannot be read ({error}). Copy the file again.") from error

@@ -7,23 +7,29 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from diffusers import __version__ as diffusers_version
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from capmerge.errors import OutputError, in_words
 from capmerge.files.folders import publish_folder
 from trainer.config.settings import Config, NoiseSettings
+from trainer.errors import ModelError
 from trainer.families import FAMILIES, TIMESTEPS, FamilyName, resolution_shift
-from trainer.model.load import INNER, PREDICTION_TYPES
+from trainer.model.folder_files import ENCODER_STEM, UNET_STEM
+from trainer.model.load import PREDICTION_TYPES
 from trainer.model.model import Model
 from trainer.model.noise_schedule import FIRST_BETA, LAST_BETA
-from trainer.model.shapes import RANDOM
+from trainer.model.original_layout import INNER, VAE
+from trainer.model.source import source_folder
+from trainer.model.tensor_file import DTYPES, ReadTensors, new_tensor, write_tensors
 from trainer.model.tokenizer_files import write_tokenizer
+from trainer.model.weights import Weights
+
+Value = TypeVar("Value")
 
 _LINKED_BYTES = 1 << 20
 """Smallest size of a file to link; smaller ones are copied, as somebody may edit them in place."""
@@ -31,8 +37,8 @@ _INDEX = "model_index.json"
 _NONE = [None, None]
 
 
-def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state under the names of the bare model.
+def without_wrappers(state: Mapping[str, Value]) -> dict[str, Value]:
+    """A state, or anything else by its names, under the names of the bare model.
 
     DDP puts `module.` before each name, and torch.compile `_orig_mod.`, before whole models and,
     when a model is compiled block by block, also inside of names.
@@ -50,18 +56,25 @@ def save_model(
 ) -> tuple[str, ...]:
     """Save the model as `folder`, and return the parts of the pipeline that are missing: `vae`.
 
-    The folder is written whole or not at all, and replaces an older one. `state` is
-    `model.state_dict()`, gathered from all ranks if they share it. Parts that are not trained are
-    taken from `model.path`, large files as hard links where possible. A model with random weights
-    has no VAE. Raises `OutputError` when the folder cannot be written.
+    The folder is written whole or not at all, and replaces an older one, with one tensor at a time
+    in memory. `state` is `model.state_dict()`, gathered from all ranks if they share it. Parts and
+    tensors that are not trained are taken from `model.path`, large files as hard links where
+    possible. Raises `OutputError` when the folder cannot be written, and `ModelError` when the
+    source is gone or a value does not fit into `export.dtype`.
     """
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        missing = _write(model, state, unfinished, config)
+        with ReadTensors() as reader:
+            needs_vae = bool(config.model.vae) or source_folder(config) is None
+            weights = Weights(model, state, config, reader, vae=needs_vae)
+            missing = _write(model, weights, unfinished, config)
         publish_folder(unfinished, folder)
-    except (OSError, SafetensorError) as error:
+    except ModelError:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    except (OSError, OutputError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise OutputError(
             f"{folder}: the model cannot be written ({in_words(error)}). Nothing of it was kept. "
@@ -70,15 +83,15 @@ def save_model(
     return missing
 
 
-def _write(
-    model: Model, state: Mapping[str, Tensor], folder: Path, config: Config
-) -> tuple[str, ...]:
+def _write(model: Model, weights: Weights, folder: Path, config: Config) -> tuple[str, ...]:
     """Write all files of the folder, and return the missing parts of the pipeline."""
-    source = None if config.model.path == RANDOM else Path(config.model.path)
+    source = source_folder(config)
 
-    # The trained parts, the scheduler, and the index of the pipeline with both.
+    # The trained parts, a VAE from elsewhere, the scheduler, and the index of the pipeline.
     for name, part in model.parts().items():
-        _write_part(part, _tensors_of(name, part, state), folder / name)
+        _write_part(name, part, weights, folder / name)
+    if config.model.vae or source is None:
+        _write_vae(weights, folder / VAE)
     scheduler = _scheduler(source, config.noise, config.model.family)
     (folder / "scheduler").mkdir()
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
@@ -115,25 +128,29 @@ def _write(
     return tuple(name for name in absent if index[name] != _NONE or name == "vae")
 
 
-def _tensors_of(name: str, part: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: state[f"{name}.{key}"].detach().contiguous() for key in part.state_dict()}
-
-
-def _write_part(part: Any, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Write a U-Net as diffusers stores it, or a text encoder as transformers does.
+def _write_part(name: str, part: Any, weights: Weights, folder: Path) -> None:
+    """Write a U-Net or VAE as diffusers stores it, or a text encoder as transformers does.
 
     Every version of transformers reads the names that it gets here.
     """
-    if hasattr(part, "save_config"):
-        part.save_config(folder)
-        save_file(tensors, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
-        return
+    is_encoder = not hasattr(part, "save_config")
+    keys = [key for key, _ in part.named_parameters()]
+    tensors = [
+        new_tensor(
+            key if not is_encoder or key.startswith((INNER, "text_projection.")) else INNER + key,
+            weights.dtype(f"{name}.{key}"),
+            weights.shapes[f"{name}.{key}"],
+            partial(weights.value, f"{name}.{key}"),
+        )
+        for key in keys
+    ]
     folder.mkdir()
-    named = {
-        key if key.startswith((INNER, "text_projection.")) else INNER + key: tensor
-        for key, tensor in tensors.items()
-    }
-    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    stem = ENCODER_STEM if is_encoder else UNET_STEM
+    write_tensors(folder / f"{stem}.safetensors", tensors, {"format": "pt"}, weights.reader)
+    if not is_encoder:
+        part.save_config(folder)
+        return
+    dtype = str(DTYPES[tensors[0].dtype]).removeprefix("torch.")
     content = {
         key: value for key, value in part.config.to_dict().items() if not key.startswith("_")
     }
@@ -141,7 +158,14 @@ def _write_part(part: Any, tensors: dict[str, Tensor], folder: Path) -> None:
     # From the source, whose precision may be another; transformers 4 knows torch_dtype alone.
     content.pop("dtype", None)
     _write_json(folder / "config.json", content)
-    save_file(named, folder / "model.safetensors", {"format": "pt"})
+
+
+def _write_vae(weights: Weights, folder: Path) -> None:
+    """Write the VAE of a single file or of `model.vae`, if there is one."""
+    if weights.source.vae_folder:
+        _copy(weights.source.vae_folder, folder)
+    elif weights.source.vae:
+        _write_part(VAE, weights.source.vae, weights, folder)
 
 
 def _index(source: Path | None, family: FamilyName) -> dict[str, Any]:

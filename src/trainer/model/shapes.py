@@ -8,11 +8,9 @@ from typing import Any, Literal, NamedTuple
 
 from capmerge.tokens.chunks import BOS_ID, CHUNK_IDS, EOS_ID
 from capmerge.tokens.families import CLIP_VARIANTS
-from trainer.families import FAMILIES, FamilyName
+from trainer.families import FAMILIES, LATENT_CHANNELS, FamilyName
 
 Size = Literal["tiny", "full"]
-RANDOM = "random"
-"""The `model.path` that means untrained weights in one of these shapes."""
 
 
 class Shape(NamedTuple):
@@ -110,11 +108,37 @@ _SHAPES: dict[tuple[FamilyName, Size], Shape] = {
 }
 
 
-def shape_of(family: FamilyName, size: Size) -> Shape:
-    """The shape of a model with random weights."""
+_VAES: tuple[tuple[Size, tuple[int, ...], int, int], ...] = (
+    ("full", (128, 256, 512, 512), 2, 32),
+    ("tiny", (8, 16, 16, 16), 1, 8),
+)
+"""Size, widths of the levels, layers per level and groups of the norms."""
+VAE_SHAPES: dict[Size, dict[str, Any]] = {
+    size: {
+        "down_block_types": ("DownEncoderBlock2D",) * len(widths),
+        "up_block_types": ("UpDecoderBlock2D",) * len(widths),
+        "block_out_channels": widths,
+        "layers_per_block": layers,
+        "latent_channels": 4,
+        "norm_num_groups": groups,
+        "sample_size": 8 * widths[0],
+    }
+    for size, widths, layers, groups in _VAES
+}
+"""The arguments of an AutoencoderKL, the same for all families."""
+
+
+def first_width(shape: Shape) -> int:
+    """The channels of the U-Net's first layer."""
+    width: int = shape.unet.get("block_out_channels", (320,))[0]  # the default of diffusers
+    return width
+
+
+def shape_of(family: FamilyName, size: Size, latent_channels: int = LATENT_CHANNELS) -> Shape:
+    """The shape of a model of the family, for latents of so many channels."""
     unet, encoders = _SHAPES[family, size]
     return Shape(
-        unet,
+        unet | {"in_channels": latent_channels, "out_channels": latent_channels},
         tuple(
             {
                 **arguments,

@@ -4,12 +4,15 @@ Every rank makes the same calls; only writing single files is left to rank 0.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
+from torch import Tensor
+
 from capmerge.errors import CapmergeError
 from trainer.config.load import resolved_toml
+from trainer.config.settings import family_of
 from trainer.data.batch import Batch
 from trainer.data.datasets import DataSet
 from trainer.data.epochs import EpochPlans, RunSize
@@ -23,6 +26,7 @@ from trainer.errors import (
     NonFiniteError,
 )
 from trainer.model.save import sampling_note, save_model, without_wrappers
+from trainer.model.save_single import save_single_file
 from trainer.training.accelerator import from_all_ranks, problem_of_lost_rank
 from trainer.training.checkpoint import (
     save_state,
@@ -36,6 +40,7 @@ from trainer.training.run_folder import (
     MODEL_FOLDER,
     PLANS_FOLDER,
     PLOT_FILE,
+    SINGLE_FILE,
 )
 from trainer.training.run_log import RunLog
 from trainer.training.signals import Interrupts
@@ -232,6 +237,7 @@ class ActiveRun:
             max_steps=self.size.max_steps,
             workers=train.workers,
             contrasts=self.config.loss.contrastive > 0,
+            channels=family_of(self.config.model).latent_channels,
         )
         return iter(loader)
 
@@ -321,7 +327,7 @@ class ActiveRun:
         )
 
     def finish(self) -> None:
-        """Save the trained model as a diffusers folder, and plot the losses."""
+        """Save the trained model in the formats of `[export]`, and plot the losses."""
         with weights_for_use(self.state.optimizer):
             # A collective: every rank takes part, rank 0 writes.
             gathered = self.engine.get_state_dict(self.state.model, unwrap=False)
@@ -336,12 +342,30 @@ class ActiveRun:
                         "kept. Lower the learning rate, then --resume the path of one of them with "
                         "--allow-change."
                     )
-                folder, plot = self.folder / MODEL_FOLDER, self.folder / PLOT_FILE
-                missing = save_model(self.state.bare_model, tensors, folder, self.config)
-                lacking = "".join(f"; it has no {part}" for part in missing)
-                self.log.say(f"trained model: {folder}{lacking}")
+                self._write_model(tensors)
                 if note := sampling_note(self.config.noise, self.config.model.family):
                     self.log.say(note)
+                plot = self.folder / PLOT_FILE
                 problem = save_loss_plot(self.folder / METRICS_FILE, plot)
                 self.log.say(problem or f"loss plot: {plot}")
         self.engine.wait_for_everyone()
+
+    def _write_model(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write the trained model, whose weights are gathered, on this rank."""
+        model, formats = self.state.bare_model, self.config.export.formats
+        if "diffusers" in formats:
+            folder = self.folder / MODEL_FOLDER
+            missing = save_model(model, tensors, folder, self.config)
+            lacking = "".join(f"; it has no {part}" for part in missing)
+            self.log.say(f"trained model: {folder}{lacking}")
+        if "single" in formats:
+            file = self.folder / SINGLE_FILE
+            notes = save_single_file(
+                model,
+                tensors,
+                file,
+                self.config,
+                step=self.step,
+                fingerprint=self.fixed["model fingerprint"],
+            )
+            self.log.say(f"trained model: {file}", *(f"{SINGLE_FILE}: {note}" for note in notes))

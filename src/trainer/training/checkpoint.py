@@ -112,6 +112,24 @@ def newest_sound(
     return saved, problems
 
 
+def state_to_export(path: str) -> SavedState:
+    """The saved state in the folder `path`, or the newest one of the run there.
+
+    Raises `ResumeError` when there is none, or when its config or its weights are damaged.
+    """
+    found = find_states(Path(path), path)
+    if not found:
+        raise ResumeError(f"{path}: that run has saved no state yet, expected one in {_FOLDER}.")
+    saved = _read_state(found[0])
+    if not saved.config_file.exists():
+        raise ResumeError(
+            f"{saved.folder}: an earlier version saved this state without its config, expected "
+            f"{_CONFIG}. Resume it to the end of its run, which writes the model."
+        )
+    # Checking the state of the optimizer too would take three times as long.
+    return _checked(saved, leave_out=("optimizer", "random_states", "scheduler"))
+
+
 def _newest_sound(folders: Sequence[Path]) -> tuple[SavedState | None, list[str]]:
     problems: list[str] = []
     for folder in folders:
@@ -168,12 +186,15 @@ def _check_values(saved: SavedState) -> None:
         raise ValueError(f"found the loss scale {saved.loss_scale!r}")
 
 
-def _checked(saved: SavedState) -> SavedState:
+def _checked(saved: SavedState, *, leave_out: tuple[str, ...] = ()) -> SavedState:
     """The state, if its files are those that were saved; else raises `ResumeError`.
 
-    Earlier versions saved no checksums, so their states are taken as they are.
+    Files whose names begin with one of `leave_out` are not read. Earlier versions saved no
+    checksums, so their states are taken as they are.
     """
     for name, told in saved.files.items():
+        if name.startswith(leave_out):
+            continue
         try:
             found = _sum_of(saved.folder / name)
         except (OSError, ValueError) as error:

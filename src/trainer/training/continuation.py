@@ -95,7 +95,7 @@ def _saved_config(saved: SavedState) -> Config | None:
     if not saved.config_file.exists():
         return None
     try:
-        return load_config(saved.config_file)
+        return load_config(saved.config_file, asks_model=False)
     except ConfigError as error:
         raise ResumeError(
             f"{saved.folder}: this version does not understand the config of the state ({error}). "

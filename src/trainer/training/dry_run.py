@@ -16,6 +16,8 @@ from trainer.data.epochs import EpochPlans, RunSize, length_warnings, run_size
 from trainer.data.samples import SampleMaker, build_chunker
 from trainer.model.build import build_model
 from trainer.model.model import Model
+from trainer.model.sd2_guess import guess_on_source
+from trainer.model.source import check_source
 from trainer.model.trainable import parameter_groups, trained_share
 from trainer.training.optim import check_optimizer
 
@@ -40,7 +42,8 @@ def show(config: Config) -> None:
         print(f"# {line}")
     notes = [note for dataset in datasets for note in dataset.notes]
     warnings = length_warnings(config, size.max_steps)
-    for note in [*notes, *warnings, *filter(None, [untried])]:
+    guess = guess_on_source(model, check_source(model, config), config)
+    for note in [*notes, *warnings, *guess, *filter(None, [untried])]:
         print(f"# {note}")
     chunker = build_chunker(config)
     for number, sample in enumerate(islice(_samples(config, datasets, size), FIRST_SAMPLES), 1):

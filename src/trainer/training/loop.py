@@ -24,6 +24,8 @@ from trainer.errors import (
 )
 from trainer.model.build import build_model, model_fingerprint
 from trainer.model.noise_schedule import Schedule
+from trainer.model.sd2_guess import guess_on_source
+from trainer.model.source import check_source
 from trainer.model.trainable import parameter_groups
 from trainer.training.accelerator import (
     build_engine,
@@ -128,6 +130,7 @@ def _train(config: Config, *, resume: str | None, allow_change: bool) -> int:
     ):
         # Build and prepare everything that trains, then load the saved state into it.
         state = _build(config, engine, size)
+        source = check_source(state.bare_model, config)
         if saved:
             built = options_of(state.optimizer)
             load_state(engine, saved)
@@ -145,6 +148,7 @@ def _train(config: Config, *, resume: str | None, allow_change: bool) -> int:
         run.log.say(*(f"changed since the state was saved: {line}" for line in changed))
         run.log.say(*(note for dataset in datasets for note in dataset.notes))
         run.log.say(*length_warnings(config, size.max_steps))
+        run.log.say(*guess_on_source(state.bare_model, source, config))
         run.log.say_start(state.bare_model, run.step, resumed=resume is not None)
         try:
             with Heartbeat(engine, lambda problem: _lost(problem, output_dir)):

@@ -23,12 +23,13 @@ METRICS_FILE = "metrics.jsonl"
 PLOT_FILE = "loss.png"
 PLANS_FOLDER = "plans"
 MODEL_FOLDER = "model"
+SINGLE_FILE = "model.safetensors"
 CHECKPOINTS_FOLDER = "checkpoints"
 RUN_FILE = "run.json"
 _LOCK_FILE = ".lock"
 _WRITTEN = (
     *(RUN_FILE, CONFIG_FILE, METRICS_FILE, PLOT_FILE),
-    *(PLANS_FOLDER, MODEL_FOLDER, CHECKPOINTS_FOLDER),
+    *(PLANS_FOLDER, MODEL_FOLDER, SINGLE_FILE, CHECKPOINTS_FOLDER),
 )
 """The names of what a run writes, replaces or cuts in its folder."""
 _PACKAGES = (

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 
-from trainer.config.settings import Config
+from trainer.config.settings import Config, family_of
 from trainer.data.batch import Batch
-from trainer.families import FAMILIES
 from trainer.model.model import Model
 from trainer.model.noise_schedule import Schedule
 from trainer.training.accelerator import problem_of_lost_rank, sum_over_ranks
@@ -143,7 +142,7 @@ def train_step(
                     clear_frames(error.__traceback__)  # they hold the tensors of the pass
                     failure = error
             if failure is not None:
-                loss = loss_of(Batch.stand_in(FAMILIES[config.model.family]))
+                loss = loss_of(Batch.stand_in(family_of(config.model)))
             # The engine averages gradients over ranks, but shares of a mean have to be added up.
             engine.backward(state.scaling.scaled(loss.value * engine.num_processes))
         loss_sum += loss.value.detach()

@@ -15,6 +15,7 @@ from builders.metadata import run
 from capmerge.errors import WorkerError
 from capmerge.index import latent_pool
 from capmerge.index.build import build_index
+from capmerge.index.latent_check import check_file
 from capmerge.index.latent_listing import Wanted, ensure_listing
 from capmerge.index.latent_sizes import read_sizes
 
@@ -312,3 +313,23 @@ def test_the_index_may_lie_elsewhere(tmp_path):
         error = run("index", metadata, "--out", taken, fails=2).err
         assert "found something else than an index there" in error
     assert metadata.read_bytes() == before
+
+
+def test_latents_of_any_channels_have_a_size(tmp_path):
+    """How many channels a model takes is its own matter: VAEs of 16 and 32 are in use."""
+    np.savez(tmp_path / "a.npz", latents=np.zeros((32, 8, 16), np.uint16))
+    assert read_sizes(str(tmp_path / "a.npz")).sizes == [(128, 64)]
+
+
+def test_the_check_reads_latents_as_a_run_does(tmp_path):
+    """bfloat16 in uint16 is sound, and infinite numbers and false tags are told."""
+    path = tmp_path / "a.npz"
+    bits = (np.ones((4, 8, 8), np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    plain = {"latents": bits, "original_size": np.ones(2), "crop_ltrb": np.ones(4)}
+    np.savez(path, latents_dtype=np.array("bfloat16"), **plain)
+    assert check_file(str(path)).problem == ""
+    np.savez(path, latents_dtype=np.array("float16"), **plain)
+    assert 'type uint16, but "latents_dtype" says' in check_file(str(path)).problem
+    plain["latents"][0, 0, 0] = 0x7F80
+    np.savez(path, **plain)
+    assert check_file(str(path)).problem == '1 of 256 numbers of "latents" are NaN or infinite'

@@ -13,8 +13,9 @@ from trainer.errors import ConfigError
 ALWAYS = frozenset(
     f"{section}.{key}"
     for section, keys in {
-        "model": "family path gradient_checkpointing",
-        "data": "metadata latents repeats flip alpha_mask on_missing allow_outside",
+        "model": "family path vae latent_channels latent_scale latent_shift gradient_checkpointing",
+        "data": "metadata latents index resolution repeats flip alpha_mask on_missing "
+        "allow_outside",
         "text": "chunking embedding_noise",
         "noise": "prediction min_timestep max_timestep",
         "loss": "kind",
@@ -22,6 +23,7 @@ ALWAYS = frozenset(
         "train": "output_dir max_steps max_epochs seed batch_size accumulation workers precision "
         "on_nonfinite",
         "checkpoint": "every_steps every_epochs every_minutes keep",
+        "export": "formats dtype",
         "log": "every_steps samples trackers",
     }.items()
     for key in keys.split()
@@ -30,6 +32,7 @@ ALWAYS = frozenset(
 
 ASKED = {
     "model.size": "tiny",
+    "model.variant": "fp16",
     "model.train_only": ["conv_in.*"],
     "model.freeze": ["conv_in.*"],
     "caption.pick": "random",
@@ -74,13 +77,14 @@ ASKED = {
     "optimizer.schedule_arguments.f_min": 0.5,
     "optimizer.schedule_arguments.f_max": 0.5,
     "optimizer.schedule_arguments.step_rules": "1:5,0.1",
+    "export.title": "A model",
     "log.project": "trainer",
 }
 """A value of each setting in a rule that asks for something, even if it is the default."""
 
 ELSEWHERE = {
     "model.family": {"text.clip_skip": "sd1", "optimizer.text2_learning_rate": "sdxl"},
-    "model.path": "random",
+    "model.path": "a/folder",
     "optimizer.learning_rate": 1e-4,
     "caption.shuffle": True,
     "caption.tag_dropout_rate": 0.5,
@@ -111,6 +115,7 @@ ELSEWHERE = {
     "loss.kind": "huber",
     "loss.huber_schedule": "constant",
     "optimizer.schedule": "cosine",
+    "export.formats": ["diffusers", "single"],
     "log.trackers": ["tensorboard"],
 }
 """A value of each cause with which a setting has its effect, if the rule itself names none."""

@@ -19,7 +19,8 @@ TRAIN_KEYS = (
     "workers, precision and on_nonfinite."
 )
 SECTIONS = (
-    "Sections are model, data, caption, text, noise, loss, optimizer, train, checkpoint and log."
+    "Sections are model, data, caption, text, noise, loss, optimizer, train, checkpoint, "
+    "export and log."
 )
 TWO_SETS = ("data.1.metadata=second.json", "data.1.latents=second")
 

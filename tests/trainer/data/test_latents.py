@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -229,6 +230,87 @@ def test_files_that_cannot_be_read(tmp_path):
     np.save(tmp_path / "a.npy", arrays()["latents"])
     with pytest.raises(LatentsError, match="not a zip of arrays"):
         load(tmp_path / "a.npy")
+
+
+def bits_of(latents):
+    """Latents as bfloat16 in uint16, rounded down."""
+    return (latents.view(np.uint32) >> 16).astype(np.uint16)
+
+
+@pytest.mark.parametrize("suffix", ["", "_32x24"])
+@pytest.mark.parametrize(
+    ("tag", "cast"),
+    [
+        (None, bits_of),
+        ("bfloat16", bits_of),
+        ("bfloat16", lambda latents: bits_of(latents).astype(">u2")),
+        (b"bfloat16", bits_of),
+        (None, lambda latents: latents.astype(np.float16)),
+        ("float16", lambda latents: latents.astype(np.float16)),
+        ("float32", lambda latents: latents),
+    ],
+)
+def test_halves_are_read_as_meant(save, suffix, tag, cast):
+    """float16, and bfloat16 stored as uint16 with or without a tag, are the numbers they stand for.
+
+    A tag that stands before the latents in the file is not taken for them by the check of the
+    scale.
+    """
+    latents = arrays()["latents"]
+    contents = {} if tag is None else {f"latents_dtype{suffix}": np.array(tag)}
+    contents |= {
+        f"{name}{suffix}": cast(array) if name == "latents" else array
+        for name, array in arrays(latents_flipped=None).items()
+    }
+    path = save(contents)
+    found = load(path).latents_CHW
+    torch.testing.assert_close(found, torch.from_numpy(latents) * 0.18215, rtol=2**-7, atol=1e-5)
+    assert check_latent_scale([path], SD1) is None
+
+
+@pytest.mark.parametrize(
+    ("tag", "cast", "message"),
+    [
+        ("bfloat16", lambda latents: latents, r'float32, but "latents_dtype" says .bfloat16.'),
+        ("float16", lambda latents: latents, r'float32, but "latents_dtype" says .float16.'),
+        ("float16", bits_of, r'uint16, but "latents_dtype" says .float16.'),
+        ("half", lambda latents: latents, r'float32, but "latents_dtype" says .half.'),
+        (1.5, lambda latents: latents, r'"latents_dtype" is float64 \(\), expected one text'),
+        (["float32"] * 2, lambda latents: latents, r'"latents_dtype" is <U7 \(2,\), expected one'),
+        (None, lambda latents: latents.astype(np.int16), r"of type int16, expected a float type"),
+    ],
+)
+def test_a_tag_that_contradicts_its_array_is_refused(save, tag, cast, message):
+    """The numbers would be read as others than those that were cached."""
+    contents = {} if tag is None else {"latents_dtype": np.array(tag)}
+    path = save(contents | arrays(latents=cast(arrays()["latents"])))
+    with pytest.raises(LatentsError, match=message):
+        load(path)
+    with pytest.raises(LatentsError, match=message):
+        check_latent_scale([path], SD1)
+
+
+def test_numbers_that_become_infinite_are_refused(save):
+    """Infinities of bfloat16 and of float16, and doubles past float32, are told by their name."""
+    bits = bits_of(arrays()["latents"])
+    bits[0, 0, 0] = 0x7F80
+    halves = np.full((4, 32, 24), -np.inf, np.float16)
+    for latents in (bits, halves, np.full((4, 32, 24), 1e300)):
+        with pytest.raises(LatentsError, match=r'numbers of "latents" are NaN or infinite'):
+            load(save(arrays(latents=latents)))
+
+
+def test_latents_of_another_vae(save):
+    """Channels, shift and scale are those of the model: (latents - shift) times scale."""
+    family = replace(SDXL, latent_channels=32, latent_scale=0.6, latent_shift=0.5)
+    latents = np.random.default_rng(0).standard_normal((32, 32, 24)).astype(np.float32) / 0.6 + 0.5
+    path = save(arrays(latents=latents.astype(np.float32)))
+    found = load(path, family=family).latents_CHW
+    torch.testing.assert_close(found, (torch.from_numpy(latents).float() - 0.5) * 0.6)
+    assert check_latent_scale([path], family) is None
+    assert "model.latent_scale" in check_latent_scale([path], SDXL)
+    with pytest.raises(LatentsError, match=r"expected \(4, 32, 24\).*set model\.latent_channels"):
+        load(path)
 
 
 def test_scale_of_the_wrong_family(tmp_path):

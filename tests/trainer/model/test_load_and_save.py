@@ -143,9 +143,10 @@ def test_the_given_state_is_saved_not_the_weights_of_the_model(saved, tmp_path):
 
 
 def test_a_bf16_model_says_so(saved, tmp_path):
-    """Weights of full bf16 are stored as such, and come back as float32 of the same values."""
+    """Weights that are written in bf16 come back as float32 of the same values."""
     model = make_model("sdxl", train={"precision": "full_bf16"})
-    save_model(model, model.state_dict(), tmp_path / "model", make_config("sdxl"))
+    config = make_config("sdxl", export={"dtype": "bf16"})
+    save_model(model, model.state_dict(), tmp_path / "model", config)
     assert {
         tensor.dtype for tensor in load_file(tmp_path / "model/unet" / WEIGHTS["unet"]).values()
     } == {torch.bfloat16}
@@ -388,7 +389,15 @@ def with_names_of_old(folder: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("change", [in_two_files, with_names_of_old])
+def saved_by_the_libraries(folder: Path) -> None:
+    """Save each part as the installed diffusers and transformers save it themselves."""
+    model = build_model(make_config("sdxl", folder))
+    for name, part in model.parts().items():
+        shutil.rmtree(folder / name)
+        part.save_pretrained(folder / name)
+
+
+@pytest.mark.parametrize("change", [in_two_files, with_names_of_old, saved_by_the_libraries])
 def test_other_layouts_are_read(saved, copied, change):
     """Several files with an index, old and new names: the same weights."""
     folder = copied("sdxl")
@@ -399,8 +408,31 @@ def test_other_layouts_are_read(saved, copied, change):
     )
 
 
+@pytest.mark.parametrize("shards", ["one file", "several files"])
+def test_a_variant_is_read(saved, copied, shards):
+    """The files of `model.variant` are read where there are any, as the libraries store them."""
+    folder = copied("sdxl")
+    model = build_model(make_config("sdxl", folder))
+    size = "10GB" if shards == "one file" else "400KB"
+    with torch.no_grad():
+        model.unet.conv_in.weight += 1
+        model.text_encoder_2.text_projection.weight += 1
+    for name in ("unet", "text_encoder_2"):
+        part = getattr(model, name)
+        part.half().save_pretrained(folder / name, variant="fp16", max_shard_size=size)
+        found = [path.name for path in (folder / name).glob("*fp16*")]
+        assert (len(found) > 1) == (shards == "several files")
+    usual = build_model(make_config("sdxl", folder)).state_dict()
+    again = build_model(make_config("sdxl", folder, model={"variant": "fp16"})).state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(again[name], value.float()), name
+        assert torch.equal(usual[name], saved["sdxl"][0].state_dict()[name]), name
+    with pytest.raises(ModelError, match=r"found the variants fp16, expected .* variant fp8"):
+        build_model(make_config("sdxl", folder, model={"variant": "fp8"}))
+
+
 def test_half_precision_files_become_float32(saved, copied):
-    """A folder with fp16 files alone is read as float32, and the saved config says float32."""
+    """A folder with fp16 files alone is read as float32, and saved in fp16 by default."""
     folder = copied("sd1")
     for name in ("unet", "text_encoder"):
         path = folder / name / WEIGHTS[name]
@@ -414,9 +446,15 @@ def test_half_precision_files_become_float32(saved, copied):
     assert torch.equal(
         model.unet.conv_in.weight, saved["sd1"][0].unet.conv_in.weight.half().float()
     )
-    save_model(model, model.state_dict(), folder.with_name("trained"), config)
-    written = json.loads((folder.with_name("trained") / "text_encoder/config.json").read_text())
-    assert (written["torch_dtype"], "dtype" in written) == ("float32", False)
+    target = folder.with_name("trained")
+    for dtype, expected in (("source", "float16"), ("fp32", "float32")):
+        config = make_config("sd1", folder, export={"dtype": dtype})
+        save_model(model, model.state_dict(), target, config)
+        written = json.loads((target / "text_encoder/config.json").read_text())
+        assert (written["torch_dtype"], "dtype" in written) == (expected, False)
+        for name in ("unet", "text_encoder"):
+            stored = load_file(target / name / WEIGHTS[name])
+            assert {str(tensor.dtype) for tensor in stored.values()} == {f"torch.{expected}"}
 
 
 def remove(name: str) -> Callable[[Path], None]:
@@ -476,7 +514,11 @@ def with_a_way_out(folder: Path) -> None:
             r"unet: found no weights, expected diffusion_pytorch_model\.safetensors",
         ),
         ("sd1", as_pickle, r"unet: found diffusion_pytorch_model\.bin, which may run programs"),
-        ("sd1", cut_short, r"diffusion_pytorch_model\.safetensors: cannot be read"),
+        (
+            "sd1",
+            cut_short,
+            r"diffusion_pytorch_model\.safetensors: not a complete \.safetensors file",
+        ),
         (
             "sd1",
             without_a_tensor,
@@ -577,15 +619,8 @@ def test_a_folder_that_does_not_fit_is_named(copied, family, change, message):
     assert str(folder) in str(caught.value)
 
 
-def test_paths_that_are_no_folder_are_named(tmp_path):
-    """A single file and a name of a hub are told apart from a folder, each with its next step."""
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(b"")
-    with pytest.raises(
-        ModelError,
-        match=r"model\.safetensors: a single file, expected a diffusers folder.*from_single_file",
-    ):
-        build_model(make_config("sd1", file))
+def test_paths_that_are_no_folder_are_named():
+    """A name of a hub is told apart from a folder, with its next step."""
     with pytest.raises(
         ModelError, match=r"stabilityai/sdxl: no such folder.*Nothing is downloaded"
     ):

@@ -138,6 +138,7 @@ def iter_impossible(config: Config) -> Iterator[Conflict]:
         _no_snr_of_a_flow,
         _no_least_loss,
         _no_step_rules,
+        _held_out_twice,
     ):
         yield from check(config)
     yield from _separators_alike(config)
@@ -226,6 +227,16 @@ def _no_step_rules(config: Config) -> Iterator[Conflict]:
             "up to step 1000, then a tenth."
         )
         yield Conflict(("optimizer", "schedule"), frozenset({"optimizer"}), text)
+
+
+def _held_out_twice(config: Config) -> Iterator[Conflict]:
+    records, share = config.validation.records, config.validation.share
+    if records and share:
+        text = (
+            f"`validation.records = {records}` and `validation.share = {share:g}` both say how "
+            "many records are held out, expected one of them. Remove the other."
+        )
+        yield Conflict(("validation", "share"), frozenset({"validation"}), text)
 
 
 def _separators_alike(config: Config) -> Iterator[Conflict]:

@@ -14,12 +14,14 @@ FREE = (
     # Where and how fast the run works.
     "train.output_dir",
     "train.workers",
+    "ema.device",
     # The global batch size, which is their product with the ranks, is compared by itself.
     "train.batch_size",
     "train.accumulation",
     # What is saved, logged, and done about faults.
     "checkpoint.*",
     "export.*",
+    "validation.every_steps",
     "log.*",
     "train.on_nonfinite",
     "data.*.on_missing",

@@ -180,5 +180,11 @@ RULES = (
         {"export.formats": (("diffusers",),)},
         'add "single" to export.formats',
     ),
+    Rule(
+        ("validation.every_steps",),
+        {"validation.records": (0,), "validation.share": (0,)},
+        "set one of these two",
+    ),
+    Rule(("ema.warmup_steps", "ema.device"), {"ema.decay": (0,)}, "set ema.decay"),
     Rule(("log.project",), {"log.trackers": ((),)}, "set log.trackers"),
 )

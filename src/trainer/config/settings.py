@@ -369,6 +369,34 @@ class TrainSettings(Section):
     """On a NaN or infinite gradient: skip the step, or save the state and stop."""
 
 
+class EmaSettings(Section):
+    """`[ema]`: a moving average of the trained weights, kept and saved beside them."""
+
+    decay: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the average that each step keeps, such as 0.9999. 0: no average is kept."""
+    warmup_steps: int = Field(default=0, ge=0, le=MOST)
+    """Steps over which the decay rises from 0, so that the first weights are forgotten sooner."""
+    device: Literal["gpu", "cpu"] = "gpu"
+    """Keep the average on the device that trains, or in main memory.
+
+    It takes 4 bytes per trained parameter. Main memory costs time: each step copies the weights.
+    """
+
+
+class ValidationSettings(Section):
+    """`[validation]`: the loss on records that are never trained, and on as many that are."""
+
+    every_steps: int = Field(default=1000, ge=1, le=MOST)
+    """Steps between validations, besides one before the first step and one after the last."""
+    records: int = Field(default=0, ge=0, le=MOST)
+    """Number of records to hold out, in all data sets together. 0: none, unless by `share`."""
+    share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the records to hold out, in place of `records`. 0: none, unless by `records`.
+
+    A record is held out by the hash of its key, whatever else is in the data.
+    """
+
+
 class CheckpointSettings(Section):
     """`[checkpoint]`: when the full state is saved, besides at the end."""
 
@@ -422,6 +450,8 @@ class Config(Section):
     loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     train: TrainSettings
+    ema: EmaSettings = EmaSettings()
+    validation: ValidationSettings = ValidationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     export: ExportSettings = ExportSettings()
     log: LogSettings = LogSettings()

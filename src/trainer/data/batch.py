@@ -118,6 +118,8 @@ class Batch:
 
     None without `loss.contrastive`, and in a global batch of one sample.
     """
+    styles: tuple[str, ...] = ()
+    """The styles of the real samples, as `Sample.style`."""
 
     @classmethod
     def stand_in(cls, family: Family) -> Self:

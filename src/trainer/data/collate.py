@@ -64,6 +64,7 @@ def collate(
         other_flow_BCHW=torch.stack([other.noise_CHW - other.latents_CHW for other in others])
         if others
         else None,
+        styles=tuple(sample.style for sample in real),
     )
 
 

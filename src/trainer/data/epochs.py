@@ -79,6 +79,12 @@ def length_warnings(config: Config, max_steps: int) -> Iterator[str]:
             "steps of the run, so the learning rates never reach their full values. "
             "Set fewer of them."
         )
+    if config.ema.warmup_steps >= max_steps:
+        yield (
+            f"WARNING: ema.warmup_steps = {config.ema.warmup_steps:,} does not end within the "
+            f"{max_steps:,} steps of the run, so the decay never reaches its full value. "
+            "Set fewer of them."
+        )
 
 
 def _usable(dataset: DataSet) -> int:

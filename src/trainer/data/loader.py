@@ -26,7 +26,7 @@ from trainer.data.batch import Batch, Sample, SampleRequest
 from trainer.data.buckets import SetRows, largest_area, next_of_bucket
 from trainer.data.collate import collate
 from trainer.data.latents import with_way_out
-from trainer.data.plan import GlobalBatch, Plan, deal
+from trainer.data.plan import Batches, GlobalBatch, deal
 from trainer.data.shared_memory import Handover
 from trainer.data.workers import iter_items, settle
 from trainer.errors import LatentsError
@@ -90,13 +90,20 @@ class Loader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
+        for result in self.iter_results():
+            if isinstance(result, CapmergeError):
+                raise result
+            yield result
+
+    def iter_results(self) -> Iterator[Batch | CapmergeError]:
+        """The micro-batches, with the error in place of each that cannot be made."""
         done = 0
         restarts: deque[float] = deque(maxlen=_MOST_RESTARTS)
         while True:
             try:
-                for batch in self._iter_after(done):
+                for result in self._iter_after(done):
                     done += 1
-                    yield batch
+                    yield result
             except WorkerError as error:
                 # Batches are pure functions of the step, so new workers make the same ones.
                 now = time.monotonic()
@@ -107,7 +114,7 @@ class Loader:
             else:
                 return
 
-    def _iter_after(self, done: int) -> Iterator[Batch]:
+    def _iter_after(self, done: int) -> Iterator[Batch | CapmergeError]:
         """The micro-batches after the first `done`, made by new workers."""
         self._order.done = done
         handover = self._handover()
@@ -124,8 +131,6 @@ class Loader:
                 if record not in self._logged:
                     self._logged.add(record)
                     _logger.warning(line)
-            if isinstance(loaded.result, CapmergeError):
-                raise loaded.result
             yield loaded.result
 
     def _handover(self) -> Handover | None:
@@ -152,7 +157,7 @@ class Loader:
 
 def build_loader(
     make_sample: MakeSample,
-    open_epoch: Callable[[int], Plan],
+    open_epoch: Callable[[int], Batches],
     sets: Sequence[SetRows],
     chunker: Chunker,
     *,
@@ -237,7 +242,7 @@ class _MicroBatches(Dataset[_Loaded | bytes]):
     """The micro-batches of the rank, indexed by (step, micro)."""
 
     make_sample: MakeSample
-    open_epoch: Callable[[int], Plan]
+    open_epoch: Callable[[int], Batches]
     sets: Sequence[SetRows]
     chunker: Chunker
     share: Share
@@ -245,7 +250,7 @@ class _MicroBatches(Dataset[_Loaded | bytes]):
     steps_per_epoch: int
     max_steps: int
     contrasts: bool
-    plan: tuple[int, Plan] | None = None
+    plan: tuple[int, Batches] | None = None
     """The epoch whose plan is open in this process, and the plan."""
     built_ahead: int = 0
     """The newest epoch for which a thread of this process was started to build the plan."""
@@ -342,7 +347,7 @@ class _MicroBatches(Dataset[_Loaded | bytes]):
             f"The first: {error}"
         )
 
-    def _plan(self, epoch: int, place: int) -> Plan:
+    def _plan(self, epoch: int, place: int) -> Batches:
         if self.plan is None or self.plan[0] != epoch:
             self.plan = epoch, self.open_epoch(epoch)
         ahead, worker = epoch + 1, get_worker_info()

@@ -123,3 +123,14 @@ def _sigmoid(value: float) -> float:
     """1 / (1 + exp(-value)), for a number of any size."""
     small = math.exp(-abs(value))
     return small / (1 + small) if value < 0 else 1 / (1 + small)
+
+
+def timestep_at(quantile: float, settings: NoiseSettings, n_pixels: int) -> float:
+    """The timestep below which the share `quantile`, in (0, 1), of all drawn timesteps lies.
+
+    >>> timestep_at(0.125, NoiseSettings(min_timestep=200), 512 * 512)
+    300
+    """
+    if settings.prediction == "flow":
+        return flow_timestep(quantile, settings, n_pixels)
+    return settings.min_timestep + int(quantile * (settings.max_timestep - settings.min_timestep))

@@ -21,7 +21,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,13 @@ class Slots(NamedTuple):
     """The positions of the samples in the global batch; at least one."""
     weight: int
     """1, or 0 when no sample was left for this slice, which then repeats one."""
+
+
+class Batches(Protocol):
+    """Global batches by their places, as `Plan` has them."""
+
+    def batch(self, place: int) -> GlobalBatch:
+        """The global batch at `place`, from 0."""
 
 
 class Plan:

@@ -71,7 +71,7 @@ class Model(nn.Module):
         `ids` are (B, N, L) int64, one tensor for each text encoder. `size_B6` is float32: original
         height and width, crop top and left, target height and width in pixels, for SDXL alone,
         whose U-Net embeds them itself. `text_noise_seeds` are only read if the run adds noise to
-        the text states.
+        the text states, which it does in training mode alone.
         """
         states: list[Tensor] = []
         pooled_BP = None
@@ -80,7 +80,7 @@ class Model(nn.Module):
                 hidden_BTD, pooled_BP = encode(encoder, ids_BNL, rule, self._chunking)
             states.append(hidden_BTD)
         hidden_BTD = torch.cat(states, dim=2)
-        if self._embedding_noise:
+        if self._embedding_noise and self.training:
             assert text_noise_seeds is not None
             hidden_BTD = add_noise(hidden_BTD, text_noise_seeds, self._embedding_noise)
         dtype = cast("Any", self.unet).conv_in.weight.dtype

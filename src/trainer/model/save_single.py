@@ -24,6 +24,7 @@ from trainer.model.original_layout import (
     Original,
     list_originals,
 )
+from trainer.model.save import sampling_shift
 from trainer.model.sd2_guess import guess_line, guessed_by
 from trainer.model.source import check_same_source
 from trainer.model.tensor_file import (
@@ -207,7 +208,11 @@ def _unread(weights: Weights, originals: list[Original], family: FamilyName) -> 
 def metadata_of(config: Config, step: int) -> dict[str, str]:
     """The metadata of a single file; nothing in it comes from the data or from a path."""
     family, noise = config.model.family, config.noise
-    is_v = noise.prediction == "v"
+    is_v, is_flow = noise.prediction == "v", noise.prediction == "flow"
+    flow = {
+        "modelspec.noise_process": "flow",
+        "modelspec.sampling_shift": f"{sampling_shift(noise, family):.6g}",
+    }
     title = config.export.title or f"{_TITLES[family]}, trained for {step:,} steps"
     architecture, side = {
         "sd1": ("stable-diffusion-v1", 512),
@@ -222,7 +227,8 @@ def metadata_of(config: Config, step: int) -> dict[str, str]:
         "modelspec.title": title,
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()),
         "modelspec.resolution": f"{side}x{side}",
-        "modelspec.prediction_type": noise.prediction,
+        "modelspec.prediction_type": "velocity" if is_flow else noise.prediction,
+        **(flow if is_flow else {}),
         HASH_KEY: "",
     }
 

@@ -16,6 +16,7 @@ from trainer.config.settings import family_of
 from trainer.data.batch import Batch
 from trainer.data.datasets import DataSet
 from trainer.data.epochs import EpochPlans, RunSize
+from trainer.data.held_out import HeldOut
 from trainer.data.loader import Share, build_loader
 from trainer.data.plan_files import drop_old_plans
 from trainer.data.samples import SampleMaker, build_chunker
@@ -36,6 +37,8 @@ from trainer.training.loss_plot import save_loss_plot
 from trainer.training.moved_weights import FIRST_STEPS, WARNING, MovedWeights
 from trainer.training.optim import weights_for_use
 from trainer.training.run_folder import (
+    EMA_FILE,
+    EMA_FOLDER,
     METRICS_FILE,
     MODEL_FOLDER,
     PLANS_FOLDER,
@@ -45,6 +48,7 @@ from trainer.training.run_folder import (
 from trainer.training.run_log import RunLog
 from trainer.training.signals import Interrupts
 from trainer.training.step import Requests, StepResult, TrainState, train_step
+from trainer.training.validation import FailedRanksError, Validation
 
 MOST_REPLACED = 0.01
 """Largest share of an epoch that may be replacements for missing or broken latents."""
@@ -83,12 +87,13 @@ class ActiveRun:
         self,
         state: TrainState,
         datasets: Sequence[DataSet],
+        split: HeldOut,
         size: RunSize,
         fixed: dict[str, Any],
         *,
         step: int,
     ) -> None:
-        self.state, self.datasets, self.size, self.fixed = state, datasets, size, fixed
+        self.state, self.datasets, self.size, self.fixed = state, split.datasets, size, fixed
         self.engine, self.config = state.engine, state.config
         self.folder = self.config.train.output_dir
         self.step = step  # optimizer steps that are done
@@ -99,6 +104,7 @@ class ActiveRun:
         self.is_stepping = False  # the optimizer may have changed a part of the weights
         set_aside = set_aside_later(self.folder, step) if self.engine.is_main_process else []
         self.log = RunLog(self.engine, self.config, size, after_step=step)
+        self.validation = Validation(state, datasets, split, self.log, size.max_steps)
         self.log.say(*(f"a state later than step {step:,} is kept as {path}" for path in set_aside))
 
     def train(self, interrupts: Interrupts) -> None:
@@ -113,7 +119,7 @@ class ActiveRun:
         told_at = min(last, self.step + FIRST_STEPS)
         watched = self._watch_bf16()
         batches = interrupts.bounded(self._iter_batches())
-        stop_requested = save_requested = False
+        save_requested = False
         failure: Exception | None = None
 
         def requests() -> Requests:
@@ -121,6 +127,7 @@ class ActiveRun:
             return Requests(interrupts.signal_number is not None, self._is_save_due_by_clock())
 
         with self.log.progress_bar(self.step):
+            stop_requested = not self._validate(interrupts)
             while self.step < last and not stop_requested:
                 # Train one optimizer step; on a broken gradient, stop if the settings say so.
                 try:
@@ -153,6 +160,17 @@ class ActiveRun:
                 epoch, steps_into_epoch = divmod(self.step, self.size.steps_per_epoch)
                 if not steps_into_epoch and self.engine.is_local_main_process:
                     drop_old_plans(self.folder / PLANS_FOLDER, epoch, hold_room=self.step < last)
+                stop_requested = stop_requested or not self._validate(interrupts)
+
+    def _validate(self, interrupts: Interrupts) -> bool:
+        """Validate if that is due; False if a signal ended it, and the run has to stop."""
+        try:
+            return self.validation.run_if_due(self.step, interrupts)
+        except BatchTimeoutError as error:
+            self.log.say(f"WARNING: {error}")
+        except FailedRanksError as error:
+            self._stop_failed(error.failure)
+        return False
 
     def _log_step(self, result: StepResult) -> Exception | None:
         """Log the numbers of the step; an error of one of several ranks is returned, not raised.
@@ -267,6 +285,7 @@ class ActiveRun:
             self.fixed,
             resolved_toml(self.config),
             loss_scale=self.state.scaling.state(),
+            ema=self.state.ema,
             keep=keep,
         )
         self.saved_at = time.monotonic()
@@ -342,7 +361,10 @@ class ActiveRun:
                         "kept. Lower the learning rate, then --resume the path of one of them with "
                         "--allow-change."
                     )
-                self._write_model(tensors)
+                self._write_model(tensors, MODEL_FOLDER, SINGLE_FILE, "trained model")
+                if self.state.ema:
+                    averaged = {**tensors, **self.state.ema.weights()}
+                    self._write_model(averaged, EMA_FOLDER, EMA_FILE, "its moving average")
                 if note := sampling_note(self.config.noise, self.config.model.family):
                     self.log.say(note)
                 plot = self.folder / PLOT_FILE
@@ -350,16 +372,18 @@ class ActiveRun:
                 self.log.say(problem or f"loss plot: {plot}")
         self.engine.wait_for_everyone()
 
-    def _write_model(self, tensors: Mapping[str, Tensor]) -> None:
-        """Write the trained model, whose weights are gathered, on this rank."""
+    def _write_model(
+        self, tensors: Mapping[str, Tensor], folder_name: str, file_name: str, what: str
+    ) -> None:
+        """Write a model, whose weights are gathered, on this rank; `what` it is, for people."""
         model, formats = self.state.bare_model, self.config.export.formats
         if "diffusers" in formats:
-            folder = self.folder / MODEL_FOLDER
+            folder = self.folder / folder_name
             missing = save_model(model, tensors, folder, self.config)
             lacking = "".join(f"; it has no {part}" for part in missing)
-            self.log.say(f"trained model: {folder}{lacking}")
+            self.log.say(f"{what}: {folder}{lacking}")
         if "single" in formats:
-            file = self.folder / SINGLE_FILE
+            file = self.folder / file_name
             notes = save_single_file(
                 model,
                 tensors,
@@ -368,4 +392,4 @@ class ActiveRun:
                 step=self.step,
                 fingerprint=self.fixed["model fingerprint"],
             )
-            self.log.say(f"trained model: {file}", *(f"{SINGLE_FILE}: {note}" for note in notes))
+            self.log.say(f"{what}: {file}", *(f"{file_name}: {note}" for note in notes))

@@ -9,6 +9,7 @@ write alone are written by rank 0.
         state.json          step, the values that identify the run, size and checksum of each file
         config.toml         the resolved config that it was trained with
         model.safetensors, optimizer.bin, random_states_0.pkl, ...   accelerate's
+        ema.safetensors       the moving average of the weights, if the run keeps one
       .unfinished-00000012/ a save or a removal that was interrupted; the next save removes it
       before-resume-step-00000012/ a state later than the one that the run was resumed from
 """
@@ -33,6 +34,7 @@ from capmerge.errors import in_words, printable
 from capmerge.files.folders import publish_folder, sync_files
 from trainer.errors import ConfigError, ResumeError
 from trainer.training.accelerator import from_rank_0, sum_over_ranks
+from trainer.training.ema import Ema
 from trainer.training.run_folder import CHECKPOINTS_FOLDER as _FOLDER
 from trainer.training.run_folder import RUN_FILE, holds_run, is_seed, read_object
 
@@ -295,6 +297,7 @@ def save_state(
     config_toml: str,
     *,
     loss_scale: Mapping[str, float],
+    ema: Ema | None = None,
     keep: int | None,
 ) -> tuple[Path | None, str]:
     """Save the full state after `step` steps, and remove all but the newest `keep` states.
@@ -318,6 +321,8 @@ def save_state(
         engine.save_state(str(unfinished))
         if engine.is_main_process:
             (unfinished / _CONFIG).write_text(config_toml, encoding="utf-8")
+            if ema:
+                ema.save(unfinished)
         sync_files(unfinished)
     # torch and safetensors have errors of their own for a full disk.
     except (OSError, RuntimeError, SafetensorError) as error:

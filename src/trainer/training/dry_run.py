@@ -13,12 +13,14 @@ from trainer.config.settings import Config
 from trainer.data.batch import Sample, SampleRequest
 from trainer.data.datasets import DataSet, open_datasets
 from trainer.data.epochs import EpochPlans, RunSize, length_warnings, run_size
+from trainer.data.held_out import hold_out
 from trainer.data.samples import SampleMaker, build_chunker
 from trainer.model.build import build_model
 from trainer.model.model import Model
 from trainer.model.sd2_guess import guess_on_source
 from trainer.model.source import check_source
 from trainer.model.trainable import parameter_groups, trained_share
+from trainer.training.ema import check_ema
 from trainer.training.optim import check_optimizer
 
 FIRST_SAMPLES = 8
@@ -31,10 +33,12 @@ def show(config: Config) -> None:
     the run itself would raise before its first step, except that of an output folder that is not
     free, and of an optimizer that only another machine can try.
     """
+    check_ema(config)
     datasets = open_datasets(config)
     config = with_seed(config)
+    split = hold_out(config, datasets)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    size = run_size(config, datasets, ranks)
+    size = run_size(config, split.datasets, ranks)
     model = build_model(config, weights=False)
     untried = check_optimizer(parameter_groups(model, config), config.optimizer, size.max_steps)
     print(resolved_toml(config))
@@ -43,10 +47,12 @@ def show(config: Config) -> None:
     notes = [note for dataset in datasets for note in dataset.notes]
     warnings = length_warnings(config, size.max_steps)
     guess = guess_on_source(model, check_source(model, config), config)
-    for note in [*notes, *warnings, *guess, *filter(None, [untried])]:
+    for note in [*notes, *split.notes, *warnings, *guess, *filter(None, [untried])]:
         print(f"# {note}")
     chunker = build_chunker(config)
-    for number, sample in enumerate(islice(_samples(config, datasets, size), FIRST_SAMPLES), 1):
+    for number, sample in enumerate(
+        islice(_samples(config, split.datasets, size), FIRST_SAMPLES), 1
+    ):
         print(f"\n# sample {number}: {_described(sample, chunker)}\n{printable(sample.caption)}")
 
 

@@ -18,6 +18,7 @@ from trainer.config.load import with_seed
 from trainer.config.settings import Config
 from trainer.data.datasets import DataSet, latents_fingerprint, open_datasets
 from trainer.data.epochs import RunSize, identity, length_warnings, run_size
+from trainer.data.held_out import hold_out
 from trainer.errors import (
     ConfigError,
     RankError,
@@ -44,6 +45,7 @@ from trainer.training.checkpoint import (
     newest_state,
 )
 from trainer.training.continuation import NO_SAVED_CONFIG, check_loaded, check_same_run
+from trainer.training.ema import Ema, check_ema
 from trainer.training.heartbeat import Heartbeat
 from trainer.training.loss_scaling import LossScaling
 from trainer.training.optim import build_optimizer, build_schedule, options_of
@@ -99,6 +101,8 @@ def _train(config: Config, *, resume: str | None, allow_change: bool) -> int:
     if resume is None or (states and not is_of(states[0], output_dir)):
         check_new(output_dir)
 
+    check_ema(config)
+
     # Open the data before process groups start: a first launch may build an index for minutes.
     datasets = open_datasets(config)
 
@@ -114,14 +118,17 @@ def _train(config: Config, *, resume: str | None, allow_change: bool) -> int:
         else None
     )
     config = from_rank_0(engine, with_seed(config, begun))
-    size = run_size(config, datasets, engine.num_processes)
+    split = hold_out(config, datasets)
+    size = run_size(config, split.datasets, engine.num_processes)
     if saved and size.max_steps < saved.step:
         raise ConfigError(
             f"train.max_steps: the run would end at step {size.max_steps:,}, but {saved.folder} "
             f"is the state after step {saved.step:,}, expected at least that many. Raise "
             "train.max_steps (or train.max_epochs), or --resume an older state."
         )
-    fixed = from_rank_0(engine, identity(config, datasets, size) | _fingerprints(config, datasets))
+    fixed = from_rank_0(
+        engine, identity(config, split.datasets, size) | _fingerprints(config, split.datasets)
+    )
     changed = check_same_run(saved, fixed, config, allow_change=allow_change) if saved else []
 
     with (
@@ -135,18 +142,26 @@ def _train(config: Config, *, resume: str | None, allow_change: bool) -> int:
             built = options_of(state.optimizer)
             load_state(engine, saved)
             state.scaling.load(saved.loss_scale)
+            if state.ema and not state.ema.load(saved.folder):
+                changed.append(f"ema: {saved.folder} holds no average, so it begins anew there")
             changed += check_loaded(saved, state.rates, built, config, allow_change=allow_change)
         # Only now: a state that does not fit leaves the files of the run as they were.
         if engine.is_main_process:
             write_run_files(config, fixed)
 
         # Tell how the run starts, train, and save the last state and the model.
-        run = ActiveRun(state, datasets, size, fixed, step=saved.step if saved else 0)
+        run = ActiveRun(state, datasets, split, size, fixed, step=saved.step if saved else 0)
         run.log.say(*(f"WARNING: {problem} An older state is used." for problem in damaged))
         if saved and not saved.config_file.exists():
             run.log.say(f"{saved.folder}: {NO_SAVED_CONFIG}")
         run.log.say(*(f"changed since the state was saved: {line}" for line in changed))
         run.log.say(*(note for dataset in datasets for note in dataset.notes))
+        if split.held_out and any("records left out" in line for line in changed):
+            run.log.say(
+                "WARNING: some of the records that are held out from now on may have been trained "
+                "before, so their loss says less than that of records that never were."
+            )
+        run.log.say(*split.notes)
         run.log.say(*length_warnings(config, size.max_steps))
         run.log.say(*guess_on_source(state.bare_model, source, config))
         run.log.say_start(state.bare_model, run.step, resumed=resume is not None)
@@ -188,4 +203,5 @@ def _build(config: Config, engine: Accelerator, size: RunSize) -> TrainState:
     prepared, optimizer = prepare(engine, model, bare)
     schedule = Schedule.of(config.noise).to(engine.device)
     scaling = LossScaling(config, engine.device)
-    return TrainState(engine, config, prepared, model, optimizer, rates, schedule, scaling)
+    ema = Ema(model, config.ema) if config.ema.decay else None
+    return TrainState(engine, config, prepared, model, optimizer, rates, schedule, scaling, ema)

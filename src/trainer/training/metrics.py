@@ -21,7 +21,7 @@ _NO_EVENTS = {"samples", "tokens", "dropped_tokens", "wider_batches"}
 
 
 class MetricsFile:
-    """The file `metrics.jsonl`, open for appending one line of JSON per logged step.
+    """The file `metrics.jsonl` or `validation.jsonl`, open for appending one line of JSON per step.
 
     A line is passed to the operating system when `write` returns. Lines past `after_step` are
     removed first, because those steps will come again. Raises `OutputError` when that fails.
@@ -38,15 +38,13 @@ class MetricsFile:
                 "Check the folder and its permissions."
             ) from error
 
-    def write(self, step: int, loss: float, **fields: Any) -> str:
+    def write(self, step: int, **fields: Any) -> str:
         """Append the line of `step`, counted from 1; "", or the reason why it was not written.
 
         In that case the file ends with the line before. Numbers that JSON does not have (NaN,
         infinite) become null.
         """
-        line = {
-            name: _finite(value) for name, value in {"step": step, "loss": loss, **fields}.items()
-        }
+        line = {name: _finite(value) for name, value in {"step": step, **fields}.items()}
         # In ASCII, because captions may hold lone surrogates.
         rest = memoryview(json.dumps(line, allow_nan=False).encode() + b"\n")
         end = self._file.seek(0, 2)

@@ -20,16 +20,19 @@ from trainer.errors import ConfigError
 
 CONFIG_FILE = "config.toml"
 METRICS_FILE = "metrics.jsonl"
+VALIDATION_FILE = "validation.jsonl"
 PLOT_FILE = "loss.png"
 PLANS_FOLDER = "plans"
 MODEL_FOLDER = "model"
 SINGLE_FILE = "model.safetensors"
+EMA_FOLDER = "model-ema"
+EMA_FILE = "model-ema.safetensors"
 CHECKPOINTS_FOLDER = "checkpoints"
 RUN_FILE = "run.json"
 _LOCK_FILE = ".lock"
 _WRITTEN = (
-    *(RUN_FILE, CONFIG_FILE, METRICS_FILE, PLOT_FILE),
-    *(PLANS_FOLDER, MODEL_FOLDER, SINGLE_FILE, CHECKPOINTS_FOLDER),
+    *(RUN_FILE, CONFIG_FILE, METRICS_FILE, VALIDATION_FILE, PLOT_FILE),
+    *(PLANS_FOLDER, MODEL_FOLDER, SINGLE_FILE, EMA_FOLDER, EMA_FILE, CHECKPOINTS_FOLDER),
 )
 """The names of what a run writes, replaces or cuts in its folder."""
 _PACKAGES = (

@@ -4,6 +4,7 @@ Every rank calls every method; only rank 0 prints and writes.
 """
 
 import sys
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -17,7 +18,7 @@ from trainer.model.model import Model
 from trainer.model.trainable import trained_share
 from trainer.training.accelerator import from_all_ranks
 from trainer.training.metrics import MetricsFile, Recent, peak_memory_bytes, progress_fields
-from trainer.training.run_folder import METRICS_FILE
+from trainer.training.run_folder import METRICS_FILE, VALIDATION_FILE
 from trainer.training.step import StepResult
 
 
@@ -32,10 +33,15 @@ class RunLog:
         self._recent = Recent()
         self._bar: Any = None
         self._metrics: MetricsFile | None = None
+        self._validations: MetricsFile | None = None
         self._lost_lines = 0
         if engine.is_main_process:
-            path = config.train.output_dir / METRICS_FILE
-            self._metrics = MetricsFile(path, after_step=after_step)
+            folder = config.train.output_dir
+            self._metrics = MetricsFile(folder / METRICS_FILE, after_step=after_step)
+            # A run whose validation was turned off since cuts the file back too.
+            path = folder / VALIDATION_FILE
+            if config.validation.records or config.validation.share or path.exists():
+                self._validations = MetricsFile(path, after_step=after_step)
         if self._settings.trackers:
             engine.init_trackers(self._settings.project, config={"config": resolved_toml(config)})
 
@@ -43,8 +49,9 @@ class RunLog:
         """Close the metrics file, and print how many of its lines are lost if not just one."""
         if self._lost_lines > 1:
             self.say(f"WARNING: the metrics of {self._lost_lines:,} steps are lost.")
-        if self._metrics:
-            self._metrics.close()
+        for file in (self._metrics, self._validations):
+            if file:
+                file.close()
 
     def say(self, *lines: str) -> None:
         """Print lines once, whatever the number of ranks, without breaking the progress bar.
@@ -147,3 +154,31 @@ class RunLog:
                     f"WARNING: the metrics of step {step:,} are lost: {problem}. "
                     "The run continues. Free some disk space."
                 )
+
+    def log_validation(self, step: int, line: dict[str, Any]) -> None:
+        """Print, write and track the results of the validation after `step` steps."""
+        held_out, train = line["held_out"], line["train"]
+        averages = ""
+        if "ema" in held_out:
+            averages = (
+                f"; of the moving average {held_out['ema']['loss']:.6g}, "
+                f"trained {train['ema']['loss']:.6g}"
+            )
+        self.say(
+            f"validation after step {step:,}: held-out loss {held_out['raw']['loss']:.6g}, "
+            f"trained {train['raw']['loss']:.6g}{averages}; {line['seconds']:.3g} seconds, "
+            f"{line['share_of_time']:.1%} of the time so far"
+        )
+        if self._settings.trackers:
+            self._engine.log(dict(_flat(line, "validation")), step=step)
+        if self._validations and (problem := self._validations.write(step, **line)):
+            self.say(f"WARNING: the validation after step {step:,} is lost: {problem}.")
+
+
+def _flat(values: Mapping[str, Any], name: str) -> Iterator[tuple[str, float]]:
+    """The numbers in nested tables by their paths, such as `validation/train/raw/loss`."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}/{key}")
+        else:
+            yield f"{name}/{key}", value

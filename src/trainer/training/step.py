@@ -17,6 +17,7 @@ from trainer.data.batch import Batch
 from trainer.model.model import Model
 from trainer.model.noise_schedule import Schedule
 from trainer.training.accelerator import problem_of_lost_rank, sum_over_ranks
+from trainer.training.ema import Ema
 from trainer.training.loss import Loss, batch_loss
 from trainer.training.loss_scaling import LossScaling
 from trainer.training.optim import RateSchedule, clip_gradients, guarded_step
@@ -38,6 +39,7 @@ class TrainState:
     rates: RateSchedule
     schedule: Schedule
     scaling: LossScaling
+    ema: Ema | None = None
 
 
 class Requests(NamedTuple):
@@ -164,6 +166,8 @@ def train_step(
     mean_loss, replaced, stops, saves, failed, loss_scale = stepped.scalars
     if not failed:
         state.scaling.update()
+    if state.ema and stepped.taken:
+        state.ema.update(step)
     return StepResult(
         loss=mean_loss,
         grad_norm=stepped.grad_norm,

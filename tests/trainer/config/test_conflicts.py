@@ -22,6 +22,8 @@ ALWAYS = frozenset(
         "optimizer": "name learning_rate text_learning_rate arguments schedule clip_grad_norm",
         "train": "output_dir max_steps max_epochs seed batch_size accumulation workers precision "
         "on_nonfinite",
+        "ema": "decay",
+        "validation": "records share",
         "checkpoint": "every_steps every_epochs every_minutes keep",
         "export": "formats dtype",
         "log": "every_steps samples trackers",
@@ -78,11 +80,17 @@ ASKED = {
     "optimizer.schedule_arguments.f_max": 0.5,
     "optimizer.schedule_arguments.step_rules": "1:5,0.1",
     "export.title": "A model",
+    "validation.every_steps": 5,
+    "ema.warmup_steps": 5,
+    "ema.device": "gpu",
     "log.project": "trainer",
 }
 """A value of each setting in a rule that asks for something, even if it is the default."""
 
 ELSEWHERE = {
+    "validation.records": 5,
+    "validation.share": 0.5,
+    "ema.decay": 0.9,
     "model.family": {"text.clip_skip": "sd1", "optimizer.text2_learning_rate": "sdxl"},
     "model.path": "a/folder",
     "optimizer.learning_rate": 1e-4,

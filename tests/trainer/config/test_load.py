@@ -19,8 +19,8 @@ TRAIN_KEYS = (
     "workers, precision and on_nonfinite."
 )
 SECTIONS = (
-    "Sections are model, data, caption, text, noise, loss, optimizer, train, checkpoint, "
-    "export and log."
+    "Sections are model, data, caption, text, noise, loss, optimizer, train, ema, "
+    "validation, checkpoint, export and log."
 )
 TWO_SETS = ("data.1.metadata=second.json", "data.1.latents=second")
 
@@ -592,6 +592,9 @@ def test_there_is_an_example_of_each_family():
                 "train.seed",
                 "train.accumulation",
                 "train.workers",
+                "ema.warmup_steps",
+                "validation.every_steps",
+                "validation.records",
                 "checkpoint.every_steps",
                 "checkpoint.every_epochs",
                 "checkpoint.keep",

@@ -26,6 +26,8 @@ def config(**changes):
         ({"noise": {"prediction": "v"}}, Change("noise.prediction", "epsilon", "v")),
         ({"loss": {"kind": "l1"}}, Change("loss.kind", "l2", "l1")),
         ({"train": {"precision": "bf16"}}, Change("train.precision", "fp32", "bf16")),
+        ({"validation": {"share": 0.1}}, Change("validation.share", 0.0, 0.1)),
+        ({"ema": {"decay": 0.5}}, Change("ema.decay", 0.0, 0.5)),
         ({"caption": {"shuffle": True}}, Change("caption.shuffle", False, True)),
         (
             {"optimizer": {"arguments": {"weight_decay": 0.5}}},
@@ -57,6 +59,8 @@ def test_free_settings_are_not_named():
             "max_steps": 9,
             "max_epochs": 3,
         },
+        ema={"device": "cpu"},
+        validation={"every_steps": 5},
         checkpoint={"every_steps": 5, "keep": 3},
         log={"every_steps": 7, "samples": True},
     )

@@ -13,13 +13,15 @@ SRC = Path(__file__).resolve().parents[1] / "src"
 
 LAYERS = {
     "capmerge": (
-        "errors rng toml cores start < files tokens < metadata captions terminal"
+        "errors rng toml cores start < files tokens html_page < metadata captions terminal"
         " < index stats < commands < cli api"
     ),
-    "trainer": "errors families < config < data model < training < run export from_sd_scripts",
+    "trainer": (
+        "errors families < config < data model < training < run export report from_sd_scripts"
+    ),
 }
 """The layers from low to high. A folder imports only from folders of lower layers."""
-TRAINER_TAKES = "errors rng toml cores start terminal files tokens captions index"
+TRAINER_TAKES = "errors rng toml cores start html_page terminal files tokens captions index"
 """The folders and modules of capmerge that the trainer may import."""
 
 WITH_NUMPY = {"files", "tokens", "index", "stats"}
@@ -28,6 +30,7 @@ LIGHT = [
     *(
         "trainer.run",
         "trainer.from_sd_scripts",
+        "trainer.report",
         "trainer.errors",
         "trainer.families",
         "trainer.config.load",

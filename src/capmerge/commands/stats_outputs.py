@@ -14,6 +14,7 @@ from capmerge.commands.targets import check_target
 from capmerge.errors import UsageError, printable
 from capmerge.files.atomic import write_whole
 from capmerge.files.source import Source
+from capmerge.html_page import generator_line
 from capmerge.stats.document import Document
 
 _ENDINGS = {
@@ -26,7 +27,7 @@ _ENDINGS = {
 _MARKS = {
     "document": b'"schema": "capmerge.stats"',
     "plot": b"capmerge statistics",
-    "report": b'<meta name="generator" content="capmerge statistics">',
+    "report": generator_line("statistics").encode(),
 }
 """The bytes near the start or the end of a file by which earlier statistics are known."""
 _NEAR_BYTES = 4096

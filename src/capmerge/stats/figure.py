@@ -11,8 +11,9 @@ import warnings
 from typing import Any
 
 from capmerge.errors import printable
+from capmerge.html_page import GRID, INK, LIMIT
 from capmerge.stats.document import Document
-from capmerge.stats.histogram import GRID, INK, LIMIT, Histogram, histogram
+from capmerge.stats.histogram import Histogram, histogram
 from capmerge.tokens.chunks import CHUNK_IDS
 from capmerge.tokens.families import ONE_CHUNK
 

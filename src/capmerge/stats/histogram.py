@@ -11,7 +11,6 @@ from typing import NamedTuple
 from capmerge.stats.document import STYLE_WORDS, Document, percent
 from capmerge.stats.lengths import Distribution, LengthStats
 
-INK, LIMIT, GRID = "#222222", "#b3261e", "#e4e4e4"
 _MOST_BINS = 120
 _LONG_TAIL = 10
 """The longest line, in multiples of the length of nine in ten lines, for a linear axis.

@@ -3,11 +3,11 @@
 Both come from the document alone.
 """
 
-import re
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 from capmerge.errors import printable, quoted
+from capmerge.html_page import Section
 from capmerge.stats.counts import LONGEST_TAG, MOST_TAGS
 from capmerge.stats.document import STYLE_WORDS, Document, percent
 from capmerge.tokens.chunks import CHUNK_IDS
@@ -15,29 +15,7 @@ from capmerge.tokens.families import ONE_CHUNK, T5_IDS
 
 _SHOWN = 10
 _WIDEST_LABEL = 44
-_NUMBER = re.compile(r"(?:under |over )?[0-9.,-]*(?: %)?")
 LENGTH_COLUMNS = ("mean", "median", "p90", "p99", "p99.9", "max")
-
-
-class Section(NamedTuple):
-    """A titled table: the heads of its columns, its rows, and a note, which is "" when absent."""
-
-    title: str
-    heads: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    note: str = ""
-
-    def flush_right(self) -> list[bool]:
-        """Return whether each column is set flush right.
-
-        These are the columns, except the first, where every cell is a count, a mean, a share or
-        empty.
-        """
-        columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.heads)
-        return [
-            number > 0 and all(map(_NUMBER.fullmatch, column))
-            for number, column in enumerate(columns)
-        ]
 
 
 def text_table(document: Document, encoding: str = "utf-8") -> str:

@@ -80,6 +80,8 @@ SETTINGS = {
     "save_every_n_steps": "checkpoint.every_steps",
     "save_every_n_epochs": "checkpoint.every_epochs",
     "save_last_n_epochs": "checkpoint.keep",
+    "sample_prompts": "samples.prompts",
+    "sample_every_n_steps": "samples.every_steps",
     "log_with": "log.trackers",
     "log_tracker_name": "log.project",
 }

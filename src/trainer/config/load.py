@@ -33,6 +33,8 @@ _STAND_INS: dict[str, Any] = {
     "data.0": _DATA,
     "data.metadata": ".",
     "data.latents": ".",
+    "samples.prompts.0": {"prompt": ""},
+    "samples.prompts.prompt": "",
     "train": {"output_dir": ".", "max_steps": 1},
     "train.output_dir": ".",
 }
@@ -156,11 +158,8 @@ def _mended(document: dict[str, Any], mistakes: list[Mistake]) -> dict[str, Any]
         holder: Any = mended
         for table in tables:
             holder = holder[table]
-        name = (
-            "data.0"
-            if isinstance(key, int)
-            else ".".join(part for part in mistake.setting if isinstance(part, str))
-        )
+        name = ".".join(part for part in mistake.setting if isinstance(part, str))
+        name += ".0" if isinstance(key, int) else ""
         if name in _STAND_INS:
             holder[key] = deepcopy(_STAND_INS[name])
         else:
@@ -218,8 +217,14 @@ def _section(section: Section, table: SettingPath, ignored: Mapping[SettingPath,
             # [data.caption] holds the settings alone that differ from [caption].
             given = [key for key in type(value).model_fields if key in value.model_fields_set]
             lines.append(f"{name} = {to_toml({key: getattr(value, key) for key in given})}")
+        elif isinstance(value, tuple) and value and isinstance(value[0], Section):
+            lines.append(f"{name} = {to_toml([_without_unset(one) for one in value])}")
         elif (*table, name) in ignored:
             lines.append(f"# {name} = {to_toml(value)} has no effect here")
         else:
             lines.append(f"{name} = {to_toml(value)}")
     return "\n".join(lines) + "\n"
+
+
+def _without_unset(section: Section) -> dict[str, Any]:
+    return section.model_dump(exclude_none=True)

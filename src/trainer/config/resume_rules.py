@@ -23,6 +23,7 @@ FREE = (
     "export.*",
     "validation.every_steps",
     "log.*",
+    "samples.*",
     "train.on_nonfinite",
     "data.*.on_missing",
     # Moved files: their fingerprints are compared in place of their paths.

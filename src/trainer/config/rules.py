@@ -186,5 +186,6 @@ RULES = (
         "set one of these two",
     ),
     Rule(("ema.warmup_steps", "ema.device"), {"ema.decay": (0,)}, "set ema.decay"),
+    Rule(("samples.every_steps",), {"samples.prompts": ((),)}, "add [[samples.prompts]]"),
     Rule(("log.project",), {"log.trackers": ((),)}, "set log.trackers"),
 )

@@ -426,6 +426,34 @@ class ExportSettings(Section):
     """Title in the metadata of the single file. Empty: the family and the number of steps."""
 
 
+class SamplePrompt(Section):
+    """`[[samples.prompts]]`: one picture that the model makes; repeat the section for several."""
+
+    prompt: str
+    """Text of the picture, read as it is and chunked like the captions. Empty: an empty caption."""
+    negative_prompt: str = ""
+    """Text that the guidance leads away from. Empty: an empty caption."""
+    width: int | None = Field(default=None, ge=64, le=4096, multiple_of=8)
+    """Pixels, a multiple of 8. Not set: 512 for SD1, 768 for SD2, 1024 for SDXL."""
+    height: int | None = Field(default=None, ge=64, le=4096, multiple_of=8)
+    """Pixels, a multiple of 8. Not set: as for the width."""
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    """Seed of the noise that the picture begins with, the same each time."""
+    steps: int = Field(default=30, ge=1, le=1000)
+    """Predictions of the U-Net on the way from noise to picture."""
+    guidance: float = Field(default=6.0, ge=0, le=100)
+    """Factor of classifier-free guidance. 1: none, which takes half the time."""
+
+
+class SampleSettings(Section):
+    """`[samples]`: pictures that the model makes from prompts while it trains."""
+
+    prompts: tuple[SamplePrompt, ...] = Field(default=(), max_length=1000, strict=False)
+    """The pictures; each set is made at the end, too. Empty: none are made."""
+    every_steps: int | None = Field(default=None, ge=1, le=MOST)
+    """Optimizer steps between two sets of pictures. Not set: only the end has one."""
+
+
 class LogSettings(Section):
     """`[log]`: what is written beside the progress bar."""
 
@@ -454,6 +482,7 @@ class Config(Section):
     validation: ValidationSettings = ValidationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     export: ExportSettings = ExportSettings()
+    samples: SampleSettings = SampleSettings()
     log: LogSettings = LogSettings()
 
     def caption_of(self, dataset: int) -> CaptionSettings:

@@ -65,7 +65,8 @@ def _setting_of(loc: tuple[str | int, ...]) -> SettingPath:
     """The setting in a location of pydantic, which also names types of a union, or list indices."""
     setting: SettingPath = ()
     for part in loc:
-        if setting and setting != ("data",) and not _keys_of(_annotation_at(setting)):
+        here = _annotation_at(setting)
+        if setting and not _keys_of(here) and not _is_tables(here):
             break
         setting = (*setting, part)
     return setting
@@ -93,10 +94,17 @@ def _keys_of(table: Any) -> dict[str, FieldInfo]:
     return {}
 
 
+def _is_tables(annotation: Any) -> bool:
+    """True for a list of tables, such as that of `data`."""
+    return get_origin(annotation) is tuple and bool(_keys_of(get_args(annotation)[0]))
+
+
 def _iter_settings(table: SettingPath = ()) -> Iterator[SettingPath]:
     """Every setting there is, including those of the first data set."""
     for name in _keys_of(_annotation_at(table)):
-        inner: SettingPath = (*table, name, 0) if (*table, name) == ("data",) else (*table, name)
+        inner: SettingPath = (*table, name)
+        if _is_tables(_annotation_at(inner)):
+            inner = (*inner, 0)
         if _keys_of(_annotation_at(inner)):
             yield from _iter_settings(inner)
         else:
@@ -116,7 +124,8 @@ def _name(setting: SettingPath, document: dict[str, Any]) -> str:
 def _header(table: SettingPath, document: dict[str, Any]) -> str:
     """The header of a table as it stands in the file: `[train]`, `[[data]]`, `[data.caption]`."""
     name = printable(".".join(part for part in table if isinstance(part, str)))
-    header = "[[data]]" if name == "data" else f"[{name}]"
+    repeats = name == "data" or isinstance(table[-1], int)
+    header = f"[[{name}]]" if repeats else f"[{name}]"
     if table[0] == "data" and len(table) > 1 and len(document["data"]) > 1:
         return f"{header} of data.{table[1]}"
     return header
@@ -246,6 +255,8 @@ def _expected(annotation: Any, limits: Iterable[Any]) -> str:
         return " or ".join(_expected(part, limits) for part in parts if part is not type(None))
     if origin is Literal:
         return _listed(map(to_toml, parts), "or")
+    if origin is tuple and _is_tables(annotation):
+        return "a list of tables"
     if origin is tuple:
         return f"a list of {_expected(parts[0], ())}"
     bounds: dict[type, Any] = {type(limit): limit for limit in limits}

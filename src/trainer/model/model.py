@@ -2,7 +2,7 @@
 
 Decides which part runs with gradients.
 
-B batch, N chunks, L 77, C H W latents.
+B batch, N chunks, L 77, T joined length, D text width, P pooled width, C H W latents.
 """
 
 from collections.abc import Sequence
@@ -73,16 +73,31 @@ class Model(nn.Module):
         whose U-Net embeds them itself. `text_noise_seeds` are only read if the run adds noise to
         the text states, which it does in training mode alone.
         """
+        hidden_BTD, pooled_BP = self.encode_text(ids)
+        if self._embedding_noise and self.training:
+            assert text_noise_seeds is not None
+            hidden_BTD = add_noise(hidden_BTD, text_noise_seeds, self._embedding_noise)
+        return self.predict(noisy_BCHW, timesteps_B, hidden_BTD, pooled_BP, size_B6)
+
+    def encode_text(self, ids: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+        """The text states that the U-Net sees (B, T, D), and the pooled vector (B, P) for SDXL."""
         states: list[Tensor] = []
         pooled_BP = None
         for (_, encoder), rule, ids_BNL in zip(self.text_encoders(), self._rules, ids, strict=True):
             with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trained(encoder)):
                 hidden_BTD, pooled_BP = encode(encoder, ids_BNL, rule, self._chunking)
             states.append(hidden_BTD)
-        hidden_BTD = torch.cat(states, dim=2)
-        if self._embedding_noise and self.training:
-            assert text_noise_seeds is not None
-            hidden_BTD = add_noise(hidden_BTD, text_noise_seeds, self._embedding_noise)
+        return torch.cat(states, dim=2), pooled_BP
+
+    def predict(
+        self,
+        noisy_BCHW: Tensor,
+        timesteps_B: Tensor,
+        hidden_BTD: Tensor,
+        pooled_BP: Tensor | None,
+        size_B6: Tensor | None,
+    ) -> Tensor:
+        """The U-Net's prediction (B, C, H, W) float32 for text states that are encoded already."""
         dtype = cast("Any", self.unet).conv_in.weight.dtype
         added = None if pooled_BP is None else {"text_embeds": pooled_BP, "time_ids": size_B6}
         (prediction_BCHW,) = self.unet(

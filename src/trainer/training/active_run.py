@@ -46,6 +46,7 @@ from trainer.training.run_folder import (
     SINGLE_FILE,
 )
 from trainer.training.run_log import RunLog
+from trainer.training.sampling import Sampler, set_aside_later_samples
 from trainer.training.signals import Interrupts
 from trainer.training.step import Requests, StepResult, TrainState, train_step
 from trainer.training.validation import FailedRanksError, Validation
@@ -105,6 +106,9 @@ class ActiveRun:
         set_aside = set_aside_later(self.folder, step) if self.engine.is_main_process else []
         self.log = RunLog(self.engine, self.config, size, after_step=step)
         self.validation = Validation(state, datasets, split, self.log, size.max_steps)
+        if self.engine.is_main_process:
+            set_aside_later_samples(self.folder, step)
+        self.sampler = Sampler(state, self.log.say)
         self.log.say(*(f"a state later than step {step:,} is kept as {path}" for path in set_aside))
 
     def train(self, interrupts: Interrupts) -> None:
@@ -154,6 +158,10 @@ class ActiveRun:
                 if save_requested and result.taken:
                     self.save()
                     save_requested = False
+
+                # Make samples when due; those of the last step come with the model.
+                if self.sampler.is_due(self.step) and self.step < last and not stop_requested:
+                    self.sampler.make(self.step, lambda: interrupts.signal_number is not None)
 
                 # Watch the share of replaced samples, and drop the plans of finished epochs.
                 self._check_replaced(result)
@@ -345,8 +353,8 @@ class ActiveRun:
             "rate and resume with --resume latest --allow-change."
         )
 
-    def finish(self) -> None:
-        """Save the trained model in the formats of `[export]`, and plot the losses."""
+    def finish(self, interrupts: Interrupts) -> None:
+        """Save the model in the formats of `[export]`, plot the losses, and make the samples."""
         with weights_for_use(self.state.optimizer):
             # A collective: every rank takes part, rank 0 writes.
             gathered = self.engine.get_state_dict(self.state.model, unwrap=False)
@@ -370,7 +378,8 @@ class ActiveRun:
                 plot = self.folder / PLOT_FILE
                 problem = save_loss_plot(self.folder / METRICS_FILE, plot)
                 self.log.say(problem or f"loss plot: {plot}")
-        self.engine.wait_for_everyone()
+            self.engine.wait_for_everyone()
+            self.sampler.make(self.step, lambda: interrupts.signal_number is not None)
 
     def _write_model(
         self, tensors: Mapping[str, Tensor], folder_name: str, file_name: str, what: str

@@ -22,6 +22,7 @@ from trainer.model.source import check_source
 from trainer.model.trainable import parameter_groups, trained_share
 from trainer.training.ema import check_ema
 from trainer.training.optim import check_optimizer
+from trainer.training.sampling import check_samples
 
 FIRST_SAMPLES = 8
 
@@ -35,6 +36,7 @@ def show(config: Config) -> None:
     """
     check_ema(config)
     datasets = open_datasets(config)
+    check_samples(config)
     config = with_seed(config)
     split = hold_out(config, datasets)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))

@@ -9,6 +9,7 @@ Every rank makes the same calls; only printing and writing single files is left 
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -27,7 +28,7 @@ from trainer.model.build import build_model, model_fingerprint
 from trainer.model.noise_schedule import Schedule
 from trainer.model.sd2_guess import guess_on_source
 from trainer.model.source import check_source
-from trainer.model.trainable import parameter_groups
+from trainer.model.trainable import parameter_groups, trained_share
 from trainer.training.accelerator import (
     build_engine,
     first_of_ranks,
@@ -55,6 +56,7 @@ from trainer.training.run_folder import (
     claimed,
     write_run_files,
 )
+from trainer.training.sampling import check_samples
 from trainer.training.signals import Interrupts, exit_code
 from trainer.training.step import TrainState
 
@@ -105,6 +107,7 @@ def _train(config: Config, *, resume: str | None, allow_change: bool) -> int:
 
     # Open the data before process groups start: a first launch may build an index for minutes.
     datasets = open_datasets(config)
+    check_samples(config)
 
     # Start the engine, choose the state and the seed, and check that a resumed run is still the
     # same run.
@@ -147,7 +150,8 @@ def _train(config: Config, *, resume: str | None, allow_change: bool) -> int:
             changed += check_loaded(saved, state.rates, built, config, allow_change=allow_change)
         # Only now: a state that does not fit leaves the files of the run as they were.
         if engine.is_main_process:
-            write_run_files(config, fixed)
+            trained = trained_share(state.bare_model)
+            write_run_files(config, fixed, {"size": asdict(size), "trained": trained})
 
         # Tell how the run starts, train, and save the last state and the model.
         run = ActiveRun(state, datasets, split, size, fixed, step=saved.step if saved else 0)
@@ -173,7 +177,7 @@ def _train(config: Config, *, resume: str | None, allow_change: bool) -> int:
                 # The signal may have reached one rank only, but all of them end the run alike.
                 stopped_by = first_of_ranks(engine, interrupts.signal_number)
                 if stopped_by is None:
-                    run.finish()
+                    run.finish(interrupts)
                 else:
                     run.log.say_stop(run.step, is_saved=run.saved_step == run.step)
         finally:

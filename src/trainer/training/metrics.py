@@ -8,15 +8,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-import torch
 
 from capmerge.errors import OutputError, printable
 from capmerge.files.atomic import AtomicFile
 
-_NO_EVENTS = {"samples", "tokens", "dropped_tokens", "wider_batches"}
+if TYPE_CHECKING:
+    import torch
+
+NO_EVENTS = {"samples", "tokens", "dropped_tokens", "wider_batches"}
 """Keys of `Batch.counts` that are not per-sample events."""
 
 
@@ -87,7 +89,7 @@ def iter_lines(path: Path, after_step: float = math.inf) -> Iterator[tuple[bytes
         for line in lines:
             try:
                 values = _values_of(line) if line.endswith(b"\n") else None
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if (
                 isinstance(values, dict)
@@ -133,17 +135,19 @@ class Recent:
             total.update(counts)
         return {
             event: total[event] / total["samples"]
-            for event in sorted(total.keys() - _NO_EVENTS)
+            for event in sorted(total.keys() - NO_EVENTS)
             if total[event]
         }
 
 
-def peak_memory_bytes(device: torch.device) -> int:
+def peak_memory_bytes(device: "torch.device") -> int:
     """The most memory in use at once so far: tensors on a CUDA device, else the resident set.
 
     0 where the system does not report it (Windows).
     """
     if device.type == "cuda":
+        import torch  # only here: the report reads metrics without it
+
         return torch.cuda.max_memory_allocated(device)
     try:
         import resource

@@ -28,11 +28,14 @@ SINGLE_FILE = "model.safetensors"
 EMA_FOLDER = "model-ema"
 EMA_FILE = "model-ema.safetensors"
 CHECKPOINTS_FOLDER = "checkpoints"
+SAMPLES_FOLDER = "samples"
+SAMPLES_FILE = "samples.jsonl"
+"""In the folder of each set of samples: a line for each picture."""
 RUN_FILE = "run.json"
 _LOCK_FILE = ".lock"
 _WRITTEN = (
-    *(RUN_FILE, CONFIG_FILE, METRICS_FILE, VALIDATION_FILE, PLOT_FILE),
-    *(PLANS_FOLDER, MODEL_FOLDER, SINGLE_FILE, EMA_FOLDER, EMA_FILE, CHECKPOINTS_FOLDER),
+    *(RUN_FILE, CONFIG_FILE, METRICS_FILE, VALIDATION_FILE, PLOT_FILE, PLANS_FOLDER),
+    *(MODEL_FOLDER, SINGLE_FILE, EMA_FOLDER, EMA_FILE, CHECKPOINTS_FOLDER, SAMPLES_FOLDER),
 )
 """The names of what a run writes, replaces or cuts in its folder."""
 _PACKAGES = (
@@ -58,8 +61,7 @@ def holds_run(folder: Path) -> bool:
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a regular file; raises `OSError` or `ValueError` when there is none."""
-    if path.exists() and not path.is_file():  # nobody may ever write to a named pipe
-        raise ValueError("it is no regular file")
+    check_regular(path)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
@@ -67,6 +69,12 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("it holds no JSON object")  # noqa: TRY004 -- of the file, not of the call
     return found
+
+
+def check_regular(path: Path) -> None:
+    """Raise `ValueError` for a folder or a pipe, to which nobody may ever write."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
 
 
 def is_seed(value: Any) -> bool:
@@ -124,8 +132,11 @@ def begun_seed(output_dir: Path) -> int | None:
     return seed if is_seed(seed) else None
 
 
-def write_run_files(config: Config, identity: Mapping[str, Any]) -> None:
-    """Write the resolved config, and beside it the versions and the identity of the run."""
+def write_run_files(config: Config, identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Write the resolved config, and beside it versions, identity and `facts` of the run.
+
+    The facts are for its report alone: no resumed run is compared with them.
+    """
     folder = config.train.output_dir
     versions = {
         "python": platform.python_version(),
@@ -133,7 +144,7 @@ def write_run_files(config: Config, identity: Mapping[str, Any]) -> None:
     }
     write_whole(
         folder / RUN_FILE,
-        json.dumps({"versions": versions, "identity": dict(identity)}, indent=2) + "\n",
+        json.dumps({"versions": versions, "identity": dict(identity), **facts}, indent=2) + "\n",
     )
     _write_config(folder / CONFIG_FILE, resolved_toml(config))
 

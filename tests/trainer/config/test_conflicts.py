@@ -26,6 +26,7 @@ ALWAYS = frozenset(
         "validation": "records share",
         "checkpoint": "every_steps every_epochs every_minutes keep",
         "export": "formats dtype",
+        "samples": "prompts",
         "log": "every_steps samples trackers",
     }.items()
     for key in keys.split()
@@ -72,6 +73,7 @@ ASKED = {
     "loss.v_like_noise": True,
     "loss.v_pred_like": 0.5,
     "optimizer.text2_learning_rate": 1e-5,
+    "samples.every_steps": 10,
     "optimizer.warmup_steps": 2,
     "optimizer.schedule_arguments.num_cycles": 2,
     "optimizer.schedule_arguments.power": 2,
@@ -124,6 +126,7 @@ ELSEWHERE = {
     "loss.huber_schedule": "constant",
     "optimizer.schedule": "cosine",
     "export.formats": ["diffusers", "single"],
+    "samples.prompts": [{"prompt": "a hat"}],
     "log.trackers": ["tensorboard"],
 }
 """A value of each cause with which a setting has its effect, if the rule itself names none."""

@@ -20,7 +20,7 @@ TRAIN_KEYS = (
 )
 SECTIONS = (
     "Sections are model, data, caption, text, noise, loss, optimizer, train, ema, "
-    "validation, checkpoint, export and log."
+    "validation, checkpoint, export, samples and log."
 )
 TWO_SETS = ("data.1.metadata=second.json", "data.1.latents=second")
 

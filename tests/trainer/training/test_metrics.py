@@ -86,6 +86,7 @@ def test_a_resumed_run_goes_on_behind_its_step(tmp_path):
         b'"step"\n',
         b"\n",
         b'{"loss": 1}\n',
+        b'{"step": ' + b"[" * 100_000 + b"\n",
     ],
 )
 def test_a_broken_line_is_removed(tmp_path, tail):

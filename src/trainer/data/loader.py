@@ -167,8 +167,8 @@ def build_loader(
     start_step: int,
     max_steps: int,
     workers: int,
-    contrasts: bool = False,
     channels: int = LATENT_CHANNELS,
+    contrasts: bool = False,
 ) -> Loader:
     """The loader of all micro-batches of the steps `start_step` .. `max_steps` - 1.
 
@@ -207,7 +207,7 @@ def build_loader(
         generator=torch.Generator(),
     )
     latents = largest_area(sets) * share.batch_size // PIXELS_PER_LATENT**2
-    # float32 latents, noise and input noise, and a mask of one channel.
+    # float32 latents, noise, input noise or other flow, and a mask of one channel.
     bytes_per_latent = 4 * (3 * channels + 1)
     return Loader(loader, batches, order, latents * bytes_per_latent + _BYTES_BESIDES)
 

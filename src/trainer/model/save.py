@@ -18,7 +18,8 @@ from capmerge.errors import OutputError, in_words
 from capmerge.files.folders import publish_folder
 from trainer.config.settings import Config, NoiseSettings
 from trainer.errors import ModelError
-from trainer.families import FAMILIES, TIMESTEPS, FamilyName, resolution_shift
+from trainer.families import FAMILIES, TIMESTEPS, FamilyName
+from trainer.model.flow_sampling import sampling_shift
 from trainer.model.folder_files import ENCODER_STEM, UNET_STEM
 from trainer.model.load import PREDICTION_TYPES
 from trainer.model.model import Model
@@ -191,25 +192,6 @@ def _index(source: Path | None, family: FamilyName) -> dict[str, Any]:
         "requires_safety_checker": False,
         "vae": ["diffusers", "AutoencoderKL"],
     }
-
-
-def sampling_shift(noise: NoiseSettings, family: FamilyName) -> float:
-    """The shift with which a flow is sampled as it was trained.
-
-    A shift by resolution is that of the family's usual size.
-    """
-    side_px = FAMILIES[family].side_px
-    return resolution_shift(side_px**2) if noise.shift == "resolution" else noise.shift
-
-
-def sampling_note(noise: NoiseSettings, family: FamilyName) -> str | None:
-    """How a flow is sampled in ComfyUI, which cannot tell it by its weights; None for no flow."""
-    if noise.prediction != "flow":
-        return None
-    return (
-        "the model is a flow: sample it in ComfyUI with the node ModelSamplingSD3 at shift "
-        f"{sampling_shift(noise, family):.4g}. Without the node it makes noise."
-    )
 
 
 def _scheduler(source: Path | None, noise: NoiseSettings, family: FamilyName) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from trainer.config.model_file import MARKS, V_MARK, ZERO_TERMINAL_MARK
 from trainer.config.settings import Config, ExportSettings
 from trainer.families import FamilyName
+from trainer.model.flow_sampling import sampling_note, sampling_shift
 from trainer.model.model import Model
 from trainer.model.original_layout import (
     ENCODER_PREFIXES,
@@ -24,7 +25,6 @@ from trainer.model.original_layout import (
     Original,
     list_originals,
 )
-from trainer.model.save import sampling_shift
 from trainer.model.sd2_guess import guess_line, guessed_by
 from trainer.model.source import check_same_source
 from trainer.model.tensor_file import (
@@ -209,16 +209,16 @@ def metadata_of(config: Config, step: int) -> dict[str, str]:
     """The metadata of a single file; nothing in it comes from the data or from a path."""
     family, noise = config.model.family, config.noise
     is_v, is_flow = noise.prediction == "v", noise.prediction == "flow"
-    flow = {
-        "modelspec.noise_process": "flow",
-        "modelspec.sampling_shift": f"{sampling_shift(noise, family):.6g}",
-    }
     title = config.export.title or f"{_TITLES[family]}, trained for {step:,} steps"
     architecture, side = {
         "sd1": ("stable-diffusion-v1", 512),
         "sd2": ("stable-diffusion-v2-768-v", 768) if is_v else ("stable-diffusion-v2-512", 512),
         "sdxl": ("stable-diffusion-xl-v1-base", 1024),
     }[family]
+    of_flow = {
+        "modelspec.noise_process": "flow",
+        "modelspec.sampling_shift": f"{sampling_shift(noise, family):.4g}",
+    }
     return {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
@@ -228,13 +228,15 @@ def metadata_of(config: Config, step: int) -> dict[str, str]:
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()),
         "modelspec.resolution": f"{side}x{side}",
         "modelspec.prediction_type": "velocity" if is_flow else noise.prediction,
-        **(flow if is_flow else {}),
+        **(of_flow if is_flow else {}),
         HASH_KEY: "",
     }
 
 
 def _notes_on_prediction(model: Model, weights: Weights, config: Config) -> Iterator[str]:
     """What other programs take the file for, by its marks or by a guess."""
+    if note := sampling_note(config.noise, config.model.family):
+        yield note
     marks = wanted_marks(config)
     if marks:
         schedule = " with a zero-terminal schedule" if ZERO_TERMINAL_MARK in marks else ""

@@ -117,7 +117,7 @@ def find_source(model: Model, config: Config, *, vae: bool) -> Source:
         for name, part in parts.items():
             stem = UNET_STEM if name == "unet" else ENCODER_STEM
             held |= _held_in_folder(name, part, Path(settings.path) / name, stem, settings.variant)
-    vae_part, of_vae, vae_folder = _find_vae(config, file) if vae else (None, {}, None)
+    vae_part, of_vae, vae_folder = find_vae(config, file) if vae else (None, {}, None)
     return Source(held | of_vae, file, found, vae_part, vae_folder)
 
 
@@ -138,10 +138,13 @@ def _held_in_folder(
     }
 
 
-def _find_vae(
+def find_vae(
     config: Config, file: ModelFile | None
 ) -> tuple[nn.Module | None, dict[str, Held], Path | None]:
-    """The VAE to write with the model, where its tensors are, and its folder if it has one."""
+    """The VAE to write with the model, where its tensors are, and its folder if it has one.
+
+    It has no memory for its weights. `file` is the single file that the model comes from, if any.
+    """
     settings = config.model
     if not settings.vae and file:
         if not any(name.startswith(VAE_PREFIX) for name in file.tensors):

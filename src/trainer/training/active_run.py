@@ -26,7 +26,8 @@ from trainer.errors import (
     LatentsError,
     NonFiniteError,
 )
-from trainer.model.save import sampling_note, save_model, without_wrappers
+from trainer.model.flow_sampling import sampling_note
+from trainer.model.save import save_model, without_wrappers
 from trainer.model.save_single import save_single_file
 from trainer.training.accelerator import from_all_ranks, problem_of_lost_rank
 from trainer.training.checkpoint import (
@@ -262,8 +263,8 @@ class ActiveRun:
             start_step=self.step,
             max_steps=self.size.max_steps,
             workers=train.workers,
-            contrasts=self.config.loss.contrastive > 0,
             channels=family_of(self.config.model).latent_channels,
+            contrasts=self.config.loss.contrastive > 0,
         )
         return iter(loader)
 
@@ -373,7 +374,8 @@ class ActiveRun:
                 if self.state.ema:
                     averaged = {**tensors, **self.state.ema.weights()}
                     self._write_model(averaged, EMA_FOLDER, EMA_FILE, "its moving average")
-                if note := sampling_note(self.config.noise, self.config.model.family):
+                note = sampling_note(self.config.noise, self.config.model.family)
+                if note and "single" not in self.config.export.formats:  # which tells it itself
                     self.log.say(note)
                 plot = self.folder / PLOT_FILE
                 problem = save_loss_plot(self.folder / METRICS_FILE, plot)

@@ -17,26 +17,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torch import Tensor
 
 from capmerge.files.folders import publish_folder
 from capmerge.index.latent_names import PIXELS_PER_LATENT
 from capmerge.tokens.chunks import Chunker
-from trainer.config.settings import Config, SamplePrompt
+from trainer.config.settings import Config, SamplePrompt, family_of
 from trainer.data.samples import build_chunker
 from trainer.errors import ConfigError
-from trainer.families import FAMILIES, LATENT_CHANNELS, FamilyName
+from trainer.families import FAMILIES, TIMESTEPS
+from trainer.model.flow_sampling import sampling_shift
 from trainer.model.load import PREDICTION_TYPES
 from trainer.model.model import Model
-from trainer.model.noise_schedule import FIRST_BETA, LAST_BETA, TIMESTEPS
-from trainer.model.vae import decode, load_vae
+from trainer.model.noise_schedule import FIRST_BETA, LAST_BETA
+from trainer.model.vae import decode, has_vae, load_vae
 from trainer.training.run_folder import SAMPLES_FILE, SAMPLES_FOLDER
 from trainer.training.step import TrainState
 
-_SIDES: dict[FamilyName, int] = {"sd1": 512, "sd2": 768, "sdxl": 1024}
-"""Width and height of a picture that names none."""
 _SHARDED_STAGE = 3
 
 
@@ -45,8 +44,13 @@ def sampling_scheduler(config: Config) -> Any:
 
     It takes the noise and the noisy latents as they are, without a scale of its own. After
     `zero_terminal_snr` it begins at the last timestep, which is pure noise then. Source: arXiv
-    2305.08891.
+    2305.08891. A flow goes in straight steps, with the shift that it was trained with.
     """
+    if config.noise.prediction == "flow":
+        shift = sampling_shift(config.noise, config.model.family)
+        return FlowMatchEulerDiscreteScheduler(  # type: ignore[no-untyped-call]
+            num_train_timesteps=TIMESTEPS, shift=shift
+        )
     return DDIMScheduler(  # type: ignore[no-untyped-call]
         num_train_timesteps=TIMESTEPS,
         beta_start=FIRST_BETA,
@@ -63,11 +67,12 @@ def sampling_scheduler(config: Config) -> Any:
 
 def check_samples(config: Config) -> None:
     """Raise `ConfigError` if pictures are asked for and the model has no VAE to make them with."""
-    if config.samples.prompts and load_vae(config) is None:
+    if config.samples.prompts and not has_vae(config):
         raise ConfigError(
             "samples.prompts: pictures need a VAE, and the model "
-            f"({config.model.path}) has none, expected a folder `vae` in it. Add one, for instance "
-            "from the model that the latents were made with, or remove [[samples.prompts]]."
+            f"({config.model.path}) has none, expected one in it or in model.vae. Set model.vae, "
+            "for instance to the model that the latents were made with, or remove "
+            "[[samples.prompts]]."
         )
 
 
@@ -172,7 +177,7 @@ def set_aside_later_samples(output_dir: Path, step: int) -> None:
 
 def size_of(prompt: SamplePrompt, config: Config) -> tuple[int, int]:
     """The width and height of a picture in pixels."""
-    side = _SIDES[config.model.family]
+    side = FAMILIES[config.model.family].side_px
     return prompt.width or side, prompt.height or side
 
 
@@ -196,7 +201,8 @@ def make_latents(
 
     scheduler = sampling_scheduler(config)
     scheduler.set_timesteps(prompt.steps, device=device)
-    shape = (1, LATENT_CHANNELS, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
+    channels = family_of(config.model).latent_channels
+    shape = (1, channels, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
     # On the CPU, so that the noise is the same on any device.
     noise_1CHW = torch.randn(shape, generator=torch.Generator().manual_seed(prompt.seed))
     latents_1CHW = noise_1CHW.to(device)

@@ -290,6 +290,21 @@ def test_metadata_tell_the_model_and_nothing_of_the_data(tmp_path, vae_folder):
     )
 
 
+def test_a_flow_is_told_by_its_metadata_alone(tmp_path):
+    """No program recognises a flow, and the mark of v-prediction would be wrong."""
+    source, path = tmp_path / "source.safetensors", tmp_path / "m.safetensors"
+    write_single(source, random_model("sdxl"))
+    config = make_config("sdxl", source, noise={"prediction": "flow", "shift": 2.5})
+    model = build_model(config)
+    (note,) = save_single_file(model, model.state_dict(), path, config, step=3)
+    assert "node ModelSamplingSD3 at shift 2.5" in note
+    assert load_file(path).keys() == load_file(source).keys()
+    found = metadata(path)
+    assert found["modelspec.prediction_type"] == "velocity"
+    assert found["modelspec.noise_process"] == "flow"
+    assert found["modelspec.sampling_shift"] == "2.5"
+
+
 def test_metadata_of_the_source_are_not_passed_on(tmp_path):
     """Files of other trainers hold names of data sets and paths."""
     source, path = tmp_path / "source.safetensors", tmp_path / "m.safetensors"

@@ -54,6 +54,9 @@ def _export(
         str | None,
         typer.Option(metavar="TEXT", help="Replace export.title of the run.", show_default=False),
     ] = None,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="Write the moving average of the weights ([ema]).")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
     """Write the model of a saved state as a single file for ComfyUI, WebUI, Forge and diffusers.
@@ -67,8 +70,9 @@ def _export(
 
         given = {"dtype": dtype and dtype.value, "title": title}
         changes = {name: value for name, value in given.items() if value is not None}
-        notes = export_state(state, output, source=source, changes=changes, force=force)
-        print(f"trained model: {printable(str(output))}")
+        notes = export_state(state, output, source=source, changes=changes, ema=ema, force=force)
+        what = "moving average of the trained model" if ema else "trained model"
+        print(f"{what}: {printable(str(output))}")
         for note in notes:
             print(f"{printable(output.name)}: {printable(note)}")
 

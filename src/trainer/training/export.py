@@ -19,14 +19,16 @@ def export_state(
     *,
     source: str | None,
     changes: dict[str, str],
+    ema: bool,
     force: bool,
 ) -> list[str]:
     """Write the model of a saved state as the file `target`, and return notes for the user.
 
     `state` is the folder of a state, or of a run, which stands for its newest state. `source` is
     where the model that the training began with lies now, if it was moved. `changes` replace
-    settings of `[export]`. Raises `UsageError` for a target that cannot be written, `ResumeError`
-    for a state that is none or is damaged, and `ModelError` when the source is gone or changed.
+    settings of `[export]`. With `ema`, the weights are their moving averages. Raises `UsageError`
+    for a target that cannot be written, `ResumeError` for a state that is none, is damaged or
+    holds no averages, and `ModelError` when the source is gone or changed.
     """
     _check_target(target, force=force)
     saved = state_to_export(state)
@@ -43,7 +45,7 @@ def export_state(
         )
     check_same_source(config, fingerprint)
     model = build_model(config, weights=False)
-    with state_weights(saved, model, config) as weights:
+    with state_weights(saved, model, config, ema=ema) as weights:
         return save_single_file(model, weights, target, config, step=saved.step)
 
 

@@ -4,12 +4,13 @@ An engine of one process or of several saves one safetensors file; DeepSpeed sav
 shards of all ranks, which its own code joins.
 """
 
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from trainer.model.save import without_wrappers
 from trainer.model.tensor_file import ReadTensors
 from trainer.model.trainable import parameter_groups
 from trainer.training.checkpoint import SavedState
+from trainer.training.ema import EMA_FILE
 from trainer.training.optim import build_optimizer, weights_for_use
 from trainer.training.optimizer_classes import find_class, is_of_bitsandbytes
 
@@ -52,13 +54,36 @@ class _FileState(Mapping[str, Tensor]):
 
 @contextmanager
 def state_weights(
-    saved: SavedState, model: Model, config: Config
+    saved: SavedState, model: Model, config: Config, *, ema: bool = False
 ) -> Iterator[Mapping[str, Tensor]]:
     """The weights of a state by the names of `model.state_dict()`, as they are meant for use.
 
+    With `ema`, the moving averages that the state holds stand for the weights that are trained.
+    Raises `ResumeError` when they do not fit the model, or cannot be read here.
+    """
+    if not ema:
+        with _last_weights(saved, model, config) as state:
+            yield state
+        return
+    path = saved.folder / EMA_FILE
+    if not path.exists():
+        raise ResumeError(
+            f"{saved.folder}: found no {EMA_FILE}, because the run kept no moving average "
+            "(ema.decay). Leave --ema out, or name another state."
+        )
+    with _last_weights(saved, model, config) as state, ReadTensors() as tensors:
+        averages: Any = _FileState(path, tensors)
+        yield ChainMap(averages, cast("Any", state))
+
+
+@contextmanager
+def _last_weights(
+    saved: SavedState, model: Model, config: Config
+) -> Iterator[Mapping[str, Tensor]]:
+    """The weights of the last step of a state.
+
     They are read one by one while they are asked for; those of schedule-free optimizers, and of
-    DeepSpeed, are held in memory. `model` has shapes alone. Raises `ResumeError` when they do not
-    fit the model, or cannot be read here.
+    DeepSpeed, are held in memory. `model` has shapes alone.
     """
     path = saved.folder / _WEIGHTS
     averages = _trains_other_weights(config)

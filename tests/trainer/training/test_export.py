@@ -57,6 +57,7 @@ def runs(metadata, tmp_path_factory):
                     model=model | {"train_only": ["*attn2*"]},
                     train={"max_steps": 5},
                     optimizer={"text_learning_rate": 0.0},
+                    ema={"decay": 0.5},
                     export=SINGLE,
                 ),
             )
@@ -67,9 +68,9 @@ def runs(metadata, tmp_path_factory):
     return run
 
 
-def export(state, target, source=None, *, force=False, **changes):
+def export(state, target, source=None, *, ema=False, force=False, **changes):
     """The notes about an exported state."""
-    return export_state(str(state), target, source=source, changes=changes, force=force)
+    return export_state(str(state), target, source=source, changes=changes, ema=ema, force=force)
 
 
 def same_bits(one, other):
@@ -81,7 +82,7 @@ def same_bits(one, other):
 def test_five_steps_change_only_what_is_trained(runs, family, tmp_path):
     """A run from a file ends with a file of the same keys; only trained tensors differ.
 
-    The state of its last step gives the same file, but for the date.
+    The state of its last step gives the same files, but for the date.
     """
     folder = runs(family)
     before, after = (load_file(folder / f"{name}.safetensors") for name in ("source", "run/model"))
@@ -92,10 +93,14 @@ def test_five_steps_change_only_what_is_trained(runs, family, tmp_path):
     trained = {name for name in before if "attn2" in name}
     assert len(changed) > 0.8 * len(trained)
 
-    assert export(folder / "run", tmp_path / "m.safetensors") == []
-    exported = load_file(tmp_path / "m.safetensors")
-    assert exported.keys() == after.keys()
-    assert all(same_bits(exported[name], value) for name, value in after.items())
+    average = load_file(folder / "run" / "model-ema.safetensors")
+    assert {name for name in after if not same_bits(after[name], average[name])} <= trained
+    for expected, ema in ((after, False), (average, True)):
+        assert export(folder / "run", tmp_path / "m.safetensors", ema=ema, force=ema) == []
+        exported = load_file(tmp_path / "m.safetensors")
+        assert exported.keys() == expected.keys()
+        assert all(same_bits(exported[name], value) for name, value in expected.items())
+    assert not all(same_bits(after[name], average[name]) for name in trained)
 
 
 @torch.no_grad

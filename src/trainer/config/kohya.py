@@ -8,6 +8,7 @@ SETTINGS = {
     # The model.
     "pretrained_model_name_or_path": "model.path",
     "v2": "model.family",
+    "vae": "model.vae",
     "gradient_checkpointing": "model.gradient_checkpointing",
     # The data.
     "in_json": "data.metadata",
@@ -80,7 +81,9 @@ SETTINGS = {
     "save_every_n_steps": "checkpoint.every_steps",
     "save_every_n_epochs": "checkpoint.every_epochs",
     "save_last_n_epochs": "checkpoint.keep",
-    "sample_prompts": "samples.prompts",
+    "save_model_as": "export.formats",
+    "save_precision": "export.dtype",
+    "metadata_title": "export.title",
     "sample_every_n_steps": "samples.every_steps",
     "log_with": "log.trackers",
     "log_tracker_name": "log.project",
@@ -123,17 +126,19 @@ _LEFT_OUT = {
         "save_state save_state_on_train_end save_last_n_epochs_state save_last_n_steps "
         "save_last_n_steps_state save_n_epoch_ratio"
     ),
-    "the model is written once, at the end": "save_model_as save_precision use_safetensors",
-    "the VAE of the model stays as it is": "vae",
-    "the loss is shown instead of pictures": (
-        "sample_every_n_steps sample_every_n_epochs sample_at_first sample_prompts sample_sampler"
+    "files are always safetensors": "use_safetensors",
+    "pictures are made of [[samples.prompts]], which have to be written by hand": (
+        "sample_every_n_epochs sample_at_first sample_prompts sample_sampler"
+    ),
+    "sd-scripts ignores it beside metadata files; [validation] holds records out here": (
+        "validation_split validation_seed"
     ),
     "logs lie in the folder of the run": (
         "logging_dir log_prefix log_config log_tracker_config wandb_api_key wandb_run_name "
         "console_log_level console_log_file console_log_simple output_config"
     ),
     "the trained model gets no such metadata": (
-        "metadata_title metadata_author metadata_description metadata_license metadata_tags "
+        "metadata_author metadata_description metadata_license metadata_tags "
         "metadata_usage_hint metadata_thumbnail metadata_merged_from metadata_trigger_phrase "
         "metadata_preprocessor metadata_is_negative_embedding"
     ),
@@ -175,7 +180,6 @@ _REFUSED = {
         "resume resume_from_huggingface"
     ),
     "data sets of other programs cannot be read: use a metadata file": "dataset_class",
-    "held-out records are not known here: remove it": "validation_split validation_seed",
 }
 
 

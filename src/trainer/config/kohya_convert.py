@@ -24,6 +24,13 @@ _OFF: tuple[Any, ...] = (None, False, "", 0, [])
 _DEFAULTS = {"learning_rate": 2e-6, "max_train_steps": 1600}
 """Defaults of sd-scripts that are other ones here, or none."""
 _OF_DATA = ("data", "caption")
+_FORMATS = {
+    "ckpt": ["single"],
+    "safetensors": ["single"],
+    "diffusers": ["diffusers"],
+    "diffusers_safetensors": ["diffusers"],
+}
+_DTYPES = {"float": "fp32", "fp16": "fp16", "bf16": "bf16"}
 _PRECISIONS = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
 
 
@@ -171,6 +178,7 @@ def _rest(options: Options, family: FamilyName) -> dict[str, Any]:
             f"mixed_precision: found {printable(str(options['mixed_precision']))}, expected no, "
             "fp16 or bf16. Set one of them."
         )
+    written_as = str(options.get("save_model_as"))
     has_epochs = options.get("max_train_epochs") is not None
     return {
         "text.max_tokens": options.get("max_token_length", 75),
@@ -181,6 +189,8 @@ def _rest(options: Options, family: FamilyName) -> dict[str, Any]:
         # As in sd-scripts, epochs take the place of steps.
         "train.max_steps": None if has_epochs else options["max_train_steps"],
         "train.precision": "full_bf16" if options.get("full_bf16") else precision,
+        "export.formats": _FORMATS.get(written_as),
+        "export.dtype": _DTYPES.get(str(options.get("save_precision"))),
         "log.trackers": trackers,
     }
 

@@ -31,6 +31,11 @@ def export_state(
     holds no averages, and `ModelError` when the source is gone or changed.
     """
     _check_target(target, force=force)
+    if not Path(state).is_dir():
+        raise UsageError(
+            f"{printable(state)}: there is no such folder, expected a saved state such as "
+            "runs/mine/checkpoints/step-00001000, or the folder of a run. Check the path."
+        )
     saved = state_to_export(state)
     config = load_config(saved.config_file, asks_model=False)
     export = ExportSettings.model_validate(config.export.model_dump() | changes)

@@ -224,7 +224,7 @@ def test_pictures_without_a_vae_are_refused(tmp_path, model_folder):
     with pytest.raises(ModelError, match="16 latent channels"):
         check_samples(make_config("sd1", tmp_path, **asked))
     (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"x")
-    with pytest.raises(ModelError, match="the VAE cannot be read"):
+    with pytest.raises(ModelError, match=r"not a complete \.safetensors file"):
         check_samples(make_config("sd1", tmp_path, **asked))
 
 

@@ -67,7 +67,7 @@ class Curve:
         self._bins: dict[int, Bin] = {}
 
     def add(self, step: int, value: float) -> None:
-        """Add the value of a step, counted from 1."""
+        """Add the value of a step, counted from 1; 0 is before the first."""
         value = value if abs(value) > _SMALLEST else 0.0
         self._add((step - 1) // self.width, Bin(step, 1, value, value, value))
         while len(self._bins) > MOST_BINS:

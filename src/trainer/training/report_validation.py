@@ -65,8 +65,9 @@ def read_validations(path: Path) -> Validations:
     if not path.exists():
         return found
     for _, line in iter_lines(path, MOST):
-        if line["step"] > 0 and line["step"] is not True:
-            _add_line(found, line["step"], line)
+        step = line["step"]
+        if type(step) is int and step >= 0:  # 0 is before the first step
+            _add_line(found, step, line)
     return found
 
 

@@ -301,7 +301,7 @@ def test_validations_are_shown_by_quantile_and_style(folder):
                 "seconds": 1.0,
                 "share_of_time": 0.034,
             }
-            for step, loss in ((50, 0.5), (100, 0.25), (200, 0.375))
+            for step, loss in ((0, 0.5), (100, 0.25), (200, 0.375))
         ],
     )
     page, _ = page_of(folder)

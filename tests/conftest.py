@@ -32,8 +32,11 @@ SLOW = {
 # Tests run beside each other, so no single example is held to a time.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
-# A shell ignores Ctrl-C in what it starts in the background, and commands inherit that.
+# A shell ignores Ctrl-C in what it starts in the background, and nohup a lost terminal; commands
+# inherit both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

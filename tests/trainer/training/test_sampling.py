@@ -10,6 +10,7 @@ from builders.config import load
 from builders.model import make_config, make_model
 from builders.ranks import run_ranks
 from builders.runs import rewrite_examples, settings_of, state_of, train_here, write_config
+from builders.single_files import random_model, tiny_vae, write_single
 from diffusers import AutoencoderKL
 from PIL import Image
 
@@ -19,6 +20,7 @@ from trainer.errors import ConfigError, ModelError
 from trainer.families import FAMILIES
 from trainer.model.noise_schedule import Schedule
 from trainer.model.save import save_model
+from trainer.model.vae import load_vae
 from trainer.training import sampling
 from trainer.training.accelerator import build_engine
 from trainer.training.loss_scaling import LossScaling
@@ -170,6 +172,27 @@ def test_a_perfect_model_gives_its_picture(prediction, zero_terminal_snr):
     assert torch.allclose(latents, wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("shift", [1.0, 2.5, "resolution"])
+def test_a_perfect_flow_gives_its_picture(shift):
+    """A flow is led from pure noise to the latents, in steps with the shift of its training."""
+    config = make_config("sd1", noise={"prediction": "flow", "shift": shift})
+    scheduler = sampling_scheduler(config)
+    scheduler.set_timesteps(10)
+    factor = 0.5 if shift == "resolution" else shift
+
+    def shifted(sigma):
+        return factor * sigma / (1 + (factor - 1) * sigma)
+
+    expected = 1000 * shifted(np.linspace(1, shifted(0.001), 10))
+    assert np.allclose(scheduler.timesteps.numpy(), expected)
+    generator = torch.Generator().manual_seed(1)
+    wanted, latents = (torch.randn(1, 4, 8, 8, generator=generator) for _ in range(2))
+    for timestep in scheduler.timesteps:
+        flow = (latents - wanted) / (timestep / 1000)
+        (latents, *_) = scheduler.step(flow, timestep, latents, return_dict=False)
+    assert torch.allclose(latents, wanted, atol=1e-4)
+
+
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 @pytest.mark.parametrize("chunking", ["kohya", "a1111", "crop"])
 def test_prompts_are_chunked_as_in_training(family, chunking):
@@ -211,6 +234,23 @@ def test_guidance_weighs_both_predictions():
     # One step is linear in the guidance.
     between = (latents("x", 1.0) + latents("x", 5.0)) / 2
     assert torch.allclose(between, latents("x", 3.0), atol=1e-3)
+
+
+def test_the_vae_of_a_single_file_makes_the_pictures(tmp_path):
+    """Pictures are decoded by the VAE in a single file, or by that of `model.vae`."""
+    write_single(tmp_path / "m.safetensors", random_model("sd1"))
+    write_single(tmp_path / "bare.safetensors", random_model("sd1"), vae=False)
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    expected = tiny_vae().state_dict()
+    for model in (
+        {"path": str(tmp_path / "m.safetensors")},
+        {"path": str(tmp_path / "bare.safetensors"), "vae": str(tmp_path / "vae")},
+        {"path": "random", "vae": str(tmp_path / "m.safetensors")},
+    ):
+        found = load_vae(make_config("sd1", model["path"], model=model)).state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert load_vae(make_config("sd1", tmp_path / "bare.safetensors")) is None
 
 
 def test_pictures_without_a_vae_are_refused(tmp_path, model_folder):

@@ -178,7 +178,6 @@ def _rest(options: Options, family: FamilyName) -> dict[str, Any]:
             f"mixed_precision: found {printable(str(options['mixed_precision']))}, expected no, "
             "fp16 or bf16. Set one of them."
         )
-    written_as = str(options.get("save_model_as"))
     has_epochs = options.get("max_train_epochs") is not None
     return {
         "text.max_tokens": options.get("max_token_length", 75),
@@ -189,10 +188,23 @@ def _rest(options: Options, family: FamilyName) -> dict[str, Any]:
         # As in sd-scripts, epochs take the place of steps.
         "train.max_steps": None if has_epochs else options["max_train_steps"],
         "train.precision": "full_bf16" if options.get("full_bf16") else precision,
-        "export.formats": _FORMATS.get(written_as),
-        "export.dtype": _DTYPES.get(str(options.get("save_precision"))),
+        "export.formats": _chosen(options, "save_model_as", _FORMATS),
+        "export.dtype": _chosen(options, "save_precision", _DTYPES),
         "log.trackers": trackers,
     }
+
+
+def _chosen(options: Options, option: str, meanings: Mapping[str, Any]) -> Any:
+    """What the value of an option is called here; None if it is not given."""
+    value = options.get(option)
+    if value is None:
+        return None
+    if str(value) not in meanings:
+        raise ConfigError(
+            f"{option}: found {printable(str(value))}, expected {', '.join(meanings)}. "
+            "Set one of them."
+        )
+    return meanings[str(value)]
 
 
 def _left_out(asked: Options) -> Iterator[str]:
@@ -257,6 +269,8 @@ def _text(document: Mapping[str, Any], notes: list[str], name: str) -> str:
     ]
     for section, values in document.items():
         for one in values if section == "data" else [values]:
+            if not one:  # all of its settings were without effect
+                continue
             header = "[[data]]" if section == "data" else f"[{section}]"
             lines += ["", header, *(f"{key} = {to_toml(value)}" for key, value in one.items())]
     if notes:

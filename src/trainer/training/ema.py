@@ -107,16 +107,8 @@ class Ema:
                     _exchange(weight, self._averages[name])
 
     def weights(self) -> dict[str, Tensor]:
-        """The averages in the types of the parameters, by their names.
-
-        Those of another type than float32 are copies in main memory.
-        """
-        return {
-            name: average
-            if self._weights[name].dtype == average.dtype
-            else average.to("cpu").to(self._weights[name].dtype)
-            for name, average in self._averages.items()
-        }
+        """The averages in float32, by the names of their parameters."""
+        return dict(self._averages)
 
     def save(self, folder: Path) -> None:
         """Write the averages into the folder of a state; only one rank has to."""

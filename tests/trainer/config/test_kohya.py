@@ -167,6 +167,17 @@ def test_a_batch_file_of_windows_is_read(convert_text):
     assert "# - alpha_mask: it has no effect in sd-scripts" in text
 
 
+def test_options_of_saving_and_samples_are_converted(convert_text):
+    """The model is saved as asked for; samples without prompts leave no empty section."""
+    config, text = convert_text(
+        f"python sdxl_train.py {LEAST} --save_model_as safetensors --save_precision float "
+        "--metadata_title Mine --sample_every_n_steps 50 --sample_prompts p.txt"
+    )
+    assert config.export.model_dump() == {"formats": ("single",), "dtype": "fp32", "title": "Mine"}
+    assert "[samples]" not in text
+    assert "# - sample_prompts: pictures are made of [[samples.prompts]]" in text
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -181,6 +192,8 @@ def test_a_batch_file_of_windows_is_read(convert_text):
         ("--lr_scheduler inverse_sqrt", '`optimizer.schedule` is "inverse_sqrt", expected'),
         ("--lr_warmup_steps 0.1 --max_train_epochs 2", "lr_warmup_steps: 0.1 is a share"),
         ("--lr_warmup_steps x%", '`optimizer.warmup_steps` is "x%", expected'),
+        ("--save_precision fp8", "save_precision: found fp8, expected float, fp16, bf16"),
+        ("--save_model_as x", "save_model_as: found x, expected ckpt, safetensors, diffusers"),
         ("--mixed_precision fp8", "mixed_precision: found fp8, expected no, fp16 or bf16"),
         ("--zero_terminal_snr", "`noise.zero_terminal_snr = true` does not work with"),
         ("--seed $SEED", "found $SEED, a variable of the shell"),

@@ -115,7 +115,7 @@ def test_weights_and_averages_change_places_and_back(dtype):
     with torch.no_grad():
         model.weight.add_(torch.randn(2, 3).to(dtype))
     ema.update(0)
-    weights, averages = model.weight.detach().clone(), ema.weights()["weight"].clone()
+    weights, averages = model.weight.detach().clone(), ema.weights()["weight"].to(dtype, copy=True)
     (exact,) = (value.clone() for value in ema._averages.values())
     assert not torch.equal(weights, averages)
     with ema.in_use():

@@ -21,11 +21,16 @@ SLOW = {
     "trainer/model/test_text_encoders.py",
     "trainer/training/test_checkpoint.py",
     "trainer/training/test_continuation.py",
+    "trainer/training/test_ema.py",
     "trainer/training/test_export.py",
+    "trainer/training/test_new_style_latents.py",
     "trainer/training/test_ranks.py",
+    "trainer/training/test_report.py",
     "trainer/training/test_resume.py",
     "trainer/training/test_runs.py",
+    "trainer/training/test_sampling.py",
     "trainer/training/test_signals.py",
+    "trainer/training/test_validation.py",
 }
 """The files whose tests take about ten seconds or more of processor time together."""
 

@@ -98,7 +98,7 @@ def index_command(
 
         # Index
         from capmerge.index.build import build_index, ensure_index
-        from capmerge.index.latent_listing import ensure_listing
+        from capmerge.index.latent_build import ensure_listing
         from capmerge.index.reader import open_indexable
 
         started, notes = time.perf_counter(), list[str]()

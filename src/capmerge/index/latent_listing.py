@@ -1,13 +1,13 @@
 """The listing of a folder of latents: which files each record of an index has there.
 
-The folder is walked once, and the result is kept in a file beside the index. No name is ever
-probed. A name is built from the record's key and what the listing knows, so two stems with one hash
-can give a name that does not exist, but never the name of another record's file. Of a file that is
-opened the listing has the sizes of its latents, which decide the bucket of its record.
+`latent_build` walks the folder once, and the result is kept in a file beside the index. No name is
+ever probed. A name is built from the record's key and what the listing knows, so two stems with one
+hash can give a name that does not exist, but never the name of another record's file. Of a file
+that is opened the listing has the sizes of its latents, which decide the bucket of its record.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,29 +15,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from capmerge.errors import CapmergeError, StaleError, UsageError, printable, quoted
-from capmerge.files.atomic import AtomicFile, side_path
-from capmerge.files.columns import (
-    Column,
-    Columns,
-    Schema,
-    opened_or_made,
-    write_columns,
-)
+from capmerge.errors import CapmergeError, StaleError, printable, quoted
+from capmerge.files.atomic import side_path
+from capmerge.files.columns import Columns, Schema
 from capmerge.index.latent_names import (
     ABOVE,
     ABSOLUTE,
     BROKEN,
-    INSIDE,
     LEGACY,
     SIZED,
     legacy_name,
     sized_name,
     stem_of,
 )
-from capmerge.index.latent_pool import FilePool
-from capmerge.index.latent_scan import CHOICE, Found, folders_of, iter_latents, latents_in
-from capmerge.index.latent_sizes import MOST_PX, read_sizes
+from capmerge.index.latent_scan import CHOICE
+from capmerge.index.latent_sizes import MOST_PX
 from capmerge.index.reader import Index
 from capmerge.metadata.format import INDEX
 
@@ -58,8 +50,10 @@ _SCHEMA = Schema(
     {name: CHOICE[name] for name in CHOICE.names or ()},
 )
 
-_REMEDY = "List the folder again: capmerge index FILE --latents DIR --relist"
-_ROWS_AT_ONCE = 1 << 18
+REMEDY = "List the folder again: capmerge index FILE --latents DIR --relist"
+"""The last sentence of every message about a listing that has to be made anew."""
+ROWS_AT_ONCE = 1 << 18
+"""The rows of a listing that are handled together."""
 _MOST_FOLDERS_REMEMBERED = 1 << 16
 _AREA_BITS = 33
 
@@ -115,22 +109,22 @@ class Listing:
         self.differing: int = columns.about["differing"]
         """The number of records whose opened files hold no latents of their `train_resolution`."""
         self._rows = {name: columns[name] for name in CHOICE.names or ()}
-        self._roots = _roots(folder)
+        self._roots = roots_of(folder)
         self._real_folders: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._rows["record"])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open, (self.folder, self.path, self.fingerprint, self.records)
+        return open_listing, (self.folder, self.path, self.fingerprint, self.records)
 
     @property
     def broken(self) -> int:
         """The number of files in which no latents were found when they were opened."""
         form = self._rows["form"]
         return sum(
-            int(np.count_nonzero(form[start : start + _ROWS_AT_ONCE] & BROKEN))
-            for start in range(0, len(form), _ROWS_AT_ONCE)
+            int(np.count_nonzero(form[start : start + ROWS_AT_ONCE] & BROKEN))
+            for start in range(0, len(form), ROWS_AT_ONCE)
         )
 
     def file_of(
@@ -215,7 +209,7 @@ class Listing:
         """All rows in parts, each with all rows of its records."""
         records, start = self._rows["record"], 0
         while start < len(records):
-            end = min(start + _ROWS_AT_ONCE, len(records))
+            end = min(start + ROWS_AT_ONCE, len(records))
             end = int(np.searchsorted(records, records[end - 1], "right"))
             yield {name: column[start:end] for name, column in self._rows.items()}
             start = end
@@ -306,76 +300,29 @@ def _count_several(records: NDArray[Any], width: NDArray[Any], height: NDArray[A
     return int(np.count_nonzero(spread[0] | spread[1]))
 
 
-def ensure_listing(
-    index: Index,
-    folder: Path,
-    *,
-    beside: Path | None = None,
-    relist: bool = False,
-    allow_outside: bool = False,
-    jobs: int = 1,
-    progress: Callable[[int], None] | None = None,
-    tell: Callable[[str], None] | None = None,
-) -> Listing:
-    """Return the listing of `folder` for the records of `index`, made first if none fits.
-
-    It lies beside the index, or `beside` the path of another one. `relist` makes it again in any
-    case. With `allow_outside` the folders outside that keys lead to are listed too. `jobs`
-    processes open the files whose sizes have to be seen; any number of them gives the same bytes.
-    `progress` is told how many files are done, and `tell` why an older listing is made again and
-    how fast files were opened. Raises `UsageError` when the folder is
-    missing, `OutputError` when the listing cannot be written, and `WorkerError`.
-    """
-    if not folder.is_dir():
-        raise UsageError(
-            f"{printable(str(folder))}: there is no such folder. "
-            "Name the folder of the cached latents."
-        )
-    path = listing_path(index, folder, beside)
-    stale: list[str] = []
-
-    def look() -> Listing | None:
-        if relist:
-            return None
-        try:
-            listing = _open(folder, path, index.fingerprint, len(index))
-        except StaleError as error:
-            stale[:] = [str(error).removesuffix(_REMEDY)] if path.exists() else []
-            return None
-        return None if allow_outside and listing.unlisted and not listing.outside else listing
-
-    def make(file: AtomicFile) -> Listing:
-        for problem in stale:
-            _tell(tell, f"{problem}The folder is listed again.")
-        _make(index, folder, file, jobs, progress, tell, outside=allow_outside)
-        return _open(folder, path, index.fingerprint, len(index))
-
-    return opened_or_made(path, look, make)
-
-
 def listing_path(index: Index, folder: Path, beside: Path | None = None) -> Path:
     """Return the path of the listing of `folder`, named after the folder.
 
     It is beside the index, or `beside` the path of another one.
     """
-    name = blake2b(_absolute(folder).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+    name = blake2b(absolute(folder).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
     place = beside or index.path
     stem = place.name.removesuffix(INDEX) or place.name
     return side_path(place.with_name(stem), f".latents-{name}")
 
 
-def _open(folder: Path, path: Path, fingerprint: str, records: int) -> Listing:
+def open_listing(folder: Path, path: Path, fingerprint: str, records: int) -> Listing:
     """Open the listing of `folder` for the index that has this fingerprint and so many records."""
-    columns = Columns(path, _SCHEMA, _REMEDY)
-    if (columns.about["fingerprint"], columns.about["folder"]) != (fingerprint, _absolute(folder)):
+    columns = Columns(path, _SCHEMA, REMEDY)
+    if (columns.about["fingerprint"], columns.about["folder"]) != (fingerprint, absolute(folder)):
         raise StaleError(
-            f"{printable(str(path))}: it was made for other metadata or another folder. {_REMEDY}"
+            f"{printable(str(path))}: it was made for other metadata or another folder. {REMEDY}"
         )
     # Padding is zero like the rows that a too large row count reads from it; no form is 0.
     if columns.rows and not columns["form"][-1]:
         raise StaleError(
             f"{printable(str(path))}: the file is broken: found no file in the last of its "
-            f"{columns.rows:,} rows. {_REMEDY}"
+            f"{columns.rows:,} rows. {REMEDY}"
         )
     last = int(columns["record"][-1]) if columns.rows else 0
     if (
@@ -386,106 +333,26 @@ def _open(folder: Path, path: Path, fingerprint: str, records: int) -> Listing:
         raise StaleError(
             f"{printable(str(path))}: the file is broken: found choices for "
             f"{max(columns.about['records'], last + 1):,} records, "
-            f"expected the index's {records:,}. {_REMEDY}"
+            f"expected the index's {records:,}. {REMEDY}"
         )
     return Listing(folder, columns)
 
 
-def _absolute(folder: Path) -> str:
+def absolute(folder: Path) -> str:
+    """Return the path of the folder from the root, links not followed."""
     return os.path.abspath(folder)  # noqa: PTH100  # Path.absolute() keeps `..`
 
 
-def _roots(folder: Path) -> tuple[str, ...]:
+def roots_of(folder: Path) -> tuple[str, ...]:
     """Return the paths of the folder that absolute keys can begin with, the real one last.
 
     They are written with slashes, as stems are.
     """
     given, real = (
-        path.replace(os.sep, "/") for path in (_absolute(folder), os.path.realpath(folder))
+        path.replace(os.sep, "/") for path in (absolute(folder), os.path.realpath(folder))
     )
     return tuple(dict.fromkeys((given, real))) if given != real else (real,)
 
 
 def _is_below(path: str, root: str) -> bool:
     return path.replace(os.sep, "/").startswith(root.rstrip("/") + "/")
-
-
-def _make(
-    index: Index,
-    folder: Path,
-    file: AtomicFile,
-    jobs: int,
-    progress: Callable[[int], None] | None,
-    tell: Callable[[str], None] | None,
-    *,
-    outside: bool,
-) -> None:
-    """List `folder` and write the listing into `file`."""
-    with FilePool(read_sizes, jobs) as pool:
-        # Walk the folder. An absolute key can name a file below it by either path of the folder.
-        found, top = Found(index, pool, progress), _absolute(folder)
-        roots = (
-            [f"{root.rstrip('/')}/" for root in _roots(folder)]
-            if bool((index.leads == ABSOLUTE).any())
-            else []
-        )
-        for below, name in iter_latents(top):
-            found.add([below, *(root + below for root in roots)], f"{top}/{below}", name)
-        found.match()
-
-        # List what lies outside, which only the keys without a file inside can lead to.
-        leading_out = np.flatnonzero((index.leads != INSIDE) & ~found.is_found)
-        if outside:
-            for prefix, path in folders_of(index, folder, leading_out):
-                for name in latents_in(path):
-                    found.add([prefix], str(path), name)
-            found.match()
-    if progress:
-        progress(found.seen)
-    if found.opened:
-        rate = found.opened / found.opening_seconds
-        _tell(
-            tell,
-            f"{found.opened:,} latents files were opened to see their sizes, {rate:,.0f} files "
-            f"per second.",
-        )
-
-    # Choose between several files of one picture, then write.
-    rows, order = found.settle(folder)
-    about = {
-        "kind": KIND,
-        "version": VERSION,
-        "fingerprint": index.fingerprint,
-        "folder": _absolute(folder),
-        "records": len(index),
-        "found": int(np.count_nonzero(found.is_found)),
-        "outside": outside,
-        "unlisted": int(np.count_nonzero(~found.is_found[leading_out])),
-        "opened": found.opened,
-        "differing": _count_differing(rows, index),
-    }
-    columns = {
-        name: Column(CHOICE[name], _parts_of(rows[name], order)) for name in CHOICE.names or ()
-    }
-    write_columns(file, about, len(order), columns)
-    file.publish()
-
-
-def _parts_of(column: NDArray[Any], order: NDArray[np.int64]) -> Iterator[bytes]:
-    """Yield the bytes of a column whose rows are taken in this order."""
-    for start in range(0, len(order), _ROWS_AT_ONCE):
-        yield column[order[start : start + _ROWS_AT_ONCE]].tobytes()
-
-
-def _count_differing(rows: NDArray[Any], index: Index) -> int:
-    """The number of records whose opened files hold no latents of their `train_resolution`."""
-    opened = rows[rows["width"] != 0]
-    record = opened["record"]
-    width, height = index.width[record], index.height[record]
-    same = (width == opened["width"]) & (height == opened["height"])
-    return len(np.setdiff1d(record[(width != 0) & ~same], record[same]))
-
-
-def _tell(tell: Callable[[str], None] | None, text: str) -> None:
-    if tell:
-        tell(text)

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from capmerge.errors import OutputError, printable
 from capmerge.index.build import ensure_index
-from capmerge.index.latent_listing import Listing, ensure_listing
+from capmerge.index.latent_build import ensure_listing
+from capmerge.index.latent_listing import Listing
 from capmerge.index.reader import Index, open_indexable
 from capmerge.terminal import count_bar, progress_bar
 from trainer.config.settings import Config

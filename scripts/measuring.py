@@ -1,20 +1,28 @@
 """Timing and memory of whole commands, for the benchmarks.
 
 Runs of the compared commands are interleaved, so that noise of the machine reaches all of them.
+With `--against PATH`, the code of another checkout of this project, such as that of the previous
+commit, runs the same commands in the same rounds:
+
+    git worktree add /tmp/before HEAD~1
+    .venv/bin/python scripts/bench_rewrite --against /tmp/before
 """
 
+import argparse
 import resource
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
-PYTHON = str(ROOT / ".venv" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python"))
+PYTHON = sys.executable
+_Name = TypeVar("_Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -38,9 +46,9 @@ def run(command: Sequence[str]) -> Run:
     return Run(seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
-def medians(commands: dict[str, Sequence[str]], repeats: int) -> dict[str, Run]:
+def medians(commands: dict[_Name, list[str]], repeats: int) -> dict[_Name, Run]:
     """The median of each command over `repeats` rounds, in which each command runs once."""
-    runs: dict[str, list[Run]] = {name: [] for name in commands}
+    runs: dict[_Name, list[Run]] = {name: [] for name in commands}
     for _ in range(repeats):
         for name, command in commands.items():
             runs[name].append(run(command))
@@ -51,6 +59,48 @@ def medians(commands: dict[str, Sequence[str]], repeats: int) -> dict[str, Run]:
         )
         for name, found in runs.items()
     }
+
+
+def capmerge(*arguments: str, checkout: Path = ROOT) -> list[str]:
+    """The command that runs `capmerge` with the code of a checkout. Not for Windows."""
+    return ["env", f"PYTHONPATH={checkout / 'src'}", PYTHON, "-m", "capmerge", *arguments]
+
+
+def add_against(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--against`, whose value `medians_beside` takes; None without it."""
+    parser.add_argument(
+        "--against",
+        type=_checkout,
+        metavar="PATH",
+        help="another checkout of the project, whose times are printed beside",
+    )
+
+
+def _checkout(text: str) -> Path:
+    path = Path(text).resolve()
+    if not (path / "src" / "capmerge").is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: found no src/capmerge in it")
+    return path
+
+
+def medians_beside(
+    commands: Callable[[Path], dict[str, list[str]]], repeats: int, against: Path | None
+) -> tuple[dict[str, Run], dict[str, Run]]:
+    """The medians of the commands of this checkout, and of those of `against`, by their names.
+
+    `commands` makes them for a checkout. The second dict is empty without `against`; names that it
+    lacks were not measured there.
+    """
+    here = commands(ROOT)
+    there = commands(against) if against else {}
+    changed = {name: command for name, command in there.items() if command != here.get(name)}
+    both = {("here", name): command for name, command in here.items()}
+    both |= {("there", name): command for name, command in changed.items()}
+    runs = medians(both, repeats)
+    return (
+        {name: runs["here", name] for name in here},
+        {name: runs["there", name] for name in changed},
+    )
 
 
 def peak_pss_mb(command: Sequence[str]) -> tuple[float, float]:

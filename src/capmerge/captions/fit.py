@@ -85,13 +85,13 @@ class Fitter:
                 )
 
     def lengths_of(self, records: Sequence[Sequence[str]]) -> list[list[int]]:
-        """Return the token lengths of each record's distinct lines, which must hold no braces.
+        """Return the token lengths of each record's lines, in-line wildcards at their longest.
 
         The method is fastest for hundreds of records at once.
         """
-        distinct = [dict.fromkeys(lines) for lines in records]
-        counts = iter(self._counter.count_tokens(list(chain.from_iterable(distinct))))
-        return [list(islice(counts, len(lines))) for lines in distinct]
+        longest = longest_texts(list(chain.from_iterable(records)), self._counter)
+        lengths = (length for _, length in longest)
+        return [list(islice(lengths, len(lines))) for lines in records]
 
     def fit(
         self, records: Sequence[list[Draw]], lengths: Sequence[list[int] | None]

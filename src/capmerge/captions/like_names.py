@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from capmerge.captions.tally import LikeField, Tally
+from capmerge.captions.templates import MergeOptions
 from capmerge.errors import quoted
 
 _MOST_NAMES = 64
+_LONGEST_KNOWN = 200  # characters; longer names are not remembered
 _WORDS = re.compile(r"[a-z]+|[A-Z]+(?![a-z])|[A-Z][a-z]*")
 _LIKE = {
     "caption": frozenset({"caption", "text", "txt", "prompt", "description", "desc"}),
@@ -16,20 +19,29 @@ _LIKE = {
 
 
 def note_like_names(
-    record: dict[str, Any], lacking: list[str], read: tuple[str, str], tally: Tally
+    record: dict[str, Any], options: MergeOptions, tally: Tally, *, tags: bool, caption: bool
 ) -> None:
     """Count fields with a text that are named like what a record lacks (`caption`, `tags`).
 
-    `read` are the fields that are read already. Of many different names, the first 64 in the order
-    of the alphabet are kept, so that any split of the file gives the same counts.
+    `tags` and `caption` say which of the two it has. Of many different names, the first 64 in the
+    order of the alphabet are kept, so that any split of the file gives the same counts.
     """
+    if tags and caption:
+        return
     for name, value in record.items():
-        if name not in read and _holds_text(value):
-            words = {word.lower().removesuffix("s") for word in _WORDS.findall(name)}
-            for what in lacking:
-                if words & _LIKE[what]:
-                    tally.like_named[what, name] += 1
+        if name in (options.tags_field, options.caption_field):
+            continue
+        for what in _like(name) if len(name) <= _LONGEST_KNOWN else _like.__wrapped__(name):
+            if not (tags if what == "tags" else caption) and _holds_text(value):
+                tally.like_named[what, name] += 1
     keep_few_names(tally)
+
+
+@lru_cache(maxsize=4096)
+def _like(name: str) -> tuple[str, ...]:
+    """Return which of `caption` and `tags` a field is named like."""
+    words = {word.lower().removesuffix("s") for word in _WORDS.findall(name)}
+    return tuple(what for what, like in _LIKE.items() if words & like)
 
 
 def keep_few_names(tally: Tally) -> None:

@@ -140,6 +140,48 @@ def off_ppm(share: Fraction, lines: int, of_lines: int) -> int:
     return -(-off * 1_000_000 // (share.denominator * of_lines))
 
 
+class Repeats(NamedTuple):
+    """How often each alternative of a record is written."""
+
+    counts: list[int]
+    """The number of lines of each alternative; 0 for one that is left out."""
+    weights: list[int]
+    """The exact weight of each alternative, as smallest whole numbers."""
+    template_ppm: int = 0
+    """How far the share of the worst template is off where weights were rounded, in millionths."""
+    line_ppm: int = 0
+    """How far the share of the worst alternative is off, in millionths; 0 if none was rounded."""
+
+
+def repeats_of(
+    draws: Sequence[tuple[_Group, Fraction]], places: Sequence[int], *, by_field: bool
+) -> Repeats:
+    """Return how often each alternative of a record is written.
+
+    A draw is given by its template and its share, and `places` holds the number of the alternative
+    that each draw gives: equal lines are one alternative. With `by_field` each is written once,
+    because a field holds the weights.
+    """
+    shares: list[Fraction] = []
+    for place, (_, share) in zip(places, draws, strict=True):
+        if place == len(shares):
+            shares.append(share)
+        else:
+            shares[place] += share
+    weights = cached_weights(tuple(shares))
+    if by_field:
+        return Repeats([1] * len(shares), weights)
+    if weights_fit(weights, len(draws)):
+        return Repeats(weights, weights)
+    rounded = rounded_counts(draws)
+    counts = [0] * len(shares)
+    for place, count in zip(places, rounded.counts, strict=True):
+        counts[place] += count
+    lines = sum(counts)
+    offs = (off_ppm(share, count, lines) for share, count in zip(shares, counts, strict=True))
+    return Repeats(counts, weights, rounded.template_ppm, max(offs))
+
+
 @lru_cache(maxsize=4096)
 def cached_weights(shares: tuple[Fraction, ...]) -> list[int]:
     """Return the `whole_weights` of `shares`, which the records of a file share with each other."""

@@ -2,10 +2,9 @@
 
 `Merger.merge` states the rule; it reads the texts of a record by `record_texts`, chooses templates
 by `template_choice`, writes lines by `lines` and repeats them by `line_counts`. `Merger.merge_all`
-takes the fast path of `merge_plain` for the records that allow it. No file is read or written here.
+takes the fast path of `merge_fast` for the records that allow it. No file is read or written here.
 """
 
-import re
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -14,25 +13,24 @@ from typing import Any, TypeAlias
 from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
 from capmerge.captions.fit import FitResult, Fitter
 from capmerge.captions.like_names import note_like_names
-from capmerge.captions.line_counts import cached_weights, off_ppm, rounded_counts, weights_fit
+from capmerge.captions.line_counts import repeats_of
 from capmerge.captions.lines import Alternative, LineWriter
-from capmerge.captions.merge_plain import PlainMerge
+from capmerge.captions.merge_fast import FastMerge
 from capmerge.captions.record_texts import (
     Record,
     RecordTexts,
     TextReader,
     UnmergeableError,
+    has_special_token,
     json_name,
+    replaces_unread,
 )
 from capmerge.captions.size import is_size
 from capmerge.captions.tally import Tally, count_sizes, kind_of
 from capmerge.captions.template_choice import Choice, TemplateChooser
 from capmerge.captions.templates import Draw, MergeOptions
-from capmerge.tokens.vocabulary import BOS, EOS
 
 _Lengths: TypeAlias = list[list[int] | None] | None
-
-_SPECIAL_TOKEN = re.compile("|".join(map(re.escape, (BOS, EOS))), re.IGNORECASE)
 
 
 class RewrittenError(ValueError):
@@ -62,11 +60,11 @@ class Merger:
         self.lines = LineWriter(options)
         literals = self.lines.literals
         self._fitter = Fitter(options, self.lines.line, literals) if options.fit_tokens else None
-        self._plain = self._tried = None
-        if PlainMerge.serves(options):
+        self._fast = self._tried = None
+        if FastMerge.serves(options):
             names = (MARK, TAG_SPANS, WEIGHTS, *reserved)
-            self._plain = PlainMerge(options, literals, names, self.tally)
-            self._tried = PlainMerge(options, literals, names, Tally()) if self._fitter else None
+            self._fast = FastMerge(options, literals, names, self.tally)
+            self._tried = FastMerge(options, literals, names, Tally()) if self._fitter else None
 
     def merge_all(
         self, records: Collection[Any]
@@ -74,7 +72,7 @@ class Merger:
         """Merge all records of a block in place; return the number and error of each failure."""
         self.tally.records += len(records)
         listed = list(records)
-        numbers, lengths = self._merge_plain(listed)
+        numbers, lengths = self._merge_fast(listed)
         if not numbers:
             return []
         failures: list[tuple[int, UnmergeableError | RewrittenError]] = []
@@ -87,32 +85,26 @@ class Merger:
                 failures.append((number, error))
         return failures
 
-    def _merge_plain(self, records: list[Any]) -> tuple[Sequence[int], _Lengths]:
-        """Merge the plain records in place; with `--fit`, only those whose lines all fit.
+    def _merge_fast(self, records: list[Any]) -> tuple[Sequence[int], _Lengths]:
+        """Merge records in place by the fast path; with `--fit`, only those whose lines all fit.
 
         Returns the numbers of the other records, which are not touched, and the token lengths of
-        their lines where those are known.
+        their draws where those are known.
         """
-        if self._plain is None:
+        if self._fast is None:
             return range(len(records)), None
         if self._fitter is None or self._tried is None:
-            return self._plain.merge_all(records), None
+            return self._fast.merge_all(records), None
         # With --fit a record may be merged the fast way only if its lines fit. They are known only
         # after a merge, so a copy is merged first, which counts into a tally of its own.
         copies = [copy_of(record) for record in records]
-        unknown = set(self._tried.merge_all(copies))
-        plain = [number for number in range(len(records)) if number not in unknown]
-        lengths = dict(
-            zip(
-                plain,
-                self._fitter.lengths_of(
-                    [copies[number]["caption"].split("\n") for number in plain]
-                ),
-                strict=True,
-            )
-        )
-        fitting = {number for number in plain if max(lengths[number]) <= self._fitter.limit}
-        self._plain.merge_all([records[number] for number in plain if number in fitting])
+        drawn: list[Sequence[str]] = []
+        unknown = set(self._tried.merge_all(copies, drawn))
+        tried = [number for number in range(len(records)) if number not in unknown]
+        lengths = dict(zip(tried, self._fitter.lengths_of(drawn), strict=True))
+        limit = self._fitter.limit
+        fitting = {number for number in tried if max(lengths[number], default=0) <= limit}
+        self._fast.merge_all([records[number] for number in tried if number in fitting])
         others = [number for number in range(len(records)) if number not in fitting]
         return others, [lengths.get(number) for number in others]
 
@@ -161,18 +153,14 @@ class Merger:
         texts, choice = self.read(record)
         fit = fit or self._fit(choice.draws)
         found, places = self._distinct(fit.draws)
-        weights = cached_weights(tuple(alternative.share for alternative in found))
         by_field = self.options.weights == "field"
-        if by_field:
-            counts = [1] * len(found)
-        elif weights_fit(weights, len(fit.draws)):
-            counts = weights
-        else:
-            counts = self._rounded(fit.draws, found, places)
+        shares = [(draw.template, draw.share) for draw in fit.draws]
+        repeats = repeats_of(shares, places, by_field=by_field)
         self._count(record, texts, choice, fit)
+        tally.count_repeats(1, repeats)
         repeated = [
             alternative
-            for alternative, count in zip(found, counts, strict=True)
+            for alternative, count in zip(found, repeats.counts, strict=True)
             for _ in range(count)
         ]
         # The fields: `tags` goes, `caption` is replaced, the size and our own fields are added.
@@ -187,12 +175,11 @@ class Merger:
             record["image_size"] = record["train_resolution"]
             tally.image_size_added += 1
         if by_field and found:
-            record[WEIGHTS] = weights
+            record[WEIGHTS] = repeats.weights
         spans = [list(alternative.tag_span) for alternative in repeated if alternative.tag_span]
         if spans:
             record[TAG_SPANS] = spans
         record[MARK] = "".join(alternative.style for alternative in repeated)
-        tally.lines += len(repeated)
 
     def alternatives(self, record: Record) -> list[Alternative]:
         """Return the distinct alternatives of a source `record`, with their exact shares.
@@ -219,20 +206,6 @@ class Merger:
                 found[number] = replace(same, share=same.share + new.share)
             places.append(number)
         return found, places
-
-    def _rounded(self, draws: list[Draw], found: list[Alternative], places: list[int]) -> list[int]:
-        """Return how often each alternative is written where weights must be rounded; count it."""
-        rounded = rounded_counts([(draw.template, draw.share) for draw in draws])
-        counts = [0] * len(found)
-        for place, count in zip(places, rounded.counts, strict=True):
-            counts[place] += count
-        lines = sum(counts)
-        offs = (
-            off_ppm(alternative.share, count, lines)
-            for alternative, count in zip(found, counts, strict=True)
-        )
-        self.tally.count_rounded(1, counts.count(0), rounded.template_ppm, max(offs))
-        return counts
 
     def draws(self, record: Record) -> list[Draw]:
         """Return the draws of a source `record`, in the order they are written; shares sum to 1."""
@@ -270,30 +243,13 @@ class Merger:
         tally.count_edits(texts.dropped, texts.replaced)
         all_dropped = bool(texts.dropped) and not texts.tags
         tally.all_tags_dropped += all_dropped
-        if any(
-            _SPECIAL_TOKEN.search(text)
-            for text in (texts.tags, *texts.captions, *texts.others.values())
-        ):
-            tally.special_tokens += 1
+        all_texts = (texts.tags, *texts.captions, *texts.others.values())
+        tally.special_tokens += any(map(has_special_token, all_texts))
         if texts.captions and self._reader.has_paragraphs(record):
             tally.paragraphs += 1
-        options = self.options
-        lacking = [
-            name
-            for name, has in (("caption", texts.captions), ("tags", texts.tags or all_dropped))
-            if not has
-        ]
-        if lacking:
-            read = options.tags_field, options.caption_field
-            note_like_names(record, lacking, read, tally)
-        tally.replaced += any(
-            record.get(name)
-            for name, read_from in (
-                ("tags", options.tags_field),
-                ("caption", options.caption_field),
-            )
-            if name != read_from
-        )
+        has_tags = bool(texts.tags) or all_dropped
+        note_like_names(record, self.options, tally, tags=has_tags, caption=bool(texts.captions))
+        tally.replaced += replaces_unread(record, self.options)
 
     def _write(self, repeated: list[Alternative]) -> str:
         """Return the `caption` value: alternatives on lines, or as one in-line wildcard."""

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple, TypeAlias
 from capmerge.captions.tags import one_line, spaced
 from capmerge.captions.templates import NO_OTHERS, MergeOptions, Others
 from capmerge.errors import quoted
+from capmerge.tokens.vocabulary import BOS, EOS
 
 Record: TypeAlias = dict[str, Any]
 
+_SPECIAL_TOKEN = re.compile("|".join(map(re.escape, (BOS, EOS))), re.IGNORECASE)
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
 _JSON_NAMES = {
     list: "a list",
@@ -79,7 +81,7 @@ class TextReader:
         return any(
             not line.strip()
             for caption in self._texts_of(record, self._options.caption_field)
-            for line in _LINE_BREAK.split(caption)
+            for line in split_lines(caption)
         )
 
     def _tags(self, record: Record) -> str:
@@ -153,6 +155,27 @@ def _texts(value: Any, name: str) -> list[str]:
     raise UnmergeableError(f"{quoted(name)} is {found}, expected a string or a list of strings.")
 
 
+def split_lines(text: str) -> list[str]:
+    """Return the lines of `text` as they are, blank ones too."""
+    return _LINE_BREAK.split(text) if "\r" in text else text.split("\n")
+
+
 def _stripped_lines(text: str) -> list[str]:
     """Return the lines of `text` that are not blank, stripped."""
-    return [stripped for line in _LINE_BREAK.split(text) if (stripped := line.strip())]
+    return [stripped for line in split_lines(text) if (stripped := line.strip())]
+
+
+def has_special_token(text: str) -> bool:
+    """Return whether `text` holds a literal `<|startoftext|>` or `<|endoftext|>`."""
+    return "<|" in text and _SPECIAL_TOKEN.search(text) is not None
+
+
+def replaces_unread(record: Record, options: MergeOptions) -> bool:
+    """Return whether a merge replaces `caption` or `tags` without having read them.
+
+    That is so where an option names another field to read from.
+    """
+    return bool(
+        (options.tags_field != "tags" and record.get("tags"))
+        or (options.caption_field != "caption" and record.get("caption"))
+    )

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
+from capmerge.captions.line_counts import Repeats
 from capmerge.captions.size import sizes_of, wrong_size
 
 LikeField: TypeAlias = tuple[str, str]
@@ -135,12 +136,14 @@ class Tally:
         """The number of rewritten records that have a caption."""
         return self.kinds["both"] + self.kinds["caption_only"]
 
-    def count_rounded(self, records: int, left_out: int, template_ppm: int, line_ppm: int) -> None:
-        """Count records whose weights were rounded, and what became of their shares."""
-        self.capped += records
-        self.capped_left_out += left_out
-        self.capped_template_ppm += template_ppm
-        self.capped_line_ppm += line_ppm
+    def count_repeats(self, records: int, repeats: Repeats) -> None:
+        """Count the lines of some records, and whether their weights were rounded."""
+        self.lines += records * sum(repeats.counts)
+        if repeats.line_ppm:
+            self.capped += records
+            self.capped_left_out += records * repeats.counts.count(0)
+            self.capped_template_ppm += repeats.template_ppm
+            self.capped_line_ppm += repeats.line_ppm
 
     def count_edits(self, dropped: tuple[str, ...], replaced: tuple[str, ...]) -> None:
         """Count the tags of one record that were dropped and replaced."""

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capmerge.captions.merge import Merger
-from capmerge.captions.merge_plain import PlainMerge
+from capmerge.captions.merge_fast import FastMerge
 from capmerge.captions.templates import MergeOptions
 
 PLAIN_TEXT = st.sampled_from(
@@ -179,7 +179,7 @@ def merged_all(merger, found):
 def test_the_fast_way_is_the_general_rule(options, found, reserved):
     """The fast path and the general rule alone give the same bytes, failures and counts."""
     general = Merger(options, reserved)
-    general._plain = None
+    general._fast = None
     assert merged_all(Merger(options, reserved), found) == merged_all(general, found)
 
 
@@ -190,7 +190,7 @@ def test_the_fast_way_is_the_general_rule_for(options, found):
     """They agree too for the most important options, on hostile records among plain ones."""
     options = MergeOptions(**options)
     general = Merger(options)
-    general._plain = None
+    general._fast = None
     assert merged_all(Merger(options), found) == merged_all(general, found)
 
 
@@ -203,7 +203,7 @@ def test_plain_records_take_the_fast_way(options, monkeypatch):
     ]
     merger = Merger(MergeOptions(**options))
     general = Merger(MergeOptions(**options))
-    general._plain = None
+    general._fast = None
     expected = merged_all(general, found)
     monkeypatch.setattr(merger, "merge", None)
     assert merged_all(merger, found) == expected
@@ -230,7 +230,7 @@ def test_plain_records_take_the_fast_way(options, monkeypatch):
 )
 def test_other_records_are_left_alone(record):
     """The number of a record that is not plain is returned, and the record is not touched."""
-    plain = Merger(MergeOptions())._plain
+    plain = Merger(MergeOptions())._fast
     before = copy.deepcopy(record)
     assert plain.merge_all([{"tags": "t", "caption": "c"}, record]) == [1]
     assert record == before
@@ -241,7 +241,7 @@ def test_other_records_are_left_alone(record):
 )
 def test_literal_text_that_needs_care_has_no_fast_way(text, serves):
     """Options with braces or pipes in their own text are left to the general rule."""
-    assert PlainMerge.serves(MergeOptions(prefix=text)) == serves
-    assert PlainMerge.serves(MergeOptions(suffix=text)) == serves
-    assert PlainMerge.serves(MergeOptions(tags_prefix=text)) == serves
-    assert PlainMerge.serves(MergeOptions(lines=(f"{text} {{tags}}",))) == serves
+    assert FastMerge.serves(MergeOptions(prefix=text)) == serves
+    assert FastMerge.serves(MergeOptions(suffix=text)) == serves
+    assert FastMerge.serves(MergeOptions(tags_prefix=text)) == serves
+    assert FastMerge.serves(MergeOptions(lines=(f"{text} {{tags}}",))) == serves

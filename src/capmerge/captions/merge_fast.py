@@ -1,0 +1,179 @@
+"""The fast path of the merge, for nearly all records of any file.
+
+It writes what `merge.Merger` writes, from the `shapes` of the records. The loop over a block's
+records is written out flat, because a rewrite spends its time there outside the JSON library. The
+few records that need care are left to the general rule; a test compares the two.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
+from capmerge.captions.like_names import note_like_names
+from capmerge.captions.line_template import Template
+from capmerge.captions.record_texts import has_special_token, replaces_unread, split_lines
+from capmerge.captions.shapes import Shape, Shapes
+from capmerge.captions.size import is_size
+from capmerge.captions.tags import one_line, spaced
+from capmerge.captions.tally import Tally, count_sizes
+from capmerge.captions.templates import MergeOptions
+from capmerge.captions.wildcard import has_stand_in
+
+
+class FastMerge:
+    """Merges records in place and counts them in `tally`.
+
+    `literals` returns the fixed texts of a template, and `reserved` are the fields that a record
+    must not have.
+    """
+
+    def __init__(
+        self,
+        options: MergeOptions,
+        literals: Callable[[Template], list[str]],
+        reserved: Iterable[str],
+        tally: Tally,
+    ) -> None:
+        self._options, self._tally = options, tally
+        self._reserved = frozenset(reserved)
+        self._shapes = Shapes(options, literals)
+        editor = options.tag_editor()
+        self._edit = editor.edit if editor else None
+        # Braces that touch a stand-in for them, also one of a literal text, need care.
+        self._doubles_braces = not (
+            options.inline
+            or options.caption_wildcards
+            or any(map(has_stand_in, _literal_texts(options)))
+        )
+
+    @staticmethod
+    def serves(options: MergeOptions) -> bool:
+        """Return whether the fast path gives the right result under these options.
+
+        Their literal texts must need no escaping, and templates must name only tags and caption.
+        """
+        if options.other_fields() or options.lists or (options.fit_tokens and options.inline):
+            return False
+        return not any(char in text for text in _literal_texts(options) for char in "{}|")
+
+    def merge_all(
+        self, records: Iterable[Any], drawn: list[Sequence[str]] | None = None
+    ) -> list[int]:
+        """Merge `records` in place; return the numbers of those that need care.
+
+        These are not touched. For each merged record, the lines of its draws are added to `drawn`.
+        """
+        options, tally, shapes = self._options, self._tally, self._shapes
+        tags_field, caption_field = options.tags_field, options.caption_field
+        other_fields = (tags_field, caption_field) != ("tags", "caption")
+        edit, spaces = self._edit, options.underscores == "space"
+        adds_image_size = options.image_size is not False
+        reserved, two_lines = self._reserved, shapes.two_lines
+        others: list[int] = []
+        merged: list[Shape] = []
+        sized = 0
+        for number, record in enumerate(records):
+            # A record that cannot be merged, or that an earlier run has rewritten, needs care.
+            if record.__class__ is not dict or not record.keys().isdisjoint(reserved):
+                others.append(number)
+                continue
+            tags, caption = record.get(tags_field), record.get(caption_field)
+            if tags.__class__ is not str or caption.__class__ is not str:
+                if not (_is_text(tags) and _is_text(caption)):
+                    others.append(number)
+                    continue
+                tags, caption = tags or "", caption or ""
+
+            # The texts, with their braces doubled.
+            tags, caption = tags.strip(), caption.strip()
+            if "\n" in tags or "\r" in tags:
+                tags = one_line(tags)
+            edited = None
+            if edit:
+                edited = edit(tags)
+                tags = edited.text
+            if spaces:
+                tags = spaced(tags)
+            both = f"{tags}\n{caption}"
+            if "{" in both or "}" in both:
+                if not self._doubles_braces or has_stand_in(both):
+                    others.append(number)
+                    continue
+                both = both.replace("{", "{{").replace("}", "}}")
+                tags, caption = both.split("\n", 1)
+            if "\n" in caption or "\r" in caption:
+                captions = self._captions(caption)
+            else:
+                captions = [caption] if caption else []
+            if "|" in both and "<|" in both:
+                tally.special_tokens += any(map(has_special_token, (tags, *captions)))
+
+            # The lines. Lines can only be equal if they are equally long.
+            shape = shapes[len(captions) if tags else ~len(captions)]
+            spans = None
+            if shape is two_lines and tags != caption:
+                lines: Sequence[str] = (tags, caption)
+                written = both
+            else:
+                lines = shape.lines(tags, captions)
+                if len(set(map(len, lines))) < len(lines) and len(set(lines)) < len(lines):
+                    shape = shapes.of_equal(shape, lines)
+                written = shape.written(lines)
+                spans = shape.spans(tags, captions)
+                tally.inline_as_lines += shape.is_wildcard and written[0] != "{"
+            merged.append(shape)
+            if drawn is not None:
+                drawn.append(lines)
+
+            # What the source was like.
+            if edited is not None:
+                tally.count_edits(edited.dropped, edited.replaced)
+                tally.all_tags_dropped += bool(edited.dropped) and not tags
+            if not tags or not captions:
+                has_tags = bool(tags or (edited and edited.dropped))
+                note_like_names(record, options, tally, tags=has_tags, caption=bool(captions))
+            if other_fields:
+                tally.replaced += replaces_unread(record, options)
+
+            # The fields.
+            record.pop("tags", None)
+            record["caption"] = written
+            resolution = record.get("train_resolution")
+            if "image_size" in record or not is_size(resolution):
+                count_sizes(record, tally)
+            elif adds_image_size:
+                record["image_size"] = resolution
+                sized += 1
+            if shape.weights:
+                record[WEIGHTS] = shape.weights
+            if spans:
+                record[TAG_SPANS] = spans
+            record[MARK] = shape.letters
+        tally.image_size_added += sized
+        for shape, count in Counter(merged).items():
+            tally.kinds[shape.kind] += count
+            tally.count_repeats(count, shape.repeats)
+        return others
+
+    def _captions(self, caption: str) -> list[str]:
+        """Return the lines of a caption of several lines, as `caption_lines` asks."""
+        lines = split_lines(caption)
+        captions = [stripped for line in lines if (stripped := line.strip())]
+        match self._options.caption_lines:
+            case "each":
+                self._tally.paragraphs += len(captions) < len(lines)
+                return captions
+            case "join":
+                return [" ".join(captions)]
+            case "first":
+                return captions[:1]
+
+
+def _literal_texts(options: MergeOptions) -> list[str]:
+    of_templates = [text for template in options.templates() for text in template.literals]
+    return [options.prefix, options.suffix, options.tags_prefix, *of_templates]
+
+
+def _is_text(value: object) -> bool:
+    return value is None or value.__class__ is str

@@ -1,0 +1,177 @@
+"""What a record becomes, prepared once for all records of the same shape.
+
+How often lines are repeated, the letters of the mark and the weights depend on few things: whether
+a record has tags, how many caption lines it has, and which of its lines are equal. A `Shape` holds
+the result of the general rule for one such combination. Only the texts differ from record to
+record.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, TypeAlias
+
+from capmerge.captions.line_counts import Repeats, repeats_of
+from capmerge.captions.line_template import Template
+from capmerge.captions.record_texts import RecordTexts
+from capmerge.captions.tally import Kind, kind_of
+from capmerge.captions.template_choice import TemplateChooser
+from capmerge.captions.templates import Draw, MergeOptions
+
+MOST_CAPTIONS = 200
+"""The most caption lines that a shape is prepared for."""
+_MOST_SHAPES = 1024
+
+_Pick: TypeAlias = Callable[[Sequence[Any]], Sequence[Any]]
+_Line: TypeAlias = tuple[str, str, str, str]
+"""A template: the order of its fields (`t`, `c`, `tc` or `ct`), and the texts around them."""
+
+
+@dataclass(eq=False, frozen=True, slots=True)
+class Shape:
+    """What all records of one shape become, but for their texts."""
+
+    has_tags: bool
+    captions: int
+    """The number of caption lines."""
+    kind: Kind
+    repeats: Repeats
+    letters: str
+    """The mark."""
+    weights: list[int] | None
+    """The value of `capmerge_weights`, if the field is written."""
+    is_wildcard: bool
+    """True if the alternatives are written as one in-line wildcard where that is possible."""
+    templates: list[_Line]
+    repeated: _Pick | None
+    """Picks the lines that are written from those of the draws; None if they are the same."""
+    spanned: _Pick | None
+    """Picks the tag spans that are written; None if no line holds tags beside a caption."""
+
+    def lines(self, tags: str, captions: list[str]) -> list[str]:
+        """Return the line of each draw."""
+        lines: list[str] = []
+        for order, before, between, after in self.templates:
+            if order == "t":
+                lines.append(f"{before}{tags}{after}")
+            elif order == "c":
+                lines += [f"{before}{caption}{after}" for caption in captions]
+            elif order == "tc":
+                lines += [f"{before}{tags}{between}{caption}{after}" for caption in captions]
+            else:
+                lines += [f"{before}{caption}{between}{tags}{after}" for caption in captions]
+        return lines
+
+    def written(self, lines: list[str]) -> str:
+        """Return the `caption` value, from the lines of the draws.
+
+        A wildcard cannot hold a pipe, so then its alternatives are lines, too.
+        """
+        repeated = self.repeated(lines) if self.repeated else lines
+        written = "\n".join(repeated)
+        if self.is_wildcard and "|" not in written:
+            return "{" + "|".join(repeated) + "}"
+        return written
+
+    def spans(self, tags: str, captions: list[str]) -> list[list[int]] | None:
+        """Return the [start, end) of the tags in each written line of tags beside a caption."""
+        if self.spanned is None:
+            return None
+        spans: list[list[int]] = []
+        for order, before, between, _ in self.templates:
+            start = len(before)
+            if order == "t":
+                spans.append([])
+            elif order == "c":
+                spans += [[]] * len(captions)
+            elif order == "tc":
+                spans += [[start, start + len(tags)]] * len(captions)
+            else:
+                start += len(between)
+                starts = [start + len(caption) for caption in captions]
+                spans += [[start, start + len(tags)] for start in starts]
+        return list(self.spanned(spans))
+
+
+class Shapes(dict[int, Shape]):
+    """The shapes of records with different lines, under one set of options, made when asked for.
+
+    The key of records with tags and N caption lines is N, and that of records without tags ~N.
+    """
+
+    def __init__(self, options: MergeOptions, literals: Callable[[Template], list[str]]) -> None:
+        super().__init__()
+        self._options, self._literals = options, literals
+        self._chooser = TemplateChooser(options)
+        self._equal: dict[tuple[bool, int, tuple[int, ...]], Shape] = {}
+        shape = self[1]
+        bare = [("t", "", "", ""), ("c", "", "", "")]
+        simple = shape.templates == bare and not shape.repeated and not shape.is_wildcard
+        self.two_lines = shape if simple and not shape.weights else None
+        """The shape of tags and one caption line, if these are written as they are."""
+
+    def __missing__(self, key: int) -> Shape:
+        if len(self) >= _MOST_SHAPES:
+            self.clear()
+        shape = self[key] = self._make(key >= 0, key if key >= 0 else ~key, ())
+        return shape
+
+    def of_equal(self, shape: Shape, lines: Sequence[str]) -> Shape:
+        """Return what becomes of a record of this shape if some of its lines are equal."""
+        numbers: dict[str, int] = {}
+        places = tuple(numbers.setdefault(line, len(numbers)) for line in lines)
+        key = shape.has_tags, shape.captions, places
+        found = self._equal.get(key)
+        if found is None:
+            if len(self._equal) >= _MOST_SHAPES:
+                self._equal.clear()
+            found = self._equal[key] = self._make(*key)
+        return found
+
+    def _make(self, has_tags: bool, captions: int, places: tuple[int, ...]) -> Shape:
+        texts = RecordTexts("tags" if has_tags else "", [str(number) for number in range(captions)])
+        draws = self._chooser.choose(texts).draws
+        places = places or tuple(range(len(draws)))
+        by_field = self._options.weights == "field"
+        shares = [(draw.template, draw.share) for draw in draws]
+        repeats = repeats_of(shares, places, by_field=by_field)
+        # Equal lines are one alternative, which is written as the first draw that gives it.
+        firsts = [places.index(number) for number in range(len(repeats.counts))]
+        written = [
+            first
+            for first, count in zip(firsts, repeats.counts, strict=True)
+            for _ in range(count)
+        ]
+        beside = [number for number in written if draws[number].template.style == "b"]
+        return Shape(
+            has_tags,
+            captions,
+            kind_of(texts.tags, texts.captions),
+            repeats,
+            "".join(draws[number].template.style for number in written),
+            repeats.weights if by_field and draws else None,
+            self._options.inline and len(firsts) > 1,
+            self._lines(draws, captions),
+            None if written == list(range(len(draws))) else _picker(written),
+            _picker(beside) if beside else None,
+        )
+
+    def _lines(self, draws: Sequence[Draw], captions: int) -> list[_Line]:
+        """Return the templates of some draws; each gives a draw for every caption it holds."""
+        lines: list[_Line] = []
+        number = 0
+        while number < len(draws):
+            template = draws[number].template
+            order = "".join(field[0] for field in template.fields)
+            literals = self._literals(template)
+            between = literals[1] if len(literals) > 2 else ""
+            lines.append((order, literals[0], between, literals[-1]))
+            number += captions if "caption" in template.fields else 1
+        return lines
+
+
+def _picker(numbers: list[int]) -> _Pick:
+    """Return a function that picks the items of these numbers."""
+    if len(numbers) == 1:
+        return lambda items: [items[numbers[0]]]
+    return itemgetter(*numbers)  # fast, but a single number would give the bare item

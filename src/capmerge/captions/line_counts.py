@@ -8,7 +8,6 @@ are lines of the caption.
 
 from collections.abc import Hashable, Sequence
 from fractions import Fraction
-from functools import lru_cache
 from itertools import accumulate, pairwise
 from math import gcd, lcm
 from typing import NamedTuple, TypeVar
@@ -127,17 +126,20 @@ def rounded_counts(draws: Sequence[tuple[_Group, Fraction]]) -> Rounded:
     for numbers, some, count in zip(templates.values(), shares_of_each, lines, strict=True):
         for number, times in zip(numbers, spread(some, count), strict=True):
             counts[number] = times
-    offs = (off_ppm(share, count, sum(lines)) for share, count in zip(shares, lines, strict=True))
+    offs = (
+        off_ppm(share.numerator, share.denominator, count, sum(lines))
+        for share, count in zip(shares, lines, strict=True)
+    )
     return Rounded(counts, max(offs))
 
 
-def off_ppm(share: Fraction, lines: int, of_lines: int) -> int:
-    """Return how far `lines` `of_lines` are from `share`, in millionths of the probability.
+def off_ppm(weight: int, of_weights: int, lines: int, of_lines: int) -> int:
+    """Return how far the share of some lines is from that of a weight, in millionths.
 
     The result is rounded up, so that it is 0 only where the share is exact.
     """
-    off = abs(share.numerator * of_lines - lines * share.denominator)
-    return -(-off * 1_000_000 // (share.denominator * of_lines))
+    off = abs(weight * of_lines - lines * of_weights)
+    return -(-off * 1_000_000 // (of_weights * of_lines))
 
 
 class Repeats(NamedTuple):
@@ -153,36 +155,43 @@ class Repeats(NamedTuple):
     """How far the share of the worst alternative is off, in millionths; 0 if none was rounded."""
 
 
-def repeats_of(
-    draws: Sequence[tuple[_Group, Fraction]], places: Sequence[int], *, by_field: bool
-) -> Repeats:
-    """Return how often each alternative of a record is written.
+class DrawWeights:
+    """The weights of a record's draws, each of which is given by its template and its share."""
 
-    A draw is given by its template and its share, and `places` holds the number of the alternative
-    that each draw gives: equal lines are one alternative. With `by_field` each is written once,
-    because a field holds the weights.
-    """
-    shares: list[Fraction] = []
-    for place, (_, share) in zip(places, draws, strict=True):
-        if place == len(shares):
-            shares.append(share)
+    def __init__(self, draws: Sequence[tuple[Hashable, Fraction]], *, by_field: bool) -> None:
+        self._draws, self._by_field = draws, by_field
+        self._weights = whole_weights([share for _, share in draws]) if draws else []
+        self._rounded: Rounded | None = None
+
+    def repeats(self, places: Sequence[int]) -> Repeats:
+        """Return how often each alternative of the record is written.
+
+        `places` holds the number of the alternative that each draw gives, since equal lines are one
+        alternative. With `by_field` each is written once, because a field holds the weights.
+        """
+        weights = _sums(places, self._weights)
+        divisor = gcd(*weights)
+        weights = [weight // divisor for weight in weights]
+        if self._by_field:
+            return Repeats([1] * len(weights), weights)
+        if weights_fit(weights, len(places)):
+            return Repeats(weights, weights)
+        rounded = self._rounded = self._rounded or rounded_counts(self._draws)
+        counts, total = _sums(places, rounded.counts), sum(weights)
+        lines = sum(counts)
+        offs = (
+            off_ppm(weight, total, count, lines)
+            for weight, count in zip(weights, counts, strict=True)
+        )
+        return Repeats(counts, weights, rounded.template_ppm, max(offs))
+
+
+def _sums(places: Sequence[int], numbers: Sequence[int]) -> list[int]:
+    """Return the sum of the numbers at each place; the places are in order of their first."""
+    sums: list[int] = []
+    for place, number in zip(places, numbers, strict=True):
+        if place == len(sums):
+            sums.append(number)
         else:
-            shares[place] += share
-    weights = cached_weights(tuple(shares))
-    if by_field:
-        return Repeats([1] * len(shares), weights)
-    if weights_fit(weights, len(draws)):
-        return Repeats(weights, weights)
-    rounded = rounded_counts(draws)
-    counts = [0] * len(shares)
-    for place, count in zip(places, rounded.counts, strict=True):
-        counts[place] += count
-    lines = sum(counts)
-    offs = (off_ppm(share, count, lines) for share, count in zip(shares, counts, strict=True))
-    return Repeats(counts, weights, rounded.template_ppm, max(offs))
-
-
-@lru_cache(maxsize=4096)
-def cached_weights(shares: tuple[Fraction, ...]) -> list[int]:
-    """Return the `whole_weights` of `shares`, which the records of a file share with each other."""
-    return whole_weights(shares) if shares else []
+            sums[place] += number
+    return sums

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
 from capmerge.captions.fit import FitResult, Fitter
 from capmerge.captions.like_names import note_like_names
-from capmerge.captions.line_counts import repeats_of
+from capmerge.captions.line_counts import DrawWeights
 from capmerge.captions.lines import Alternative, LineWriter
 from capmerge.captions.merge_fast import FastMerge
 from capmerge.captions.record_texts import (
@@ -62,9 +62,8 @@ class Merger:
         self._fitter = Fitter(options, self.lines.line, literals) if options.fit_tokens else None
         self._fast = self._tried = None
         if FastMerge.serves(options):
-            names = (MARK, TAG_SPANS, WEIGHTS, *reserved)
-            self._fast = FastMerge(options, literals, names, self.tally)
-            self._tried = FastMerge(options, literals, names, Tally()) if self._fitter else None
+            self._fast = FastMerge(options, literals, reserved, self.tally)
+            self._tried = FastMerge(options, literals, reserved, Tally()) if self._fitter else None
 
     def merge_all(
         self, records: Collection[Any]
@@ -155,7 +154,7 @@ class Merger:
         found, places = self._distinct(fit.draws)
         by_field = self.options.weights == "field"
         shares = [(draw.template, draw.share) for draw in fit.draws]
-        repeats = repeats_of(shares, places, by_field=by_field)
+        repeats = DrawWeights(shares, by_field=by_field).repeats(places)
         self._count(record, texts, choice, fit)
         tally.count_repeats(1, repeats)
         repeated = [

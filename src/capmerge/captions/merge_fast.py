@@ -18,14 +18,14 @@ from capmerge.captions.size import is_size
 from capmerge.captions.tags import one_line, spaced
 from capmerge.captions.tally import Tally, count_sizes
 from capmerge.captions.templates import MergeOptions
-from capmerge.captions.wildcard import has_stand_in
+from capmerge.captions.wildcard import escape, has_stand_in
 
 
 class FastMerge:
     """Merges records in place and counts them in `tally`.
 
-    `literals` returns the fixed texts of a template, and `reserved` are the fields that a record
-    must not have.
+    `literals` returns the fixed texts of a template, and `reserved` are fields that a record must
+    not have besides the usual ones.
     """
 
     def __init__(
@@ -40,12 +40,13 @@ class FastMerge:
         self._shapes = Shapes(options, literals)
         editor = options.tag_editor()
         self._edit = editor.edit if editor else None
-        # Braces that touch a stand-in for them, also one of a literal text, need care.
-        self._doubles_braces = not (
+        # Braces beside a stand-in for them that is in a literal text, or in another field, need care.
+        self._escapes = not (
             options.inline
             or options.caption_wildcards
             or any(map(has_stand_in, _literal_texts(options)))
         )
+        self._fields_touch = any("" in template.literals[1:-1] for template in options.templates())
 
     @staticmethod
     def serves(options: MergeOptions) -> bool:
@@ -75,7 +76,13 @@ class FastMerge:
         sized = 0
         for number, record in enumerate(records):
             # A record that cannot be merged, or that an earlier run has rewritten, needs care.
-            if record.__class__ is not dict or not record.keys().isdisjoint(reserved):
+            if (
+                record.__class__ is not dict
+                or MARK in record
+                or TAG_SPANS in record
+                or WEIGHTS in record
+                or (reserved and not reserved.isdisjoint(record))
+            ):
                 others.append(number)
                 continue
             tags, caption = record.get(tags_field), record.get(caption_field)
@@ -97,25 +104,24 @@ class FastMerge:
                 tags = spaced(tags)
             both = f"{tags}\n{caption}"
             if "{" in both or "}" in both:
-                if not self._doubles_braces or has_stand_in(both):
+                if not self._escapes or (self._fields_touch and has_stand_in(both)):
                     others.append(number)
                     continue
-                both = both.replace("{", "{{").replace("}", "}}")
-                tags, caption = both.split("\n", 1)
-            if "\n" in caption or "\r" in caption:
-                captions = self._captions(caption)
-            else:
-                captions = [caption] if caption else []
+                both = escape(both)
+                tags, _, caption = both.partition("\n")
             if "|" in both and "<|" in both:
+                captions, _ = self._captions(caption)
                 tally.special_tokens += any(map(has_special_token, (tags, *captions)))
 
-            # The lines. Lines can only be equal if they are equally long.
-            shape = shapes[len(captions) if tags else ~len(captions)]
+            # The lines that are written. Lines can only be equal if they are equally long.
+            several = "\n" in caption or "\r" in caption
             spans = None
-            if shape is two_lines and tags != caption:
-                lines: Sequence[str] = (tags, caption)
-                written = both
+            if two_lines and tags and caption and tags != caption and not several:
+                shape, lines, written = two_lines, (tags, caption), both
             else:
+                captions, has_paragraphs = self._captions(caption)
+                tally.paragraphs += has_paragraphs
+                shape = shapes[len(captions) if tags else ~len(captions)]
                 lines = shape.lines(tags, captions)
                 if len(set(map(len, lines))) < len(lines) and len(set(lines)) < len(lines):
                     shape = shapes.of_equal(shape, lines)
@@ -130,9 +136,9 @@ class FastMerge:
             if edited is not None:
                 tally.count_edits(edited.dropped, edited.replaced)
                 tally.all_tags_dropped += bool(edited.dropped) and not tags
-            if not tags or not captions:
+            if not tags or not caption:
                 has_tags = bool(tags or (edited and edited.dropped))
-                note_like_names(record, options, tally, tags=has_tags, caption=bool(captions))
+                note_like_names(record, options, tally, tags=has_tags, caption=bool(caption))
             if other_fields:
                 tally.replaced += replaces_unread(record, options)
 
@@ -156,18 +162,22 @@ class FastMerge:
             tally.count_repeats(count, shape.repeats)
         return others
 
-    def _captions(self, caption: str) -> list[str]:
-        """Return the lines of a caption of several lines, as `caption_lines` asks."""
+    def _captions(self, caption: str) -> tuple[list[str], bool]:
+        """Return the lines of a stripped caption as `caption_lines` asks.
+
+        Also whether it was split at a blank line.
+        """
+        if "\n" not in caption and "\r" not in caption:
+            return [caption] if caption else [], False
         lines = split_lines(caption)
         captions = [stripped for line in lines if (stripped := line.strip())]
         match self._options.caption_lines:
             case "each":
-                self._tally.paragraphs += len(captions) < len(lines)
-                return captions
+                return captions, len(captions) < len(lines)
             case "join":
-                return [" ".join(captions)]
+                return [" ".join(captions)], False
             case "first":
-                return captions[:1]
+                return captions[:1], False
 
 
 def _literal_texts(options: MergeOptions) -> list[str]:

@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, TypeAlias
 
-from capmerge.captions.line_counts import Repeats, repeats_of
+from capmerge.captions.line_counts import DrawWeights, Repeats
 from capmerge.captions.line_template import Template
 from capmerge.captions.record_texts import RecordTexts
 from capmerge.captions.tally import Kind, kind_of
 from capmerge.captions.template_choice import TemplateChooser
 from capmerge.captions.templates import Draw, MergeOptions
 
-MOST_CAPTIONS = 200
-"""The most caption lines that a shape is prepared for."""
-_MOST_SHAPES = 1024
+# Shapes of more draws are too rare to be kept, and those with equal lines too different.
+_MOST_DRAWS, _MOST_EQUAL_DRAWS, _MOST_SHAPES = 256, 12, 1024
 
 _Pick: TypeAlias = Callable[[Sequence[Any]], Sequence[Any]]
 _Line: TypeAlias = tuple[str, str, str, str]
@@ -28,13 +27,21 @@ _Line: TypeAlias = tuple[str, str, str, str]
 
 
 @dataclass(eq=False, frozen=True, slots=True)
+class _Draws:
+    """The draws of all records with the same number of texts."""
+
+    templates: list[_Line]
+    letters: list[str]
+    """The letter of each draw."""
+    weights: DrawWeights
+
+
+@dataclass(eq=False, frozen=True, slots=True)
 class Shape:
     """What all records of one shape become, but for their texts."""
 
-    has_tags: bool
-    captions: int
-    """The number of caption lines."""
     kind: Kind
+    draws: _Draws
     repeats: Repeats
     letters: str
     """The mark."""
@@ -42,7 +49,6 @@ class Shape:
     """The value of `capmerge_weights`, if the field is written."""
     is_wildcard: bool
     """True if the alternatives are written as one in-line wildcard where that is possible."""
-    templates: list[_Line]
     repeated: _Pick | None
     """Picks the lines that are written from those of the draws; None if they are the same."""
     spanned: _Pick | None
@@ -51,11 +57,12 @@ class Shape:
     def lines(self, tags: str, captions: list[str]) -> list[str]:
         """Return the line of each draw."""
         lines: list[str] = []
-        for order, before, between, after in self.templates:
+        for order, before, between, after in self.draws.templates:
             if order == "t":
-                lines.append(f"{before}{tags}{after}")
+                lines.append(f"{before}{tags}{after}" if before or after else tags)
             elif order == "c":
-                lines += [f"{before}{caption}{after}" for caption in captions]
+                bare = not (before or after)
+                lines += captions if bare else [f"{before}{text}{after}" for text in captions]
             elif order == "tc":
                 lines += [f"{before}{tags}{between}{caption}{after}" for caption in captions]
             else:
@@ -78,7 +85,7 @@ class Shape:
         if self.spanned is None:
             return None
         spans: list[list[int]] = []
-        for order, before, between, _ in self.templates:
+        for order, before, between, _ in self.draws.templates:
             start = len(before)
             if order == "t":
                 spans.append([])
@@ -103,56 +110,60 @@ class Shapes(dict[int, Shape]):
         super().__init__()
         self._options, self._literals = options, literals
         self._chooser = TemplateChooser(options)
-        self._equal: dict[tuple[bool, int, tuple[int, ...]], Shape] = {}
+        self._equal: dict[tuple[_Draws, tuple[int, ...]], Shape] = {}
         shape = self[1]
         bare = [("t", "", "", ""), ("c", "", "", "")]
-        simple = shape.templates == bare and not shape.repeated and not shape.is_wildcard
+        simple = shape.draws.templates == bare and not shape.repeated and not shape.is_wildcard
         self.two_lines = shape if simple and not shape.weights else None
         """The shape of tags and one caption line, if these are written as they are."""
 
     def __missing__(self, key: int) -> Shape:
-        if len(self) >= _MOST_SHAPES:
-            self.clear()
-        shape = self[key] = self._make(key >= 0, key if key >= 0 else ~key, ())
+        has_tags, captions = key >= 0, key if key >= 0 else ~key
+        texts = RecordTexts("tags" if has_tags else "", [str(number) for number in range(captions)])
+        draws = self._chooser.choose(texts).draws
+        weights = DrawWeights(
+            [(draw.template, draw.share) for draw in draws],
+            by_field=self._options.weights == "field",
+        )
+        shape = self._shape(
+            kind_of(texts.tags, texts.captions),
+            _Draws(self._lines(draws, captions), [d.template.style for d in draws], weights),
+            range(len(draws)),
+        )
+        if len(draws) <= _MOST_DRAWS:
+            self[key] = shape
         return shape
 
     def of_equal(self, shape: Shape, lines: Sequence[str]) -> Shape:
         """Return what becomes of a record of this shape if some of its lines are equal."""
+        # Equal lines are one alternative, which is written as the first draw that gives it.
         numbers: dict[str, int] = {}
         places = tuple(numbers.setdefault(line, len(numbers)) for line in lines)
-        key = shape.has_tags, shape.captions, places
+        key = shape.draws, places
         found = self._equal.get(key)
         if found is None:
-            if len(self._equal) >= _MOST_SHAPES:
-                self._equal.clear()
-            found = self._equal[key] = self._make(*key)
+            found = self._shape(shape.kind, shape.draws, places)
+            if len(places) <= _MOST_EQUAL_DRAWS and len(self._equal) < _MOST_SHAPES:
+                self._equal[key] = found
         return found
 
-    def _make(self, has_tags: bool, captions: int, places: tuple[int, ...]) -> Shape:
-        texts = RecordTexts("tags" if has_tags else "", [str(number) for number in range(captions)])
-        draws = self._chooser.choose(texts).draws
-        places = places or tuple(range(len(draws)))
-        by_field = self._options.weights == "field"
-        shares = [(draw.template, draw.share) for draw in draws]
-        repeats = repeats_of(shares, places, by_field=by_field)
-        # Equal lines are one alternative, which is written as the first draw that gives it.
-        firsts = [places.index(number) for number in range(len(repeats.counts))]
-        written = [
-            first
-            for first, count in zip(firsts, repeats.counts, strict=True)
-            for _ in range(count)
-        ]
-        beside = [number for number in written if draws[number].template.style == "b"]
+    def _shape(self, kind: Kind, draws: _Draws, places: Sequence[int]) -> Shape:
+        """Return the shape of records whose draws give the alternatives of these numbers."""
+        repeats = draws.weights.repeats(places)
+        firsts: dict[int, int] = {}
+        for number, place in enumerate(places):
+            firsts.setdefault(place, number)
+        written = [firsts[place] for place, count in enumerate(repeats.counts) for _ in range(count)]
+        letters = "".join([draws.letters[number] for number in written])
+        beside = [number for number in written if draws.letters[number] == "b"]
         return Shape(
-            has_tags,
-            captions,
-            kind_of(texts.tags, texts.captions),
+            kind,
+            draws,
             repeats,
-            "".join(draws[number].template.style for number in written),
-            repeats.weights if by_field and draws else None,
+            letters,
+            repeats.weights if self._options.weights == "field" and written else None,
             self._options.inline and len(firsts) > 1,
-            self._lines(draws, captions),
-            None if written == list(range(len(draws))) else _picker(written),
+            None if written == list(range(len(places))) else _picker(written),
             _picker(beside) if beside else None,
         )
 

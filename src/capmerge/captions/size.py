@@ -45,12 +45,7 @@ def is_size(value: Any) -> TypeGuard[list[int]]:
     if value.__class__ is not list or len(value) != 2:
         return False
     width, height = value
-    return (
-        width.__class__ is int
-        and height.__class__ is int
-        and 0 < width <= MOST_PX
-        and 0 < height <= MOST_PX
-    )
+    return width.__class__ is height.__class__ is int and 0 < width <= MOST_PX >= height > 0
 
 
 def wrong_size(record: dict[str, Any]) -> bool:

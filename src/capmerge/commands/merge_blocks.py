@@ -194,8 +194,10 @@ class BlockMerger:
             rejects.append(to_json({"key": key, "reason": problem, "record": value}) + "\n")
         self._merger.tally.rejected += len(rejects)
         left_out = {number for number, _ in failures}
-        kept = [pair for number, pair in enumerate(pairs) if number not in left_out]
-        return Records(kept, records.exact), left_out, "".join(rejects).encode()
+        kept = [number for number in range(len(pairs)) if number not in left_out]
+        exact = frozenset(new for new, number in enumerate(kept) if number in records.exact)
+        merged = Records([pairs[number] for number in kept], exact)
+        return merged, left_out, "".join(rejects).encode()
 
     def _error(
         self, kind: type[DataError], piece: Piece, number: int, problem: str, next_step: str

@@ -8,18 +8,21 @@ library, both ways.
 
 import codecs
 import json
+import re
 from collections.abc import Collection, Iterable, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import orjson
 
 from capmerge.metadata.blocks import Kind
 from capmerge.metadata.format import FRAMINGS
-from capmerge.metadata.members import has_no_more_strings, split_members
+from capmerge.metadata.members import escaped_quotes, has_no_more_strings, split_members
 from capmerge.metadata.scan import IMAGE_PATH, MAX_NESTING, nests_too_deep
 
 Pair = tuple[str, Any]
 
+_EXPONENT = re.compile(rb"e(?<=[0-9]e)[0-9]")
 _INT64_OVERFLOW = float(1 << 63)
 _INSIDE = slice(len(FRAMINGS["json"].opening), -len(FRAMINGS["json"].closing))
 
@@ -39,12 +42,14 @@ class Records(NamedTuple):
     """Decoded records, in the order of their bytes."""
 
     pairs: Collection[Pair]
-    exact: bool
-    """True when only the standard library can write them as they are."""
+    exact: frozenset[int] = frozenset()
+    """The numbers of the records that only the standard library writes as they are."""
     doubled: frozenset[int] = frozenset()
     """The numbers of the records in which a field occurs more than once.
 
     Its last value is the one that counts."""
+    by_key: dict[str, Any] | None = None
+    """The pairs as a dict, if the decoder made one."""
 
     def keys(self) -> list[str]:
         """The keys of the records."""
@@ -58,6 +63,8 @@ class Records(NamedTuple):
 
     def values(self) -> list[Any]:
         """The records without their keys."""
+        if self.by_key is not None:
+            return list(self.by_key.values())
         return [record for _, record in self.pairs]
 
 
@@ -81,12 +88,13 @@ def decode(data: bytes | memoryview, kind: Kind, *, last: bool) -> Records:
         strings = _count_unless_lossy(records.values())
     except orjson.JSONDecodeError:
         pass
-    exact = strings is None
+    exact = frozenset[int]()
     if strings is None:
         records = _loads(text)
         _check_nesting(text, records.values())
         strings = count_strings(list(records.values()))
-    decoded = Records(records.items(), exact)
+        exact = _find_exact({key: record} for key, record in records.items())
+    decoded = Records(records.items(), exact, by_key=records)
     if has_no_more_strings(text, strings + len(records)):
         return decoded
     return _with_lost_members(bytes(data), decoded)
@@ -101,16 +109,30 @@ def _with_lost_members(data: bytes, decoded: Records) -> Records:
         members = split_members(data)
     except RecursionError as error:
         raise NotJsonError("a record is nested too deep") from error
-    pairs, exact = decoded.pairs, decoded.exact
-    if len(members) != len(pairs):
-        objects = None if exact else decode_members(members)
-        exact = objects is None
+    if len(members) != len(decoded.pairs):
+        objects = None if decoded.exact else decode_members(members)
+        exact = frozenset[int]()
         if objects is None:
             objects = [_loads(b"{" + member + b"}") for member in members]
+            exact = _find_exact(objects)
         pairs = [pair for member in objects for pair in member.items()]
         _check_nesting(data, [record for _, record in pairs])
-    doubled = _doubled(members, [record for _, record in pairs], keys=1)
-    return Records(pairs, exact, doubled)
+        decoded = Records(pairs, exact)
+    doubled = _doubled(members, decoded.values(), keys=1)
+    return decoded._replace(doubled=doubled)
+
+
+def _find_exact(values: Iterable[Any]) -> frozenset[int]:
+    """The numbers of those values that orjson refuses to write, or may write otherwise."""
+    return frozenset(number for number, value in enumerate(values) if _is_exact(value))
+
+
+def _is_exact(value: Any) -> bool:
+    try:
+        orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return True
+    return _look_into(value)[1]
 
 
 def _doubled(texts: Iterable[bytes], values: Iterable[Any], *, keys: int = 0) -> frozenset[int]:
@@ -157,14 +179,20 @@ def encode(records: Records, kind: Kind) -> bytes | memoryview:
     separator = FRAMINGS[kind].separator
     if kind == "jsonl":
         return separator.join(
-            _line(key, record, exact=records.exact) for key, record in records.pairs
+            _line(key, record, exact=number in records.exact)
+            for number, (key, record) in enumerate(records.pairs)
         )
-    members = dict(records.pairs)
-    if len(members) == len(records.pairs):
-        return _members(members, exact=records.exact)
-    return separator.join(
-        _members({key: record}, exact=records.exact) for key, record in records.pairs
-    )
+    if records.by_key is not None and not records.exact:
+        return _members(records.by_key)
+    # Records of one kind are written together, and equal keys apart.
+    parts: list[bytes | memoryview] = []
+    numbered = enumerate(records.pairs)
+    for is_exact, group in groupby(numbered, lambda pair: pair[0] in records.exact):
+        pairs = [pair for _, pair in group]
+        members = dict(pairs)
+        together = [members] if len(members) == len(pairs) else [{k: v} for k, v in pairs]
+        parts += (_exact_members(one) if is_exact else _members(one) for one in together)
+    return separator.join(parts)
 
 
 def to_json(value: Any) -> str:
@@ -185,10 +213,11 @@ def _decode_lines(data: bytes) -> Records:
         strings = _count_unless_lossy(values)
     except orjson.JSONDecodeError:
         pass
-    exact = strings is None
+    exact = frozenset[int]()
     if strings is None:
         values = _exact_lines(lines)
         strings = count_strings(values)
+        exact = _find_exact(values)
     doubled = frozenset[int]() if has_no_more_strings(data, strings) else _doubled(lines, values)
     return Records([_keyed(value) for value in values], exact, doubled)
 
@@ -224,16 +253,18 @@ def _check_nesting(text: bytes, records: Iterable[Any]) -> None:
         raise NotJsonError("a record is nested too deep")
 
 
-def _members(members: dict[str, Any], *, exact: bool) -> bytes | memoryview:
+def _members(members: dict[str, Any]) -> bytes | memoryview:
     """The members of an object indented by two spaces, without the braces around them."""
-    if exact:
-        text = json.dumps(members, indent=2, ensure_ascii=False)
-        return text[_INSIDE].encode("utf-8", "surrogate_as_json")
     try:
         # A view leaves the braces out without a copy.
         return memoryview(orjson.dumps(members, option=orjson.OPT_INDENT_2))[_INSIDE]
     except orjson.JSONEncodeError:  # nested deeper than orjson writes, or a weight past 64 bits
-        return _members(members, exact=True)
+        return _exact_members(members)
+
+
+def _exact_members(members: dict[str, Any]) -> bytes:
+    text = json.dumps(members, indent=2, ensure_ascii=False)
+    return text[_INSIDE].encode("utf-8", "surrogate_as_json")
 
 
 def _line(key: str, record: dict[str, Any], *, exact: bool) -> bytes:
@@ -270,8 +301,23 @@ def _count_unless_lossy(values: Iterable[Any]) -> int | None:
                         others.append(item)  # noqa: PERF401  # nearly all are integers
             elif value.__class__ is not int:
                 others.append(value)
-    inside, is_lossy = _look_into(others) if others else (0, False)
-    return None if is_lossy else strings + inside
+    inside = _count_inside(others) if others else 0
+    return None if inside is None else strings + inside
+
+
+def _count_inside(values: list[Any]) -> int | None:
+    """What `_count_unless_lossy` gives for a few values of any kind."""
+    # orjson writes them faster than a loop in Python looks at each: the strings are then counted by
+    # their quotes, and large floats are those that are written with an exponent. It refuses objects
+    # in objects at a depth far below what is allowed.
+    try:
+        text = orjson.dumps(values)
+    except orjson.JSONEncodeError:
+        text = b""
+    if text and not _EXPONENT.search(text):
+        return (text.count(b'"') - escaped_quotes(text)) // 2
+    strings, is_lossy = _look_into(values)
+    return None if is_lossy else strings
 
 
 def count_strings(value: Any) -> int:

@@ -30,10 +30,11 @@ def has_no_more_strings(data: bytes, strings: int) -> bool:
     # Only the two quotes around a string are not escaped. Most parts have no other quotes, and then
     # the first comparison is proof enough, since there are at least as many strings as were found.
     quotes = data.count(b'"')
-    return quotes == 2 * strings or quotes - _escaped_quotes(data) == 2 * strings
+    return quotes == 2 * strings or quotes - escaped_quotes(data) == 2 * strings
 
 
-def _escaped_quotes(data: bytes) -> int:
+def escaped_quotes(data: bytes) -> int:
+    """The number of quotes inside the strings of `data`, which is any part of valid JSON."""
     return _ESCAPED.findall(data).count(b'\\"')
 
 

@@ -108,7 +108,7 @@ def option_sets(draw):
     )
     affix = PLAIN_AFFIX | st.sampled_from(["{", "a|"])
     fit_tokens, fit_by = draw(
-        st.sampled_from([(None, "drop"), (None, "drop"), (2, "drop"), (9, "drop"), (16, "trim")])
+        st.sampled_from([(None, "drop"), (None, "drop"), (2, "drop"), (9, "drop"), (24, "trim")])
     )
     return MergeOptions(
         layout=layout,

@@ -9,7 +9,7 @@ from builders.metadata import run
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from capmerge.captions import lines, merge_plain
+from capmerge.captions import line_counts, lines, merge_fast
 from capmerge.captions import merge as merging
 from capmerge.captions.templates import MergeOptions
 from capmerge.commands.merge_blocks import BlockMerger
@@ -501,8 +501,7 @@ def test_wrong_probabilities_are_found(tmp_path, monkeypatch):
     """A merge rule that repeats lines in another ratio than asked for is found."""
     merge = MergeOptions(lines=("{tags}=3", "{caption}"))
     equally = lambda shares: [1] * len(shares)  # noqa: E731
-    monkeypatch.setattr(merge_plain, "whole_weights", equally)
-    monkeypatch.setattr(merging, "cached_weights", equally)
+    monkeypatch.setattr(line_counts, "whole_weights", equally)
     path, target = rewritten(tmp_path, dumped({"k": {"tags": "t", "caption": "c"}}), merge)
     with pytest.raises(DataError, match="other probabilities"):
         verified(path, target, merge)
@@ -516,7 +515,7 @@ def test_wrong_spans_are_found(tmp_path, monkeypatch):
         return dataclasses.replace(whole(self, draw), tag_span=(0, 3))
 
     monkeypatch.setattr(lines.LineWriter, "fill", shifted)
-    monkeypatch.setattr(merge_plain.PlainMerge, "serves", lambda _: False)
+    monkeypatch.setattr(merge_fast.FastMerge, "serves", lambda _: False)
     merge = MergeOptions(layout="concat-caption-first")
     path, target = rewritten(tmp_path, dumped({"k": {"tags": "tags", "caption": "caption"}}), merge)
     with pytest.raises(DataError, match=r"the span \[0, 3\)"):

@@ -20,7 +20,7 @@ def write(path, out, blocks):
     file, begun = AtomicFile(path), []
     writer = RecordWriter(file, out)
     for pairs in blocks:
-        body = bytes(encode(Records(pairs, exact=False), out.kind))
+        body = bytes(encode(Records(pairs), out.kind))
         for number, part in enumerate(out.parts(body)):
             writer.write(part, new_block=number == 0)
         begun.append((writer.block_start, body))

@@ -101,7 +101,7 @@ def test_what_is_no_json_is_an_error(data):
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl"])
-@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("exact", [frozenset(), frozenset({0, 2})])
 def test_what_a_rewrite_writes_is_placed_without_parsing(kind, exact):
     """The spans of records in encoded output hold exactly the bytes of each record."""
     pairs = list(RECORDS.items())

@@ -14,7 +14,7 @@ from capmerge.metadata.pieces import MiscutError, recut
 from capmerge.metadata.pool import Pool
 from capmerge.metadata.receiver import Receiver
 from capmerge.metadata.work import Sink, Stream, Work, iter_output
-from capmerge.metadata.worker import no_garbage_collection
+from capmerge.metadata.worker import steady_memory
 
 
 def run_blocks(
@@ -40,7 +40,7 @@ def run_blocks(
     """
     receiver = Receiver(sinks, collect, progress)
     if jobs == 1:
-        with no_garbage_collection():
+        with steady_memory():
             return _run_here(source, layout, make_work(), receiver)
     with Pool(
         source,

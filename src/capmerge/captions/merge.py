@@ -46,14 +46,14 @@ def copy_of(record: Any) -> Any:
 
 
 class Merger:
-    """Merges records under one set of options and counts what it sees in `tally`.
+    """Merges records under one set of options and counts what it sees.
 
     `reserved` are further field names that a record must not have.
     """
 
     def __init__(self, options: MergeOptions, reserved: Collection[str] = ()) -> None:
         self.options = options
-        self.tally = Tally()
+        self._tally = Tally()
         self._format_fields = tuple(reserved)
         self._reader = TextReader(options)
         self._chooser = TemplateChooser(options)
@@ -62,14 +62,21 @@ class Merger:
         self._fitter = Fitter(options, self.lines.line, literals) if options.fit_tokens else None
         self._fast = self._tried = None
         if FastMerge.serves(options):
-            self._fast = FastMerge(options, literals, reserved, self.tally)
+            self._fast = FastMerge(options, literals, reserved, self._tally)
             self._tried = FastMerge(options, literals, reserved, Tally()) if self._fitter else None
+
+    @property
+    def tally(self) -> Tally:
+        """The counts of the records so far."""
+        if self._fast:
+            self._fast.count()
+        return self._tally
 
     def merge_all(
         self, records: Collection[Any]
     ) -> list[tuple[int, UnmergeableError | RewrittenError]]:
         """Merge all records of a block in place; return the number and error of each failure."""
-        self.tally.records += len(records)
+        self._tally.records += len(records)
         listed = list(records)
         numbers, lengths = self._merge_fast(listed)
         if not numbers:
@@ -133,7 +140,7 @@ class Merger:
         """
         if not isinstance(record, dict):
             raise UnmergeableError(f"the record is {json_name(record)}, expected an object.")
-        tally = self.tally
+        tally = self._tally
         # A record that an earlier run has rewritten is refused, or passed through unchanged.
         if MARK in record:
             if not self.options.allow_rewritten:
@@ -232,7 +239,7 @@ class Merger:
 
     def _count(self, record: Record, texts: RecordTexts, choice: Choice, fit: FitResult) -> None:
         """Count the kind of a source record, and what happened to its draws."""
-        tally = self.tally
+        tally = self._tally
         tally.fit_left_out += len(fit.left_out)
         tally.fit_cut += len(fit.cut)
         tally.fit_too_long += fit.too_long
@@ -256,5 +263,5 @@ class Merger:
         if self.options.inline and len(set(lines)) > 1:
             if wildcard := self.lines.wildcard(repeated):
                 return wildcard
-            self.tally.inline_as_lines += 1
+            self._tally.inline_as_lines += 1
         return "\n".join(lines)

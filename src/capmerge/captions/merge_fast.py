@@ -38,6 +38,7 @@ class FastMerge:
         self._options, self._tally = options, tally
         self._reserved = frozenset(reserved)
         self._shapes = Shapes(options, literals)
+        self._merged: list[Shape] = []
         editor = options.tag_editor()
         self._edit = editor.edit if editor else None
         # Braces beside a stand-in for them that is in a literal text, or in another field, need care.
@@ -70,10 +71,10 @@ class FastMerge:
         other_fields = (tags_field, caption_field) != ("tags", "caption")
         edit, spaces = self._edit, options.underscores == "space"
         adds_image_size = options.image_size is not False
-        reserved, two_lines = self._reserved, shapes.two_lines
+        reserved, two_lines, merged = self._reserved, shapes.two_lines, self._merged
         others: list[int] = []
-        merged: list[Shape] = []
-        sized = 0
+        each, first = options.caption_lines == "each", options.caption_lines == "first"
+        sized = paragraphs = 0
         for number, record in enumerate(records):
             # A record that cannot be merged, or that an earlier run has rewritten, needs care.
             if (
@@ -113,24 +114,30 @@ class FastMerge:
                 captions, _ = self._captions(caption)
                 tally.special_tokens += any(map(has_special_token, (tags, *captions)))
 
-            # The lines that are written. Lines can only be equal if they are equally long.
-            several = "\n" in caption or "\r" in caption
-            spans = None
-            if two_lines and tags and caption and tags != caption and not several:
-                shape, lines, written = two_lines, (tags, caption), both
+            # The lines that are written. Only lines of the same length can be equal.
+            if "\n" in caption or "\r" in caption:
+                parts = split_lines(caption)
+                captions = [*filter(None, map(str.strip, parts))]
+                if each:
+                    paragraphs += len(captions) < len(parts)
+                else:
+                    captions = captions[:1] if first else [" ".join(captions)]
+            elif two_lines and tags and caption and tags != caption:
+                captions = None
             else:
-                captions, has_paragraphs = self._captions(caption)
-                tally.paragraphs += has_paragraphs
+                captions = [caption] if caption else []
+            if captions is None:
+                shape, lines, written, spans = two_lines, (tags, caption), both, None
+            else:
                 shape = shapes[len(captions) if tags else ~len(captions)]
                 lines = shape.lines(tags, captions)
                 if len(set(map(len, lines))) < len(lines) and len(set(lines)) < len(lines):
                     shape = shapes.of_equal(shape, lines)
                 written = shape.written(lines)
-                spans = shape.spans(tags, captions)
-                tally.inline_as_lines += shape.is_wildcard and written[0] != "{"
+                spans = shape.spans(tags, captions) if shape.spanned else None
+                if shape.is_wildcard:
+                    tally.inline_as_lines += written[0] != "{"
             merged.append(shape)
-            if drawn is not None:
-                drawn.append(lines)
 
             # What the source was like.
             if edited is not None:
@@ -141,6 +148,8 @@ class FastMerge:
                 note_like_names(record, options, tally, tags=has_tags, caption=bool(caption))
             if other_fields:
                 tally.replaced += replaces_unread(record, options)
+            if drawn is not None:
+                drawn.append(lines)
 
             # The fields.
             record.pop("tags", None)
@@ -157,10 +166,15 @@ class FastMerge:
                 record[TAG_SPANS] = spans
             record[MARK] = shape.letters
         tally.image_size_added += sized
-        for shape, count in Counter(merged).items():
-            tally.kinds[shape.kind] += count
-            tally.count_repeats(count, shape.repeats)
+        tally.paragraphs += paragraphs
         return others
+
+    def count(self) -> None:
+        """Count the shapes of the records that were merged since the last call."""
+        for shape, count in Counter(self._merged).items():
+            self._tally.kinds[shape.kind] += count
+            self._tally.count_repeats(count, shape.repeats)
+        self._merged.clear()
 
     def _captions(self, caption: str) -> tuple[list[str], bool]:
         """Return the lines of a stripped caption as `caption_lines` asks.
@@ -170,7 +184,7 @@ class FastMerge:
         if "\n" not in caption and "\r" not in caption:
             return [caption] if caption else [], False
         lines = split_lines(caption)
-        captions = [stripped for line in lines if (stripped := line.strip())]
+        captions = [*filter(None, map(str.strip, lines))]
         match self._options.caption_lines:
             case "each":
                 return captions, len(captions) < len(lines)

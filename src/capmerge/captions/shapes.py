@@ -24,6 +24,7 @@ _MOST_DRAWS, _MOST_EQUAL_DRAWS, _MOST_SHAPES = 256, 12, 1024
 _Pick: TypeAlias = Callable[[Sequence[Any]], Sequence[Any]]
 _Line: TypeAlias = tuple[str, str, str, str]
 """A template: the order of its fields (`t`, `c`, `tc` or `ct`), and the texts around them."""
+_BARE: list[_Line] = [("t", "", "", ""), ("c", "", "", "")]
 
 
 @dataclass(eq=False, frozen=True, slots=True)
@@ -34,6 +35,8 @@ class _Draws:
     letters: list[str]
     """The letter of each draw."""
     weights: DrawWeights
+    is_bare: bool
+    """True for the tags and then the captions, without any text around."""
 
 
 @dataclass(eq=False, frozen=True, slots=True)
@@ -56,6 +59,8 @@ class Shape:
 
     def lines(self, tags: str, captions: list[str]) -> list[str]:
         """Return the line of each draw."""
+        if self.draws.is_bare:
+            return [tags, *captions]
         lines: list[str] = []
         for order, before, between, after in self.draws.templates:
             if order == "t":
@@ -80,10 +85,10 @@ class Shape:
             return "{" + "|".join(repeated) + "}"
         return written
 
-    def spans(self, tags: str, captions: list[str]) -> list[list[int]] | None:
+    def spans(self, tags: str, captions: list[str]) -> list[list[int]]:
         """Return the [start, end) of the tags in each written line of tags beside a caption."""
-        if self.spanned is None:
-            return None
+        if not self.spanned:
+            return []
         spans: list[list[int]] = []
         for order, before, between, _ in self.draws.templates:
             start = len(before)
@@ -112,22 +117,17 @@ class Shapes(dict[int, Shape]):
         self._chooser = TemplateChooser(options)
         self._equal: dict[tuple[_Draws, tuple[int, ...]], Shape] = {}
         shape = self[1]
-        bare = [("t", "", "", ""), ("c", "", "", "")]
-        simple = shape.draws.templates == bare and not shape.repeated and not shape.is_wildcard
-        self.two_lines = shape if simple and not shape.weights else None
+        written = shape.written(["t", "c"]) if shape.draws.is_bare else ""
+        self.two_lines = shape if written == "t\nc" and not shape.weights else None
         """The shape of tags and one caption line, if these are written as they are."""
 
     def __missing__(self, key: int) -> Shape:
         has_tags, captions = key >= 0, key if key >= 0 else ~key
         texts = RecordTexts("tags" if has_tags else "", [str(number) for number in range(captions)])
         draws = self._chooser.choose(texts).draws
-        weights = DrawWeights(
-            [(draw.template, draw.share) for draw in draws],
-            by_field=self._options.weights == "field",
-        )
         shape = self._shape(
             kind_of(texts.tags, texts.captions),
-            _Draws(self._lines(draws, captions), [d.template.style for d in draws], weights),
+            self._draws(draws, captions),
             range(len(draws)),
         )
         if len(draws) <= _MOST_DRAWS:
@@ -167,18 +167,24 @@ class Shapes(dict[int, Shape]):
             _picker(beside) if beside else None,
         )
 
-    def _lines(self, draws: Sequence[Draw], captions: int) -> list[_Line]:
-        """Return the templates of some draws; each gives a draw for every caption it holds."""
-        lines: list[_Line] = []
+    def _draws(self, draws: Sequence[Draw], captions: int) -> _Draws:
+        # A template that holds the caption gives a draw for each of its lines.
+        templates: list[_Line] = []
         number = 0
         while number < len(draws):
             template = draws[number].template
             order = "".join(field[0] for field in template.fields)
             literals = self._literals(template)
             between = literals[1] if len(literals) > 2 else ""
-            lines.append((order, literals[0], between, literals[-1]))
+            templates.append((order, literals[0], between, literals[-1]))
             number += captions if "caption" in template.fields else 1
-        return lines
+        shares = [(draw.template, draw.share) for draw in draws]
+        return _Draws(
+            templates,
+            [draw.template.style for draw in draws],
+            DrawWeights(shares, by_field=self._options.weights == "field"),
+            templates == _BARE,
+        )
 
 
 def _picker(numbers: list[int]) -> _Pick:

@@ -92,7 +92,9 @@ def decode(data: bytes | memoryview, kind: Kind, *, last: bool) -> Records:
     if strings is None:
         records = _loads(text)
         _check_nesting(text, records.values())
-        strings = count_strings(list(records.values()))
+        strings = _count_unless_lossy(records.values())
+        if strings is None:
+            strings = count_strings(list(records.values()))
         exact = _find_exact({key: record} for key, record in records.items())
     decoded = Records(records.items(), exact, by_key=records)
     if has_no_more_strings(text, strings + len(records)):
@@ -129,10 +131,11 @@ def _find_exact(values: Iterable[Any]) -> frozenset[int]:
 
 def _is_exact(value: Any) -> bool:
     try:
-        orjson.dumps(value)
+        text = orjson.dumps(value)
     except orjson.JSONEncodeError:
         return True
-    return _look_into(value)[1]
+    # What is not finite becomes null, and a large number has an exponent.
+    return (b"null" in text or _EXPONENT.search(text) is not None) and _look_into(value)[1]
 
 
 def _doubled(texts: Iterable[bytes], values: Iterable[Any], *, keys: int = 0) -> frozenset[int]:

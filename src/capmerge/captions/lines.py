@@ -14,6 +14,7 @@ from capmerge.captions.wildcard import (
     TooManyOutcomesError,
     escape,
     has_brace,
+    has_stand_in,
     outcomes,
     space_groups,
     space_stand_ins,
@@ -114,6 +115,10 @@ class LineWriter:
         ):
             return False
         if not any(has_brace(alternative.line) for alternative in repeated):
+            return True
+        # Doubled braces can only fuse with the outer ones, or with stand-ins.
+        inside = wildcard[1:-1]
+        if not (has_stand_in(inside) or inside.startswith("{") or inside.endswith("}")):
             return True
         try:
             return outcomes(wildcard) == outcomes(

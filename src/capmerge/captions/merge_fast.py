@@ -41,11 +41,8 @@ class FastMerge:
         self._merged: list[Shape] = []
         editor = options.tag_editor()
         self._edit = editor.edit if editor else None
-        # Braces beside a stand-in for them that is in a literal text, or in another field, need care.
-        self._escapes = not (
-            options.inline
-            or options.caption_wildcards
-            or any(map(has_stand_in, _literal_texts(options)))
+        self._never_escapes = options.caption_wildcards or any(
+            map(has_stand_in, _literal_texts(options))
         )
         self._fields_touch = any("" in template.literals[1:-1] for template in options.templates())
 
@@ -55,7 +52,7 @@ class FastMerge:
 
         Their literal texts must need no escaping, and templates must name only tags and caption.
         """
-        if options.other_fields() or options.lists or (options.fit_tokens and options.inline):
+        if options.other_fields() or (options.fit_tokens and options.inline):
             return False
         return not any(char in text for text in _literal_texts(options) for char in "{}|")
 
@@ -105,7 +102,7 @@ class FastMerge:
                 tags = spaced(tags)
             both = f"{tags}\n{caption}"
             if "{" in both or "}" in both:
-                if not self._escapes or (self._fields_touch and has_stand_in(both)):
+                if self._needs_care(tags, caption):
                     others.append(number)
                     continue
                 both = escape(both)
@@ -192,6 +189,21 @@ class FastMerge:
                 return [" ".join(captions)], False
             case "first":
                 return captions[:1], False
+
+
+    def _needs_care(self, tags: str, caption: str) -> bool:
+        """Return whether these texts, which hold braces, need more than to double them.
+
+        They do where braces may meet a stand-in for them that is in another text, or the braces of
+        an in-line wildcard.
+        """
+        if self._never_escapes:
+            return True
+        inline = self._options.inline
+        if (inline or self._fields_touch) and has_stand_in(f"{tags}{caption}"):
+            return True
+        starts, ends = {tags[:1], caption[:1]}, {tags[-1:], caption[-1:]}
+        return inline and ("\n" in caption or "\r" in caption or "{" in starts or "}" in ends)
 
 
 def _literal_texts(options: MergeOptions) -> list[str]:

@@ -24,6 +24,9 @@ _MOST_DRAWS, _MOST_EQUAL_DRAWS, _MOST_SHAPES = 256, 12, 1024
 _Pick: TypeAlias = Callable[[Sequence[Any]], Sequence[Any]]
 _Line: TypeAlias = tuple[str, str, str, str]
 """A template: the order of its fields (`t`, `c`, `tc` or `ct`), and the texts around them."""
+_Span: TypeAlias = tuple[int, int, int]
+"""Tags beside a caption: how many letters of literal text are before them, the number of the caption
+that is before them or -1, and how often their line is written."""
 _BARE: list[_Line] = [("t", "", "", ""), ("c", "", "", "")]
 
 
@@ -34,6 +37,8 @@ class _Draws:
     templates: list[_Line]
     letters: list[str]
     """The letter of each draw."""
+    spans: list[tuple[int, int]]
+    """The first two numbers of each draw's `_Span`; they count only where its letter is `b`."""
     weights: DrawWeights
     is_bare: bool
     """True for the tags and then the captions, without any text around."""
@@ -54,8 +59,8 @@ class Shape:
     """True if the alternatives are written as one in-line wildcard where that is possible."""
     repeated: _Pick | None
     """Picks the lines that are written from those of the draws; None if they are the same."""
-    spanned: _Pick | None
-    """Picks the tag spans that are written; None if no line holds tags beside a caption."""
+    spanned: list[_Span]
+    """The spans that are written."""
 
     def lines(self, tags: str, captions: list[str]) -> list[str]:
         """Return the line of each draw."""
@@ -69,7 +74,8 @@ class Shape:
                 bare = not (before or after)
                 lines += captions if bare else [f"{before}{text}{after}" for text in captions]
             elif order == "tc":
-                lines += [f"{before}{tags}{between}{caption}{after}" for caption in captions]
+                head = f"{before}{tags}{between}"
+                lines += [f"{head}{caption}{after}" for caption in captions]
             else:
                 lines += [f"{before}{caption}{between}{tags}{after}" for caption in captions]
         return lines
@@ -87,22 +93,13 @@ class Shape:
 
     def spans(self, tags: str, captions: list[str]) -> list[list[int]]:
         """Return the [start, end) of the tags in each written line of tags beside a caption."""
-        if not self.spanned:
-            return []
+        size = len(tags)
         spans: list[list[int]] = []
-        for order, before, between, _ in self.draws.templates:
-            start = len(before)
-            if order == "t":
-                spans.append([])
-            elif order == "c":
-                spans += [[]] * len(captions)
-            elif order == "tc":
-                spans += [[start, start + len(tags)]] * len(captions)
-            else:
-                start += len(between)
-                starts = [start + len(caption) for caption in captions]
-                spans += [[start, start + len(tags)] for start in starts]
-        return list(self.spanned(spans))
+        for start, number, times in self.spanned:
+            if number >= 0:
+                start += len(captions[number])
+            spans += [[start, start + size]] * times
+        return spans
 
 
 class Shapes(dict[int, Shape]):
@@ -155,7 +152,6 @@ class Shapes(dict[int, Shape]):
             firsts.setdefault(place, number)
         written = [firsts[place] for place, count in enumerate(repeats.counts) for _ in range(count)]
         letters = "".join([draws.letters[number] for number in written])
-        beside = [number for number in written if draws.letters[number] == "b"]
         return Shape(
             kind,
             draws,
@@ -164,24 +160,33 @@ class Shapes(dict[int, Shape]):
             repeats.weights if self._options.weights == "field" and written else None,
             self._options.inline and len(firsts) > 1,
             None if written == list(range(len(places))) else _picker(written),
-            _picker(beside) if beside else None,
+            [
+                (*draws.spans[first], count)
+                for first, count in zip(firsts.values(), repeats.counts, strict=True)
+                if draws.letters[first] == "b" and count
+            ],
         )
 
     def _draws(self, draws: Sequence[Draw], captions: int) -> _Draws:
         # A template that holds the caption gives a draw for each of its lines.
         templates: list[_Line] = []
-        number = 0
-        while number < len(draws):
-            template = draws[number].template
+        spans: list[tuple[int, int]] = []
+        while len(spans) < len(draws):
+            template = draws[len(spans)].template
             order = "".join(field[0] for field in template.fields)
             literals = self._literals(template)
             between = literals[1] if len(literals) > 2 else ""
             templates.append((order, literals[0], between, literals[-1]))
-            number += captions if "caption" in template.fields else 1
+            before = len(literals[0])
+            spans += (
+                (before + len(between), number) if order == "ct" else (before, -1)
+                for number in range(captions if "caption" in template.fields else 1)
+            )
         shares = [(draw.template, draw.share) for draw in draws]
         return _Draws(
             templates,
             [draw.template.style for draw in draws],
+            spans,
             DrawWeights(shares, by_field=self._options.weights == "field"),
             templates == _BARE,
         )

@@ -2,8 +2,10 @@
 
 import itertools
 import re
-from functools import lru_cache
 
+_MOST_KNOWN = 1 << 16
+_LONGEST_KNOWN = 200  # characters; longer texts between commas are no tags
+_NOT_BEHIND_TWO = re.compile(r"_(?<![0-9A-Za-z][0-9A-Za-z]_)")
 # Because of the look-behind, a long run of spaces without a line break is tried once, not from each
 # of its characters.
 _LINE_BREAK = re.compile(r"(?<![ \t,])[ \t,]*+[\r\n][ \t,\r\n]*")
@@ -28,12 +30,24 @@ def spaced(tags: str) -> str:
     ...) never have two letters or digits side by side, and its other tags with an underscore always
     do.
     """
-    if "_" not in tags:
-        return tags
-    return ",".join(map(_spaced_tag, tags.split(","))).strip()
+    # Right behind two letters or digits, an underscore belongs to no emoticon, nor do the others of
+    # that tag. Mostly all are such.
+    if not _NOT_BEHIND_TWO.search(tags):
+        return tags.replace("_", " ").strip()
+    return ",".join(map(_SPACED.__getitem__, tags.split(","))).strip()
 
 
-@lru_cache(maxsize=1 << 16)  # a data set's tags are a few ten thousand, repeated by the million
-def _spaced_tag(tag: str) -> str:
-    emoticon = not any(a.isalnum() and b.isalnum() for a, b in itertools.pairwise(tag))
-    return tag if emoticon else tag.replace("_", " ")
+class _SpacedTags(dict[str, str]):
+    """Tags with spaces, remembered: those of a data set are some ten thousand, each used often."""
+
+    def __missing__(self, tag: str) -> str:
+        emoticon = not any(a.isalnum() and b.isalnum() for a, b in itertools.pairwise(tag))
+        text = tag if emoticon else tag.replace("_", " ")
+        if len(tag) <= _LONGEST_KNOWN:
+            if len(self) >= _MOST_KNOWN:
+                self.clear()
+            self[tag] = text
+        return text
+
+
+_SPACED = _SpacedTags()

@@ -22,7 +22,7 @@ from capmerge.metadata.scan import IMAGE_PATH, MAX_NESTING, nests_too_deep
 
 Pair = tuple[str, Any]
 
-_EXPONENT = re.compile(rb"e(?<=[0-9]e)[0-9]")
+_EXPONENT = re.compile(rb"e(?<=[0-9]e)\+?[0-9]")
 _INT64_OVERFLOW = float(1 << 63)
 _INSIDE = slice(len(FRAMINGS["json"].opening), -len(FRAMINGS["json"].closing))
 

@@ -15,7 +15,7 @@ from capmerge.captions.fit import FitResult, Fitter
 from capmerge.captions.like_names import note_like_names
 from capmerge.captions.line_counts import DrawWeights
 from capmerge.captions.lines import Alternative, LineWriter
-from capmerge.captions.merge_fast import FastMerge
+from capmerge.captions.merge_fast import Drawn, FastMerge
 from capmerge.captions.record_texts import (
     Record,
     RecordTexts,
@@ -101,18 +101,52 @@ class Merger:
             return range(len(records)), None
         if self._fitter is None or self._tried is None:
             return self._fast.merge_all(records), None
-        # With --fit a record may be merged the fast way only if its lines fit. They are known only
-        # after a merge, so a copy is merged first, which counts into a tally of its own.
-        copies = [copy_of(record) for record in records]
-        drawn: list[Sequence[str]] = []
-        unknown = set(self._tried.merge_all(copies, drawn))
+        # The lines of a record are known only after a merge, so a copy is merged first, which counts
+        # into a tally of its own.
+        drawn: list[Drawn] = []
+        unknown = set(self._tried.merge_all(map(copy_of, records), drawn))
         tried = [number for number in range(len(records)) if number not in unknown]
-        lengths = dict(zip(tried, self._fitter.lengths_of(drawn), strict=True))
+        found = self._fitter.lengths_of([one.lines for one in drawn])
+        lengths = dict(zip(tried, found, strict=True))
         limit = self._fitter.limit
-        fitting = {number for number in tried if max(lengths[number], default=0) <= limit}
-        self._fast.merge_all([records[number] for number in tried if number in fitting])
-        others = [number for number in range(len(records)) if number not in fitting]
+        lines: dict[int, list[str] | None] = {
+            number: None for number in tried if max(lengths[number], default=0) <= limit
+        }
+        lines |= self._cut_fast(
+            {
+                number: one
+                for number, one in zip(tried, drawn, strict=True)
+                if number not in lines and one.can_be_cut
+            },
+            lengths,
+        )
+        fitting = sorted(lines)
+        self._fast.merge_all(
+            [records[number] for number in fitting], lines=[lines[number] for number in fitting]
+        )
+        others = [number for number in range(len(records)) if number not in lines]
         return others, [lengths.get(number) for number in others]
+
+    def _cut_fast(
+        self, drawn: dict[int, Drawn], lengths: dict[int, list[int]]
+    ) -> dict[int, list[str]]:
+        """Return the lines of those records that `--fit N trim` makes fit by cutting their texts.
+
+        Only then a record is merged as if its texts had been so short.
+        """
+        if self._fitter is None or self.options.fit_by != "trim":
+            return {}
+        fits = self._fitter.fit(
+            [one.draws() for one in drawn.values()], [lengths[number] for number in drawn]
+        )
+        cut = {
+            number: fit
+            for number, fit in zip(drawn, fits, strict=True)
+            if all(was.template is now.template for was, now in fit.cut)
+        }
+        self._tally.fit_cut += sum(len(fit.cut) for fit in cut.values())
+        self._tally.fit_too_long += sum(fit.too_long for fit in cut.values())
+        return {number: [self.lines.line(draw) for draw in fit.draws] for number, fit in cut.items()}
 
     def fit_all(self, records: Sequence[Any], lengths: _Lengths = None) -> list[FitResult | None]:
         """Return the `fit` of each of many records, faster than one by one; empty without `--fit`.

@@ -7,7 +7,7 @@ few records that need care are left to the general rule; a test compares the two
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
 from capmerge.captions.like_names import note_like_names
@@ -17,8 +17,27 @@ from capmerge.captions.shapes import Shape, Shapes
 from capmerge.captions.size import is_size
 from capmerge.captions.tags import one_line, spaced
 from capmerge.captions.tally import Tally, count_sizes
-from capmerge.captions.templates import MergeOptions
-from capmerge.captions.wildcard import escape, has_stand_in
+from capmerge.captions.templates import Draw, MergeOptions
+from capmerge.captions.wildcard import escape, has_brace, has_stand_in
+
+
+class Drawn(NamedTuple):
+    """The draws of one record."""
+
+    shape: Shape
+    tags: str
+    captions: list[str]
+    lines: list[str]
+    """The line of each draw."""
+
+    @property
+    def can_be_cut(self) -> bool:
+        """True if nothing depends on the texts but the lines, and these are as they are drawn."""
+        return not (self.shape.spanned or any(map(has_brace, self.lines)))
+
+    def draws(self) -> list[Draw]:
+        """Return the draws themselves."""
+        return self.shape.draws.of(self.tags, self.captions)
 
 
 class FastMerge:
@@ -57,11 +76,15 @@ class FastMerge:
         return not any(char in text for text in _literal_texts(options) for char in "{}|")
 
     def merge_all(
-        self, records: Iterable[Any], drawn: list[Sequence[str]] | None = None
+        self,
+        records: Iterable[Any],
+        drawn: list[Drawn] | None = None,
+        lines: Sequence[list[str] | None] | None = None,
     ) -> list[int]:
         """Merge `records` in place; return the numbers of those that need care.
 
-        These are not touched. For each merged record, the lines of its draws are added to `drawn`.
+        These are not touched. The draws of each merged record are added to `drawn`. `lines` are
+        those of each record's draws where they are not the usual ones.
         """
         options, tally, shapes = self._options, self._tally, self._shapes
         tags_field, caption_field = options.tags_field, options.caption_field
@@ -71,6 +94,7 @@ class FastMerge:
         reserved, two_lines, merged = self._reserved, shapes.two_lines, self._merged
         others: list[int] = []
         each, first = options.caption_lines == "each", options.caption_lines == "first"
+        simple = two_lines is not None and drawn is None and lines is None
         sized = paragraphs = 0
         for number, record in enumerate(records):
             # A record that cannot be merged, or that an earlier run has rewritten, needs care.
@@ -119,18 +143,22 @@ class FastMerge:
                     paragraphs += len(captions) < len(parts)
                 else:
                     captions = captions[:1] if first else [" ".join(captions)]
-            elif two_lines and tags and caption and tags != caption:
+            elif simple and tags and caption and tags != caption:
                 captions = None
             else:
                 captions = [caption] if caption else []
             if captions is None:
-                shape, lines, written, spans = two_lines, (tags, caption), both, None
+                shape, written, spans = two_lines, both, None
             else:
                 shape = shapes[len(captions) if tags else ~len(captions)]
-                lines = shape.lines(tags, captions)
-                if len(set(map(len, lines))) < len(lines) and len(set(lines)) < len(lines):
-                    shape = shapes.of_equal(shape, lines)
-                written = shape.written(lines)
+                found = shape.lines(tags, captions)
+                if drawn is not None:
+                    drawn.append(Drawn(shape, tags, captions, found))
+                elif lines is not None:
+                    found = lines[number] or found
+                if len(set(map(len, found))) < len(found) and len(set(found)) < len(found):
+                    shape = shapes.of_equal(shape, found)
+                written = shape.written(found)
                 spans = shape.spans(tags, captions) if shape.spanned else None
                 if shape.is_wildcard:
                     tally.inline_as_lines += written[0] != "{"
@@ -145,8 +173,6 @@ class FastMerge:
                 note_like_names(record, options, tally, tags=has_tags, caption=bool(caption))
             if other_fields:
                 tally.replaced += replaces_unread(record, options)
-            if drawn is not None:
-                drawn.append(lines)
 
             # The fields.
             record.pop("tags", None)

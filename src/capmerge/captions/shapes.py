@@ -34,6 +34,8 @@ _BARE: list[_Line] = [("t", "", "", ""), ("c", "", "", "")]
 class _Draws:
     """The draws of all records with the same number of texts."""
 
+    prepared: list[tuple[Draw, int]]
+    """Each draw, but for its texts, and the number of its caption."""
     templates: list[_Line]
     letters: list[str]
     """The letter of each draw."""
@@ -42,6 +44,13 @@ class _Draws:
     weights: DrawWeights
     is_bare: bool
     """True for the tags and then the captions, without any text around."""
+
+    def of(self, tags: str, captions: list[str]) -> list[Draw]:
+        """Return the draws of a record with these texts."""
+        return [
+            Draw(draw.template, tags, captions[number] if captions else "", draw.share)
+            for draw, number in self.prepared
+        ]
 
 
 @dataclass(eq=False, frozen=True, slots=True)
@@ -184,6 +193,7 @@ class Shapes(dict[int, Shape]):
             )
         shares = [(draw.template, draw.share) for draw in draws]
         return _Draws(
+            [(draw, int(draw.caption or 0)) for draw in draws],
             templates,
             [draw.template.style for draw in draws],
             spans,

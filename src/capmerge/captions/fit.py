@@ -124,12 +124,19 @@ class Fitter:
         draws = [draw for draw, _ in measured]
         if all(length <= self.limit for _, length in measured):
             return FitResult(draws, [], [], 0)
-        longest = max(self.limit, min(length for _, length in measured))
-        kept = [draw for draw, length in measured if length <= longest]
-        left_out = [draw for draw, length in measured if length > longest]
-        return FitResult(
-            _dealt_again(draws, kept), left_out, [], len(kept) if longest > self.limit else 0
-        )
+        numbers, too_long = self.kept([length for _, length in measured])
+        kept = [draws[number] for number in numbers]
+        left_out = [draw for number, draw in enumerate(draws) if number not in numbers]
+        return FitResult(dealt_again(draws, kept), left_out, [], too_long)
+
+    def kept(self, lengths: Sequence[int]) -> tuple[list[int], int]:
+        """Return the numbers of the draws that `drop` keeps of a record, and how many are too long.
+
+        `lengths` are the token lengths of its draws.
+        """
+        longest = max(self.limit, min(lengths))
+        kept = [number for number, length in enumerate(lengths) if length <= longest]
+        return kept, len(kept) if longest > self.limit else 0
 
     def _trim(self, records: list[list[tuple[Draw, int]]]) -> list[FitResult]:
         too_long = [
@@ -307,7 +314,7 @@ def _sentence_ends(text: str) -> Iterator[int]:
             yield match.end()
 
 
-def _dealt_again(draws: list[Draw], kept: list[Draw]) -> list[Draw]:
+def dealt_again(draws: list[Draw], kept: list[Draw]) -> list[Draw]:
     """Return the kept draws with the shares of those left out dealt among them.
 
     A share stays with its template while a draw of that template is kept; the shares of templates

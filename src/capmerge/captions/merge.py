@@ -15,7 +15,7 @@ from capmerge.captions.fit import FitResult, Fitter
 from capmerge.captions.like_names import note_like_names
 from capmerge.captions.line_counts import DrawWeights
 from capmerge.captions.lines import Alternative, LineWriter
-from capmerge.captions.merge_fast import Drawn, FastMerge
+from capmerge.captions.merge_fast import Drawn, FastMerge, Fitted
 from capmerge.captions.record_texts import (
     Record,
     RecordTexts,
@@ -101,7 +101,7 @@ class Merger:
             return range(len(records)), None
         if self._fitter is None or self._tried is None:
             return self._fast.merge_all(records), None
-        # The lines of a record are known only after a merge, so a copy is merged first, which counts
+        # The lines of a record are known only after a merge, so a copy is merged first. That counts
         # into a tally of its own.
         drawn: list[Drawn] = []
         unknown = set(self._tried.merge_all(map(copy_of, records), drawn))
@@ -109,44 +109,47 @@ class Merger:
         found = self._fitter.lengths_of([one.lines for one in drawn])
         lengths = dict(zip(tried, found, strict=True))
         limit = self._fitter.limit
-        lines: dict[int, list[str] | None] = {
+        fitted: dict[int, Fitted | None] = {
             number: None for number in tried if max(lengths[number], default=0) <= limit
         }
-        lines |= self._cut_fast(
-            {
-                number: one
-                for number, one in zip(tried, drawn, strict=True)
-                if number not in lines and one.can_be_cut
-            },
-            lengths,
-        )
-        fitting = sorted(lines)
+        too_long = {
+            number: one for number, one in zip(tried, drawn, strict=True) if number not in fitted
+        }
+        fitted |= self._drop(too_long, lengths) or self._trim(too_long, lengths)
+        numbers = sorted(fitted)
         self._fast.merge_all(
-            [records[number] for number in fitting], lines=[lines[number] for number in fitting]
+            [records[number] for number in numbers], fitted=[fitted[number] for number in numbers]
         )
-        others = [number for number in range(len(records)) if number not in lines]
+        others = [number for number in range(len(records)) if number not in fitted]
         return others, [lengths.get(number) for number in others]
 
-    def _cut_fast(
-        self, drawn: dict[int, Drawn], lengths: dict[int, list[int]]
-    ) -> dict[int, list[str]]:
-        """Return the lines of those records that `--fit N trim` makes fit by cutting their texts.
+    def _drop(self, drawn: dict[int, Drawn], lengths: dict[int, list[int]]) -> dict[int, Fitted]:
+        """Return the draws that `--fit N drop` leaves in each record; none with `trim`."""
+        if self._fitter is None or self._fast is None or self.options.fit_by != "drop":
+            return {}
+        dropped: dict[int, Fitted] = {}
+        for number, one in drawn.items():
+            kept, too_long = self._fitter.kept(lengths[number])
+            self._tally.fit_left_out += len(one.lines) - len(kept)
+            self._tally.fit_too_long += too_long
+            dropped[number] = self._fast.keep(one, kept)
+        return dropped
 
-        Only then a record is merged as if its texts had been so short.
-        """
+    def _trim(self, drawn: dict[int, Drawn], lengths: dict[int, list[int]]) -> dict[int, Fitted]:
+        """Return the draws of the records that `--fit N trim` makes fit by cutting texts alone."""
         if self._fitter is None or self.options.fit_by != "trim":
             return {}
+        plain = {number: one for number, one in drawn.items() if one.can_be_cut}
         fits = self._fitter.fit(
-            [one.draws() for one in drawn.values()], [lengths[number] for number in drawn]
+            [one.draws() for one in plain.values()], [lengths[number] for number in plain]
         )
-        cut = {
-            number: fit
-            for number, fit in zip(drawn, fits, strict=True)
-            if all(was.template is now.template for was, now in fit.cut)
-        }
-        self._tally.fit_cut += sum(len(fit.cut) for fit in cut.values())
-        self._tally.fit_too_long += sum(fit.too_long for fit in cut.values())
-        return {number: [self.lines.line(draw) for draw in fit.draws] for number, fit in cut.items()}
+        trimmed: dict[int, Fitted] = {}
+        for (number, one), fit in zip(plain.items(), fits, strict=True):
+            if all(was.template is now.template for was, now in fit.cut):
+                self._tally.fit_cut += len(fit.cut)
+                self._tally.fit_too_long += fit.too_long
+                trimmed[number] = one.shape, [self.lines.line(draw) for draw in fit.draws]
+        return trimmed
 
     def fit_all(self, records: Sequence[Any], lengths: _Lengths = None) -> list[FitResult | None]:
         """Return the `fit` of each of many records, faster than one by one; empty without `--fit`.

@@ -7,7 +7,7 @@ few records that need care are left to the general rule; a test compares the two
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
 from capmerge.captions.like_names import note_like_names
@@ -19,6 +19,9 @@ from capmerge.captions.tags import one_line, spaced
 from capmerge.captions.tally import Tally, count_sizes
 from capmerge.captions.templates import Draw, MergeOptions
 from capmerge.captions.wildcard import escape, has_brace, has_stand_in
+
+Fitted: TypeAlias = tuple[Shape, list[str]]
+"""The shape of the draws that `--fit` left in a record, and the line of each."""
 
 
 class Drawn(NamedTuple):
@@ -79,22 +82,22 @@ class FastMerge:
         self,
         records: Iterable[Any],
         drawn: list[Drawn] | None = None,
-        lines: Sequence[list[str] | None] | None = None,
+        fitted: Sequence[Fitted | None] | None = None,
     ) -> list[int]:
         """Merge `records` in place; return the numbers of those that need care.
 
-        These are not touched. The draws of each merged record are added to `drawn`. `lines` are
-        those of each record's draws where they are not the usual ones.
+        These are not touched. The draws of each merged record are added to `drawn`. `fitted` are
+        what `--fit` has made of the draws of each record, or None where they fit.
         """
         options, tally, shapes = self._options, self._tally, self._shapes
         tags_field, caption_field = options.tags_field, options.caption_field
         other_fields = (tags_field, caption_field) != ("tags", "caption")
         edit, spaces = self._edit, options.underscores == "space"
         adds_image_size = options.image_size is not False
-        reserved, two_lines, merged = self._reserved, shapes.two_lines, self._merged
+        reserved, merged = self._reserved, self._merged
+        two_lines = shapes.two_lines if drawn is None and fitted is None else None
         others: list[int] = []
         each, first = options.caption_lines == "each", options.caption_lines == "first"
-        simple = two_lines is not None and drawn is None and lines is None
         sized = paragraphs = 0
         for number, record in enumerate(records):
             # A record that cannot be merged, or that an earlier run has rewritten, needs care.
@@ -136,26 +139,24 @@ class FastMerge:
                 tally.special_tokens += any(map(has_special_token, (tags, *captions)))
 
             # The lines that are written. Only lines of the same length can be equal.
-            if "\n" in caption or "\r" in caption:
-                parts = split_lines(caption)
-                captions = [*filter(None, map(str.strip, parts))]
-                if each:
-                    paragraphs += len(captions) < len(parts)
-                else:
-                    captions = captions[:1] if first else [" ".join(captions)]
-            elif simple and tags and caption and tags != caption:
-                captions = None
-            else:
-                captions = [caption] if caption else []
-            if captions is None:
+            several = "\n" in caption or "\r" in caption
+            if two_lines and tags and caption and tags != caption and not several:
                 shape, written, spans = two_lines, both, None
             else:
+                captions = [caption] if caption else []
+                if several:
+                    parts = split_lines(caption)
+                    captions = [*filter(None, map(str.strip, parts))]
+                    if each:
+                        paragraphs += len(captions) < len(parts)
+                    else:
+                        captions = captions[:1] if first else [" ".join(captions)]
                 shape = shapes[len(captions) if tags else ~len(captions)]
                 found = shape.lines(tags, captions)
                 if drawn is not None:
                     drawn.append(Drawn(shape, tags, captions, found))
-                elif lines is not None:
-                    found = lines[number] or found
+                elif fitted is not None and (changed := fitted[number]):
+                    shape, found = changed
                 if len(set(map(len, found))) < len(found) and len(set(found)) < len(found):
                     shape = shapes.of_equal(shape, found)
                 written = shape.written(found)
@@ -192,6 +193,10 @@ class FastMerge:
         tally.paragraphs += paragraphs
         return others
 
+    def keep(self, one: Drawn, kept: list[int]) -> Fitted:
+        """Return some of the draws of a record, which take over the shares of the others."""
+        return self._shapes.of_kept(one.shape, kept), [one.lines[number] for number in kept]
+
     def count(self) -> None:
         """Count the shapes of the records that were merged since the last call."""
         for shape, count in Counter(self._merged).items():
@@ -215,7 +220,6 @@ class FastMerge:
                 return [" ".join(captions)], False
             case "first":
                 return captions[:1], False
-
 
     def _needs_care(self, tags: str, caption: str) -> bool:
         """Return whether these texts, which hold braces, need more than to double them.

@@ -7,10 +7,11 @@ record.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, TypeAlias
 
+from capmerge.captions.fit import dealt_again
 from capmerge.captions.line_counts import DrawWeights, Repeats
 from capmerge.captions.line_template import Template
 from capmerge.captions.record_texts import RecordTexts
@@ -25,8 +26,8 @@ _Pick: TypeAlias = Callable[[Sequence[Any]], Sequence[Any]]
 _Line: TypeAlias = tuple[str, str, str, str]
 """A template: the order of its fields (`t`, `c`, `tc` or `ct`), and the texts around them."""
 _Span: TypeAlias = tuple[int, int, int]
-"""Tags beside a caption: how many letters of literal text are before them, the number of the caption
-that is before them or -1, and how often their line is written."""
+"""Tags beside a caption: the length of the literal text before them, the number of the caption that
+is before them or -1, and how often their line is written."""
 _BARE: list[_Line] = [("t", "", "", ""), ("c", "", "", "")]
 
 
@@ -42,6 +43,7 @@ class _Draws:
     spans: list[tuple[int, int]]
     """The first two numbers of each draw's `_Span`; they count only where its letter is `b`."""
     weights: DrawWeights
+    by_field: bool
     is_bare: bool
     """True for the tags and then the captions, without any text around."""
 
@@ -51,6 +53,17 @@ class _Draws:
             Draw(draw.template, tags, captions[number] if captions else "", draw.share)
             for draw, number in self.prepared
         ]
+
+    def part(self, kept: list[int]) -> "_Draws":
+        """Return some of the draws, which take over the shares of the others."""
+        draws = [draw for draw, _ in self.prepared]
+        dealt = dealt_again(draws, [draws[number] for number in kept])
+        return replace(
+            self,
+            letters=[self.letters[number] for number in kept],
+            spans=[self.spans[number] for number in kept],
+            weights=_weights(dealt, by_field=self.by_field),
+        )
 
 
 @dataclass(eq=False, frozen=True, slots=True)
@@ -105,9 +118,8 @@ class Shape:
         size = len(tags)
         spans: list[list[int]] = []
         for start, number, times in self.spanned:
-            if number >= 0:
-                start += len(captions[number])
-            spans += [[start, start + size]] * times
+            begin = start + len(captions[number]) if number >= 0 else start
+            spans += [[begin, begin + size]] * times
         return spans
 
 
@@ -122,6 +134,7 @@ class Shapes(dict[int, Shape]):
         self._options, self._literals = options, literals
         self._chooser = TemplateChooser(options)
         self._equal: dict[tuple[_Draws, tuple[int, ...]], Shape] = {}
+        self._kept: dict[tuple[_Draws, tuple[int, ...]], Shape] = {}
         shape = self[1]
         written = shape.written(["t", "c"]) if shape.draws.is_bare else ""
         self.two_lines = shape if written == "t\nc" and not shape.weights else None
@@ -153,13 +166,25 @@ class Shapes(dict[int, Shape]):
                 self._equal[key] = found
         return found
 
+    def of_kept(self, shape: Shape, kept: list[int]) -> Shape:
+        """Return what becomes of a record of this shape if only some of its draws are kept."""
+        key = shape.draws, tuple(kept)
+        found = self._kept.get(key)
+        if found is None:
+            found = self._shape(shape.kind, shape.draws.part(kept), range(len(kept)))
+            if len(kept) <= _MOST_EQUAL_DRAWS and len(self._kept) < _MOST_SHAPES:
+                self._kept[key] = found
+        return found
+
     def _shape(self, kind: Kind, draws: _Draws, places: Sequence[int]) -> Shape:
         """Return the shape of records whose draws give the alternatives of these numbers."""
         repeats = draws.weights.repeats(places)
         firsts: dict[int, int] = {}
         for number, place in enumerate(places):
             firsts.setdefault(place, number)
-        written = [firsts[place] for place, count in enumerate(repeats.counts) for _ in range(count)]
+        written = [
+            firsts[place] for place, count in enumerate(repeats.counts) for _ in range(count)
+        ]
         letters = "".join([draws.letters[number] for number in written])
         return Shape(
             kind,
@@ -191,15 +216,20 @@ class Shapes(dict[int, Shape]):
                 (before + len(between), number) if order == "ct" else (before, -1)
                 for number in range(captions if "caption" in template.fields else 1)
             )
-        shares = [(draw.template, draw.share) for draw in draws]
+        by_field = self._options.weights == "field"
         return _Draws(
             [(draw, int(draw.caption or 0)) for draw in draws],
             templates,
             [draw.template.style for draw in draws],
             spans,
-            DrawWeights(shares, by_field=self._options.weights == "field"),
+            _weights(draws, by_field=by_field),
+            by_field,
             templates == _BARE,
         )
+
+
+def _weights(draws: Sequence[Draw], *, by_field: bool) -> DrawWeights:
+    return DrawWeights([(draw.template, draw.share) for draw in draws], by_field=by_field)
 
 
 def _picker(numbers: list[int]) -> _Pick:

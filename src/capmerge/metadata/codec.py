@@ -53,6 +53,8 @@ class Records(NamedTuple):
 
     def keys(self) -> list[str]:
         """The keys of the records."""
+        if self.by_key is not None:
+            return list(self.by_key)
         return [key for key, _ in self.pairs]
 
     def doubled_keys(self) -> list[str]:

@@ -1,15 +1,16 @@
 """Keys that a file holds more than once, told at the end of a run in bounded memory.
 
-Workers note the keys of their blocks, which are kept on disk until the end. Then their 64-bit
-hashes are compared, a part of them at a time. Where some are equal, the keys themselves are
-compared, so two keys that only share a hash are not taken for one. Only a file with more than
-`_EXACT_KEYS` different repeated keys is counted by hashes alone; among 12 million different keys
-two have the same hash with a chance of 1 in 250,000.
+Workers note the keys of their blocks, which are kept on disk until the end. If all are in ascending
+order, none is repeated. Otherwise their 64-bit hashes are compared, a part of them at a time. Where
+some are equal, the keys themselves are compared, so two keys that only share a hash are not taken
+for one. Only a file with more than `_EXACT_KEYS` different repeated keys is counted by hashes
+alone; among 12 million different keys two have the same hash with a chance of 1 in 250,000.
 """
 
 from collections.abc import Iterator
 from contextlib import ExitStack
 from hashlib import blake2b
+from operator import lt
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -106,11 +107,22 @@ class _Spilled:
     def __init__(self, scratch: ScratchFile) -> None:
         self._scratch = scratch
         self.count = 0
+        self.ascending = True
+        """True if each key is larger than the one before it, so that no two are equal."""
+        self._begun = self._last = b""
 
     def write(self, data: Buffer, *, new_block: bool) -> None:  # noqa: ARG002  # a sink
         """Append keys."""
         self._scratch.write(data)
-        self.count += bytes(data).count(_END)
+        if not self.ascending:
+            self.count += bytes(data).count(_END)
+            return
+        *keys, self._begun = (self._begun + bytes(data)).split(_END)
+        if keys:
+            in_order = all(map(lt, keys, keys[1:]))
+            self.ascending = in_order and (self._last < keys[0] or not self.count)
+            self._last = keys[-1]
+            self.count += len(keys)
 
     def parts(self) -> Iterator[list[bytes]]:
         """All keys in the order of the file, some at a time."""
@@ -165,6 +177,8 @@ class KeyCheck:
 
     def _repeated(self) -> RepeatedKeys:
         count = self._keys.count
+        if self._keys.ascending:  # as in every file of sd-scripts, which sorts the paths
+            return RepeatedKeys()
         if count <= _WITHOUT_NUMPY:  # numpy would take longer to load than this takes
             hashes: set[int] = set()
             for keys in self._keys.parts():

@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from capmerge.captions import line_counts, lines, merge_fast
-from capmerge.captions import merge as merging
 from capmerge.captions.templates import MergeOptions
 from capmerge.commands.merge_blocks import BlockMerger
 from capmerge.commands.verify import verify

@@ -87,7 +87,9 @@ class Answer:
     number: int
     slot: int
     chunks: list[tuple[Stream, int, int]]
-    """The stream of each chunk, and its bytes [start, end) in the slot."""
+    """The stream of each chunk, and its bytes [start, end) in the slot.
+
+    Chunks of one stream that follow each other are one."""
     finished: bool
     error: MiscutError | CapmergeError | str | None = None
     """The reason why the block ended early; a string is the traceback of a bug."""
@@ -244,8 +246,11 @@ class _WorkerLoop:
                         slot, used, chunks = self._take_slot(work), 0, []
                     part = rest[: _SLOT_BYTES - used]
                     self._slots[slot][used : used + len(part)] = part
-                    chunks.append((stream, used, used + len(part)))
-                    used, rest = used + len(part), rest[len(part) :]
+                    start, end = used, used + len(part)
+                    if chunks and chunks[-1][0] == stream:  # the parent writes them at once
+                        start = chunks.pop()[1]
+                    chunks.append((stream, start, end))
+                    used, rest = end, rest[len(part) :]
         except (MiscutError, CapmergeError) as raised:
             error = raised
         except Exception:  # noqa: BLE001  # a bug, whose traceback the parent shows

@@ -37,6 +37,9 @@ KINDS = {
     "none": [f"a/{number}" for number in range(500)],
     "all of them": ["k"] * 500,
     "each twice, far apart": [f"a/{number % 250}" for number in range(500)],
+    "none, in ascending order": [f"a/{number:03}" for number in range(500)],
+    "the last, after others in ascending order": [*(f"a/{n:03}" for n in range(500)), "a/499"],
+    "one far back, after others in ascending order": [*(f"a/{n:03}" for n in range(500)), "a/007"],
     "odd keys": [
         "",
         "\0",

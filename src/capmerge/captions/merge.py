@@ -105,6 +105,7 @@ class Merger:
         # into a tally of its own.
         drawn: list[Drawn] = []
         unknown = set(self._tried.merge_all(map(copy_of, records), drawn))
+        self._tried.count()
         tried = [number for number in range(len(records)) if number not in unknown]
         found = self._fitter.lengths_of([one.lines for one in drawn])
         lengths = dict(zip(tried, found, strict=True))

@@ -134,14 +134,11 @@ class FastMerge:
                     continue
                 both = escape(both)
                 tags, _, caption = both.partition("\n")
-            if "|" in both and "<|" in both:
-                captions, _ = self._captions(caption)
-                tally.special_tokens += any(map(has_special_token, (tags, *captions)))
 
             # The lines that are written. Only lines of the same length can be equal.
             several = "\n" in caption or "\r" in caption
             if two_lines and tags and caption and tags != caption and not several:
-                shape, written, spans = two_lines, both, None
+                shape, captions, written, spans = two_lines, [caption], both, None
             else:
                 captions = [caption] if caption else []
                 if several:
@@ -166,6 +163,8 @@ class FastMerge:
             merged.append(shape)
 
             # What the source was like.
+            if "|" in both and "<|" in both:
+                tally.special_tokens += any(map(has_special_token, (tags, *captions)))
             if edited is not None:
                 tally.count_edits(edited.dropped, edited.replaced)
                 tally.all_tags_dropped += bool(edited.dropped) and not tags
@@ -203,23 +202,6 @@ class FastMerge:
             self._tally.kinds[shape.kind] += count
             self._tally.count_repeats(count, shape.repeats)
         self._merged.clear()
-
-    def _captions(self, caption: str) -> tuple[list[str], bool]:
-        """Return the lines of a stripped caption as `caption_lines` asks.
-
-        Also whether it was split at a blank line.
-        """
-        if "\n" not in caption and "\r" not in caption:
-            return [caption] if caption else [], False
-        lines = split_lines(caption)
-        captions = [*filter(None, map(str.strip, lines))]
-        match self._options.caption_lines:
-            case "each":
-                return captions, len(captions) < len(lines)
-            case "join":
-                return [" ".join(captions)], False
-            case "first":
-                return captions[:1], False
 
     def _needs_care(self, tags: str, caption: str) -> bool:
         """Return whether these texts, which hold braces, need more than to double them.

@@ -20,7 +20,7 @@ from capmerge.captions.template_choice import TemplateChooser
 from capmerge.captions.templates import Draw, MergeOptions
 
 # Shapes of more draws are too rare to be kept, and those with equal lines too different.
-_MOST_DRAWS, _MOST_EQUAL_DRAWS, _MOST_SHAPES = 256, 12, 1024
+_MOST_DRAWS, _MOST_EQUAL_DRAWS, _MOST_SHAPES = 192, 12, 1024
 
 _Pick: TypeAlias = Callable[[Sequence[Any]], Sequence[Any]]
 _Line: TypeAlias = tuple[str, str, str, str]
@@ -172,7 +172,8 @@ class Shapes(dict[int, Shape]):
         found = self._kept.get(key)
         if found is None:
             found = self._shape(shape.kind, shape.draws.part(kept), range(len(kept)))
-            if len(kept) <= _MOST_EQUAL_DRAWS and len(self._kept) < _MOST_SHAPES:
+            small = len(shape.draws.letters) <= _MOST_EQUAL_DRAWS
+            if small and len(self._kept) < _MOST_SHAPES:
                 self._kept[key] = found
         return found
 

@@ -102,7 +102,7 @@ def test_many_names_take_bounded_memory():
     for order in (names, names[::-1]):
         tally = Tally()
         for name in order:
-            note_like_names({name: "a"}, ["caption"], ("tags", "caption"), tally)
+            note_like_names({name: "a"}, MergeOptions(), tally, tags=True, caption=False)
             assert len(tally.like_named) <= 129
         keep_few_names(tally)
         totals.append(list(like_name_notes(tally)))

@@ -1,9 +1,10 @@
-"""Generated metadata of any size for the benchmarks, of three kinds. Equal arguments, equal bytes.
+"""Generated metadata of any size for the benchmarks, of four kinds. Equal arguments, equal bytes.
 
 - `plain`: the layout, lengths and word frequencies of a real `meta_lat.json`. A record is about
   1.17 kB, as in a file of 12 million records and 14 GB, and holds nothing that needs care.
 - `mixed`: plain records with the irregularities of real data sets, by the shares in `MIXED`.
 - `hostile`: records that make every fast path give up, by the shares in `HOSTILE`.
+- `deceptive`: records that look like other records inside; scripts/deceptive.py has their shapes.
 """
 
 import argparse
@@ -16,7 +17,9 @@ from json.encoder import encode_basestring, encode_basestring_ascii
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-Kind = Literal["plain", "mixed", "hostile"]
+from deceptive import Shape, deceptive_records
+
+Kind = Literal["plain", "mixed", "hostile", "deceptive"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Record: TypeAlias = dict[str, Any]
 
@@ -120,6 +123,9 @@ def records_of(kind: Kind = "plain", seed: int = 0) -> Iterator[tuple[str, Recor
     """Yield keys and records of a kind without end. The keys of all kinds are the same."""
     if kind == "plain":
         yield from Corpus(seed).records()
+        return
+    if kind == "deceptive":
+        yield from deceptive_records(seed)
         return
     change = {"mixed": _mix, "hostile": _harden}[kind]
     # Its own generator, so that the plain records below do not depend on what is changed in them.
@@ -225,9 +231,14 @@ def write_metadata(
 ) -> None:
     """Write a file of about `size_bytes`, of at most so many `records`.
 
-    `layout` is indent2, indent4 (raw UTF-8), compact, or jsonl.
+    `layout` is indent2, indent4 (raw UTF-8), indent0, compact, or jsonl.
     """
     _write(path, islice(records_of(kind, seed), records), size_bytes, layout)
+
+
+def write_deceptive(path: Path, size_bytes: int, shape: Shape, layout: str = "indent2") -> None:
+    """Write a file of about `size_bytes` of deceptive records of one shape."""
+    _write(path, deceptive_records(0, shape), size_bytes, layout)
 
 
 def write_huge_record(
@@ -250,12 +261,14 @@ def _write(path: Path, records: Iterable[tuple[str, Record]], size_bytes: int, l
     dumps: dict[str, Callable[[str, Record], str]] = {
         "indent2": lambda key, record: _indented(key, record, 2, encode_basestring_ascii),
         "indent4": lambda key, record: _indented(key, record, 4, encode_basestring),
+        "indent0": lambda key, record: json.dumps({key: record}, indent=0)[2:-2],
         "compact": lambda key, record: json.dumps({key: record})[1:-1],
         "jsonl": lambda key, record: json.dumps({"image_path": key, **record}),
     }
     opening, separator, closing = {
         "indent2": ("{\n", ",\n", "\n}"),
         "indent4": ("{\n", ",\n", "\n}"),
+        "indent0": ("{\n", ",\n", "\n}"),
         "compact": ("{", ", ", "}"),
         "jsonl": ("", "\n", "\n"),
     }[layout]

@@ -14,7 +14,17 @@ from pathlib import Path
 import pytest
 
 from capmerge.captions.wildcard import outcomes
-from synthetic import HOSTILE, KINDS, MIXED, kinds_of, records_of, write_huge_record, write_metadata
+from deceptive import SHAPES, deceptive_records
+from synthetic import (
+    HOSTILE,
+    KINDS,
+    MIXED,
+    kinds_of,
+    records_of,
+    write_deceptive,
+    write_huge_record,
+    write_metadata,
+)
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 NON_LATIN = re.compile("[\u03b1-\u03c9\u0430-\u044f\u0627-\u064a\u3042-\u3093\u4e00-\u5fff가-힣]")
@@ -138,9 +148,30 @@ def test_kinds_differ_from_plain_only_where_they_say(kind):
         assert record.keys() <= {*plain, "regions"}
 
 
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "huge"])
+def test_deceptive_records_of_each_shape_are_valid_in_every_layout(tmp_path, shape):
+    """A file of a deceptive shape holds whole records, and is read by any JSON library."""
+    expected = dict(islice(deceptive_records(0, shape), 1))
+    for layout in ("indent2", "indent0", "compact", "jsonl"):
+        write_deceptive(tmp_path / layout, 1, shape, layout)
+        written = json.loads((tmp_path / layout).read_text())
+        if layout == "jsonl":
+            written = {written.pop("image_path"): written}
+        assert written == expected
+
+
+def test_deceptive_records_look_like_records_inside():
+    """Most small records hold borders that a search for records finds, and some hold long runs."""
+    texts = [json.dumps({key: record}) for key, record in islice(deceptive_records(), 60)]
+    borders = re.compile(r'\},\s*"[^"]*":\s*\{')
+    assert sum(len(borders.findall(text)) > 10 for text in texts) == 30
+    assert sum('},", ": {' in text for text in texts) == 30
+    assert sum(bool(re.search(r"([^ ]{1,6})\1{200}", text)) for text in texts) == 10
+
+
 def test_kinds_of_a_command_line():
     """`--kinds` takes some of the kinds, in the order of the tables, and names a wrong one."""
-    assert kinds_of("plain,mixed,hostile") == KINDS
+    assert kinds_of("deceptive,plain,mixed,hostile") == KINDS
     assert kinds_of("hostile,plain") == ("plain", "hostile")
     with pytest.raises(argparse.ArgumentTypeError, match="unknown kind 'mixde', expected some of"):
         kinds_of("plain,mixde")

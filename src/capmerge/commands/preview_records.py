@@ -6,12 +6,16 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
-from capmerge.errors import UsageError, printable, quoted
-from capmerge.files.source import Source
+from capmerge.errors import StaleError, UsageError, printable, quoted
+from capmerge.files.source import FileSource, Source
+from capmerge.index.reader import open_index
 from capmerge.metadata.blocks import FileLayout
 from capmerge.metadata.codec import Pair
+from capmerge.metadata.key_search import find_record, read_record
 from capmerge.metadata.pieces import Piece, iter_source
 
+_MOST_SEARCHED = 8
+"""The most keys that are searched for one after the other, since each search reads the file."""
 Progress = Callable[[int], None]
 
 
@@ -78,8 +82,17 @@ def named_records(
 ) -> Iterator[Pair]:
     """The first record of each of these keys, in the order of the file.
 
+    A few records of a file are looked up in its index, if there is one that fits, or are found by
+    the bytes of their keys. Otherwise, and where there is no record of a key, the file is decoded.
+
     Raises `UsageError` at the end when the source has no record of a key.
     """
+    if isinstance(source, FileSource) and len(set(keys)) <= _MOST_SEARCHED:
+        starts = _indexed_records(source, keys) or _searched_records(source, layout, keys)
+        if starts is not None:
+            for start in sorted(starts):
+                yield read_record(source, layout, start)
+            return
     missing = dict.fromkeys(keys)
     stems = {_stem(key): key for key in missing}
     alike: dict[str, str] = {}
@@ -99,6 +112,37 @@ def named_records(
     hints = [f"Did you mean {quoted(alike[key])}?" for key in missing if key in alike]
     hint = " ".join(hints) or "Give whole keys, with folder and ending."
     raise UsageError(f"{printable(source.name)}: found no record {names} among {records:,}. {hint}")
+
+
+def _indexed_records(source: FileSource, keys: tuple[str, ...]) -> list[int] | None:
+    """The offset of the record of each key by the index beside the file.
+
+    Returns None where that does not tell: without an index that fits, where a key is missing, and
+    where keys are repeated, because then the index has only the last record of each key.
+    """
+    assert source.path is not None  # it is a file
+    try:
+        index = open_index(source.path)
+        if index.repeated:
+            return None
+        numbers = [number for key in dict.fromkeys(keys) for number in index.rows_of(key)]
+        starts = [int(index.offset[number]) for number in numbers]
+    except StaleError:
+        return None
+    return starts if len(starts) == len(set(keys)) else None
+
+
+def _searched_records(
+    source: FileSource, layout: FileLayout, keys: tuple[str, ...]
+) -> list[int] | None:
+    """The offset of the first record of each key; None where one of them has none."""
+    starts: list[int] = []
+    for key in dict.fromkeys(keys):
+        start = find_record(source, layout, key)
+        if start is None:
+            return None
+        starts.append(start)
+    return starts
 
 
 def _read(source: Source, layout: FileLayout, progress: Progress | None) -> Iterator[Piece]:

@@ -151,6 +151,15 @@ class Index:
                 return key, record
         raise self._changed(number)
 
+    def rows_of(self, key: str) -> list[int]:
+        """Return the number of the row of the record with this key; an empty list without one.
+
+        Raises `StaleError` as `read` does.
+        """
+        hashed = np.frombuffer(hash_of(stem_of(key).text), self.stem_hash.dtype)
+        numbers = np.flatnonzero(self.stem_hash == hashed).tolist()
+        return [number for number in numbers if self.read(number)[0] == key]
+
     def records_fingerprint(self) -> str:
         """Return a hash of the checksums of all records."""
         return hashlib.blake2b(self.checksum.data, digest_size=16).hexdigest()

@@ -17,7 +17,6 @@ _SCAN = JSONDecoder(
     object_pairs_hook=len, parse_int=len, parse_float=len, parse_constant=len
 ).raw_decode
 _COLON, _SPACE = re.compile(r"[ \t\n\r]*:[ \t\n\r]*"), re.compile(r"[ \t\n\r]*")
-_ESCAPED = re.compile(rb'\\[\\"]')
 _AFTER_STRINGS = b" \t\n\r:,}]"
 
 
@@ -35,7 +34,8 @@ def has_no_more_strings(data: bytes, strings: int) -> bool:
 
 def escaped_quotes(data: bytes) -> int:
     """The number of quotes inside the strings of `data`, which is any part of valid JSON."""
-    return _ESCAPED.findall(data).count(b'\\"')
+    # Without its escaped backslashes, a backslash before a quote escapes the quote.
+    return data.replace(b"\\\\", b"").count(b'\\"')
 
 
 def split_members(data: bytes) -> list[bytes]:

@@ -7,16 +7,22 @@ rewrite needs; here the end of every single record needs a proof, because its of
 an index.
 """
 
-from collections.abc import Generator, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 from capmerge.errors import DataError
 from capmerge.files.source import BytesSource
-from capmerge.metadata.blocks import PIECE_BYTES, Block, FileLayout, Kind, walk
+from capmerge.metadata.blocks import BLOCK_BYTES, PIECE_BYTES, Block, FileLayout, Kind, walk
+from capmerge.metadata.borders import Border, BorderCounter
 from capmerge.metadata.codec import NotJsonError, Pair, count_strings, decode, decode_members
 from capmerge.metadata.format import FRAMINGS, WRITTEN
 from capmerge.metadata.members import has_no_more_strings
 from capmerge.metadata.pieces import MiscutError
+
+FindCut = Callable[[int], tuple[int, int] | None]
+"""The end of the record that starts at an offset, and the next start; None if it is the last."""
+_SPACE = b" \t\n\r"
 
 
 class Placed(NamedTuple):
@@ -58,19 +64,18 @@ def _iter_lines(layout: FileLayout, block: Block, data: bytes) -> Iterator[Place
 
 def _iter_members(name: str, layout: FileLayout, block: Block, data: bytes) -> Iterator[Placed]:
     # The last block also holds the closing brace of the top-level object.
-    whole = data
+    whole = data.rstrip(_SPACE)
     if block.last:
-        whole = data.rstrip(b" \t\n\r")
         if whole[-1:] != b"}":
             raise MiscutError(block.start)
-        whole = whole[:-1].rstrip(b" \t\n\r")
-    # Guess the cuts of a batch and prove them all at once. Where that fails, or where a record has
-    # no cut that can be seen, a parser walks over the records. Guessing on would try every object
-    # inside a record in turn, which takes the square of their number.
+        whole = whole[:-1].rstrip(_SPACE)
+    # Find the cuts of a batch and prove them all at once. They are guessed until a guess is wrong,
+    # and from then on counted. Where that fails, too, a parser walks over the records.
     walkable = BytesSource(name, whole + b"}", block.start)
-    start = 0
+    guessing, start = not block.is_whole, 0
+    find_cut = _guesses(layout, whole) if guessing else _counted_cuts(whole, start)
     while start < len(whole):
-        spans, batch_end = _likely_spans(layout, whole, start)
+        spans, batch_end = _next_spans(find_cut, start, len(whole))
         objects = decode_members([whole[first:end] for first, end in spans])
         # An object may also be two members, where no cut was seen between them. If they have equal
         # keys, it has lost one of them.
@@ -82,6 +87,8 @@ def _iter_members(name: str, layout: FileLayout, block: Block, data: bytes) -> I
             for (first, end), members in zip(spans, objects, strict=True):
                 yield Placed(block.start + first, block.start + end, *members.items())
             start = batch_end
+        elif guessing:
+            guessing, find_cut = False, _counted_cuts(whole, start)
         else:
             following = yield from _iter_walked(
                 walkable, layout, block.start + start, block.start + batch_end
@@ -89,18 +96,40 @@ def _iter_members(name: str, layout: FileLayout, block: Block, data: bytes) -> I
             start = following - block.start
 
 
-def _likely_spans(
-    layout: FileLayout, whole: bytes, start: int
-) -> tuple[list[tuple[int, int]], int]:
-    """The likely [start, end) of each record in the next `PIECE_BYTES`, and the following start."""
-    spans, target = [], start + PIECE_BYTES
+def _next_spans(find_cut: FindCut, start: int, end: int) -> tuple[list[tuple[int, int]], int]:
+    """The [start, end) of each record in the next `PIECE_BYTES`, and the following start."""
+    spans, target = [], min(start + PIECE_BYTES, end)
     while start < target:
-        end, following = layout.find_cut(whole, start) or (len(whole), len(whole))
-        spans.append((start, end))
+        cut, following = find_cut(start) or (end, end)
+        spans.append((start, cut))
         start = following
-        if start == len(whole):
-            break
     return spans, start
+
+
+def _guesses(layout: FileLayout, whole: bytes) -> FindCut:
+    """A function that guesses the end of the record at an offset in `whole`."""
+    return lambda start: layout.find_cut(whole, start)
+
+
+def _counted_cuts(whole: bytes, start: int) -> FindCut:
+    """A function that knows the end of each record in `whole` from `start` on, by counting."""
+    counter, borders = BorderCounter(start), list[Border]()
+    while counter.place < len(whole):
+        borders += counter.feed(whole[counter.place : counter.place + BLOCK_BYTES])
+    starts = [border.next_start for border in borders]
+
+    def find_cut(start: int) -> tuple[int, int] | None:
+        number = bisect_right(starts, start)
+        if number == len(starts):
+            return None
+        end, following = borders[number]
+        if whole[end + 1 : following].strip(_SPACE):
+            return None
+        while whole[end - 1] in _SPACE:
+            end -= 1
+        return end, following
+
+    return find_cut
 
 
 def _iter_walked(

@@ -85,4 +85,4 @@ def _run_here(source: Source, layout: FileLayout, work: Work, receiver: Receiver
         if block.last:
             return block.end
         source.release(block.next_start)
-        block = next_block(source, layout, block.next_start)
+        block = next_block(source, layout, block.next_start, block.careful)

@@ -13,6 +13,7 @@ from capmerge.metadata.blocks import (
     Block,
     FileLayout,
     WalkedRecord,
+    counted_block,
     iter_pieces,
     next_block,
     walk,
@@ -33,12 +34,14 @@ class MiscutError(Exception):
 
 
 def recut(source: Source, layout: FileLayout, block: Block, miscut: MiscutError) -> Block:
-    """The block that begins where the bytes of `block` are not whole records, cut by a parser.
+    """The block that begins where the bytes of `block` are not whole records, cut more carefully.
+
+    Its end is counted if that of `block` was guessed, and else found by a parser.
 
     Raises `DataError` where the source is not valid, and when a parser had cut `block` already: it
     would find the same cut again and again.
     """
-    if block.walked:
+    if block.cut == "walked":
         raise DataError(
             source.name,
             miscut.offset,
@@ -46,7 +49,10 @@ def recut(source: Source, layout: FileLayout, block: Block, miscut: MiscutError)
             "found bytes that cannot be decoded, where a JSON parser found whole records before.",
             "Run again when nothing writes to the file.",
         )
-    return walked_block(source, layout, miscut.offset)
+    counted = counted_block(source, layout, miscut.offset) if block.cut == "guessed" else None
+    if counted and counted.end - counted.start <= layout.max_record_bytes:
+        return counted
+    return walked_block(source, layout, miscut.offset, block.careful)
 
 
 class Piece(NamedTuple):
@@ -95,7 +101,7 @@ def iter_source(source: Source, layout: FileLayout, *, keep: bool = False) -> It
             return
         if not keep:
             source.release(block.next_start)
-        block = next_block(source, layout, block.next_start)
+        block = next_block(source, layout, block.next_start, block.careful)
 
 
 def iter_pairs(source: Source, layout: FileLayout) -> Iterator[tuple[Piece, int, Pair]]:

@@ -218,16 +218,16 @@ class Pool:
 
     def _after(self, block: Block) -> Block | DataError | None:
         """The block after `block`; None when that was the last."""
-        return None if block.last else self._upcoming(block.next_start)
+        return None if block.last else self._upcoming(block.next_start, block.careful)
 
-    def _upcoming(self, start: int) -> Block | DataError:
+    def _upcoming(self, start: int, careful: int = 0) -> Block | DataError:
         """The block at `start`, or the error that the source has there.
 
         The error is not raised yet, because the blocks before it have to be written first, and may
         turn out to be cut wrong.
         """
         try:
-            return next_block(self._source, self._layout, start)
+            return next_block(self._source, self._layout, start, careful)
         except DataError as error:
             return error
 

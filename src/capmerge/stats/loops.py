@@ -26,18 +26,25 @@ def has_loop(text: str) -> bool:
     if size < TIMES * MIN_PHRASE:
         return False
     probe_size = min(16, max(MIN_PHRASE, size // 16))
+    window = MAX_PHRASE + probe_size
+    find = text.find
     for number in range(_PROBES):
         place = size * number // _PROBES
         probe = text[place : place + probe_size]
-        again = text.find(probe, place + 1, place + MAX_PHRASE + probe_size)
-        for _ in range(_MOST_TRIES):
-            if again < 0:
-                break
-            if row := _row(text, place, again - place):
-                if row >= size / 4:
-                    return True
-                break
-            again = text.find(probe, again + 1, place + MAX_PHRASE + probe_size)
+        again = find(probe, place + 1, place + window)
+        if again >= 0 and _loops_at(text, place, probe, again):
+            return True
+    return False
+
+
+def _loops_at(text: str, place: int, probe: str, again: int) -> bool:
+    """True if a phrase at `place` loops; its first letters, the `probe`, stand `again` there."""
+    for _ in range(_MOST_TRIES):
+        if row := _row(text, place, again - place):
+            return row >= len(text) / 4
+        again = text.find(probe, again + 1, place + MAX_PHRASE + len(probe))
+        if again < 0:
+            return False
     return False
 
 

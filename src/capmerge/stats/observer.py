@@ -1,7 +1,7 @@
 """Counting the content of rewritten records, where statistics spend their time next to tokenizing.
 
-Nearly all records hold one line of tags and one caption line, without braces: those are read in a
-flat loop, and all others by `alternatives`.
+Nearly all records are flat: each of their lines is one text. They are counted together with all
+records of the block whose lines are equally often, and all others are counted one by one.
 """
 
 import hashlib
@@ -9,10 +9,11 @@ import re
 from collections import Counter
 from collections.abc import Collection
 from fractions import Fraction
-from typing import NamedTuple
+from operator import itemgetter
+from typing import NamedTuple, TypeAlias
 
 from capmerge.captions.alternatives import TrainedAlternative, fields_of, trained_alternatives
-from capmerge.captions.fields import MARK, WEIGHTS
+from capmerge.captions.flat import Pattern, read_flat
 from capmerge.captions.size import Size, size_of
 from capmerge.captions.tally import kind_of
 from capmerge.captions.written import BrokenRecordError
@@ -23,17 +24,13 @@ from capmerge.stats.repeated_keys import joined_keys
 from capmerge.tokens.counter import TokenCounter
 from capmerge.tokens.vocabulary import BOS, EOS
 
-SPECIAL_LITERALS = {
-    **{token: re.compile(re.escape(token), re.IGNORECASE) for token in (BOS, EOS)},
-    "BREAK": re.compile(r"\bBREAK\b"),
-    "|||": re.compile(r"\|\|\|"),
-    "{ or }": re.compile(r"[{}]"),
-}
+_SPECIAL_TOKENS = {token: re.compile(re.escape(token), re.IGNORECASE) for token in (BOS, EOS)}
+_BREAK = re.compile(r"\bBREAK\b")
+SPECIAL_LITERALS = (*_SPECIAL_TOKENS, "BREAK", "|||", "{ or }")
 """Texts that have a meaning for a tokenizer or a trainer.
 
 The last one counts braces in a trained text, not those of a wildcard.
 """
-_HALF = (1, 2)
 
 
 class Observed(NamedTuple):
@@ -80,42 +77,39 @@ class Observer:
         of each record that is not as a rewrite writes it; no other figure includes these.
         """
         noted = self._noted
-        plain, keys, others, sizes = (noted.plain, noted.plain_keys, noted.others, noted.sizes)
+        sizes, groups = noted.sizes, noted.flat
         hashes = [bytes(8)] * len(pairs)
         failures: list[tuple[int, BrokenRecordError]] = []
         for number, (key, record) in enumerate(pairs):
             if left_out and number in left_out:
                 continue
-            # The usual record: one line of tags, one caption line, no braces and no weights.
-            caption = record.get("caption")
-            if record[MARK] == "tc" and caption.__class__ is str and WEIGHTS not in record:
-                lines = caption.split("\n")
-                if (
-                    len(lines) == 2
-                    and "{" not in caption
-                    and "}" not in caption
-                    and lines[0]
-                    and lines[1]
-                    and lines[0] != lines[1]
-                ):
-                    plain += lines
-                    keys.append(key)
-                    sizes.append(size_of(record))
-                    hashes[number] = caption_hash(lines[1])
-                    if has_loop(lines[1]):
-                        noted.loops.append(key)
+            if flat := read_flat(record):
+                pattern, texts = flat
+                group = groups.get(pattern)
+                if group is None:
+                    group = groups[pattern] = _FlatRecords([], [], [])
+                group.texts.extend(texts)
+                group.keys.append(key)
+                group.places.append(len(sizes))
+                captions = texts[pattern.captions]
+                text = record["caption"]
+                if "<" in text or "|" in text or "BREAK" in text or "{" in text or "}" in text:
+                    noted.with_literals += texts
+            else:
+                try:
+                    alternatives = trained_alternatives(record)
+                except BrokenRecordError as error:
+                    failures.append((number, error))
                     continue
-            # Any other record.
-            try:
-                alternatives = trained_alternatives(record)
-            except BrokenRecordError as error:
-                failures.append((number, error))
-                continue
-            others.append(_Other(len(keys), key, alternatives))
+                noted.others.append(_Other(len(sizes), key, alternatives))
+                captions = [text for texts in fields_of(alternatives)[1] for text in texts]
+            if captions:
+                hashes[number] = caption_hash(
+                    "\n".join(captions) if len(captions) > 1 else captions[0]
+                )
+                if any(map(has_loop, captions)):
+                    noted.loops.append(key)
             sizes.append(size_of(record))
-            hashes[number] = caption_hash(whole_caption(alternatives))
-            if any(has_loop(text) for texts in fields_of(alternatives)[1] for text in texts):
-                noted.loops.append(key)
         noted.hashes += hashes
         noted.places.append(place)
         self.stats.records.rejected += len(left_out) + len(failures)
@@ -131,15 +125,14 @@ class Observer:
                 resolutions[f"{width}x{height}"] += records
                 self.stats.size_fields[field] += records
         self.stats.resolutions.update(resolutions)
-        tokens = self._count_plain(noted.plain, noted.plain_keys)
-        other_tokens = self._count_others(noted.others)
+        by_place = self._count_flat(noted.flat)
+        by_place += self._count_others(noted.others)
+        self._count_literals(noted.with_literals)
         lines = ""
         if self._per_record:
-            listed = list(zip(noted.plain_keys, tokens, strict=True))
-            for other, counts in zip(reversed(noted.others), reversed(other_tokens), strict=True):
-                listed.insert(other.place, (other.key, counts))
             lines = "".join(
-                to_json({"key": key, "tokens": counts}) + "\n" for key, counts in listed
+                to_json({"key": key, "tokens": tokens}) + "\n"
+                for _, key, tokens in sorted(by_place, key=itemgetter(0))
             )
         return Observed(
             b"".join(noted.hashes),
@@ -148,25 +141,39 @@ class Observer:
             joined_keys(noted.loops),
         )
 
-    def _count_plain(self, texts: list[str], keys: list[str]) -> list[list[int]]:
-        """Count plain records; return the token lengths of each one's two alternatives."""
-        stats = self.stats
+    def _count_flat(self, groups: "dict[Pattern, _FlatRecords]") -> "list[_Tokens]":
+        """Count flat records; return the token lengths of their alternatives, if asked for."""
+        stats, found = self.stats, list[_Tokens]()
+        texts = [text for group in groups.values() for text in group.texts]
         counts = self._counter.count_tokens(texts)
-        tags, captions = counts[::2], counts[1::2]
-        stats.records.kinds["both"] += len(keys)
-        for lengths, field, style in ((tags, stats.tags, "t"), (captions, stats.captions, "c")):
-            field.add(lengths, keys)
-            stats.lines[style].add(lengths, keys, _HALF)
-        if self._t5:
-            stats.t5_lines.add(
-                self._t5.count_tokens(texts), [key for key in keys for _ in range(2)], _HALF
-            )
-        stats.uncounted_tags += texts[::2]
-        self._count_literals(texts)
-        return [[a, b] for a, b in zip(tags, captions, strict=True)]
+        t5_counts = self._t5.count_tokens(texts) if self._t5 else []
+        start = 0
+        for pattern, (texts, keys, places) in groups.items():
+            stats.records.kinds[pattern.kind] += len(keys)
+            width, end = len(pattern.styles), start + len(texts)
+            for number, (style, share) in enumerate(
+                zip(pattern.styles, pattern.shares, strict=True)
+            ):
+                lengths = counts[start + number : end : width]
+                stats.lines[style].add(lengths, keys, share)
+                if number == pattern.tags:
+                    stats.tags.add(lengths, keys)
+                    stats.uncounted_tags += texts[number::width]
+                if style == "c":
+                    stats.captions.add(lengths, keys)
+                if self._t5:
+                    stats.t5_lines.add(t5_counts[start + number : end : width], keys, share)
+            if self._per_record:
+                of_records = range(start, end, width)
+                found += [
+                    (place, key, counts[first : first + width])
+                    for place, key, first in zip(places, keys, of_records, strict=True)
+                ]
+            start = end
+        return found
 
-    def _count_others(self, others: "list[_Other]") -> list[list[int]]:
-        """Count records of any kind; return the token lengths of each one's alternatives."""
+    def _count_others(self, others: "list[_Other]") -> "list[_Tokens]":
+        """Count records of any kind; return the token lengths of their alternatives."""
         texts = dict.fromkeys(
             text
             for other in others
@@ -175,7 +182,7 @@ class Observer:
         )
         counted = dict(zip(texts, self._counter.count_tokens(list(texts)), strict=True))
         t5 = dict(zip(texts, self._t5.count_tokens(list(texts)), strict=True)) if self._t5 else None
-        return [self._count_other(other, counted, t5) for other in others]
+        return [(other.place, other.key, self._count_other(other, counted, t5)) for other in others]
 
     def _count_other(
         self, other: "_Other", counted: dict[str, int], t5: dict[str, int] | None
@@ -209,11 +216,18 @@ class Observer:
         return lengths
 
     def _count_literals(self, texts: list[str]) -> None:
+        literals = self.stats.literals
         for text in texts:
-            if "<" in text or "|" in text or "BREAK" in text or "{" in text or "}" in text:
-                self.stats.literals.update(
-                    name for name, pattern in SPECIAL_LITERALS.items() if pattern.search(text)
+            if "<|" in text:
+                literals.update(
+                    token for token, pattern in _SPECIAL_TOKENS.items() if pattern.search(text)
                 )
+            if "BREAK" in text and _BREAK.search(text):
+                literals["BREAK"] += 1
+            if "|||" in text:
+                literals["|||"] += 1
+            if "{" in text or "}" in text:
+                literals["{ or }"] += 1
 
 
 def whole_caption(alternatives: list[TrainedAlternative]) -> str:
@@ -231,11 +245,25 @@ def caption_hash(caption: str) -> bytes:
     return hashlib.blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
+_Tokens: TypeAlias = tuple[int, str, list[int]]
+"""The number of a record in its block, its key, and the token lengths of its alternatives."""
+
+
+class _FlatRecords(NamedTuple):
+    """The flat records of a block that have one pattern."""
+
+    texts: list[str]
+    """The alternatives of all of them, one record after the other."""
+    keys: list[str]
+    places: list[int]
+    """The number of each record among those of the block that are counted."""
+
+
 class _Other(NamedTuple):
-    """A record that is not plain."""
+    """A record that is not flat."""
 
     place: int
-    """The number of plain records noted before it."""
+    """Its number among the records of the block that are counted."""
     key: str
     alternatives: list[TrainedAlternative]
 
@@ -244,8 +272,8 @@ class _Noted:
     """The records of a block that are not counted yet."""
 
     def __init__(self) -> None:
-        self.plain: list[str] = []  # tags, caption, tags, caption, ...
-        self.plain_keys: list[str] = []
+        self.flat: dict[Pattern, _FlatRecords] = {}
+        self.with_literals: list[str] = []  # texts of flat records that may hold a literal
         self.others: list[_Other] = []
         self.hashes: list[bytes] = []
         self.sizes: list[Size | None] = []

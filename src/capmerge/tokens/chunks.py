@@ -79,8 +79,7 @@ class A1111Chunks(NamedTuple):
     token_count: int
 
 
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
-_ESCAPE = re.compile(r"\\([()\[\]\\]?)")
+_BREAK = re.compile(r"\bBREAK\b")
 
 
 def a1111_parts(text: str) -> list[str]:
@@ -94,7 +93,18 @@ def a1111_parts(text: str) -> list[str]:
     >>> a1111_parts(r"saber \(fate\) BREAK 1girl")
     ['saber (fate)', '1girl']
     """
-    return [_ESCAPE.sub(r"\1", part) for part in _BREAK.split(text)]
+    first, *others = _BREAK.split(text) if "BREAK" in text else [text]
+    if others:
+        *inner, last = others
+        first, *others = first.rstrip(), *(part.strip() for part in inner), last.lstrip()
+    return [_unescaped(part) for part in (first, *others)]
+
+
+def _unescaped(text: str) -> str:
+    """Return `text` without its backslashes; two in a row are one."""
+    if "\\" not in text:
+        return text
+    return "\\".join([part.replace("\\", "") for part in text.split("\\\\")])
 
 
 def a1111(text: str, tokenizer: ClipTokenizer) -> A1111Chunks:

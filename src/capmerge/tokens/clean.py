@@ -9,19 +9,25 @@ import re
 # The characters for which ftfy's work depends only on their neighbours inside the same
 # space-separated piece. Alone, ftfy changes none of them except quotes and the kind of line break,
 # and none composes with a neighbour under NFC. Some are left out although they are harmless alone:
-# the accented capitals A-circumflex and A-tilde, the ligature oe and Cyrillic, because ftfy's
-# heuristic for mojibake looks from them across a space; and capital sigma, whose lower case depends
-# on the letters around it.
+# the accented capitals A-circumflex and A-tilde, the ligature oe and the Cyrillic letter dje,
+# because ftfy's heuristic for mojibake looks from them across a space; and capital sigma, whose
+# lower case depends on the letters around it.
 _LOCAL = re.compile(
     "["
     # Printable ASCII, and white space that ftfy keeps white.
     "\t\n\r -~"
     # Accents and signs of Latin-1 and Latin Extended-A.
     "\u00a1-\u00ac\u00ae-\u00c1\u00c4-\u0131\u0134-\u0148\u014a-\u0151\u0154-\u017e"
+    # Greek, Cyrillic, Armenian, Hebrew, Arabic, Devanagari and Thai letters.
+    "\u0384-\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a4-\u0401\u0403-\u0482\u048a-\u052f"
+    "\u0531-\u0556\u0561-\u0587\u05d0-\u05ea\u0621-\u064a\u0660-\u0669\u0671-\u06d3"
+    "\u0904-\u0939\u0e01-\u0e30"
+    # Letters of Vietnamese, and other Latin letters with more than one sign.
+    "\u1e00-\u1eff"
     # Dashes, quotes, bullets and the ellipsis; currencies; the trade mark.
     "\u2010-\u2027\u2030-\u205e\u20a0-\u20bf\u2122"
     # Arrows, mathematics, boxes, geometric shapes, stars, hearts and dingbats.
-    "\u2190-\u2328\u2500-\u27bf"
+    "\u2190-\u2328\u2500-\u2adb\u2add-\u2bff"
     # CJK punctuation, kana, ideographs and Hangul syllables.
     "\u3001-\u3029\u3041-\u3096\u30a1-\u30ff\u4e00-\u9fff\uac00-\ud7a3"
     # Emoji, and the characters that join them.
@@ -61,6 +67,11 @@ def clean(text: str) -> str:
     return " ".join(text.split()).lower()
 
 
+def is_plain(text: str) -> bool:
+    """True when `text` is printable ASCII without entities: only its case and spaces can change."""
+    return text.isascii() and text.isprintable() and not ("&" in text and ";" in text)
+
+
 def is_local(text: str) -> bool:
     """True when ftfy would only uncurl quotes in `text`, alone and between other local pieces.
 
@@ -71,9 +82,11 @@ def is_local(text: str) -> bool:
     characters or on neighbours that are left out here. Control characters other than tab and line
     break are never local.
     """
+    if is_plain(text):
+        return True
     if "&" in text and ";" in text:
         return False
-    if (text.isascii() and text.isprintable()) or _TYPOGRAPHIC.fullmatch(text):
+    if _TYPOGRAPHIC.fullmatch(text):
         return True
     if _LOCAL.fullmatch(text) is None:
         return False

@@ -6,7 +6,7 @@ This module owns the sums over remembered pieces. It knows neither limits nor ch
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from capmerge.tokens.clean import is_local
+from capmerge.tokens.clean import is_local, is_plain
 from capmerge.tokens.tokenizer import ClipTokenizer, FileTokenizer
 
 if TYPE_CHECKING:
@@ -119,8 +119,10 @@ class TokenCounter:
         if len(unknown):
             unknown_texts = pieces.texts(unknown)
             numbers = dict(zip(unknown_texts, unknown.tolist(), strict=True))
-            local = list(filter(is_local, numbers))
-            new = dict(zip(local, tokenizer.count_each(local), strict=True))
+            plain = [text for text in numbers if is_plain(text)]
+            others = [text for text in numbers if not is_plain(text) and is_local(text)]
+            new = dict(zip(plain, tokenizer.count_ascii(plain), strict=True))
+            new |= zip(others, tokenizer.count_each(others), strict=True)
             counts[unknown] = [new.get(text, -1) for text in unknown_texts]
             foreign = unknown[counts[unknown] < 0]
             counts[foreign] = 0

@@ -16,9 +16,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from capmerge.captions.draw import draw_line
 from capmerge.captions.templates import MergeOptions
 from capmerge.cli.preview_text import Screen
+from capmerge.commands import preview_records
 from capmerge.commands.preview import Previewer, PreviewOptions, Sampling
 from capmerge.commands.preview_records import random_records
-from capmerge.files.source import BytesSource
+from capmerge.files.source import BytesSource, FileSource
 from capmerge.metadata.blocks import read_layout
 from capmerge.rng import SampleId
 from capmerge.tokens.chunk_text import chunk_text
@@ -532,3 +533,33 @@ def test_a_file_without_records_says_so(tmp_path):
     source = tmp_path / "empty.json"
     source.write_text("{}")
     assert "empty.json: the file holds no records." in run("preview", source).stdout
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_a_key_is_looked_up_in_the_index(tmp_path, monkeypatch, repeated):
+    """With an index that fits, no other record is read; not if it lacks records of equal keys."""
+    source, out = tmp_path / "in.json", tmp_path / "out.json"
+    members = [(f"k{n}", {"tags": f"tag {n}"}) for n in range(100)]
+    if repeated:
+        members.append(("k7", {"tags": "another"}))
+    source.write_text(f"{{{', '.join(json.dumps({key: r})[1:-1] for key, r in members)}}}")
+    assert run("rewrite", source, "-o", out, "--index").returncode == 0
+    searched = []
+    monkeypatch.setattr(
+        preview_records, "find_record", lambda *given: searched.append(given[2]) or 4
+    )
+    with FileSource(out) as opened:
+        layout = read_layout(opened)
+        found = dict(preview_records.named_records(opened, layout, ("k99", "k7"), None))
+    if repeated:
+        assert searched == ["k99", "k7"]
+    else:
+        assert {key: record["caption"] for key, record in found.items()} == {
+            "k7": "tag 7",
+            "k99": "tag 99",
+        }
+        assert searched == []
+        # An index of other content is not used.
+        out.write_text(out.read_text().replace("tag 99", "tag 100"))
+        shown = run("preview", out, "--key", "k99")
+        assert "tag 100" in shown.stdout, shown.stderr

@@ -480,7 +480,7 @@ def test_blocks_are_found_without_reading_them(monkeypatch):
     source.largest = 0
     block = next_block(source, layout, layout.first)
     assert not block.last
-    assert not block.walked
+    assert block.cut == "guessed"
     assert 2000 <= block.end - block.start < 2600
     assert source.largest <= 600
 
@@ -532,7 +532,7 @@ def test_pieces_of_a_block_join_to_it(monkeypatch):
         for (a, piece, _), (b, _, _) in itertools.pairwise(pieces)
     )
     walked = walked_block(Watched(INDENTED), layout, layout.first)
-    assert walked.walked
+    assert walked.cut == "walked"
     assert isinstance(walked, Block)
     ((start, piece, last),) = iter_pieces(INDENTED[walked.start : walked.end], layout, walked)
     assert (start, bytes(piece), last) == (0, INDENTED[walked.start : walked.end], False)

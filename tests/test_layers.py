@@ -14,7 +14,7 @@ SRC = Path(__file__).resolve().parents[1] / "src"
 LAYERS = {
     "capmerge": (
         "errors rng toml cores start < files tokens html_page < metadata captions terminal"
-        " < index stats < commands < cli api"
+        " < index proof stats < commands < cli api"
     ),
     "trainer": (
         "errors families < config < data model < training < run export report from_sd_scripts"

@@ -76,9 +76,12 @@ def verify_files(
     merge: MergeOptions | None = None,
     *,
     on_error: OnError = "stop",
+    jobs: int = 1,
 ) -> Verified:
     """Prove record by record that `target` is `source` rewritten; return what was proven.
 
+    Neither file is read by the parsers that a rewrite uses. `jobs` is the number of worker
+    processes; they are forked on Linux, so keep the default of 1 in a program that runs threads.
     The options are those of the receipt beside `target`. If `merge` is given, it and `on_error`
     are the options instead: "skip" for a rewrite that left out what it could not merge.
 
@@ -86,7 +89,9 @@ def verify_files(
     """
     used, skips = (merge, on_error == "skip") if merge else load_receipt(Path(target))
     with open_source(fspath(source)) as opened, open_source(fspath(target)) as written:
-        return verify(opened, written, used, skips=skips, max_record_bytes=MAX_RECORD_BYTES)
+        return verify(
+            opened, written, used, skips=skips, max_record_bytes=MAX_RECORD_BYTES, jobs=jobs
+        )
 
 
 def iter_records(path: FileName) -> Iterator[tuple[str, Any]]:

@@ -56,6 +56,7 @@ def test_a_file_is_rewritten_verified_and_read(tmp_path, jobs):
     outcome = capmerge.rewrite_file(EXAMPLE_METADATA, target, merge, jobs=jobs, index=True)
     assert outcome.tally.records == 213
     assert capmerge.verify_files(EXAMPLE_METADATA, target).records == 213
+    assert capmerge.verify_files(EXAMPLE_METADATA, target, jobs=2).records == 213
     assert Path(f"{target}.index").exists()
     lines = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
     read = dict(capmerge.iter_records(target))

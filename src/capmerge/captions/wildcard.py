@@ -119,6 +119,18 @@ def outcomes(caption: str) -> dict[str, Fraction]:
     return found
 
 
+def only_outcome(line: str) -> str | None:
+    """Return the text that one `line` always becomes; None if there are groups to draw from.
+
+    >>> only_outcome("a {{b|c}}")
+    'a {b|c}'
+    """
+    if not has_brace(line):
+        return line
+    parsed = parse_line(line)
+    return None if parsed.groups else parsed.text(())
+
+
 def line_outcomes(line: str) -> dict[str, Fraction]:
     """Return every text that one `line` can become through its groups, with its probability."""
     if not has_brace(line):

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from capmerge.cli.options import (
+    JobsOption,
     MaxRecordOption,
     MergeChoice,
     QuietOption,
@@ -14,6 +15,7 @@ from capmerge.cli.options import (
 )
 from capmerge.commands.receipt import load_receipt
 from capmerge.commands.verify import verify
+from capmerge.cores import usable_cores
 from capmerge.files.source import open_source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
 from capmerge.terminal import errors_as_exit_codes, progress_bar
@@ -25,6 +27,7 @@ def verify_command(
     out: Annotated[str, typer.Argument(metavar="OUT", show_default=False)],
     *,
     merge: MergeChoice,
+    jobs: JobsOption = None,
     quiet: QuietOption = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
 ) -> None:
@@ -49,6 +52,7 @@ def verify_command(
                 options,
                 skips=skips,
                 max_record_bytes=max_record,
+                jobs=jobs or usable_cores(),
                 progress=progress,
             )
         if not quiet:

@@ -3,49 +3,40 @@
 There are two proofs for each record. First, the record that the merge rules give must equal the one
 in the output, field by field, in order and type. Second, sd-scripts' own grammar, read over the
 caption in the output, must give exactly the texts that the templates ask for, with their
-probabilities. Of the code that wrote the file, the second proof uses only the choice of templates
-and what `--fit` leaves of them. Only a piece of each file is in memory at a time.
+probabilities.
+
+Neither file is read by the code that cut or wrote it: `proof` has readers of its own. Worker
+processes answer with a digest per record, and the two streams of digests are compared here. A
+record is read again only to say how it differs. Only a few blocks of each file are in memory.
 """
 
-import json
-import re
-from collections.abc import Callable, Iterator
+import sys
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from capmerge.captions.fields import MARK
-from capmerge.captions.line_counts import (
-    MOST_LINES,
-    lines_of_templates,
-    weights_fit,
-    whole_weights,
-)
-from capmerge.captions.line_template import Template
-from capmerge.captions.merge import Merger, RewrittenError, copy_of
-from capmerge.captions.record_texts import Record, UnmergeableError
-from capmerge.captions.size import sizes_of
-from capmerge.captions.templates import Draw, MergeOptions
-from capmerge.captions.wildcard import (
-    TooManyOutcomesError,
-    has_stand_in,
-    line_outcomes,
-    space_groups,
-    space_stand_ins,
-)
-from capmerge.captions.written import BrokenRecordError, read_written
+from capmerge.captions.line_counts import MOST_LINES
+from capmerge.captions.merge import Merger
+from capmerge.captions.templates import MergeOptions
 from capmerge.errors import DataError, quoted
-from capmerge.files.atomic import side_path
-from capmerge.files.source import Source
-from capmerge.metadata.blocks import read_layout
-from capmerge.metadata.codec import Stray
-from capmerge.metadata.format import REJECTS, Format, reserved_fields
-from capmerge.metadata.pieces import iter_pairs, iter_source, place_of
-
-_SPACES_BEFORE_BRACES = re.compile(r" +(?=[{}])")
-_ANY_SPACES = re.compile(r" +")
-_RUN_AGAIN = "Run `capmerge rewrite` again, or give verify the options it was run with."
+from capmerge.files.source import FileSource, Source
+from capmerge.metadata.blocks import Block, FileLayout, read_layout
+from capmerge.metadata.format import Format, reserved_fields
+from capmerge.metadata.parallel import useful_jobs
+from capmerge.proof.difference import RUN_AGAIN, difference, record_at
+from capmerge.proof.digests import (
+    Answer,
+    BlockDigests,
+    Event,
+    FileToRead,
+    digest_of,
+)
+from capmerge.proof.pool import Here, Workers
+from capmerge.proof.rejects import Listed, iter_rejects, wrong_reject
+from capmerge.proof.streams import AnswerStream
 
 
 @dataclass(slots=True)
@@ -64,6 +55,8 @@ class Verified:
 
     Only the first proof is made for them.
     """
+    by_json: int = 0
+    """Records of the source that Python's json had to read, since ijson would change them."""
 
     def text(self) -> str:
         """One line for a terminal, and one for each exception."""
@@ -82,7 +75,16 @@ class Verified:
                 "right to the byte, but with too many wildcard outcomes to list: "
                 f"{self.too_many_outcomes:,}"
             )
+        if self.by_json:
+            lines.append(
+                f"read by Python's json, because ijson would have changed them: {self.by_json:,}"
+            )
         return "\n".join(lines)
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        """Add the counts of one block."""
+        for name, count in counts.items():
+            setattr(self, name, getattr(self, name) + count)
 
 
 def verify(
@@ -92,261 +94,196 @@ def verify(
     *,
     skips: bool,
     max_record_bytes: int,
+    jobs: int = 1,
     progress: Callable[[int], None] | None = None,
+    start_method: str | None = None,
 ) -> Verified:
     """Prove that `written` is `source` rewritten with `merge`, and return the counts.
 
-    `skips` says that records which cannot be merged are in OUT.rejects.jsonl. Raises `DataError` at
-    the first difference, with its place in the output.
+    `skips` says that records which cannot be merged are in OUT.rejects.jsonl. `jobs` is the number
+    of processes that work on the files, and `start_method` is as for `run_blocks`. Raises
+    `DataError` at the first difference, with its place in the output.
     """
-    # Open both sides. Weights make the records of the output longer.
+    # Weights make the records of the output longer.
     layout = read_layout(source, max_record_bytes)
     out_layout = read_layout(written, max_record_bytes * MOST_LINES, may_be_empty=True)
-    merger = Merger(merge, reserved_fields(Format(out_layout.kind)))
-    found = iter_pairs(written, out_layout)
-    rejects = _iter_rejects(written.name) if skips else iter(())
-    verified = Verified()
-    for piece in iter_source(source, layout):
-        fits = merger.fit_all(piece.records.values())
-        verified.doubled += len(piece.records.doubled)
-        for number, (key, record) in enumerate(piece.records.pairs):
-            fit = fits[number] if fits else None
-            before = copy_of(record)
-
-            # Merge the record of the source as a rewrite does.
-            try:
-                merger.merge(record, fit)
-            except UnmergeableError:
-                _check_reject(next(rejects, None), key, before, written.name)
-                verified.rejected += 1
-                continue
-            except RewrittenError:
-                problem = f'found a field "{MARK}" in the source: it is rewritten already.'
-                raise DataError(
-                    source.name,
-                    place_of(source.name, layout, piece, number),
-                    key,
-                    problem,
-                    "Give the original file.",
-                ) from None
-
-            # Compare it with the next record of the output, by both proofs.
-            out_piece, out_number, (out_key, out_record) = next(found, (None, 0, ("", None)))
-            if out_piece is None:
-                problem = f"the output ends before record {quoted(key)} of the source."
-                raise DataError(written.name, None, None, problem, _RUN_AGAIN)
-            problem = _difference(key, record, out_key, out_record)
-            if not problem and MARK in before:
-                verified.passed += 1
-            elif not problem:
-                try:
-                    draws = fit.draws if fit else merger.draws(before)
-                    problem = _misread(merger, draws, out_record)
-                except BrokenRecordError as error:
-                    problem = str(error)
-                except TooManyOutcomesError:
-                    verified.too_many_outcomes += 1
-            if problem:
-                raise DataError(
-                    written.name,
-                    place_of(written.name, out_layout, out_piece, out_number),
-                    out_key,
-                    problem,
-                    _RUN_AGAIN,
-                )
-            verified.records += 1
-            verified.without_size += sizes_of(record) is None
-        if progress:
-            progress(piece.start + len(piece.data))
-
-    # Nothing else may be in the output or among the rejects.
-    out_piece, out_number, (out_key, _) = next(found, (None, 0, ("", None)))
-    if out_piece is not None:
-        place = place_of(written.name, out_layout, out_piece, out_number)
-        raise DataError(
-            written.name,
-            place,
-            out_key,
-            "found a record that is not in the source, expected the end of the file.",
-            _RUN_AGAIN,
+    reserved = reserved_fields(Format(out_layout.kind))
+    jobs = useful_jobs(source, jobs)
+    start_method = start_method or ("fork" if sys.platform == "linux" else "spawn")
+    forked = jobs == 1 or start_method == "fork"
+    make_work = partial(
+        BlockDigests,
+        _to_read(source, layout),
+        _to_read(written, out_layout),
+        merge,
+        reserved,
+        forked=forked,
+    )
+    with Here(make_work) if jobs == 1 else Workers(make_work, jobs, start_method) as workers:
+        comparison = _Comparison(
+            AnswerStream(source, layout, "source"),
+            AnswerStream(written, out_layout, "output"),
+            workers,
+            Merger(merge, reserved),
+            iter_rejects(written.name) if skips else iter(()),
+            forked=forked,
         )
-    _check_reject(next(rejects, None), None, None, written.name)
+        verified = comparison.run(progress)
     source.check_unchanged()
     written.check_unchanged()
     return verified
 
 
-def _difference(key: str, record: Record, found_key: str, found: Any) -> str:
-    """The difference between the record found and the expected one; "" when they are equal."""
-    if key != found_key:
-        return f"found this key, expected record {quoted(key)}."
-    # repr() tells 1 from 1.0, -0.0 from 0.0 and one order of keys from another; == does not.
-    if repr(record) == repr(found):
-        return ""
-    if not isinstance(found, dict):
-        return f"found {quoted(json.dumps(found))}, expected an object."
-    for name, value in record.items():
-        if name not in found:
-            return f"the field {quoted(name)} is missing."
-        if repr(value) != repr(found[name]):
-            shown, expected = _excerpt(found[name], value), _excerpt(value, found[name])
-            return f"the field {quoted(name)} is {shown}, expected {expected}."
-    extra = [name for name in found if name not in record]
-    return (
-        f"found a field {quoted(extra[0])}, which the source and the options do not give."
-        if extra
-        else "the fields are in another order than expected."
-    )
+def _to_read(source: Source, layout: FileLayout) -> FileToRead:
+    file = None
+    if isinstance(source, FileSource):
+        assert source.path is not None  # a file has one
+        file = source.path, source.identity
+    return FileToRead(source.name, file, layout)
 
 
-def _excerpt(value: object, other: object) -> str:
-    """`value` for a message, from shortly before the character at which it differs from `other`."""
-    text, other_text = (
-        v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in (value, other)
-    )
-    same = next(
-        (i for i, (a, b) in enumerate(zip(text, other_text, strict=False)) if a != b),
-        min(len(text), len(other_text)),
-    )
-    start = max(0, same - 20)
-    return ("…" if start else "") + quoted(text[start:], longest=60)
+class _Comparison:
+    """The comparison of what the source asks for with what the output holds."""
 
+    def __init__(
+        self,
+        source: AnswerStream,
+        output: AnswerStream,
+        workers: Here | Workers,
+        merger: Merger,
+        rejects: Iterator[Listed],
+        *,
+        forked: bool,
+    ) -> None:
+        self._source, self._output, self._forked = source, output, forked
+        self._workers, self._merger, self._rejects = workers, merger, rejects
+        self._verified = Verified()
+        # The block of the output that is compared, and how many of its records are.
+        self._out_block: Block | None = None
+        self._out_digests, self._out_number = array("q"), 0
 
-def _misread(merger: Merger, draws: list[Draw], found: Any) -> str:
-    """The difference of what sd-scripts reads in the caption found from what the templates ask for.
+    def run(self, progress: Callable[[int], None] | None) -> Verified:
+        """Compare all records; raises `DataError` at the first difference."""
+        verified = self._verified
+        while found := self._next(self._source):
+            block, answer = found
+            # Records that need a word of their own stand between runs of records that do not.
+            done = 0
+            for event in answer.events:
+                self._match(block, answer, done, event.after)
+                done = event.after
+                self._check_event(block, event)
+            self._match(block, answer, done, len(answer.digests))
+            verified.add(answer.counts)
+            if answer.broken_at is None:
+                self._source.source.release(block.next_start)
+                if progress:
+                    progress(block.end)
 
-    It is "" when the texts and their probabilities agree and each span holds the tags.
-    """
-    written = read_written(found)
-    lines = written.caption.split("\n") if draws else []
-    weights = written.weights or [1] * len(lines)
-    # Spaces that keep braces and stand-ins apart may be drawn or not, with or without them beside.
-    apart = _ANY_SPACES if has_stand_in(written.caption) else _SPACES_BEFORE_BRACES
-    read: dict[str, Fraction] = {}
-    for line, weight in zip(lines, weights, strict=True):
-        _add(read, line_outcomes(line), Fraction(weight, sum(weights)), apart)
-    by_template: dict[Template, dict[str, Fraction]] = {}
-    meant: dict[str, Fraction] = {}
-    for draw in draws:
-        texts = _texts(merger, draw)
-        _add(meant, texts, draw.share, apart)
-        _add(by_template.setdefault(draw.template, {}), texts, draw.share, apart)
-    rounded = written.weights is None and _is_rounded(merger, draws)
-    if read.keys() - meant.keys() or (read.keys() != meant.keys() and not rounded):
-        wrong, missing = sorted(read.keys() - meant.keys()), sorted(meant.keys() - read.keys())
-        return f"sd-scripts draws {quoted(str(wrong))}, expected {quoted(str(missing))}."
-    if not (_has_rounded_shares(read, by_template) if rounded else read == meant):
-        return (
-            "sd-scripts draws the right texts with other probabilities than the templates ask for."
-        )
-    for place, line in enumerate(written.lines):
-        span = written.span_at(place)
-        if span is None:
-            continue
-        start, end = span
-        (tags,) = line_outcomes(line[start:end])
-        # --fit cuts tags by template, so that they can differ from draw to draw.
-        if apart.sub("", tags) not in {apart.sub("", draw.tags) for draw in draws}:
-            return (
-                f"the span [{start}, {end}) holds {quoted(tags)}, expected the tags of the record."
+        # Nothing else may be in the output or among the rejects.
+        if self._has_more_output():
+            raise self._wrong_output(
+                "found a record that is not in the source, expected the end of the file."
             )
-    return ""
+        if (listed := next(self._rejects, None)) is not None:
+            raise wrong_reject(listed, None, None, self._output.source.name)
+        return verified
 
+    def _next(self, stream: AnswerStream) -> tuple[Block, Answer] | None:
+        """Return the next block of a file and its answer; hand out more blocks of both first."""
+        self._source.fill(self._workers)
+        self._output.fill(self._workers)
+        return stream.next()
 
-def _is_rounded(merger: Merger, draws: list[Draw]) -> bool:
-    """True if the exact weights of these draws take more lines than a record may have."""
-    shares: dict[str, Fraction] = {}
-    for draw in draws:
-        line = merger.lines.line(draw)
-        shares[line] = shares.get(line, Fraction(0)) + draw.share
-    return bool(shares) and not weights_fit(whole_weights(list(shares.values())), len(draws))
+    def _has_more_output(self) -> bool:
+        """Return whether the output has another record, and go to its block if it has."""
+        while self._out_number == len(self._out_digests):
+            found = self._next(self._output)
+            if found is None:
+                return False
+            if self._out_block:
+                self._output.source.release(found[0].start)
+            self._out_block, answer = found
+            self._out_digests, self._out_number = answer.digests, 0
+        return True
 
+    def _match(self, block: Block, answer: Answer, start: int, end: int) -> None:
+        """Compare the records that digests [start, end) of a block of the source ask for."""
+        while start < end:
+            if not self._has_more_output():
+                key, _ = self._source_record(block, answer.events, start)
+                problem = f"the output ends before record {quoted(key)} of the source."
+                raise DataError(self._output.source.name, None, None, problem, RUN_AGAIN)
+            found = self._out_digests[self._out_number : self._out_number + end - start]
+            expected = answer.digests[start : start + len(found)]
+            same = _count_equal(expected, found)
+            self._verified.records += same
+            self._out_number += same
+            start += same
+            if same < len(found):
+                raise self._difference(block, answer, start)
 
-def _has_rounded_shares(
-    read: dict[str, Fraction], by_template: dict[Template, dict[str, Fraction]]
-) -> bool:
-    """True if each template keeps the share of the lines that rounding leaves it.
+    def _check_event(self, block: Block, event: Event) -> None:
+        """Raise `DataError` for a record that is wrong, or is not listed as it should be."""
+        match event.kind:
+            case "rejected":
+                listed = next(self._rejects, None)
+                if not self._is_listed(listed, event):
+                    _, (key, record), _ = record_at(
+                        self._source.source, self._source.layout, block, event.number
+                    )
+                    raise wrong_reject(listed, key, record, self._output.source.name)
+                self._verified.rejected += 1
+            case "rewritten":
+                source = self._source
+                place, (key, _), _ = record_at(source.source, source.layout, block, event.number)
+                problem = f'found a field "{MARK}" in the source: it is rewritten already.'
+                raise DataError(source.source.name, place, key, problem, "Give the original file.")
+            case "misread":
+                self._out_number -= 1
+                raise self._wrong_output(event.problem)
 
-    A text that two templates give may count for either of them.
-    """
-    lines = lines_of_templates([sum(texts.values(), Fraction(0)) for texts in by_template.values()])
-    for texts, count in zip(by_template.values(), lines, strict=True):
-        others = [more for more in by_template.values() if more is not texts]
-        own = {text: read.get(text, Fraction(0)) for text in texts}
-        alone = [p for text, p in own.items() if not any(text in more for more in others)]
-        if not sum(alone) <= Fraction(count, sum(lines)) <= sum(own.values()):
+    def _is_listed(self, listed: Listed | None, event: Event) -> bool:
+        """Return whether `listed`, the next line of the rejects, is the record of an event."""
+        if listed is None or len(listed) == 1:
             return False
-    return True
+        return digest_of(*listed, forked=self._forked) == event.digest
 
-
-def _texts(merger: Merger, draw: Draw) -> dict[str, Fraction]:
-    """The texts that one draw is meant to train, wildcards expanded, with their probabilities."""
-    first, *others = merger.lines.literals(draw.template)
-    texts = {first: Fraction(1)}
-    for field, literal in zip(draw.template.fields, others, strict=True):
-        value = draw.value(field)
-        intended = field == "caption" and merger.options.caption_wildcards
-        values = line_outcomes(_spaced(value)) if intended else {value: Fraction(1)}
-        texts = {
-            text + drawn + literal: p * q
-            for text, p in texts.items()
-            for drawn, q in values.items()
-        }
-    return texts
-
-
-def _add(
-    total: dict[str, Fraction],
-    texts: dict[str, Fraction],
-    share: Fraction,
-    ignored: re.Pattern[str],
-) -> None:
-    """Add texts to `total` with their share of its probability, without what `ignored` matches."""
-    for text, probability in texts.items():
-        plain = ignored.sub("", text)
-        total[plain] = total.get(plain, Fraction(0)) + probability * share
-
-
-def _spaced(value: str) -> str:
-    """Return a caption with intended wildcards as the grammar reads it by itself."""
-    return space_groups(space_stand_ins(value))[0]
-
-
-def _iter_rejects(name: str) -> Iterator[tuple[Any, ...]]:
-    """The key and the record of each line of OUT.rejects.jsonl, or what stands there instead."""
-    path = side_path(Path(name), REJECTS)
-    if path.exists():
-        if not path.is_file():
-            raise DataError(
-                str(path), None, None, "found a folder, a pipe or a device.", _RUN_AGAIN
-            )
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    listed = json.loads(line)
-                except ValueError as error:
-                    raise DataError(
-                        str(path), None, None, f"line {number} is not JSON ({error}).", _RUN_AGAIN
-                    ) from None
-                if isinstance(listed, dict):
-                    yield listed.get("key"), listed.get("record")
-                else:
-                    yield (listed,)
-
-
-def _check_reject(found: tuple[Any, ...] | None, key: str | None, record: Any, name: str) -> None:
-    """Raise `DataError` unless `found`, the next line of the rejects, is this record, whole.
-
-    `found` is None where no line is left, and `key` where none may be left.
-    """
-    value = record.value if isinstance(record, Stray) else record
-    expected = None if key is None else (key, value)
-    if repr(found) != repr(expected):
-        shown = "the end of the file" if found is None else quoted(str(found))
-        wanted = (
-            "the end of the file"
-            if key is None
-            else f"{quoted(str(expected))}, a record that cannot be merged"
+    def _difference(self, block: Block, answer: Answer, number: int) -> DataError:
+        """Return the error for the next record of the output, which is not as digest `number`."""
+        key, record = self._source_record(block, answer.events, number)
+        self._merger.merge_all([record])
+        assert self._out_block is not None
+        _, (found_key, found), is_doubled = record_at(
+            self._output.source, self._output.layout, self._out_block, self._out_number
         )
-        problem = f"found {shown}, expected {wanted}."
-        raise DataError(str(side_path(Path(name), REJECTS)), None, key, problem, _RUN_AGAIN)
+        problem = difference(key, record, found_key, found)
+        if not problem:
+            assert is_doubled, f"two equal records {key!r} have different digests"
+            problem = "found a field more than once, expected each of them once."
+        return self._wrong_output(problem)
+
+    def _source_record(self, block: Block, events: Sequence[Event], number: int) -> tuple[str, Any]:
+        """Return the record of the source that digest `number` of a block belongs to."""
+        rejected = sum(event.kind == "rejected" and event.after <= number for event in events)
+        _, (key, record), _ = record_at(
+            self._source.source, self._source.layout, block, number + rejected
+        )
+        return key, record
+
+    def _wrong_output(self, problem: str) -> DataError:
+        """Return the error for the next record of the output."""
+        assert self._out_block is not None
+        output = self._output
+        place, (key, _), _ = record_at(
+            output.source, output.layout, self._out_block, self._out_number
+        )
+        return DataError(output.source.name, place, key, problem, RUN_AGAIN)
+
+
+def _count_equal(expected: "array[int]", found: "array[int]") -> int:
+    """Return how many digests are equal before the first that differs."""
+    if expected == found:
+        return len(found)
+    pairs = enumerate(zip(expected, found, strict=True))
+    return next(number for number, (ours, theirs) in pairs if ours != theirs)

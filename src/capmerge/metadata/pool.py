@@ -16,13 +16,13 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Self
 
-from capmerge.errors import DataError, WorkerError
+from capmerge.errors import DataError
 from capmerge.files.source import FileSource, Source
 from capmerge.metadata.blocks import Block, FileLayout, next_block
 from capmerge.metadata.pieces import MiscutError, recut
 from capmerge.metadata.receiver import BlockOutput, Receiver
 from capmerge.metadata.work import Work
-from capmerge.metadata.worker import Answer, Free, Message, Slots, Task, work_on_blocks
+from capmerge.metadata.worker import Answer, Free, Message, Slots, Task, death_of, work_on_blocks
 
 _QUEUED_BLOCKS = 2  # one being worked on, one waiting
 
@@ -40,29 +40,14 @@ class _Worker:
         try:
             self.connection.send(message)
         except OSError as error:
-            raise self.death() from error
+            raise death_of(self.process) from error
 
     def receive(self) -> Message:
         try:
             message: Message = self.connection.recv()
         except (EOFError, OSError) as error:
-            raise self.death() from error
+            raise death_of(self.process) from error
         return message
-
-    def death(self) -> WorkerError:
-        """The error for a worker process that has ended."""
-        self.process.join(5)
-        code = self.process.exitcode
-        how = (
-            f"was killed by signal {-code}"
-            if code is not None and code < 0
-            else f"ended with exit code {code}"
-        )
-        return WorkerError(
-            f"worker process {self.process.pid} {how} before its work was done, "
-            "so the output is not complete. "
-            "Often this means that the system ran out of memory: run again with a smaller --jobs."
-        )
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from capmerge.errors import CapmergeError
+from capmerge.errors import CapmergeError, WorkerError
 from capmerge.files.source import FileSource, Identity, reopen
 from capmerge.metadata.blocks import Block
 from capmerge.metadata.pieces import MiscutError
@@ -57,6 +57,21 @@ def steady_memory() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def death_of(process: Any, consequence: str = "the output is not complete") -> WorkerError:
+    """The error for a worker process that has ended before its work was done."""
+    process.join(5)
+    code = process.exitcode
+    how = (
+        f"was killed by signal {-code}"
+        if code is not None and code < 0
+        else f"ended with exit code {code}"
+    )
+    return WorkerError(
+        f"worker process {process.pid} {how} before its work was done, so {consequence}. "
+        "Often this means that the system ran out of memory: run again with a smaller --jobs."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +162,7 @@ def work_on_blocks(
 
     `file` is the source as the parent opened it; None if the parent sends the bytes of the blocks.
     """
-    _end_with_parent()
+    end_with_parent()
     # Ctrl-C reaches all processes of the group, and the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -162,7 +177,7 @@ def work_on_blocks(
         slots.close(unlink=False)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this process as soon as its parent has ended, also in the middle of a block.
 
     A worker looks at its pipe only between two blocks.

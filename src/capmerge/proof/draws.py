@@ -1,0 +1,306 @@
+"""The second proof of a record: sd-scripts draws from its caption what the templates ask for.
+
+The caption is read by sd-scripts' own grammar (`captions.wildcard`), and the texts that it gives,
+with their probabilities, must be those of the templates. Of the code that wrote the record, only
+the reading of the source's texts, the choice of templates and what `--fit` leaves of them are used.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from operator import itemgetter
+from typing import Any
+
+from capmerge.captions.fields import MARK, WEIGHTS
+from capmerge.captions.line_counts import lines_of_templates, weights_fit, whole_weights
+from capmerge.captions.line_template import Template
+from capmerge.captions.merge import Merger
+from capmerge.captions.record_texts import Record, RecordTexts, TextReader
+from capmerge.captions.template_choice import TemplateChooser
+from capmerge.captions.templates import Draw
+from capmerge.captions.wildcard import (
+    has_stand_in,
+    line_outcomes,
+    only_outcome,
+    space_groups,
+    space_stand_ins,
+)
+from capmerge.captions.written import read_spans, read_written
+from capmerge.errors import quoted
+
+_SPACES_BEFORE_BRACES = re.compile(r" +(?=[{}])")
+_ANY_SPACES = re.compile(r" +")
+_MOST_PLANS = 512
+
+
+class _Plan:
+    """What all records of one shape are meant to train: the text of each draw, and its weight.
+
+    A draw is given by its fields, each of them "tags" or "caption", by the fixed texts before,
+    between and after these, and by the number of the caption line.
+    """
+
+    def __init__(
+        self, draws: list[tuple[tuple[str, ...], list[str], int]], weights: list[int]
+    ) -> None:
+        self._draws = draws
+        self.weights = weights
+        # Places in a list of the tags and all caption lines, where every text is one of these.
+        bare = all(len(fields) == 1 and not any(literals) for fields, literals, _ in draws)
+        places = [0 if fields[0] == "tags" else 1 + number for fields, _, number in draws]
+        self._bare = _picker(places) if bare else None
+        self._repeats = _picker([n for n, weight in enumerate(weights) for _ in range(weight)])
+        self._is_repeated = set(weights) > {1}
+
+    def texts(self, tags: str, captions: Sequence[str]) -> Sequence[str]:
+        """Return the text of each draw."""
+        if self._bare:
+            return self._bare((tags, *captions))
+        texts: list[str] = []
+        for fields, (first, *literals), number in self._draws:
+            text = first
+            for field, literal in zip(fields, literals, strict=True):
+                text += (tags if field == "tags" else captions[number]) + literal
+            texts.append(text)
+        return texts
+
+    def repeated(self, texts: Sequence[str]) -> Sequence[str]:
+        """Return the texts of the draws, each as often as its weight says."""
+        return self._repeats(texts) if self._is_repeated else texts
+
+
+class DrawProof:
+    """Compares what is drawn from rewritten records with what their sources ask for."""
+
+    def __init__(self, merger: Merger) -> None:
+        options = merger.options
+        self._merger, self._options = merger, options
+        self._reader = TextReader(options)
+        self._chooser = TemplateChooser(options)
+        self._has_others = bool(options.other_fields())
+        self._edits_tags = bool(options.tag_editor()) or options.underscores != "keep"
+        self._plans: dict[tuple[bool, int], _Plan] = {}
+
+    def problem(self, before: Record, record: Record, draws: list[Draw] | None) -> str:
+        """Return how the draws of `record` differ from what its source `before` asks for; else "".
+
+        `draws` are those that `--fit` leaves, or None without it. Raises `BrokenRecordError` for a
+        record whose fields do not belong together, and `TooManyOutcomesError` if its wildcards give
+        more texts than can be listed.
+        """
+        if draws is None and not self._has_others and self._is_plainly_right(before, record):
+            return ""
+        return _misread(
+            self._merger, self._merger.draws(before) if draws is None else draws, record
+        )
+
+    def _is_plainly_right(self, before: Record, record: Record) -> bool:
+        """Return whether the lines of `record`, read one by one, are the texts that are meant.
+
+        That is so for nearly all records: no line has an intended wildcard, and there is a line for
+        each draw. False means only that the record has to be looked at more closely.
+        """
+        caption, letters = record["caption"], record[MARK]
+        tags, captions = self._texts(before)
+        plan = self._plans.get((not tags, len(captions))) or self._plan(not tags, len(captions))
+        texts = plan.texts(tags, captions)
+        has_weights = WEIGHTS in record
+        if not has_weights:
+            texts = plan.repeated(texts)
+        elif record[WEIGHTS] != plan.weights:
+            return False
+        if letters.strip("tcb"):
+            return False
+        if "{" not in caption and "}" not in caption:
+            # Without a brace the grammar leaves every line as it is.
+            if len(texts) == len(letters) and "\n".join(texts) == caption:
+                return "b" not in letters or _hold_tags(record, caption.split("\n"), letters, tags)
+            lines = read = caption.split("\n") if letters else []
+        elif self._options.inline:
+            return len(texts) == len(letters) and _is_plain_wildcard(caption, texts)
+        elif self._options.caption_wildcards:
+            return False
+        else:
+            lines = caption.split("\n")
+            read = [text for line in lines if (text := only_outcome(line)) is not None]
+        return (
+            len(lines) == len(read) == len(letters)
+            and (read == list(texts) or (not has_weights and _have_equal_shares(read, texts)))
+            and ("b" not in letters or _hold_tags(record, lines, letters, tags))
+        )
+
+    def _texts(self, before: Record) -> tuple[str, Sequence[str]]:
+        """Return the tags and the caption lines of a source record."""
+        tags = before.get(self._options.tags_field, "")
+        caption = before.get(self._options.caption_field, "")
+        if (
+            tags.__class__ is str
+            and caption.__class__ is str
+            and not (self._edits_tags or "\n" in tags or "\r" in tags or "\r" in caption)
+        ):
+            if "\n" not in caption:
+                caption = caption.strip()
+                return tags.strip(), [caption] if caption else []
+            if self._options.caption_lines == "each":
+                lines = [text for line in caption.split("\n") if (text := line.strip())]
+                return tags.strip(), lines
+        texts = self._reader.texts(before)
+        return texts.tags, texts.captions
+
+    def _plan(self, no_tags: bool, captions: int) -> _Plan:  # noqa: FBT001
+        """Return what every record with tags or not and so many caption lines trains."""
+        texts = RecordTexts("" if no_tags else "tags", [str(number) for number in range(captions)])
+        draws = self._chooser.choose(texts).draws
+        if len(self._plans) >= _MOST_PLANS:
+            self._plans.clear()
+        plan = self._plans[no_tags, captions] = _Plan(
+            [
+                (
+                    draw.template.fields,
+                    self._merger.lines.literals(draw.template),
+                    int(draw.caption or 0),
+                )
+                for draw in draws
+            ],
+            whole_weights([draw.share for draw in draws]),
+        )
+        return plan
+
+
+def _picker(places: list[int]) -> Callable[[Sequence[str]], Sequence[str]]:
+    """Return a function that picks the items at these places."""
+    if len(places) < 2:  # itemgetter would give the bare item
+        return lambda items: [items[place] for place in places]
+    return itemgetter(*places)
+
+
+def _is_plain_wildcard(caption: str, texts: Sequence[str]) -> bool:
+    """Return whether `caption` is one in-line wildcard of these texts, with nothing escaped.
+
+    Then the grammar draws each text equally often.
+    """
+    return (
+        caption == "{" + "|".join(texts) + "}"
+        and caption.count("{") == caption.count("}") == 1
+        and caption.count("|") == len(texts) - 1 > 0
+        and not has_stand_in(caption)
+    )
+
+
+def _have_equal_shares(texts: Sequence[str], others: Sequence[str]) -> bool:
+    """Return whether every text has the same share of both lists."""
+    counts, other_counts = Counter(texts), Counter(others)
+    return len(counts) == len(other_counts) and all(
+        count * len(others) == other_counts[text] * len(texts) for text, count in counts.items()
+    )
+
+
+def _hold_tags(record: Record, lines: Sequence[str], letters: str, tags: str) -> bool:
+    """Return whether the span of each line with the letter `b` holds the tags."""
+    beside = [line for line, letter in zip(lines, letters, strict=True) if letter == "b"]
+    spans = read_spans(record, len(beside))
+    return all(
+        only_outcome(line[start:end]) == tags
+        for line, (start, end) in zip(beside, spans, strict=True)
+    )
+
+
+def _misread(merger: Merger, draws: list[Draw], found: Any) -> str:
+    """Return how what sd-scripts reads in the caption found differs from what `draws` ask for.
+
+    It is "" when the texts and their probabilities agree and each span holds the tags.
+    """
+    written = read_written(found)
+    lines = written.caption.split("\n") if draws else []
+    weights = written.weights or [1] * len(lines)
+    # Spaces that keep braces and stand-ins apart may be drawn or not, with or without them beside.
+    apart = _ANY_SPACES if has_stand_in(written.caption) else _SPACES_BEFORE_BRACES
+    read: dict[str, Fraction] = {}
+    for line, weight in zip(lines, weights, strict=True):
+        _add(read, line_outcomes(line), Fraction(weight, sum(weights)), apart)
+    by_template: dict[Template, dict[str, Fraction]] = {}
+    meant: dict[str, Fraction] = {}
+    for draw in draws:
+        texts = _texts(merger, draw)
+        _add(meant, texts, draw.share, apart)
+        _add(by_template.setdefault(draw.template, {}), texts, draw.share, apart)
+    rounded = written.weights is None and _is_rounded(merger, draws)
+    if read.keys() - meant.keys() or (read.keys() != meant.keys() and not rounded):
+        wrong, missing = sorted(read.keys() - meant.keys()), sorted(meant.keys() - read.keys())
+        return f"sd-scripts draws {quoted(str(wrong))}, expected {quoted(str(missing))}."
+    if not (_has_rounded_shares(read, by_template) if rounded else read == meant):
+        return (
+            "sd-scripts draws the right texts with other probabilities than the templates ask for."
+        )
+    for place, line in enumerate(written.lines):
+        span = written.span_at(place)
+        if span is None:
+            continue
+        start, end = span
+        (tags,) = line_outcomes(line[start:end])
+        # --fit cuts tags by template, so that they can differ from draw to draw.
+        if apart.sub("", tags) not in {apart.sub("", draw.tags) for draw in draws}:
+            return (
+                f"the span [{start}, {end}) holds {quoted(tags)}, expected the tags of the record."
+            )
+    return ""
+
+
+def _is_rounded(merger: Merger, draws: list[Draw]) -> bool:
+    """True if the exact weights of these draws take more lines than a record may have."""
+    shares: dict[str, Fraction] = {}
+    for draw in draws:
+        line = merger.lines.line(draw)
+        shares[line] = shares.get(line, Fraction(0)) + draw.share
+    return bool(shares) and not weights_fit(whole_weights(list(shares.values())), len(draws))
+
+
+def _has_rounded_shares(
+    read: dict[str, Fraction], by_template: dict[Template, dict[str, Fraction]]
+) -> bool:
+    """True if each template keeps the share of the lines that rounding leaves it.
+
+    A text that two templates give may count for either of them.
+    """
+    lines = lines_of_templates([sum(texts.values(), Fraction(0)) for texts in by_template.values()])
+    for texts, count in zip(by_template.values(), lines, strict=True):
+        others = [more for more in by_template.values() if more is not texts]
+        own = {text: read.get(text, Fraction(0)) for text in texts}
+        alone = [p for text, p in own.items() if not any(text in more for more in others)]
+        if not sum(alone) <= Fraction(count, sum(lines)) <= sum(own.values()):
+            return False
+    return True
+
+
+def _texts(merger: Merger, draw: Draw) -> dict[str, Fraction]:
+    """The texts that one draw is meant to train, wildcards expanded, with their probabilities."""
+    first, *others = merger.lines.literals(draw.template)
+    texts = {first: Fraction(1)}
+    for field, literal in zip(draw.template.fields, others, strict=True):
+        value = draw.value(field)
+        intended = field == "caption" and merger.options.caption_wildcards
+        values = line_outcomes(_spaced(value)) if intended else {value: Fraction(1)}
+        texts = {
+            text + drawn + literal: p * q
+            for text, p in texts.items()
+            for drawn, q in values.items()
+        }
+    return texts
+
+
+def _add(
+    total: dict[str, Fraction],
+    texts: dict[str, Fraction],
+    share: Fraction,
+    ignored: re.Pattern[str],
+) -> None:
+    """Add texts to `total` with their share of its probability, without what `ignored` matches."""
+    for text, probability in texts.items():
+        plain = ignored.sub("", text)
+        total[plain] = total.get(plain, Fraction(0)) + probability * share
+
+
+def _spaced(value: str) -> str:
+    """Return a caption with intended wildcards as the grammar reads it by itself."""
+    return space_groups(space_stand_ins(value))[0]

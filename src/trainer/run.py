@@ -94,7 +94,7 @@ def _run(
             with importing("", _WANTED):
                 from trainer.training.loop import train
 
-            if code := train(settings, resume=resume, allow_change=allow_change):
+            if code := train(settings, resume=resume, allow_change=allow_change, name=config):
                 raise typer.Exit(code)
 
 

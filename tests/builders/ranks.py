@@ -85,26 +85,30 @@ class Ranks:
 
 
 @contextmanager
-def started(folder: Path, *arguments: object, ranks=2, python=TRAINER) -> Iterator[Ranks]:
+def started(folder: Path, *arguments: object, ranks=2, python=TRAINER, env=None) -> Iterator[Ranks]:
     """The processes of `python -m trainer.run ARGUMENTS`, which end with the context at the latest.
 
     Their outputs are written to `rank-N.txt` in `folder`. `python` replaces `-m trainer.run` by
-    `-c` and a text of Python.
+    `-c` and a text of Python. `env` has further variables of the environment.
     """
-    shared = ENVIRONMENT | {
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-    }
+    shared = (
+        ENVIRONMENT
+        | (env or {})
+        | {
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+        }
+    )
     outputs = [folder / f"rank-{rank}.txt" for rank in range(ranks)]
     processes: list[Started] = []
     group = Ranks(processes, outputs)
     try:
         for rank, path in enumerate(outputs):
-            env = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             with path.open("wb") as output, Path(os.devnull).open("rb") as nothing:
-                processes.append(_start(python, arguments, env, nothing, output))
+                processes.append(_start(python, arguments, own, nothing, output))
         yield group
     finally:
         group.kill()
@@ -126,9 +130,9 @@ def _start(python, arguments, env, stdin, output) -> Started:
     )
 
 
-def run_ranks(folder: Path, *arguments: object, ranks=2) -> list[Ended]:
+def run_ranks(folder: Path, *arguments: object, ranks=2, python=TRAINER, env=None) -> list[Ended]:
     """Train with several processes to the end, and return how each of them ended."""
-    with started(folder, *arguments, ranks=ranks) as group:
+    with started(folder, *arguments, ranks=ranks, python=python, env=env) as group:
         return group.wait()
 
 

@@ -17,7 +17,7 @@ from trainer.training.loop import train
 
 LATENTS = ROOT / "examples" / "latents"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-TIMINGS = {"samples_per_second", "data_wait", "memory_bytes", "seconds"}
+TIMINGS = {"samples_per_second", "data_wait", "memory_bytes", "seconds", "ranks"}
 """The fields of metrics.jsonl that depend on the machine and not on the training."""
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from capmerge.toml import to_toml
+from trainer.config.engine_conflicts import iter_engine_conflicts
 from trainer.config.rules import RULES, Rule
 from trainer.config.settings import CaptionSettings, Config, Section, SettingPath
 
@@ -141,6 +142,8 @@ def iter_impossible(config: Config) -> Iterator[Conflict]:
         _held_out_twice,
     ):
         yield from check(config)
+    for setting, text in iter_engine_conflicts(config):
+        yield Conflict(setting, frozenset({"engine", "train", "optimizer"}), text)
     yield from _separators_alike(config)
 
 

@@ -78,6 +78,15 @@ SETTINGS = {
     "max_data_loader_n_workers": "train.workers",
     "mixed_precision": "train.precision",
     "full_bf16": "train.precision",
+    "deepspeed": "engine.kind",
+    "zero_stage": "engine.zero_stage",
+    "offload_optimizer_device": "engine.offload_optimizer_device",
+    "offload_optimizer_nvme_path": "engine.offload_optimizer_nvme_path",
+    "offload_param_device": "engine.offload_param_device",
+    "offload_param_nvme_path": "engine.offload_param_nvme_path",
+    "zero3_init_flag": "engine.zero3_init_flag",
+    "zero3_save_16bit_model": "engine.zero3_save_16bit_model",
+    "fp16_master_weights_and_gradients": "engine.fp16_master_weights_and_gradients",
     "save_every_n_steps": "checkpoint.every_steps",
     "save_every_n_epochs": "checkpoint.every_epochs",
     "save_last_n_epochs": "checkpoint.keep",
@@ -117,9 +126,7 @@ _LEFT_OUT = {
         "torch_compile dynamo_backend lowram highvram persistent_data_loader_workers "
         "disable_mmap_load_safetensors fused_backward_pass fused_optimizer_groups"
     ),
-    "the launcher decides how a run is divided among devices": (
-        "deepspeed zero_stage offload_optimizer_device offload_optimizer_nvme_path "
-        "offload_param_device offload_param_nvme_path zero3_init_flag zero3_save_16bit_model "
+    "DDP is always set up so that it takes the least memory and notices a lost process": (
         "ddp_timeout ddp_gradient_as_bucket_view ddp_static_graph"
     ),
     "every save is a whole state, from which a run goes on": (
@@ -173,9 +180,7 @@ _REFUSED = {
         "block_lr"
     ),
     "other schedules are not known here: choose one of optimizer.schedule": "lr_scheduler_type",
-    "weights in fp16 or fp8 do not train well: use mixed_precision": (
-        "full_fp16 fp8_base fp16_master_weights_and_gradients"
-    ),
+    "weights in fp16 or fp8 do not train well: use mixed_precision": ("full_fp16 fp8_base"),
     "states of sd-scripts cannot be read: begin with the model that it saved": (
         "resume resume_from_huggingface"
     ),

@@ -116,6 +116,7 @@ def _document(shared: Options, subsets: list[dict[str, Any]], family: FamilyName
         **convert_optimizer(shared, family),
         **convert_schedule(shared),
         **_rest(shared, family),
+        **_engine(shared),
     }
     for setting, value in special.items():
         section, key = setting.split(".")
@@ -194,6 +195,13 @@ def _rest(options: Options, family: FamilyName) -> dict[str, Any]:
     }
 
 
+def _engine(options: Options) -> dict[str, Any]:
+    """The settings of `[engine]`; sd-scripts reads none of them without `--deepspeed`."""
+    if not options.get("deepspeed"):
+        return {setting: None for setting in SETTINGS.values() if setting.startswith("engine.")}
+    return {"engine.kind": "deepspeed"}
+
+
 def _chosen(options: Options, option: str, meanings: Mapping[str, Any]) -> Any:
     """What the value of an option is called here; None if it is not given."""
     value = options.get(option)
@@ -235,6 +243,11 @@ def _without_effect(
         "lr_scheduler_power": schedule == "polynomial",
         "in_json": not arguments.subsets,
         "train_data_dir": not arguments.subsets,
+        **{
+            option: options.get("deepspeed")
+            for option, setting in SETTINGS.items()
+            if setting.startswith("engine.")
+        },
         "train_batch_size": all("batch_size" not in subset for subset in arguments.subsets),
     }
     for option, is_read in read.items():

@@ -45,6 +45,17 @@ _FROM_TEXT = (
 _OF_KEPT = (*_FROM_TEXT, "text.random_caption_rate", "text.word_repeat_rate")
 """Settings that only concern captions that are not dropped."""
 
+_OF_DEEPSPEED = (
+    "engine.zero_stage",
+    "engine.offload_optimizer_device",
+    "engine.offload_optimizer_nvme_path",
+    "engine.offload_param_device",
+    "engine.offload_param_nvme_path",
+    "engine.zero3_init_flag",
+    "engine.zero3_save_16bit_model",
+    "engine.fp16_master_weights_and_gradients",
+)
+
 
 def _argument_of(name: str, *schedules: str) -> Rule:
     schedule = {"optimizer.schedule": schedules}
@@ -179,6 +190,37 @@ RULES = (
         ("export.title",),
         {"export.formats": (("diffusers",),)},
         'add "single" to export.formats',
+    ),
+    Rule(_OF_DEEPSPEED, {"engine.kind": ("ddp",)}, "set engine.kind to deepspeed"),
+    Rule(
+        ("engine.offload_optimizer_device",),
+        {"engine.zero_stage": (0,)},
+        "set engine.zero_stage to 1, 2 or 3",
+    ),
+    Rule(
+        ("engine.offload_optimizer_nvme_path",),
+        {"engine.offload_optimizer_device": ("none", "cpu")},
+        "set engine.offload_optimizer_device to nvme",
+    ),
+    Rule(
+        ("engine.offload_param_device", "engine.zero3_init_flag", "engine.zero3_save_16bit_model"),
+        {"engine.zero_stage": (0, 1, 2)},
+        "set engine.zero_stage to 3",
+    ),
+    Rule(
+        ("engine.offload_param_nvme_path",),
+        {"engine.offload_param_device": ("none", "cpu")},
+        "set engine.offload_param_device to nvme",
+    ),
+    Rule(
+        ("engine.zero3_save_16bit_model",),
+        {"train.precision": ("fp32", "full_bf16")},
+        "set train.precision to bf16 or fp16",
+    ),
+    Rule(
+        ("engine.fp16_master_weights_and_gradients",),
+        {"train.precision": ("fp32", "bf16", "full_bf16")},
+        "set train.precision to fp16",
     ),
     Rule(
         ("validation.every_steps",),

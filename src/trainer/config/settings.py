@@ -369,6 +369,47 @@ class TrainSettings(Section):
     """On a NaN or infinite gradient: skip the step, or save the state and stop."""
 
 
+class EngineSettings(Section):
+    """`[engine]`: what trains on several devices, and what of a model each of them holds.
+
+    Clipping and accumulation are those of `[optimizer]` and `[train]`, for every engine. How many
+    processes there are, and where, is the launcher's business.
+    """
+
+    kind: Literal["auto", "ddp", "deepspeed"] = "auto"
+    """DDP, where each device holds everything, or DeepSpeed, whose devices share by ZeRO.
+
+    auto: DeepSpeed if the launcher's accelerate config asks for it, else DDP.
+    """
+    zero_stage: int = Field(default=2, ge=0, le=3)
+    """DeepSpeed: what is divided among the devices: 0 nothing, 1 the states of the optimizer.
+
+    2: the gradients too. 3: the weights too. Not set: as in the launcher's accelerate config.
+    """
+    offload_optimizer_device: Literal["none", "cpu", "nvme"] = "none"
+    """DeepSpeed from stage 1 on: keep the states of the optimizer in main memory or on a disk.
+
+    The disk, nvme, needs stage 3.
+    """
+    offload_optimizer_nvme_path: Annotated[str, AfterValidator(checked_path)] = ""
+    """Folder on that disk."""
+    offload_param_device: Literal["none", "cpu", "nvme"] = "none"
+    """DeepSpeed, stage 3: keep the weights in main memory or on a disk while they are not used."""
+    offload_param_nvme_path: Annotated[str, AfterValidator(checked_path)] = ""
+    """Folder on that disk."""
+    zero3_init_flag: bool = False
+    """DeepSpeed, stage 3: divide the weights as soon as they are made, not when all are there."""
+    zero3_save_16bit_model: bool = False
+    """DeepSpeed, stage 3: write the model from its 16-bit weights, not from those in float32."""
+    fp16_master_weights_and_gradients: bool = False
+    """DeepSpeed, stage 2 on the CPU: keep the weights and gradients that step in fp16 too."""
+    check_ranks_every_steps: int = Field(default=0, ge=0, le=MOST)
+    """Steps between checks that all ranks hold equal weights, which end a run otherwise. 0: none.
+
+    Each check reads all trained weights once.
+    """
+
+
 class EmaSettings(Section):
     """`[ema]`: a moving average of the trained weights, kept and saved beside them."""
 
@@ -478,6 +519,7 @@ class Config(Section):
     loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     train: TrainSettings
+    engine: EngineSettings = EngineSettings()
     ema: EmaSettings = EmaSettings()
     validation: ValidationSettings = ValidationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()

@@ -123,7 +123,11 @@ def trained_share(model: Model) -> dict[str, tuple[int, int]]:
     """The number of trained parameters and of all parameters of each part, by its name."""
     share = {}
     for name, part in model.parts().items():
-        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in part.parameters()]
+        # Parameters that an engine has divided among the ranks are empty, and note their numbers.
+        sizes = [
+            (getattr(parameter, "ds_numel", parameter.numel()), parameter.requires_grad)
+            for parameter in part.parameters()
+        ]
         share[name] = (
             sum(size for size, trained in sizes if trained),
             sum(size for size, _ in sizes),

@@ -7,8 +7,10 @@ between two collectives.
 import gc
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +18,8 @@ import torch.distributed
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     broadcast_object_list,
@@ -25,6 +29,8 @@ from accelerate.utils import (
 
 from trainer.config.settings import Config
 from trainer.errors import ConfigError, RankError
+from trainer.training import deepspeed_engine
+from trainer.training.launcher import Launched, agreed
 
 Value = TypeVar("Value")
 
@@ -53,11 +59,14 @@ _SIGNS_OF_LOSS = (
 _PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "no", "full_bf16": "no"}
 
 
-def build_engine(config: Config) -> Accelerator:
+def build_engine(config: Config, launched: Launched | None = None) -> Accelerator:
     """The accelerator of this process; starts the process group when a launcher asks for one.
 
+    `launched` is what config and launcher agree on.
+
     Raises `ConfigError` for a tracker that is not installed: accelerate would silently leave it
-    out. Raises `RankError` when the processes of the run do not meet.
+    out; and when DeepSpeed is asked for and not installed. Raises `RankError` when the processes of
+    the run do not meet.
     """
     available = {str(tracker) for tracker in get_available_trackers()}
     missing = [name for name in config.log.trackers if name not in available]
@@ -66,8 +75,14 @@ def build_engine(config: Config) -> Accelerator:
             f"log.trackers: {', '.join(missing)} is not installed. "
             f"Install it (pip install {' '.join(missing)}), or remove it."
         )
+    launched = launched or agreed(config, "the config")
+    if launched.uses_deepspeed and find_spec("deepspeed") is None:
+        raise ConfigError(
+            "engine.kind: DeepSpeed is asked for and not installed. Install it (pip install "
+            "'capmerge[train,deepspeed]'), or set engine.kind = \"ddp\"."
+        )
     try:
-        return _engine(config)
+        return _engine(launched)
     except (torch.distributed.DistNetworkError, torch.distributed.DistStoreError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise RankError(
@@ -77,34 +92,74 @@ def build_engine(config: Config) -> Accelerator:
         ) from error
 
 
-def _engine(config: Config) -> Accelerator:
+def is_deepspeed(engine: Accelerator) -> bool:
+    """True if DeepSpeed trains."""
+    return bool(engine.distributed_type == DistributedType.DEEPSPEED)
+
+
+def engine_name(engine: Accelerator) -> str:
+    """What trains, for people: `DDP on 4 ranks`, `DeepSpeed ZeRO-2 on 4 ranks`, `one device`."""
+    ranks = "one rank" if engine.num_processes == 1 else f"{engine.num_processes:,} ranks"
+    if is_deepspeed(engine):
+        return f"{deepspeed_engine.name_of(engine.deepspeed_plugin)} on {ranks}"
+    return f"DDP on {ranks}" if engine.num_processes > 1 else "one device"
+
+
+def _engine(launched: Launched) -> Accelerator:
+    config = launched.config
+    has_device = torch.accelerator.is_available()
+    group = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+    plugin = None
+    if launched.uses_deepspeed:
+        deepspeed_engine.prepare_process(has_device=has_device)
+        plugin = deepspeed_engine.build_plugin(config, launched.deepspeed_file)
+        if not has_device:
+            group.backend = "gloo"
     return Accelerator(
         # Where it finds no device, accelerate would start no process group, and each rank would
-        # train alone.
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=_PRECISION[config.train.precision],
+        # train alone. DeepSpeed is another case: accelerate would leave it out without a word.
+        cpu=not has_device and plugin is None,
+        deepspeed_plugin=plugin,
+        mixed_precision=deepspeed_engine.PRECISION[config.train.precision]
+        if plugin
+        else _PRECISION[config.train.precision],
         # `train_step` accumulates by itself. With an explicit 1 here, no
         # ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the environment divides the loss.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=1, sync_with_dataloader=False
+            num_steps=config.train.accumulation if plugin else 1, sync_with_dataloader=False
         ),
         log_with=list(config.log.trackers) or None,
         project_dir=str(config.train.output_dir),
         step_scheduler_with_optimizer=False,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
+        kwargs_handlers=[
+            group,
+            # Gradients lie in the buffers that are exchanged, so that no copy of them is needed.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        ],
     )
 
 
 def prepare(
-    engine: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    engine: Accelerator, config: Config, model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[torch.nn.Module, Any]:
     """The model and its optimizer, on the device of the engine and in its wrappers."""
-    prepared, wrapped = engine.prepare(model, optimizer)
+    with deepspeed_engine.exact_masters(config, model) if is_deepspeed(engine) else nullcontext():
+        prepared, wrapped = engine.prepare(model, optimizer)
     if isinstance(prepared, torch.nn.parallel.DistributedDataParallel):
         # No buffer of these models ever changes, and a rank whose forward pass fails tries another
         # one: an exchange of buffers in each pass would leave the ranks out of step.
         prepared.broadcast_buffers = False
     return prepared, wrapped
+
+
+@contextmanager
+def whole_weight(engine: Accelerator, parameter: torch.nn.Parameter) -> Iterator[torch.Tensor]:
+    """A context in which a weight that the ranks divide is there as a whole, on every rank."""
+    if is_deepspeed(engine):
+        with deepspeed_engine.gathered(parameter):
+            yield parameter
+    else:
+        yield parameter
 
 
 def problem_of_lost_rank(error: BaseException | None) -> str:

@@ -25,6 +25,7 @@ from trainer.errors import (
     BatchTimeoutError,
     LatentsError,
     NonFiniteError,
+    RankError,
 )
 from trainer.model.flow_sampling import sampling_note
 from trainer.model.save import save_model, without_wrappers
@@ -34,6 +35,7 @@ from trainer.training.checkpoint import (
     save_state,
     set_aside_later,
 )
+from trainer.training.equal_ranks import check_equal_ranks
 from trainer.training.loss_plot import save_loss_plot
 from trainer.training.moved_weights import FIRST_STEPS, WARNING, MovedWeights
 from trainer.training.optim import weights_for_use
@@ -149,6 +151,8 @@ class ActiveRun:
                 self.step += 1
                 failure = self._log_step(result)
                 self._check_skipped(result)
+                if (every := self.config.engine.check_ranks_every_steps) and not self.step % every:
+                    self._check_equal_ranks()
                 if watched and self.step == told_at:
                     self.log.say(f"{watched.share():.1%} of the weights moved up to step {told_at}")
 
@@ -170,6 +174,15 @@ class ActiveRun:
                 if not steps_into_epoch and self.engine.is_local_main_process:
                     drop_old_plans(self.folder / PLANS_FOLDER, epoch, hold_room=self.step < last)
                 stop_requested = stop_requested or not self._validate(interrupts)
+
+    def _check_equal_ranks(self) -> None:
+        """Raise `RankError` on rank 0, if the weights of the ranks differ, and end the others."""
+        try:
+            check_equal_ranks(self.engine, self.state.bare_model, self.step)
+        except RankError as error:
+            if self.engine.is_main_process:
+                raise
+            raise EndedElsewhereError(error.exit_code) from None
 
     def _validate(self, interrupts: Interrupts) -> bool:
         """Validate if that is due; False if a signal ended it, and the run has to stop."""
@@ -219,8 +232,9 @@ class ActiveRun:
         if self.config.train.precision != "full_bf16" or self.step == self.size.max_steps:
             return None
         self.log.say(WARNING)
-        parameters = self.state.bare_model.parameters()
-        return MovedWeights(parameter for parameter in parameters if parameter.requires_grad)
+        trained = [p for p in self.state.bare_model.parameters() if p.requires_grad]
+        # Weights that ZeRO-3 has divided are empty here.
+        return MovedWeights(trained) if all(p.numel() for p in trained) else None
 
     @contextmanager
     def saved_on_errors(self) -> Iterator[None]:

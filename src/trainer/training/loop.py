@@ -33,6 +33,7 @@ from trainer.training.accelerator import (
     build_engine,
     first_of_ranks,
     from_rank_0,
+    is_deepspeed,
     leave_ranks,
     prepare,
     problem_of_lost_rank,
@@ -46,8 +47,11 @@ from trainer.training.checkpoint import (
     newest_state,
 )
 from trainer.training.continuation import NO_SAVED_CONFIG, check_loaded, check_same_run
+from trainer.training.deepspeed_engine import DeepSpeedStep, divide_early
+from trainer.training.divided_optimizer import check_divided
 from trainer.training.ema import Ema, check_ema
 from trainer.training.heartbeat import Heartbeat
+from trainer.training.launcher import Launched, agreed
 from trainer.training.loss_scaling import LossScaling
 from trainer.training.optim import build_optimizer, build_schedule, options_of
 from trainer.training.run_folder import (
@@ -59,18 +63,27 @@ from trainer.training.run_folder import (
 from trainer.training.sampling import check_samples
 from trainer.training.signals import Interrupts, exit_code
 from trainer.training.step import TrainState
+from trainer.training.step_clock import StepClock
+from trainer.training.torch_step import EngineStep, TorchStep
 
 
-def train(config: Config, *, resume: str | None = None, allow_change: bool = False) -> int:
+def train(
+    config: Config,
+    *,
+    resume: str | None = None,
+    allow_change: bool = False,
+    name: str = "the config",
+) -> int:
     """Train as `config` says, and return the exit code: 0, or 128 + the signal that ended the run.
 
+    `name` is the file of the config in messages.
     `resume` is `latest`, or the path of a saved state or a run; None starts a new run. Raises the
     errors of `trainer.errors` and `capmerge.errors`; among them `RankError` when another process of
     the run is lost.
     """
     end: int | CapmergeError
     try:
-        return _train(config, resume=resume, allow_change=allow_change)
+        return _train(agreed(config, name), resume=resume, allow_change=allow_change)
     except EndedElsewhereError as error:
         end = error.exit_code
     except CapmergeError as error:
@@ -96,7 +109,9 @@ def _lost(problem: str, output_dir: Path) -> str:
     )
 
 
-def _train(config: Config, *, resume: str | None, allow_change: bool) -> int:
+def _train(launched: Launched, *, resume: str | None, allow_change: bool) -> int:
+    config = launched.config
+
     # Find the state to resume from, or make sure that no earlier run would be overwritten.
     output_dir = config.train.output_dir
     states = [] if resume is None else find_states(output_dir, resume)
@@ -111,7 +126,7 @@ def _train(config: Config, *, resume: str | None, allow_change: bool) -> int:
 
     # Start the engine, choose the state and the seed, and check that a resumed run is still the
     # same run.
-    engine = build_engine(config)
+    engine = build_engine(config, launched)
     saved, damaged = newest_sound(engine, states)
     begun = (
         saved.identity["train.seed"]
@@ -202,10 +217,33 @@ def _fingerprints(config: Config, datasets: Sequence[DataSet]) -> dict[str, str]
 def _build(config: Config, engine: Accelerator, size: RunSize) -> TrainState:
     """The model, its optimizer and its learning rates, prepared by the engine."""
     model = build_model(config)
-    bare = build_optimizer(parameter_groups(model, config), config.optimizer, engine.device)
+    if is_deepspeed(engine):
+        divide_early(engine.deepspeed_plugin, model, config.train.precision)
+    groups = parameter_groups(model, config)
+    bare = build_optimizer(groups, config.optimizer, engine.device)
+    if is_deepspeed(engine):
+        check_divided(config.optimizer, groups, engine.device, config.engine.zero_stage)
     rates = build_schedule(bare, config.optimizer, size.max_steps)
-    prepared, optimizer = prepare(engine, model, bare)
+    prepared, optimizer = prepare(engine, config, model, bare)
     schedule = Schedule.of(config.noise).to(engine.device)
-    scaling = LossScaling(config, engine.device)
+    scaling = LossScaling(config, engine.device, by_engine=is_deepspeed(engine))
+    engine_step: EngineStep
+    if is_deepspeed(engine):
+        engine_step = DeepSpeedStep(prepared)
+    else:
+        clip = config.optimizer.clip_grad_norm
+        engine_step = TorchStep(engine, prepared, optimizer, scaling, clip)
     ema = Ema(model, config.ema) if config.ema.decay else None
-    return TrainState(engine, config, prepared, model, optimizer, rates, schedule, scaling, ema)
+    return TrainState(
+        engine=engine,
+        config=config,
+        model=prepared,
+        bare_model=model,
+        optimizer=optimizer,
+        rates=rates,
+        schedule=schedule,
+        scaling=scaling,
+        engine_step=engine_step,
+        clock=StepClock(engine.device, engine.process_index, engine.num_processes),
+        ema=ema,
+    )

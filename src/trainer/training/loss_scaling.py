@@ -18,10 +18,13 @@ from trainer.config.settings import Config
 
 
 class LossScaling:
-    """The scale of a run's losses; where `train.precision` is not fp16, nothing changes."""
+    """The scale of a run's losses; where `train.precision` is not fp16, nothing changes.
 
-    def __init__(self, config: Config, device: torch.device) -> None:
-        self.is_on = config.train.precision == "fp16"
+    Nor does it `by_engine`, for an engine that computes in fp16 and scales losses by itself.
+    """
+
+    def __init__(self, config: Config, device: torch.device, *, by_engine: bool = False) -> None:
+        self.is_on = config.train.precision == "fp16" and not by_engine
         self._device = device
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.is_on)
 

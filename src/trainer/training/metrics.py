@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -17,6 +17,8 @@ from capmerge.files.atomic import AtomicFile
 
 if TYPE_CHECKING:
     import torch
+
+    from trainer.training.step_clock import RankTimes
 
 NO_EVENTS = {"samples", "tokens", "dropped_tokens", "wider_batches"}
 """Keys of `Batch.counts` that are not per-sample events."""
@@ -68,6 +70,8 @@ class MetricsFile:
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -113,6 +117,7 @@ class Recent:
 
     def __init__(self) -> None:
         self._steps: deque[tuple[Mapping[str, int], float, float]] = deque(maxlen=100)
+        self._ranks: deque[Sequence[RankTimes]] = deque(maxlen=100)
 
     def add(self, counts: Mapping[str, int], seconds: float, waited_seconds: float) -> None:
         """Add a step: this rank's `Batch.counts`, its duration, and how much of it was waiting."""
@@ -127,6 +132,33 @@ class Recent:
         samples = sum(counts["samples"] for counts, _, _ in self._steps)
         waited = sum(waited for _, _, waited in self._steps)
         return {"samples_per_second": samples * ranks / seconds, "data_wait": waited / seconds}
+
+    def add_ranks(self, times: Sequence["RankTimes"]) -> None:
+        """Add the times of a step on each rank, in the order of the ranks."""
+        self._ranks.append(times)
+
+    def ranks(self) -> dict[str, list[float]]:
+        """For each rank, its seconds per step, and the shares of waiting for data and for ranks.
+
+        A rank waits for the one that is the last to be ready for the exchange of the gradients.
+        Empty on a single rank, and at the first step.
+        """
+        steps = [times for times in self._ranks if times]
+        if not steps:
+            return {}
+        of_ranks = [*zip(*steps, strict=True)]
+        last = [max(each.arrival for each in times) for times in steps]
+        whole = [sum(each.whole for each in rank) for rank in of_ranks]
+        data = [sum(each.data for each in rank) for rank in of_ranks]
+        waits = [
+            sum(latest - each.arrival for latest, each in zip(last, rank, strict=True))
+            for rank in of_ranks
+        ]
+        return {
+            "seconds": [seconds / len(steps) for seconds in whole],
+            "data_wait": [part / seconds for part, seconds in zip(data, whole, strict=True)],
+            "rank_wait": [part / seconds for part, seconds in zip(waits, whole, strict=True)],
+        }
 
     def event_shares(self) -> dict[str, float]:
         """The share of this rank's samples to which each event happened, by the event's name."""

@@ -28,6 +28,7 @@ _LARGEST = 1e30
 """Values beyond it are counted as not finite; their sums stay finite."""
 _SMALLEST = 1e-30
 """Values nearer to 0 are drawn as 0."""
+_MOST_RANKS = 4096
 _FIELDS = ("loss", "grad_norm", "samples_per_second", "data_wait")
 
 
@@ -137,6 +138,8 @@ class RunCurves:
     peak_memory_bytes: int = 0
     not_finite: int = 0
     """Lines whose loss or gradient is not finite."""
+    rank_waits: tuple[float, ...] = ()
+    """The share that each rank waited for the others, in the last line; empty for one rank."""
     skipped: int = 0
     """Lines of steps that did not change the weights."""
     counts: Counter[str] = field(default_factory=Counter)
@@ -175,6 +178,7 @@ def _add_line(found: RunCurves, values: dict[str, Any]) -> None:
     found.lines += 1
     if step >= found.last_step:
         found.last_step, found.epoch = step, _count(values.get("epoch"))
+        found.rank_waits = _rank_waits(values.get("ranks"))
     found.peak_memory_bytes = max(found.peak_memory_bytes, _count(values.get("memory_bytes")))
     found.skipped += values.get("skipped") is True
     broken = False
@@ -191,8 +195,16 @@ def _add_line(found: RunCurves, values: dict[str, Any]) -> None:
     found.not_finite += broken
 
 
-_OTHERS = {"step", "epoch", "memory_bytes", "skipped", "loss_scale", "keys", "captions"}
+_OTHERS = {"step", "epoch", "memory_bytes", "skipped", "loss_scale", "keys", "captions", "ranks"}
 """Fields of a line that are neither a curve nor a count of samples or events."""
+
+
+def _rank_waits(ranks: Any) -> tuple[float, ...]:
+    """The waits in the field `ranks` of a line; empty for anything else."""
+    waits = ranks.get("rank_wait") if isinstance(ranks, dict) else None
+    if not isinstance(waits, list) or len(waits) > _MOST_RANKS or not all(map(is_number, waits)):
+        return ()
+    return tuple(float(wait) for wait in waits)
 
 
 def is_number(value: Any) -> bool:

@@ -87,6 +87,10 @@ def _run_rows(run: RunFiles) -> Iterator[tuple[str, str]]:
     ):
         if name in curves.curves:
             yield f"{label}, mean", form(curves.curves[name].mean())
+    if curves.rank_waits:
+        rank = max(range(len(curves.rank_waits)), key=curves.rank_waits.__getitem__)
+        most = percent(curves.rank_waits[rank])
+        yield "waiting for other ranks", f"{most} on rank {rank}, the most of all at the end"
     if curves.peak_memory_bytes:
         yield "peak memory", f"{curves.peak_memory_bytes / 1e9:.2f} GB"
     versions = run.fact("versions")

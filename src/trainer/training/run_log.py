@@ -16,7 +16,7 @@ from trainer.config.settings import Config
 from trainer.data.epochs import RunSize
 from trainer.model.model import Model
 from trainer.model.trainable import trained_share
-from trainer.training.accelerator import from_all_ranks
+from trainer.training.accelerator import engine_name, from_all_ranks
 from trainer.training.metrics import MetricsFile, Recent, peak_memory_bytes, progress_fields
 from trainer.training.run_folder import METRICS_FILE, VALIDATION_FILE
 from trainer.training.step import StepResult
@@ -80,7 +80,8 @@ class RunLog:
             f"{begun}: seed {self._seed}; {size.records:,} records, "
             f"{size.samples_per_epoch:,} samples per epoch in {size.buckets:,} buckets; "
             f"{size.global_batch_size:,} samples per step, {size.steps_per_epoch:,} steps "
-            f"per epoch, {size.max_steps:,} steps in total; trained: {trained}"
+            f"per epoch, {size.max_steps:,} steps in total; "
+            f"engine: {engine_name(self._engine)}; trained: {trained}"
         )
 
     def say_stop(self, step: int, *, is_saved: bool) -> None:
@@ -119,6 +120,7 @@ class RunLog:
         """
         # The numbers of this rank, shown beside the progress bar.
         self._recent.add(result.counts, result.seconds, result.waited_seconds)
+        self._recent.add_ranks(result.rank_times)
         line: dict[str, Any] = {
             "loss": result.loss,
             "epoch": (step - 1) // self._size.steps_per_epoch,
@@ -139,15 +141,17 @@ class RunLog:
         # tracker may raise an error on rank 0.
         if step % self._settings.every_steps:
             return
-        samples: dict[str, Any] = {}
+        more: dict[str, Any] = {}
+        if ranks := self._recent.ranks():
+            more["ranks"] = ranks
         if self._settings.samples:
-            samples = {
+            more |= {
                 "keys": from_all_ranks(self._engine, result.keys),
                 "captions": from_all_ranks(self._engine, result.captions),
             }
         if self._settings.trackers:
             self._engine.log(line, step=step)
-        if self._metrics and (problem := self._metrics.write(step, **line, **samples)):
+        if self._metrics and (problem := self._metrics.write(step, **line, **more)):
             self._lost_lines += 1
             if self._lost_lines == 1:
                 self.say(

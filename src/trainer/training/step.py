@@ -1,10 +1,8 @@
 """One optimizer step, from micro-batches to numbers; it can be tested without a run around it."""
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from traceback import clear_frames
 from typing import Any, NamedTuple
@@ -20,7 +18,9 @@ from trainer.training.accelerator import problem_of_lost_rank, sum_over_ranks
 from trainer.training.ema import Ema
 from trainer.training.loss import Loss, batch_loss
 from trainer.training.loss_scaling import LossScaling
-from trainer.training.optim import RateSchedule, clip_gradients, guarded_step
+from trainer.training.optim import RateSchedule
+from trainer.training.step_clock import RankTimes, StepClock
+from trainer.training.torch_step import EngineStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,8 @@ class TrainState:
     rates: RateSchedule
     schedule: Schedule
     scaling: LossScaling
+    engine_step: EngineStep
+    clock: StepClock
     ema: Ema | None = None
 
 
@@ -83,6 +85,8 @@ class StepResult:
     """Duration of the whole step."""
     waited_seconds: float
     """The part of `seconds` that was spent waiting for the loader."""
+    rank_times: tuple[RankTimes, ...]
+    """The times of the step before on each rank; none on a single rank, and for the first step."""
 
     @property
     def may_scale_less(self) -> bool:
@@ -107,13 +111,16 @@ def train_step(
 
     On one of several ranks, an error of the loader or of a forward pass is not raised: the others
     would wait for this rank for ever. It takes part with a batch that weighs nothing, and no rank
-    steps. `failure` is such an error from before the step.
+    steps. `failure` is such an error from before the step. Only where ranks exchange weights in the
+    forward pass itself (ZeRO-3) is its error raised: the others notice by the heartbeat.
     """
     engine, config = state.engine, state.config
-    start, waited = time.perf_counter(), 0.0
+    clock = state.clock
+    clock.start()
     counts: Counter[str] = Counter()
     keys: list[str] = []
     captions: list[str] = []
+    rates = state.rates.set_rates(step)
     loss_sum = torch.zeros((), device=engine.device)
 
     def loss_of(batch: Batch) -> Loss:
@@ -124,50 +131,49 @@ def train_step(
 
     # Accumulate the gradients of all micro-batches.
     for micro in range(config.train.accumulation):
-        # Ranks add up their gradients at the last micro-batch. Not by `engine.accumulate`: it
-        # counts micro-batches over the whole run and saves its count, so a run that is resumed with
-        # another accumulation would step in the middle of a batch, or never.
         last = micro == config.train.accumulation - 1
-        with nullcontext() if last else engine.no_sync(state.model):
+        with state.engine_step.passes(last=last):
             if failure is None:
+                is_passing = False
                 try:
                     asked = time.perf_counter()
                     batch = next(loader)
-                    waited += time.perf_counter() - asked
+                    clock.add_data_wait(time.perf_counter() - asked)
+                    is_passing = True
                     counts.update(batch.counts)
                     keys += batch.keys
                     captions += batch.captions
                     loss = loss_of(batch)
                 except Exception as error:
-                    if engine.num_processes == 1 or problem_of_lost_rank(error):
+                    if (
+                        engine.num_processes == 1
+                        or problem_of_lost_rank(error)
+                        or (is_passing and not state.engine_step.can_repeat_pass)
+                    ):
                         raise
                     clear_frames(error.__traceback__)  # they hold the tensors of the pass
                     failure = error
             if failure is not None:
                 loss = loss_of(Batch.stand_in(family_of(config.model)))
+            if last:
+                clock.arrive()
             # The engine averages gradients over ranks, but shares of a mean have to be added up.
-            engine.backward(state.scaling.scaled(loss.value * engine.num_processes))
+            state.engine_step.backward(loss.value * engine.num_processes)
         loss_sum += loss.value.detach()
 
-    # Set the learning rates, and clip the gradient, which is the same on all ranks by now.
-    rates = state.rates.set_rates(step)
-    state.scaling.unscale(state.optimizer)
-    trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
-    norm = clip_gradients(trained, config.optimizer.clip_grad_norm)
-
     # Sum over the ranks what they must agree on: the only collective besides the gradients'.
-    of_this_rank = [counts["replaced"], *requests(), failure is not None]
+    times = clock.to_be_summed()
+    of_this_rank = [*times, counts["replaced"], *requests(), failure is not None]
     local_sums = torch.tensor(of_this_rank, dtype=torch.float32, device=engine.device)
     global_sums = sum_over_ranks(engine, torch.cat((loss_sum[None], local_sums)))
 
-    # Step, unless the gradient is broken; the numbers are read back in the same transfer.
-    norm = torch.where(global_sums[-1] > 0, math.nan, norm)
-    stepped = guarded_step(state.optimizer, norm, *global_sums, state.scaling.scale())
-    mean_loss, replaced, stops, saves, failed, loss_scale = stepped.scalars
-    if not failed:
-        state.scaling.update()
+    # Step, unless a rank has failed or the gradient is broken.
+    stepped = state.engine_step.step(global_sums)
+    mean_loss, *others = stepped.sums
+    replaced, stops, saves, failed = others[len(times) :]
     if state.ema and stepped.taken:
         state.ema.update(step)
+    seconds, waited_seconds = clock.end()
     return StepResult(
         loss=mean_loss,
         grad_norm=stepped.grad_norm,
@@ -178,10 +184,11 @@ def train_step(
         failed=failed > 0,
         failure=failure,
         replaced=int(replaced),
-        loss_scale=loss_scale if state.scaling.is_on else None,
+        loss_scale=stepped.loss_scale,
         counts=counts,
         keys=tuple(keys),
         captions=tuple(captions),
-        seconds=time.perf_counter() - start,
-        waited_seconds=waited,
+        seconds=seconds,
+        waited_seconds=waited_seconds,
+        rank_times=clock.of_all_ranks(others[: len(times)]),
     )

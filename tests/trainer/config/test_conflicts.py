@@ -22,6 +22,7 @@ ALWAYS = frozenset(
         "optimizer": "name learning_rate text_learning_rate arguments schedule clip_grad_norm",
         "train": "output_dir max_steps max_epochs seed batch_size accumulation workers precision "
         "on_nonfinite",
+        "engine": "kind check_ranks_every_steps",
         "ema": "decay",
         "validation": "records share",
         "checkpoint": "every_steps every_epochs every_minutes keep",
@@ -86,6 +87,14 @@ ASKED = {
     "ema.warmup_steps": 5,
     "ema.device": "gpu",
     "log.project": "trainer",
+    "engine.zero_stage": 2,
+    "engine.offload_optimizer_device": "cpu",
+    "engine.offload_optimizer_nvme_path": "a/folder",
+    "engine.offload_param_device": "cpu",
+    "engine.offload_param_nvme_path": "a/folder",
+    "engine.zero3_init_flag": True,
+    "engine.zero3_save_16bit_model": True,
+    "engine.fp16_master_weights_and_gradients": True,
 }
 """A value of each setting in a rule that asks for something, even if it is the default."""
 
@@ -128,6 +137,11 @@ ELSEWHERE = {
     "export.formats": ["diffusers", "single"],
     "samples.prompts": [{"prompt": "a hat"}],
     "log.trackers": ["tensorboard"],
+    "engine.kind": "deepspeed",
+    "engine.zero_stage": 3,
+    "engine.offload_optimizer_device": "nvme",
+    "engine.offload_param_device": "nvme",
+    "train.precision": "fp16",
 }
 """A value of each cause with which a setting has its effect, if the rule itself names none."""
 
@@ -312,6 +326,42 @@ def test_a_text_setting_needs_one_data_set_that_uses_it(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
+        (
+            {"engine.kind": "deepspeed", "engine.zero_stage": 0, "train.precision": "bf16"},
+            '`engine.zero_stage = 0` does not work with `train.precision = "bf16"`',
+        ),
+        (
+            {
+                "engine.kind": "deepspeed",
+                "engine.offload_optimizer_device": "nvme",
+                "engine.offload_optimizer_nvme_path": "/fast",
+            },
+            '`engine.offload_optimizer_device = "nvme"` does not work with `engine.zero_stage = 2`',
+        ),
+        (
+            {
+                "engine.kind": "deepspeed",
+                "engine.zero_stage": 3,
+                "engine.offload_param_device": "nvme",
+            },
+            '`engine.offload_param_device = "nvme"` needs a folder on that disk, found none. ',
+        ),
+        (
+            {
+                "engine.kind": "deepspeed",
+                "engine.offload_optimizer_device": "cpu",
+                "train.precision": "full_bf16",
+            },
+            '`engine.offload_optimizer_device = "cpu"` does not work with `train.precision = ',
+        ),
+        (
+            {
+                "engine.kind": "deepspeed",
+                "engine.fp16_master_weights_and_gradients": True,
+                "train.precision": "fp16",
+            },
+            "`engine.fp16_master_weights_and_gradients = true` needs engine.zero_stage 1 or 2, ",
+        ),
         (
             {"noise.min_timestep": 500, "noise.max_timestep": 500},
             "`noise.min_timestep = 500` is not below `noise.max_timestep = 500`",

@@ -264,3 +264,25 @@ def test_the_command_writes_a_file_or_prints(tmp_path, capsys):
     assert (tmp_path / "c.toml").read_text() == printed
     assert 'family = "sd1"' in printed
     assert 'family = "sdxl"' in capsys.readouterr().out
+
+
+def test_deepspeed_becomes_the_engine(convert_text):
+    """--deepspeed and its options become [engine]; without it, they have no effect there either."""
+    options = "--zero_stage 3 --offload_param_device nvme --offload_param_nvme_path /fast"
+    config, _ = convert_text(f"accelerate launch fine_tune.py {LEAST} --deepspeed {options}\n")
+    engine = config.engine
+    assert (engine.kind, engine.zero_stage) == ("deepspeed", 3)
+    assert (engine.offload_param_device, engine.offload_param_nvme_path) == ("nvme", "/fast")
+    assert engine.offload_optimizer_device == "none"
+    config, text = convert_text(f"accelerate launch fine_tune.py {LEAST} {options}\n")
+    assert not config.engine.model_fields_set
+    assert "# - zero_stage: it has no effect in sd-scripts beside the other options\n" in text
+
+
+def test_what_deepspeed_cannot_do_is_refused(convert_text):
+    """Options of DeepSpeed that would end a run at its start are told at the conversion."""
+    with pytest.raises(ConfigError, match="fp16_master_weights_and_gradients = true` needs"):
+        convert_text(
+            f"fine_tune.py {LEAST} --deepspeed --mixed_precision fp16 "
+            "--fp16_master_weights_and_gradients\n"
+        )

@@ -285,6 +285,23 @@ def test_a_short_batch_fills_empty_places_with_weight_0(load):
             assert set(batch.counts.values()) == {0}
 
 
+@pytest.mark.parametrize("workers", [0, 3])
+def test_ranks_pass_batches_of_one_shape_in_step(load, workers):
+    """In each micro-step all ranks have as many samples of one size, also of a short batch.
+
+    So every rank makes the same passes, which ranks that exchange weights in them (ZeRO-3) need.
+    """
+    sets = [rows_of(23, chunks=True), rows_of(7, chunks=True)]
+    of_ranks = [list(load(sets, share=Share(rank, 3, 2, 2), workers=workers)) for rank in range(3)]
+    passes = [
+        [(batch.step, batch.micro, batch.latents_BCHW.shape, batch.ids[0].shape) for batch in mine]
+        for mine in of_ranks
+    ]
+    assert passes[0] == passes[1] == passes[2]
+    assert len({shape for _, _, shape, _ in passes[0]}) > 1
+    assert any(batch.real_samples < 12 for batch in of_ranks[0])
+
+
 def test_dynamic_chunks_are_the_buckets(load):
     """Every caption of a batch needs the chunks of its bucket, and no token is dropped."""
     batches = list(load([rows_of(60, chunks=True)]))

@@ -103,7 +103,7 @@ def test_a_broken_gradient_is_none_of_the_scale(config, scale, monkeypatch):
     """Where a smaller scale cannot help, on_nonfinite = "stop" stops as in other precisions."""
     scale(1.0)
     monkeypatch.setattr(
-        "trainer.training.step.clip_gradients", lambda *_: torch.tensor(float("nan"))
+        "trainer.training.torch_step.clip_gradients", lambda *_: torch.tensor(float("nan"))
     )
     with pytest.raises(NonFiniteError):
         train_here(config(on_nonfinite="stop"))

@@ -35,13 +35,15 @@ def metadata(tmp_path_factory):
 def write(metadata):
     """A function that writes the config of a run with a global batch of 4 into a folder.
 
-    The run goes to `run` in the folder and saves its state after each third step.
+    The run goes to `run` in the folder, compares its ranks after each step, and saves its state
+    after each third one.
     """
 
     def write(folder, batch_size, accumulation, **train):
         changes = {
             "train": {"batch_size": batch_size, "accumulation": accumulation, **train},
             "checkpoint": {"every_steps": 3, "keep": 9},
+            "engine": {"check_ranks_every_steps": 1},
         }
         return write_config(folder / "c.toml", settings_of(metadata, folder / "run", **changes))
 
@@ -105,6 +107,7 @@ def test_two_ranks_train_the_flow_of_one_rank(metadata, tmp_path):
         "noise": {"prediction": "flow", "timestep_sampling": "logit_normal", "shift": 2.5},
         "loss": {"contrastive": 0.05},
         "checkpoint": {"every_steps": 3, "keep": 9},
+        "engine": {"check_ranks_every_steps": 1},
     }
     runs = []
     for batch_size in (4, 2):

@@ -1,0 +1,73 @@
+"""What DeepSpeed cannot carry out of a config, each with the reason and the next step."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from trainer.config.settings import Config
+
+
+class EngineConflict(NamedTuple):
+    """A setting of `[engine]` that cannot be carried out beside the others."""
+
+    setting: tuple[str, str]
+    text: str
+
+
+CPU_ADAM = ("Adam", "AdamW")
+"""The optimizers that DeepSpeed has for the CPU, which alone step with weights in fp16."""
+
+
+def iter_engine_conflicts(config: Config) -> Iterator[EngineConflict]:
+    """The combinations that DeepSpeed cannot carry out; none for another engine."""
+    engine, precision = config.engine, config.train.precision
+    if engine.kind != "deepspeed":
+        return
+    if engine.zero_stage == 0 and precision != "fp32":
+        yield EngineConflict(
+            ("engine", "zero_stage"),
+            # Source: 2**16 of FP16_UnfusedOptimizer in DeepSpeed 0.19, by which only the gradients
+            # are divided. Adam hides it from all but small gradients.
+            f'`engine.zero_stage = 0` does not work with `train.precision = "{precision}"`: '
+            "there, DeepSpeed 0.19 divides gradients by a scale that it has not given the loss. "
+            'Set engine.zero_stage to 1, 2 or 3, or engine.kind = "ddp".',
+        )
+    for what, device, path in (
+        ("optimizer", engine.offload_optimizer_device, engine.offload_optimizer_nvme_path),
+        ("param", engine.offload_param_device, engine.offload_param_nvme_path),
+    ):
+        if device != "nvme":
+            continue
+        if engine.zero_stage != 3:
+            yield EngineConflict(
+                ("engine", f"offload_{what}_device"),
+                f'`engine.offload_{what}_device = "nvme"` does not work with `engine.zero_stage = '
+                f"{engine.zero_stage}`: DeepSpeed uses a disk at stage 3 alone. "
+                "Set engine.zero_stage = 3, or offload to the cpu.",
+            )
+        if not path:
+            yield EngineConflict(
+                ("engine", f"offload_{what}_device"),
+                f'`engine.offload_{what}_device = "nvme"` needs a folder on that disk, found none. '
+                f"Set engine.offload_{what}_nvme_path.",
+            )
+    offloads = engine.offload_optimizer_device != "none"
+    if offloads and precision == "full_bf16":
+        yield EngineConflict(
+            ("engine", "offload_optimizer_device"),
+            f'`engine.offload_optimizer_device = "{engine.offload_optimizer_device}"` does not '
+            'work with `train.precision = "full_bf16"`: what is offloaded are the weights in '
+            'float32, which full_bf16 has none of. Set train.precision = "bf16".',
+        )
+    if engine.fp16_master_weights_and_gradients and (
+        engine.zero_stage not in (1, 2)
+        or engine.offload_optimizer_device != "cpu"
+        or config.optimizer.name not in CPU_ADAM
+    ):
+        yield EngineConflict(
+            ("engine", "fp16_master_weights_and_gradients"),
+            "`engine.fp16_master_weights_and_gradients = true` needs engine.zero_stage 1 or 2, "
+            'engine.offload_optimizer_device = "cpu" and optimizer.name = "AdamW", found '
+            f'`{engine.zero_stage}`, `"{engine.offload_optimizer_device}"` and '
+            f'`"{config.optimizer.name}"`: DeepSpeed\'s own Adam for the CPU alone can do it. '
+            "Set them, or leave it out.",
+        )

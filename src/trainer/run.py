@@ -42,6 +42,17 @@ def _run(
             "exactly as they will train; train nothing.",
         ),
     ] = False,
+    ranks: Annotated[
+        int | None,
+        typer.Option(
+            "--ranks",
+            metavar="N",
+            min=1,
+            help="With --dry-run: show the numbers and the memory of a run on N GPUs, which need "
+            "not be here.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[
         str | None,
         typer.Option(
@@ -72,6 +83,11 @@ def _run(
                 "--dry-run starts no training, so --resume and --allow-change have no effect "
                 "with it. Leave them out."
             )
+        if ranks is not None and not dry_run:
+            raise UsageError(
+                "--ranks has no effect without --dry-run: the launcher decides how many processes "
+                "train. Leave it out, or add --dry-run."
+            )
         if allow_change and resume is None:
             raise UsageError(
                 "--allow-change has no effect without --resume. "
@@ -89,7 +105,7 @@ def _run(
             with importing("", _WANTED):
                 from trainer.training.dry_run import show
 
-            show(settings)
+            show(settings, ranks, config)
         else:
             with importing("", _WANTED):
                 from trainer.training.loop import train

@@ -15,12 +15,12 @@ WITHOUT_TRAINING = """
 import sys, types
 from trainer.errors import LatentsError
 
-def train(config, **options):
+def train(config, name, **options):
     print(config.train.max_steps, config.train.seed, options)
     {end}
 
-def show(config):
-    print("shown:", config.train.seed)
+def show(config, ranks, name):
+    print("shown:", config.train.seed, ranks)
 
 sys.modules["trainer.training.loop"] = types.SimpleNamespace(train=train)
 sys.modules["trainer.training.dry_run"] = types.SimpleNamespace(show=show)
@@ -61,7 +61,7 @@ def test_help_names_every_option():
     """`--help` names all options and the example to start from."""
     shown = run("--help")
     assert shown.returncode == 0
-    assert {"--set", "--dry-run", "--resume", "--allow-change"} <= set(
+    assert {"--set", "--dry-run", "--ranks", "--resume", "--allow-change"} <= set(
         re.findall(r"--[\w-]+", shown.stdout)
     )
     assert "examples/tiny_sd1.toml" in shown.stdout
@@ -106,6 +106,8 @@ def test_mistakes_in_the_config_are_exit_2(config):
             "--dry-run starts no training, so --resume and --allow-change have no effect with it.",
         ),
         (["c", "--dry-run", "--allow-change"], "--dry-run starts no training"),
+        (["c", "--ranks", "4"], "--ranks has no effect without --dry-run"),
+        (["c", "--dry-run", "--ranks", "0"], "0 is not in the range x>=1"),
         ([], "found no CONFIG, expected the path of a config file"),
         (["--resume", "latest"], "--resume latest: found no CONFIG that tells the folder"),
         (["--resume", "none"], "--resume none: found no CONFIG and no saved config there"),
@@ -140,7 +142,9 @@ def test_what_the_loop_is_given(config):
 def test_what_the_dry_run_is_given(config):
     """`--dry-run` shows the config and trains nothing."""
     shown = run_without_training("return 0", config, "--dry-run", "--set", "train.seed=4")
-    assert (shown.returncode, shown.stdout) == (0, "shown: 4\n")
+    assert (shown.returncode, shown.stdout) == (0, "shown: 4 None\n")
+    shown = run_without_training("return 0", config, "--dry-run", "--ranks", "8")
+    assert (shown.returncode, shown.stdout) == (0, "shown: None 8\n")
 
 
 @pytest.mark.parametrize(

@@ -90,9 +90,8 @@ def _own_names(config: Config, number: int) -> dict[str, str]:
 def _asks(section: Section, key: str, *, given: bool = False) -> bool:
     """True if a setting is given, and not only to say that it is off."""
     value = getattr(section, key)
-    is_off = not value and value == type(section).model_fields[key].get_default(
-        call_default_factory=True
-    )
+    default = type(section).model_fields[key].get_default(call_default_factory=True)
+    is_off = not value and value in (default, default or False)
     return (given or key in section.model_fields_set) and not is_off
 
 
@@ -140,6 +139,8 @@ def iter_impossible(config: Config) -> Iterator[Conflict]:
         _no_least_loss,
         _no_step_rules,
         _held_out_twice,
+        _no_fused_backward,
+        _no_kahan_sum,
     ):
         yield from check(config)
     for setting, text in iter_engine_conflicts(config):
@@ -240,6 +241,54 @@ def _held_out_twice(config: Config) -> Iterator[Conflict]:
             "many records are held out, expected one of them. Remove the other."
         )
         yield Conflict(("validation", "share"), frozenset({"validation"}), text)
+
+
+def _no_fused_backward(config: Config) -> Iterator[Conflict]:
+    if not config.optimizer.fused_backward:
+        return
+    for section, key, value, reason in (
+        ("train", "accumulation", 1, "gradients are summed over the micro-batches"),
+        ("train", "on_nonfinite", "stop", "a broken step is taken before it is noticed"),
+        ("optimizer", "clip_grad_norm", 0, "clipping needs the norm of the whole gradient"),
+    ):
+        found = getattr(getattr(config, section), key)
+        if found != value:
+            text = (
+                f"`optimizer.fused_backward = true` does not work with `{section}.{key} = "
+                f"{to_toml(found)}`: {reason}. Set {section}.{key} = {to_toml(value)}, or remove "
+                "optimizer.fused_backward."
+            )
+            yield Conflict(("optimizer", "fused_backward"), frozenset({"train", "optimizer"}), text)
+    if config.train.precision == "fp16":
+        text = (
+            '`optimizer.fused_backward = true` does not work with `train.precision = "fp16"`: a '
+            "step whose gradients overflow fp16 has to be skipped. Set train.precision to bf16, or "
+            "remove optimizer.fused_backward."
+        )
+        yield Conflict(("optimizer", "fused_backward"), frozenset({"train", "optimizer"}), text)
+
+
+def _no_kahan_sum(config: Config) -> Iterator[Conflict]:
+    """Optimizers of pytorch-optimizer read it for weights in bf16 alone.
+
+    Not set, it is often on there, and quietly off where weights are in fp32.
+    """
+    if not config.optimizer.arguments.get("kahan_sum"):
+        return
+    if config.train.precision != "full_bf16":
+        cause = f"`train.precision = {to_toml(config.train.precision)}`"
+        instead = 'set train.precision to "full_bf16" and optimizer.stochastic_rounding to false'
+    elif config.optimizer.stochastic_rounding is not False:
+        default = "" if config.optimizer.stochastic_rounding else ", the default"
+        cause = f"`optimizer.stochastic_rounding = true`{default}"
+        instead = "set optimizer.stochastic_rounding to false"
+    else:
+        return
+    text = (
+        f"`optimizer.arguments.kahan_sum` has no effect with {cause}: it keeps what bf16 weights "
+        f"lose, and the optimizer steps weights in fp32. Remove it, or {instead}."
+    )
+    yield Conflict(("optimizer", "arguments", "kahan_sum"), frozenset({"train", "optimizer"}), text)
 
 
 def _separators_alike(config: Config) -> Iterator[Conflict]:

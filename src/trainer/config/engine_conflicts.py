@@ -22,6 +22,21 @@ def iter_engine_conflicts(config: Config) -> Iterator[EngineConflict]:
     engine, precision = config.engine, config.train.precision
     if engine.kind != "deepspeed":
         return
+    if config.optimizer.stochastic_rounding:
+        yield EngineConflict(
+            ("optimizer", "stochastic_rounding"),
+            '`optimizer.stochastic_rounding = true` does not work with `engine.kind = "deepspeed"`,'
+            " which rounds weights by itself: with bf16 it keeps them in float32 besides, with "
+            "full_bf16 it rounds to the nearest number. Remove optimizer.stochastic_rounding, or "
+            'set engine.kind = "ddp".',
+        )
+    if config.optimizer.fused_backward:
+        yield EngineConflict(
+            ("optimizer", "fused_backward"),
+            '`optimizer.fused_backward = true` does not work with `engine.kind = "deepspeed"`, '
+            "which reduces gradients in the backward pass itself. Remove optimizer.fused_backward, "
+            'or set engine.kind = "ddp".',
+        )
     if engine.zero_stage == 0 and precision != "fp32":
         yield EngineConflict(
             ("engine", "zero_stage"),

@@ -66,6 +66,7 @@ SETTINGS = {
     "lr_scheduler_num_cycles": "optimizer.schedule_arguments",
     "lr_scheduler_power": "optimizer.schedule_arguments",
     "max_grad_norm": "optimizer.clip_grad_norm",
+    "fused_backward_pass": "optimizer.fused_backward",
     # The run.
     "output_dir": "train.output_dir",
     "output_name": "train.output_dir",
@@ -124,7 +125,7 @@ _LEFT_OUT = {
     "torch chooses the attention": "xformers sdpa mem_eff_attn diffusers_xformers",
     "they change the speed or the memory alone": (
         "torch_compile dynamo_backend lowram highvram persistent_data_loader_workers "
-        "disable_mmap_load_safetensors fused_backward_pass fused_optimizer_groups"
+        "disable_mmap_load_safetensors fused_optimizer_groups"
     ),
     "DDP is always set up so that it takes the least memory and notices a lost process": (
         "ddp_timeout ddp_gradient_as_bucket_view ddp_static_graph"

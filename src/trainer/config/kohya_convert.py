@@ -58,6 +58,7 @@ def convert(arguments: Arguments, family: FamilyName | None, name: str) -> str:
         raise ConfigError("\n".join(f"{name}: {problem}" for problem in problems))
     notes = [
         *_left_out(asked),
+        *_on_memory(shared),
         *_without_effect(asked, arguments, document),
         *_drop_ignored(document),
     ]
@@ -189,10 +190,23 @@ def _rest(options: Options, family: FamilyName) -> dict[str, Any]:
         # As in sd-scripts, epochs take the place of steps.
         "train.max_steps": None if has_epochs else options["max_train_steps"],
         "train.precision": "full_bf16" if options.get("full_bf16") else precision,
+        "optimizer.fused_backward": True if _can_fuse(options) else None,
+        "train.on_nonfinite": "stop" if _can_fuse(options) else None,
         "export.formats": _chosen(options, "save_model_as", _FORMATS),
         "export.dtype": _chosen(options, "save_precision", _DTYPES),
         "log.trackers": trackers,
     }
+
+
+def _can_fuse(options: Options) -> bool:
+    """True if steps are asked for inside the backward pass, and are possible there."""
+    return bool(
+        options.get("fused_backward_pass")
+        and options.get("max_grad_norm") == 0
+        and options.get("gradient_accumulation_steps", 1) == 1
+        and not options.get("deepspeed")
+        and (options.get("full_bf16") or options.get("mixed_precision") != "fp16")
+    )
 
 
 def _engine(options: Options) -> dict[str, Any]:
@@ -223,6 +237,20 @@ def _left_out(asked: Options) -> Iterator[str]:
             options_of.setdefault(reason, []).append(option)
     for reason, options in options_of.items():
         yield f"{', '.join(options)}: {reason}"
+
+
+def _on_memory(options: Options) -> Iterator[str]:
+    """A note on each option to save memory that does not do quite the same here."""
+    if options.get("fused_backward_pass") and not _can_fuse(options):
+        yield (
+            "fused_backward_pass: optimizer.fused_backward, which saves memory alone, needs "
+            "optimizer.clip_grad_norm = 0, train.accumulation = 1, and neither fp16 nor DeepSpeed"
+        )
+    if options.get("full_bf16"):
+        yield (
+            "full_bf16: sd-scripts rounds weights to the nearest number, unless Adafactor steps "
+            "them with fused_backward_pass; set optimizer.stochastic_rounding = false for the same"
+        )
 
 
 def _without_effect(

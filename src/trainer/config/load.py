@@ -187,6 +187,23 @@ def with_seed(config: Config, saved: int | None = None) -> Config:
     return config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
 
 
+def leaves_rounding_open(config: Config) -> bool:
+    """True if weights are bf16 and `optimizer.stochastic_rounding` is not set."""
+    return config.train.precision == "full_bf16" and config.optimizer.stochastic_rounding is None
+
+
+def with_rounding(config: Config, *, default: bool = True) -> Config:
+    """The same config with `optimizer.stochastic_rounding` set if that is open.
+
+    It is set to `default`, or to false for DeepSpeed, which rounds weights by itself.
+    """
+    if not leaves_rounding_open(config):
+        return config
+    rounds = default and config.engine.kind != "deepspeed"
+    rounded = config.optimizer.model_copy(update={"stochastic_rounding": rounds})
+    return config.model_copy(update={"optimizer": rounded})
+
+
 def resolved_toml(config: Config) -> str:
     """The whole config, defaults included, as TOML that loads to an equal config.
 

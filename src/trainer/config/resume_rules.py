@@ -15,6 +15,7 @@ FREE = (
     "train.output_dir",
     "train.workers",
     "ema.device",
+    "optimizer.fused_backward",
     "engine.*",
     # The global batch size, which is their product with the ranks, is compared by itself.
     "train.batch_size",

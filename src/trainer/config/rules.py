@@ -180,6 +180,11 @@ RULES = (
         {"optimizer.schedule": ("constant", "piecewise_constant")},
         "set optimizer.schedule to constant_with_warmup or one that falls",
     ),
+    Rule(
+        ("optimizer.stochastic_rounding",),
+        {"train.precision": ("fp32", "bf16", "fp16")},
+        'set train.precision to "full_bf16"',
+    ),
     _argument_of("num_cycles", "cosine", "cosine_with_restarts"),
     _argument_of("power", "polynomial"),
     _argument_of("lr_end", "polynomial"),

@@ -336,6 +336,18 @@ class OptimizerSettings(Section):
     """Further arguments of the schedule, such as num_cycles."""
     clip_grad_norm: float = Field(default=1.0, ge=0)
     """Largest norm of the whole gradient. 0: it is not clipped."""
+    stochastic_rounding: bool | None = None
+    """Round bf16 weights up or down by chance, so that small updates are kept on average.
+
+    Not set: true with `train.precision = "full_bf16"`. It steps fp32 copies of a few weights at a
+    time, so the optimizer keeps what it keeps for fp32 weights.
+    """
+    fused_backward: bool = False
+    """Step each parameter as soon as its gradient is there, and free the gradient at once.
+
+    The result is the same, without the memory of the gradients. For one rank, without accumulation,
+    clipping or skipped steps.
+    """
 
 
 class TrainSettings(Section):
@@ -362,8 +374,9 @@ class TrainSettings(Section):
     """Single precision, bf16 or fp16 computation over fp32 weights, or bf16 weights too.
 
     fp16 is for cards without bf16: its losses are scaled so that small gradients do not become 0.
-    Weights in bf16 lose every update below about 0.2 % of a weight: at a learning rate of 1e-5,
-    4.5 % of the weights moved, at 1e-6 0.8 %, and all of them in fp32.
+    Weights in bf16 lose every update below about 0.2 % of a weight, unless
+    `optimizer.stochastic_rounding` keeps them: at a learning rate of 1e-5, 4.5 % of the weights
+    moved, at 1e-6 0.8 %, and all of them in fp32.
     """
     on_nonfinite: Literal["skip", "stop"] = "skip"
     """On a NaN or infinite gradient: skip the step, or save the state and stop."""

@@ -32,12 +32,13 @@ from trainer.model.save import save_model, without_wrappers
 from trainer.model.save_single import save_single_file
 from trainer.training.accelerator import from_all_ranks, problem_of_lost_rank
 from trainer.training.checkpoint import (
+    newest_state,
     save_state,
     set_aside_later,
 )
 from trainer.training.equal_ranks import check_equal_ranks
 from trainer.training.loss_plot import save_loss_plot
-from trainer.training.moved_weights import FIRST_STEPS, WARNING, MovedWeights
+from trainer.training.moved_weights import FIRST_STEPS, NOTE, WARNING, MovedWeights
 from trainer.training.optim import weights_for_use
 from trainer.training.run_folder import (
     EMA_FILE,
@@ -228,10 +229,10 @@ class ActiveRun:
         raise failure
 
     def _watch_bf16(self) -> MovedWeights | None:
-        """Warn about bf16 weights, and return what they are, to tell how many of them move."""
+        """Tell how bf16 weights are rounded; what they are, to tell later how many moved."""
         if self.config.train.precision != "full_bf16" or self.step == self.size.max_steps:
             return None
-        self.log.say(WARNING)
+        self.log.say(NOTE if self.config.optimizer.stochastic_rounding else WARNING)
         trained = [p for p in self.state.bare_model.parameters() if p.requires_grad]
         # Weights that ZeRO-3 has divided are empty here.
         return MovedWeights(trained) if all(p.numel() for p in trained) else None
@@ -251,7 +252,8 @@ class ActiveRun:
         except Exception as error:
             if problem_of_lost_rank(error):  # `train` names the newest state
                 raise
-            is_sound = not self.is_stepping and self.step > self.saved_step
+            begun = self.is_stepping or self.state.engine_step.has_begun
+            is_sound = not begun and self.step > self.saved_step
             if is_sound and self.engine.num_processes == 1:
                 try:
                     self.save()
@@ -358,8 +360,20 @@ class ActiveRun:
             )
 
     def _stop_nonfinite(self, result: StepResult) -> None:
-        """Save the state before the broken step, and raise `NonFiniteError`."""
+        """Save the state before the broken step, if it is still there; raise `NonFiniteError`."""
         self.skipped_in_row += 1
+        if self.config.optimizer.fused_backward:
+            newest = newest_state(self.folder)
+            way_on = (
+                f"Lower the learning rate and resume with --resume {newest} --allow-change."
+                if newest
+                else "No state had been saved yet: lower the learning rate and start anew."
+            )
+            raise NonFiniteError(
+                f"step {self.step + 1:,}: the gradient norm is {result.grad_norm}, expected a "
+                "finite number. With optimizer.fused_backward, the backward pass had stepped the "
+                f"weights before that was known, so they are broken and not saved. {way_on}"
+            )
         self.save()
         raise NonFiniteError(
             f"step {self.step + 1:,}: the gradient norm is {result.grad_norm}, expected a finite "

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainer.config.load import load_config
+from trainer.config.load import leaves_rounding_open, load_config, with_rounding
 from trainer.config.resume_rules import Change, list_changes
 from trainer.config.settings import Config
 from trainer.errors import ConfigError, ResumeError
@@ -28,6 +28,23 @@ NO_SAVED_CONFIG = (
     "compared: its identity, the optimizer's arguments and the learning rates. Make sure that all "
     "other settings are those that the run began with."
 )
+
+
+def with_rounding_of(saved: SavedState | None, config: Config) -> tuple[Config, str]:
+    """The config with `optimizer.stochastic_rounding` set, and a line to show if a state decides.
+
+    Where the config leaves it open, a resumed run goes on as the `saved` one rounded its weights.
+    """
+    if saved is None or not leaves_rounding_open(config):
+        return with_rounding(config), ""
+    before = _saved_config(saved)
+    was_bf16 = before is None or before.train.precision == "full_bf16"
+    if not was_bf16 or (before and before.optimizer.stochastic_rounding):
+        return with_rounding(config), ""
+    return with_rounding(config, default=False), (
+        f"{saved.folder} is of a run without optimizer.stochastic_rounding, so this one goes on "
+        "without it. Set it to true and resume with --allow-change to keep small updates."
+    )
 
 
 def check_same_run(
@@ -95,7 +112,8 @@ def _saved_config(saved: SavedState) -> Config | None:
     if not saved.config_file.exists():
         return None
     try:
-        return load_config(saved.config_file, asks_model=False)
+        # Earlier versions rounded to the nearest number, and had no setting for it.
+        return with_rounding(load_config(saved.config_file, asks_model=False), default=False)
     except ConfigError as error:
         raise ResumeError(
             f"{saved.folder}: this version does not understand the config of the state ({error}). "

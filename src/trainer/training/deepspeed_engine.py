@@ -186,6 +186,8 @@ def gathered(*parameters: Parameter) -> AbstractContextManager[Any]:
 class DeepSpeedStep:
     """The passes and the step of DeepSpeed's engine, which clips and leaves out steps by itself."""
 
+    has_begun = False
+
     def __init__(self, engine: Any) -> None:
         self._engine = engine
         # At stage 3 each module gathers its weights from all ranks as it is passed.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from capmerge.errors import printable
 from capmerge.tokens.chunks import Chunker
-from trainer.config.load import resolved_toml, with_seed
-from trainer.config.settings import Config
+from trainer.config.load import resolved_toml, with_rounding, with_seed
+from trainer.config.settings import Config, family_of
 from trainer.data.batch import Sample, SampleRequest
 from trainer.data.datasets import DataSet, open_datasets
 from trainer.data.epochs import EpochPlans, RunSize, length_warnings, run_size
@@ -21,35 +21,48 @@ from trainer.model.sd2_guess import guess_on_source
 from trainer.model.source import check_source
 from trainer.model.trainable import parameter_groups, trained_share
 from trainer.training.ema import check_ema
+from trainer.training.fused_backward import check_fused_backward
+from trainer.training.launcher import agreed
+from trainer.training.memory_estimate import estimate_memory, largest_shape, memory_lines
+from trainer.training.memory_parts import GIB
 from trainer.training.optim import check_optimizer
 from trainer.training.sampling import check_samples
 
 FIRST_SAMPLES = 8
 
 
-def show(config: Config) -> None:
+def show(config: Config, ranks: int | None = None, name: str = "the config") -> None:
     """Print what `config` would train, without a GPU and writing nothing but missing indexes.
 
-    The number of ranks is the one that a launcher sets (WORLD_SIZE), else 1. Raises the errors that
-    the run itself would raise before its first step, except that of an output folder that is not
-    free, and of an optimizer that only another machine can try.
+    Without `ranks`, their number is the one that a launcher sets (WORLD_SIZE), else 1. `name` is
+    the file of the config in messages. Raises the errors that the run itself would raise before its
+    first step, except that of an output folder that is not free, and of an optimizer that only
+    another machine can try.
     """
+    launched = agreed(config, name)
+    config = launched.config
     check_ema(config)
     datasets = open_datasets(config)
     check_samples(config)
-    config = with_seed(config)
+    config = with_rounding(with_seed(config))
     split = hold_out(config, datasets)
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks = ranks or int(os.environ.get("WORLD_SIZE", "1"))
+    check_fused_backward(config, ranks)
     size = run_size(config, split.datasets, ranks)
     model = build_model(config, weights=False)
-    untried = check_optimizer(parameter_groups(model, config), config.optimizer, size.max_steps)
+    groups = parameter_groups(model, config)
+    on_optimizer = check_optimizer(groups, config.optimizer, size.max_steps)
+    guess = guess_on_source(model, check_source(model, config), config)
     print(resolved_toml(config))
     for line in _numbers(config, size, model, ranks):
         print(f"# {line}")
+    for line in _memory(
+        config, split.datasets, model, ranks, uses_deepspeed=launched.uses_deepspeed
+    ):
+        print(f"# {line}")
     notes = [note for dataset in datasets for note in dataset.notes]
     warnings = length_warnings(config, size.max_steps)
-    guess = guess_on_source(model, check_source(model, config), config)
-    for note in [*notes, *split.notes, *warnings, *guess, *filter(None, [untried])]:
+    for note in [*notes, *split.notes, *warnings, *guess, *on_optimizer]:
         print(f"# {note}")
     chunker = build_chunker(config)
     for number, sample in enumerate(
@@ -76,6 +89,24 @@ def _numbers(config: Config, size: RunSize, model: Model, ranks: int) -> Iterato
     )
     for part, (trained, total) in trained_share(model).items():
         yield f"{part}: {trained:,} of {total:,} parameters trained ({trained / total:.1%})"
+
+
+def _memory(
+    config: Config, datasets: Sequence[DataSet], model: Model, ranks: int, *, uses_deepspeed: bool
+) -> Iterator[str]:
+    """Lines with the estimated memory, for the data and for the usual pictures of the family."""
+    kind = "deepspeed" if uses_deepspeed else "ddp"
+    config = config.model_copy(update={"engine": config.engine.model_copy(update={"kind": kind})})
+    shape = largest_shape(config, datasets)
+    yield from memory_lines(estimate_memory(config, model, ranks, shape), config, ranks, shape)
+    side = family_of(config.model).side_px
+    usual = shape._replace(width=side, height=side)
+    if side * side > shape.width * shape.height:
+        total = estimate_memory(config, model, ranks, usual).total()
+        yield (
+            f"with pictures of {side:,} x {side:,} px, which are usual for "
+            f"{config.model.family}, it would be {total / GIB:.1f} GiB"
+        )
 
 
 def _samples(config: Config, datasets: Sequence[DataSet], size: RunSize) -> Iterator[Sample]:

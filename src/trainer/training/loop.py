@@ -46,14 +46,25 @@ from trainer.training.checkpoint import (
     newest_sound,
     newest_state,
 )
-from trainer.training.continuation import NO_SAVED_CONFIG, check_loaded, check_same_run
+from trainer.training.continuation import (
+    NO_SAVED_CONFIG,
+    check_loaded,
+    check_same_run,
+    with_rounding_of,
+)
 from trainer.training.deepspeed_engine import DeepSpeedStep, divide_early
 from trainer.training.divided_optimizer import check_divided
 from trainer.training.ema import Ema, check_ema
+from trainer.training.fused_backward import FusedStep, check_fused_backward
 from trainer.training.heartbeat import Heartbeat
 from trainer.training.launcher import Launched, agreed
 from trainer.training.loss_scaling import LossScaling
-from trainer.training.optim import build_optimizer, build_schedule, options_of
+from trainer.training.optim import (
+    build_optimizer,
+    build_schedule,
+    notes_on_optimizer,
+    options_of,
+)
 from trainer.training.run_folder import (
     begun_seed,
     check_new,
@@ -64,6 +75,7 @@ from trainer.training.sampling import check_samples
 from trainer.training.signals import Interrupts, exit_code
 from trainer.training.step import TrainState
 from trainer.training.step_clock import StepClock
+from trainer.training.stochastic_rounding import stochastic_rounding
 from trainer.training.torch_step import EngineStep, TorchStep
 
 
@@ -136,6 +148,8 @@ def _train(launched: Launched, *, resume: str | None, allow_change: bool) -> int
         else None
     )
     config = from_rank_0(engine, with_seed(config, begun))
+    config, rounding_note = with_rounding_of(saved, config)
+    check_fused_backward(config, engine.num_processes)
     split = hold_out(config, datasets)
     size = run_size(config, split.datasets, engine.num_processes)
     if saved and size.max_steps < saved.step:
@@ -174,6 +188,7 @@ def _train(launched: Launched, *, resume: str | None, allow_change: bool) -> int
         if saved and not saved.config_file.exists():
             run.log.say(f"{saved.folder}: {NO_SAVED_CONFIG}")
         run.log.say(*(f"changed since the state was saved: {line}" for line in changed))
+        run.log.say(*([rounding_note] if rounding_note else []))
         run.log.say(*(note for dataset in datasets for note in dataset.notes))
         if split.held_out and any("records left out" in line for line in changed):
             run.log.say(
@@ -181,6 +196,7 @@ def _train(launched: Launched, *, resume: str | None, allow_change: bool) -> int
                 "before, so their loss says less than that of records that never were."
             )
         run.log.say(*split.notes)
+        run.log.say(*notes_on_optimizer(config.optimizer, engine.device))
         run.log.say(*length_warnings(config, size.max_steps))
         run.log.say(*guess_on_source(state.bare_model, source, config))
         run.log.say_start(state.bare_model, run.step, resumed=resume is not None)
@@ -220,7 +236,8 @@ def _build(config: Config, engine: Accelerator, size: RunSize) -> TrainState:
     if is_deepspeed(engine):
         divide_early(engine.deepspeed_plugin, model, config.train.precision)
     groups = parameter_groups(model, config)
-    bare = build_optimizer(groups, config.optimizer, engine.device)
+    rounding = stochastic_rounding(config, model)
+    bare = build_optimizer(groups, config.optimizer, engine.device, rounding)
     if is_deepspeed(engine):
         check_divided(config.optimizer, groups, engine.device, config.engine.zero_stage)
     rates = build_schedule(bare, config.optimizer, size.max_steps)
@@ -230,6 +247,8 @@ def _build(config: Config, engine: Accelerator, size: RunSize) -> TrainState:
     engine_step: EngineStep
     if is_deepspeed(engine):
         engine_step = DeepSpeedStep(prepared)
+    elif config.optimizer.fused_backward:
+        engine_step = FusedStep(engine, bare, optimizer)
     else:
         clip = config.optimizer.clip_grad_norm
         engine_step = TorchStep(engine, prepared, optimizer, scaling, clip)

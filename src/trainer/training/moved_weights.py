@@ -1,4 +1,7 @@
-"""The share of the weights that the first steps moved, which is small when bf16 loses updates."""
+"""The share of the weights that the first steps moved, which is small when bf16 loses updates.
+
+With stochastic rounding it is small too at first: fewer weights move, each by more.
+"""
 
 from collections.abc import Iterable
 
@@ -13,9 +16,15 @@ _SAMPLED = 4096
 WARNING = (
     'WARNING: train.precision = "full_bf16": bf16 weights keep 8 bits, so an update below about '
     "0.2 % of a weight is lost. With small learning rates nearly all of them are: 4.5 % of the "
-    'weights moved at 1e-5, 0.8 % at 1e-6, all with "bf16" or "fp32", which keep fp32 weights.'
+    'weights moved at 1e-5, 0.8 % at 1e-6, all with "bf16" or "fp32", which keep fp32 weights. '
+    "optimizer.stochastic_rounding = true keeps them on average."
 )
-"""The line for the start of a run with bf16 weights; its numbers are measured."""
+"""The line for the start of a run that rounds bf16 weights to the nearest number; measured."""
+NOTE = (
+    'train.precision = "full_bf16": bf16 weights are rounded up or down by chance '
+    "(optimizer.stochastic_rounding), so small updates are kept on average."
+)
+"""The line for the start of a run that rounds them stochastically."""
 
 
 class MovedWeights:

@@ -18,7 +18,7 @@ from trainer.training.accelerator import problem_of_lost_rank, sum_over_ranks
 from trainer.training.ema import Ema
 from trainer.training.loss import Loss, batch_loss
 from trainer.training.loss_scaling import LossScaling
-from trainer.training.optim import RateSchedule
+from trainer.training.optim import RateSchedule, begin_step
 from trainer.training.step_clock import RankTimes, StepClock
 from trainer.training.torch_step import EngineStep
 
@@ -62,7 +62,10 @@ class StepResult:
     rates: dict[str, float]
     """The learning rates of this step, by the names of their groups."""
     taken: bool
-    """False if the gradient was not finite: weights and optimizer state are as before the step."""
+    """False if the gradient was not finite: weights and optimizer state are as before the step.
+
+    If the backward pass steps the parameters, they are broken then.
+    """
     stop_requested: bool
     """True if any rank asked to stop after this step."""
     save_requested: bool
@@ -121,6 +124,7 @@ def train_step(
     keys: list[str] = []
     captions: list[str] = []
     rates = state.rates.set_rates(step)
+    begin_step(state.optimizer, step)
     loss_sum = torch.zeros((), device=engine.device)
 
     def loss_of(batch: Batch) -> Loss:

@@ -34,6 +34,10 @@ class EngineStep(Protocol):
     False for an engine whose ranks exchange something in that pass: the others would wait.
     """
 
+    @property
+    def has_begun(self) -> bool:
+        """True if a part of the weights has stepped, and the others have not."""
+
     def passes(self, *, last: bool) -> AbstractContextManager[Any]:
         """A context for the two passes of a micro-batch; `last` is the last one of its step."""
 
@@ -52,6 +56,7 @@ class TorchStep:
     """The step of DDP and of a single device."""
 
     can_repeat_pass = True
+    has_begun = False
 
     def __init__(
         self,

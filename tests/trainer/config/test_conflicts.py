@@ -19,7 +19,8 @@ ALWAYS = frozenset(
         "text": "chunking embedding_noise",
         "noise": "prediction min_timestep max_timestep",
         "loss": "kind",
-        "optimizer": "name learning_rate text_learning_rate arguments schedule clip_grad_norm",
+        "optimizer": "name learning_rate text_learning_rate arguments schedule clip_grad_norm "
+        "fused_backward",
         "train": "output_dir max_steps max_epochs seed batch_size accumulation workers precision "
         "on_nonfinite",
         "engine": "kind check_ranks_every_steps",
@@ -82,6 +83,7 @@ ASKED = {
     "optimizer.schedule_arguments.f_min": 0.5,
     "optimizer.schedule_arguments.f_max": 0.5,
     "optimizer.schedule_arguments.step_rules": "1:5,0.1",
+    "optimizer.stochastic_rounding": True,
     "export.title": "A model",
     "validation.every_steps": 5,
     "ema.warmup_steps": 5,
@@ -141,7 +143,11 @@ ELSEWHERE = {
     "engine.zero_stage": 3,
     "engine.offload_optimizer_device": "nvme",
     "engine.offload_param_device": "nvme",
-    "train.precision": "fp16",
+    "train.precision": {
+        "optimizer.stochastic_rounding": "full_bf16",
+        "engine.zero3_save_16bit_model": "fp16",
+        "engine.fp16_master_weights_and_gradients": "fp16",
+    },
 }
 """A value of each cause with which a setting has its effect, if the rule itself names none."""
 

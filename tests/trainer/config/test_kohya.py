@@ -128,6 +128,47 @@ def test_a_command_becomes_a_config(convert_text, tmp_path):
     assert "# - resolution: a bucket is the size of the cached latents\n" in text
 
 
+@pytest.mark.parametrize(
+    ("given", "fuses"),
+    [
+        ("--max_grad_norm 0 --full_bf16 --mixed_precision fp16", True),
+        ("--max_grad_norm 0", True),
+        ("", False),
+        ("--max_grad_norm 0 --gradient_accumulation_steps 2", False),
+        ("--max_grad_norm 0 --mixed_precision fp16", False),
+        ("--max_grad_norm 0 --deepspeed", False),
+    ],
+)
+def test_steps_in_the_backward_pass_are_converted_where_they_can_be(convert_text, given, fuses):
+    """fused_backward_pass becomes the setting, or a comment that says what it would need."""
+    config, text = convert_text(
+        f"python sdxl_train.py {LEAST} --fused_backward_pass --optimizer_type Lion {given}"
+    )
+    assert config.optimizer.fused_backward == fuses
+    assert (config.train.on_nonfinite == "stop") == fuses
+    assert ("# - fused_backward_pass: optimizer.fused_backward, which saves" in text) != fuses
+    assert ("# - full_bf16: sd-scripts rounds weights to the" in text) == ("full_bf16" in given)
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ("AdamW8bit", "AdamW8bit"),
+        ("PagedAdamW8bit", "PagedAdamW8bit"),
+        ("bitsandbytes.optim.AdamW8bit", "AdamW8bit"),
+        ("Lion", "Lion"),
+        ("Lion8bit", "Lion8bit"),
+        ("AdaFactor --optimizer_args relative_step=False", "Adafactor"),
+        ("pytorch_optimizer.CAME", "CAME"),
+        ("AdamWScheduleFree", "ScheduleFreeAdamW"),
+    ],
+)
+def test_optimizers_that_save_memory_have_their_names_here(convert_text, asked, name):
+    """What sd-scripts calls a lean optimizer, in its spelling, is the class of that name."""
+    config, _ = convert_text(f"python sdxl_train.py {LEAST} --optimizer_type {asked}")
+    assert config.optimizer.name == name
+
+
 def test_defaults_of_sd_scripts_are_written(convert_text):
     """What is not given is what sd-scripts takes for it, in a config file as in a command."""
     least = (

@@ -443,11 +443,20 @@ def test_the_folder_tells_how_it_was_made(config, tmp_path):
 
 
 def test_full_bf16_warns_and_tells_what_moved(config, capsys):
-    """A run with bf16 weights warns at its start, and tells once what share of them moved."""
+    """A run with bf16 weights tells how it rounds them, and once what share of them moved.
+
+    It warns where it rounds them to the nearest number.
+    """
     written = config(train={"max_steps": 2, "batch_size": 1, "precision": "full_bf16"})
-    assert train_here(written) == 0
-    told = capsys.readouterr().err
-    assert told.count('WARNING: train.precision = "full_bf16"') == 1
+    for chance, told_once in (
+        ("true", "are rounded up or down by chance (optimizer.stochastic_rounding)"),
+        ("false", 'WARNING: train.precision = "full_bf16"'),
+    ):
+        folder = f"train.output_dir={written.parent / chance}"
+        assert train_here(written, folder, f"optimizer.stochastic_rounding={chance}") == 0
+        told = capsys.readouterr().err
+        assert told.count(told_once) == 1
+        assert ("WARNING" in told) == (chance == "false")
     assert len(re.findall(r"[0-9.]+% of the weights moved up to step 2\b", told)) == 1
     assert (
         train_here(

@@ -25,8 +25,9 @@ from trainer.model.tensor_file import ReadTensors
 from trainer.model.trainable import parameter_groups
 from trainer.training.checkpoint import SavedState
 from trainer.training.ema import EMA_FILE
-from trainer.training.optim import build_optimizer, weights_for_use
+from trainer.training.optim import begin_step, build_optimizer, weights_for_use
 from trainer.training.optimizer_classes import find_class, is_of_bitsandbytes
+from trainer.training.stochastic_rounding import stochastic_rounding
 
 _WEIGHTS = "model.safetensors"
 _OPTIMIZER = "optimizer.bin"
@@ -140,7 +141,9 @@ def _averages(
     for name, parameter in build_model(config, weights=False).named_parameters():
         model.get_parameter(name).requires_grad_(parameter.requires_grad)
     groups = parameter_groups(model, config)
-    optimizer = build_optimizer(groups, config.optimizer, torch.device("cpu"))
+    rounding = stochastic_rounding(config, model)
+    optimizer = build_optimizer(groups, config.optimizer, torch.device("cpu"), rounding)
+    begin_step(optimizer, saved.step - 1)  # whose noise rounded the averages of the run
     try:
         content: Any = torch.load(saved.folder / _OPTIMIZER, map_location="cpu", weights_only=True)
         optimizer.load_state_dict(content)

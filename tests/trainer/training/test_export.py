@@ -146,14 +146,17 @@ def test_a_moved_source_is_found_by_its_hash(runs, tmp_path):
         export(state, target, str(moved), force=True)
 
 
-def test_a_random_run_of_a_schedule_free_optimizer_exports_its_averages(metadata, tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "full_bf16"])
+def test_a_random_run_of_a_schedule_free_optimizer_exports_its_averages(
+    metadata, tmp_path, precision
+):
     """The file of a state is that of the run: the weights for use, not those that are trained."""
     config = write_config(
         tmp_path / "config.toml",
         settings_of(
             metadata,
             tmp_path / "run",
-            train={"max_steps": 3},
+            train={"max_steps": 3, "precision": precision},
             optimizer={"name": "ScheduleFreeAdamW"},
             export={"formats": ["single"]},
         ),

@@ -21,6 +21,7 @@ SLOW = {
     "capmerge/commands/test_verify.py",
     "capmerge/index/test_build.py",
     "capmerge/metadata/test_parallel.py",
+    "trainer/model/test_attention.py",
     "trainer/model/test_load_and_save.py",
     "trainer/test_examples.py",
     "trainer/model/test_model.py",
@@ -42,6 +43,7 @@ SLOW = {
     "trainer/training/test_runs.py",
     "trainer/training/test_sampling.py",
     "trainer/training/test_signals.py",
+    "trainer/training/test_speed.py",
     "trainer/training/test_validation.py",
 }
 """The files whose tests take about ten seconds or more of processor time together."""

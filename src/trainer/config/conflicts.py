@@ -139,6 +139,7 @@ def iter_impossible(config: Config) -> Iterator[Conflict]:
         _no_least_loss,
         _no_step_rules,
         _held_out_twice,
+        _shapes_without_end,
         _no_fused_backward,
         _no_kahan_sum,
     ):
@@ -241,6 +242,22 @@ def _held_out_twice(config: Config) -> Iterator[Conflict]:
             "many records are held out, expected one of them. Remove the other."
         )
         yield Conflict(("validation", "share"), frozenset({"validation"}), text)
+
+
+def _shapes_without_end(config: Config) -> Iterator[Conflict]:
+    text, speed = config.text, config.speed
+    if (
+        speed.compile
+        and text.max_tokens == "unlimited"
+        and not text.dynamic_chunks
+        and text.chunking != "crop"
+    ):
+        found = (
+            '`speed.compile = true` does not work with `text.max_tokens = "unlimited"` and '
+            "`text.dynamic_chunks = false`: the longest caption of each micro-batch decides its "
+            "shape, and each shape is compiled. Set text.dynamic_chunks = true, or a limit."
+        )
+        yield Conflict(("speed", "compile"), frozenset({"speed", "text"}), found)
 
 
 def _no_fused_backward(config: Config) -> Iterator[Conflict]:

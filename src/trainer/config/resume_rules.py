@@ -15,8 +15,16 @@ FREE = (
     "train.output_dir",
     "train.workers",
     "ema.device",
+    # They change no more than rounding, as another card does.
+    "speed.*",
+    "optimizer.arguments.fused",
+    "optimizer.arguments.foreach",
     "optimizer.fused_backward",
-    "engine.*",
+    "engine.kind",
+    "engine.zero_stage",
+    "engine.offload_*",
+    "engine.zero3_*",
+    "engine.check_ranks_every_steps",
     # The global batch size, which is their product with the ranks, is compared by itself.
     "train.batch_size",
     "train.accumulation",

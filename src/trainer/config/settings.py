@@ -382,6 +382,26 @@ class TrainSettings(Section):
     """On a NaN or infinite gradient: skip the step, or save the state and stop."""
 
 
+class SpeedSettings(Section):
+    """`[speed]`: how the same step is computed faster; nothing here changes more than rounding."""
+
+    attention: Literal[
+        "auto", "flash", "cudnn", "efficient", "math", "xformers", "flash-attention"
+    ] = "auto"
+    """auto: on a CUDA device the fastest of torch's flash, cudnn and efficient, measured there.
+
+    U-Net and text encoders are measured apart. On other devices torch chooses itself. xformers and
+    flash-attention are packages of their own, and compute the attention of the U-Net alone.
+    """
+    channels_last: bool | None = None
+    """Lay the weights of the U-Net's convolutions out with their channels last.
+
+    Not set: on a CUDA device, unless DeepSpeed trains, which lays weights out itself.
+    """
+    compile: bool = False
+    """Compile the U-Net's blocks with torch.compile, once for each shape of a micro-batch."""
+
+
 class EngineSettings(Section):
     """`[engine]`: what trains on several devices, and what of a model each of them holds.
 
@@ -532,6 +552,7 @@ class Config(Section):
     loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     train: TrainSettings
+    speed: SpeedSettings = SpeedSettings()
     engine: EngineSettings = EngineSettings()
     ema: EmaSettings = EmaSettings()
     validation: ValidationSettings = ValidationSettings()

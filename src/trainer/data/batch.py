@@ -157,9 +157,18 @@ class Batch:
         """
         return self._with_tensors(Tensor.pin_memory)
 
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the memory of the tensors until what `stream` has to do by now is done."""
+        self._with_tensors(lambda tensor: _recorded(tensor, stream))
+
     def _with_tensors(self, made: Callable[[Tensor], Tensor]) -> Self:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         tensors: dict[str, Any] = {
             name: made(value) for name, value in values.items() if isinstance(value, Tensor)
         }
         return replace(self, ids=tuple(map(made, self.ids)), **tensors)
+
+
+def _recorded(tensor: Tensor, stream: torch.Stream) -> Tensor:
+    tensor.record_stream(stream)
+    return tensor

@@ -39,6 +39,7 @@ def iter_validation(
 ) -> Iterator[Batch | CapmergeError]:
     """The micro-batch of each record in order, loaded by the workers of `train.workers`.
 
+    The ids of the caption, which all timesteps share, are in it once: (1, N, L).
     `datasets` are those before records were held out. A record that cannot be made gives the error
     in place of its batch, `LeftOutError` if it may be skipped. Warnings and errors of the workers
     are those of `Loader`.
@@ -60,7 +61,14 @@ def iter_validation(
         workers=config.train.workers,
         channels=family_of(config.model).latent_channels,
     )
-    return loader.iter_results()
+    return map(_with_one_text, loader.iter_results())
+
+
+def _with_one_text(result: Batch | CapmergeError) -> Batch | CapmergeError:
+    """The micro-batch with the ids of its caption once, (1, N, L), as all its samples share it."""
+    if isinstance(result, CapmergeError):
+        return result
+    return replace(result, ids=tuple(ids_BNL[:1] for ids_BNL in result.ids))
 
 
 @dataclass

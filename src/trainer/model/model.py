@@ -68,12 +68,16 @@ class Model(nn.Module):
     ) -> Tensor:
         """The U-Net's prediction, (B, C, H, W) float32.
 
-        `ids` are (B, N, L) int64, one tensor for each text encoder. `size_B6` is float32: original
+        `ids` are (B, N, L) int64, one tensor for each text encoder; (1, N, L) is one text for all
+        samples, which is encoded once. `size_B6` is float32: original
         height and width, crop top and left, target height and width in pixels, for SDXL alone,
         whose U-Net embeds them itself. `text_noise_seeds` are only read if the run adds noise to
         the text states, which it does in training mode alone.
         """
         hidden_BTD, pooled_BP = self.encode_text(ids)
+        if len(hidden_BTD) < len(noisy_BCHW):
+            hidden_BTD = hidden_BTD.expand(len(noisy_BCHW), -1, -1)
+            pooled_BP = None if pooled_BP is None else pooled_BP.expand(len(noisy_BCHW), -1)
         if self._embedding_noise and self.training:
             assert text_noise_seeds is not None
             hidden_BTD = add_noise(hidden_BTD, text_noise_seeds, self._embedding_noise)
@@ -84,7 +88,9 @@ class Model(nn.Module):
         states: list[Tensor] = []
         pooled_BP = None
         for (_, encoder), rule, ids_BNL in zip(self.text_encoders(), self._rules, ids, strict=True):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trained(encoder)):
+            # In training mode `train` has looked at the parameters, of which there are hundreds.
+            needs_grad = encoder.training if self.training else _is_trained(encoder)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and needs_grad):
                 hidden_BTD, pooled_BP = encode(encoder, ids_BNL, rule, self._chunking)
             states.append(hidden_BTD)
         return torch.cat(states, dim=2), pooled_BP

@@ -17,7 +17,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from capmerge.errors import printable
+from capmerge.errors import OutputError, printable
 from capmerge.files.atomic import AtomicFile, Buffer
 from trainer.config.model_file import ModelFile
 from trainer.errors import ModelError
@@ -174,8 +174,10 @@ def write_tensors(
 
     `reader` reads what is copied; it is closed before the file gets its name, because Windows
     replaces no file that is open.
+    The numbers of each tensor are counted, and the size of the file is read back.
     Where `metadata` has `HASH_KEY`, it becomes the SHA-256 of all bytes behind the header. Raises
-    `OutputError` when the file cannot be written.
+    `OutputError` when the file cannot be written, and `ModelError` for a tensor with more or fewer
+    numbers than its shape has.
     """
     # Larger types first, as safetensors does it: so every tensor begins at a multiple of its type.
     ordered = sorted(tensors, key=lambda one: -_alignment(one))
@@ -204,13 +206,25 @@ def write_tensors(
                 file.write(part)
                 if HASH_KEY in metadata:
                     hashed.update(part)
-            assert file.written_bytes == before + one.size, one.name
+            # Engines divide weights, so a part of one must not be taken for the whole.
+            if file.written_bytes != before + one.size:
+                raise ModelError(
+                    f"{printable(str(path))}: {one.name} came with {file.written_bytes - before:,} "
+                    f"bytes, expected {one.size:,} for its shape {[*one.shape]}. Nothing was kept; "
+                    "this is a bug."
+                )
         if HASH_KEY in metadata:
             before_hash = f'"{HASH_KEY}":"0x'.encode()
             place = 8 + content.index(before_hash) + len(before_hash)
             file.overwrite(place, hashed.hexdigest().encode())
         reader.close()
         file.publish()
+    size = 8 + len(content) + sum(one.size for one in ordered)
+    if (found := path.stat().st_size) != size:
+        raise OutputError(
+            f"{printable(str(path))}: found {found:,} bytes on the disk, expected {size:,}. Check "
+            "the disk, and write the file again."
+        )
 
 
 def _alignment(tensor: NewTensor) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from capmerge.tokens.chunks import EOS_ID, Chunking
 from trainer.families import FAMILIES, EncoderRule, FamilyName
+from trainer.model.device_copy import copy_to
 
 
 def encoder_rules(family: FamilyName, clip_skip: int | None = None) -> tuple[EncoderRule, ...]:
@@ -93,4 +94,4 @@ def add_noise(hidden_BTD: Tensor, seeds: Sequence[int], std: float) -> Tensor:
         )
         for seed in seeds
     ]
-    return hidden_BTD + std * torch.stack(noise).to(hidden_BTD)
+    return hidden_BTD + std * copy_to(hidden_BTD.device, torch.stack(noise)).to(hidden_BTD.dtype)

@@ -119,6 +119,16 @@ def parameter_groups(model: Model, config: Config) -> list[dict[str, Any]]:
     return groups
 
 
+def trained_names(model: Model) -> list[str]:
+    """The names of the trained parameters, in the order of `parameter_groups`."""
+    return [
+        f"{name}.{key}"
+        for name, part in model.parts().items()
+        for key, parameter in part.named_parameters()
+        if parameter.requires_grad
+    ]
+
+
 def trained_share(model: Model) -> dict[str, tuple[int, int]]:
     """The number of trained parameters and of all parameters of each part, by its name."""
     share = {}

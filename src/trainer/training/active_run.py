@@ -4,11 +4,9 @@ Every rank makes the same calls; only writing single files is left to rank 0.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from capmerge.errors import CapmergeError
 from trainer.config.load import resolved_toml
@@ -28,32 +26,29 @@ from trainer.errors import (
     RankError,
 )
 from trainer.model.flow_sampling import sampling_note
-from trainer.model.save import save_model, without_wrappers
-from trainer.model.save_single import save_single_file
 from trainer.training.accelerator import from_all_ranks, problem_of_lost_rank
-from trainer.training.checkpoint import (
-    newest_state,
-    save_state,
-    set_aside_later,
-)
+from trainer.training.checkpoint import newest_state
 from trainer.training.equal_ranks import check_equal_ranks
 from trainer.training.loss_plot import save_loss_plot
 from trainer.training.moved_weights import FIRST_STEPS, NOTE, WARNING, MovedWeights
 from trainer.training.optim import weights_for_use
+from trainer.training.prefetch import BatchesAhead
+from trainer.training.results import write_results
 from trainer.training.run_folder import (
-    EMA_FILE,
-    EMA_FOLDER,
     METRICS_FILE,
-    MODEL_FOLDER,
     PLANS_FOLDER,
     PLOT_FILE,
-    SINGLE_FILE,
 )
 from trainer.training.run_log import RunLog
 from trainer.training.sampling import Sampler, set_aside_later_samples
 from trainer.training.signals import Interrupts
+from trainer.training.state_loading import layout_of
+from trainer.training.state_saving import save_state, set_aside_later
 from trainer.training.step import Requests, StepResult, TrainState, train_step
 from trainer.training.validation import FailedRanksError, Validation
+
+if TYPE_CHECKING:
+    from trainer.training.compile import CompileLog
 
 MOST_REPLACED = 0.01
 """Largest share of an epoch that may be replacements for missing or broken latents."""
@@ -126,7 +121,8 @@ class ActiveRun:
         last, on_nonfinite = self.size.max_steps, self.config.train.on_nonfinite
         told_at = min(last, self.step + FIRST_STEPS)
         watched = self._watch_bf16()
-        batches = interrupts.bounded(self._iter_batches())
+        compiled = self._watch_compiler()
+        batches = BatchesAhead(interrupts.bounded(self._iter_batches()), self.engine.device)
         save_requested = False
         failure: Exception | None = None
 
@@ -151,6 +147,8 @@ class ActiveRun:
                     self._stop_nonfinite(result)
                 self.step += 1
                 failure = self._log_step(result)
+                if compiled:
+                    self.log.say(*compiled.lines(self.step, result.seconds))
                 self._check_skipped(result)
                 if (every := self.config.engine.check_ranks_every_steps) and not self.step % every:
                     self._check_equal_ranks()
@@ -175,6 +173,9 @@ class ActiveRun:
                 if not steps_into_epoch and self.engine.is_local_main_process:
                     drop_old_plans(self.folder / PLANS_FOLDER, epoch, hold_room=self.step < last)
                 stop_requested = stop_requested or not self._validate(interrupts)
+            # A wait for the next batch that a signal has cut short.
+            if isinstance(batches.problem, BatchTimeoutError):
+                self.log.say(f"WARNING: {batches.problem}")
 
     def _check_equal_ranks(self) -> None:
         """Raise `RankError` on rank 0, if the weights of the ranks differ, and end the others."""
@@ -236,6 +237,13 @@ class ActiveRun:
         trained = [p for p in self.state.bare_model.parameters() if p.requires_grad]
         # Weights that ZeRO-3 has divided are empty here.
         return MovedWeights(trained) if all(p.numel() for p in trained) else None
+
+    def _watch_compiler(self) -> "CompileLog | None":
+        if not self.config.speed.compile:
+            return None
+        from trainer.training.compile import CompileLog  # takes a second to import
+
+        return CompileLog()
 
     @contextmanager
     def saved_on_errors(self) -> Iterator[None]:
@@ -307,9 +315,12 @@ class ActiveRun:
             self.engine,
             self.folder,
             self.step,
-            self.fixed,
+            {
+                "identity": self.fixed,
+                "loss_scale": self.state.scaling.state() or self.state.masters.loss_scale(),
+                "layout": layout_of(self.state),
+            },
             resolved_toml(self.config),
-            loss_scale=self.state.scaling.state(),
             ema=self.state.ema,
             keep=keep,
         )
@@ -384,51 +395,20 @@ class ActiveRun:
 
     def finish(self, interrupts: Interrupts) -> None:
         """Save the model in the formats of `[export]`, plot the losses, and make the samples."""
+        write_results(
+            self.state,
+            self.step,
+            self.fixed["model fingerprint"],
+            self.log.say,
+            may_be_broken=self.skipped_in_row > 0,
+        )
+        if self.engine.is_main_process:
+            note = sampling_note(self.config.noise, self.config.model.family)
+            if note and "single" not in self.config.export.formats:  # which tells it itself
+                self.log.say(note)
+            plot = self.folder / PLOT_FILE
+            problem = save_loss_plot(self.folder / METRICS_FILE, plot)
+            self.log.say(problem or f"loss plot: {plot}")
+        self.engine.wait_for_everyone()
         with weights_for_use(self.state.optimizer):
-            # A collective: every rank takes part, rank 0 writes.
-            gathered = self.engine.get_state_dict(self.state.model, unwrap=False)
-            if self.engine.is_main_process:
-                tensors = without_wrappers(gathered)
-                if self.skipped_in_row and not all(
-                    bool(tensor.isfinite().all()) for tensor in tensors.values()
-                ):
-                    raise NonFiniteError(
-                        f"step {self.step:,}: the weights are not finite any more, so no model is "
-                        f"written. The states in {self.folder} from before the skipped steps are "
-                        "kept. Lower the learning rate, then --resume the path of one of them with "
-                        "--allow-change."
-                    )
-                self._write_model(tensors, MODEL_FOLDER, SINGLE_FILE, "trained model")
-                if self.state.ema:
-                    averaged = {**tensors, **self.state.ema.weights()}
-                    self._write_model(averaged, EMA_FOLDER, EMA_FILE, "its moving average")
-                note = sampling_note(self.config.noise, self.config.model.family)
-                if note and "single" not in self.config.export.formats:  # which tells it itself
-                    self.log.say(note)
-                plot = self.folder / PLOT_FILE
-                problem = save_loss_plot(self.folder / METRICS_FILE, plot)
-                self.log.say(problem or f"loss plot: {plot}")
-            self.engine.wait_for_everyone()
             self.sampler.make(self.step, lambda: interrupts.signal_number is not None)
-
-    def _write_model(
-        self, tensors: Mapping[str, Tensor], folder_name: str, file_name: str, what: str
-    ) -> None:
-        """Write a model, whose weights are gathered, on this rank; `what` it is, for people."""
-        model, formats = self.state.bare_model, self.config.export.formats
-        if "diffusers" in formats:
-            folder = self.folder / folder_name
-            missing = save_model(model, tensors, folder, self.config)
-            lacking = "".join(f"; it has no {part}" for part in missing)
-            self.log.say(f"{what}: {folder}{lacking}")
-        if "single" in formats:
-            file = self.folder / file_name
-            notes = save_single_file(
-                model,
-                tensors,
-                file,
-                self.config,
-                step=self.step,
-                fingerprint=self.fixed["model fingerprint"],
-            )
-            self.log.say(f"{what}: {file}", *(f"{file_name}: {note}" for note in notes))

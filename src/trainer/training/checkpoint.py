@@ -1,47 +1,41 @@
-"""The saved states of a run: saved whole or not at all, found again, and checked to fit.
+"""The saved states of a run: found again, and checked to be as they were saved.
 
 Owns the layout of `<output_dir>/checkpoints`. The values that identify a run come as plain values,
-so nothing here knows data or losses. Every rank calls every function; only files that one rank must
-write alone are written by rank 0.
+so nothing here knows data or losses.
 
     checkpoints/
       step-00000008/        renamed into place when everything in it is on disk
         state.json          step, the values that identify the run, size and checksum of each file
         config.toml         the resolved config that it was trained with
         model.safetensors, optimizer.bin, random_states_0.pkl, ...   accelerate's
+        pytorch_model/        in place of the first two, the parts that DeepSpeed's ranks saved
         ema.safetensors       the moving average of the weights, if the run keeps one
       .unfinished-00000012/ a save or a removal that was interrupted; the next save removes it
       before-resume-step-00000012/ a state later than the one that the run was resumed from
 """
 
-import json
 import math
 import os
 import pickle
 import re
-import shutil
 import zlib
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from capmerge.errors import in_words, printable
-from capmerge.files.folders import publish_folder, sync_files
 from trainer.errors import ConfigError, ResumeError
-from trainer.training.accelerator import from_rank_0, sum_over_ranks
-from trainer.training.ema import Ema
+from trainer.training.accelerator import from_rank_0
 from trainer.training.run_folder import CHECKPOINTS_FOLDER as _FOLDER
 from trainer.training.run_folder import RUN_FILE, holds_run, is_seed, read_object
 
 _NAME = re.compile(r"step-(\d{8,})")
-_UNFINISHED = ".unfinished-"
-_STATE = "state.json"
-_CONFIG = "config.toml"
+STATE_FILE = "state.json"
+STATE_CONFIG = "config.toml"
+"""The names of the files that tell what a state is, in its folder."""
 _PART_BYTES = 1 << 24
 
 
@@ -57,11 +51,13 @@ class SavedState(NamedTuple):
     """Size and checksum of each of its files; none in states of earlier versions."""
     loss_scale: dict[str, float]
     """What the scaling of losses for fp16 keeps; empty for other precisions."""
+    layout: dict[str, Any]
+    """Which engine saved it, and how it divided it; empty in states of earlier versions."""
 
     @property
     def config_file(self) -> Path:
         """The resolved config of the state; states of earlier versions have none."""
-        return self.folder / _CONFIG
+        return self.folder / STATE_CONFIG
 
 
 def find_states(output_dir: Path, wanted: str) -> list[Path]:
@@ -80,7 +76,7 @@ def find_states(output_dir: Path, wanted: str) -> list[Path]:
             f"that of a state, such as {_FOLDER}/step-00001000. Check the path."
         )
     if wanted == "latest" and not holds_run(run):
-        states = _saved(run)
+        states = saved_folders(run)
         next_step = (
             f"Name its state: --resume {states[-1]}" if states else "Start it without --resume"
         )
@@ -90,7 +86,7 @@ def find_states(output_dir: Path, wanted: str) -> list[Path]:
     if not holds_run(run):
         _read_state(run)
         return [run]
-    found = _saved(run)[::-1]
+    found = saved_folders(run)[::-1]
     if not found and run.resolve() != output_dir.resolve():
         raise ResumeError(
             f"{run}: that run has saved no state yet, expected one in {_FOLDER}. "
@@ -126,7 +122,7 @@ def state_to_export(path: str) -> SavedState:
     if not saved.config_file.exists():
         raise ResumeError(
             f"{saved.folder}: an earlier version saved this state without its config, expected "
-            f"{_CONFIG}. Resume it to the end of its run, which writes the model."
+            f"{STATE_CONFIG}. Resume it to the end of its run, which writes the model."
         )
     # Checking the state of the optimizer too would take three times as long.
     return _checked(saved, leave_out=("optimizer", "random_states", "scheduler"))
@@ -144,7 +140,7 @@ def _newest_sound(folders: Sequence[Path]) -> tuple[SavedState | None, list[str]
 
 def _read_state(folder: Path) -> SavedState:
     try:
-        values = read_object(folder / _STATE)
+        values = read_object(folder / STATE_FILE)
         step: Any = values.get("step")
         saved = SavedState(
             folder,
@@ -152,12 +148,13 @@ def _read_state(folder: Path) -> SavedState:
             values.get("identity", {}),
             values.get("files", {}),
             values.get("loss_scale", {}),
+            values.get("layout", {}),
         )
         _check_values(saved)
     except (OSError, ValueError) as error:
         raise ResumeError(
-            f"{folder}: no complete state ({_STATE}: {in_words(error)}), expected a folder such as "
-            f"{_FOLDER}/step-00001000 with {_STATE} in it. Name another one, or use "
+            f"{folder}: no complete state ({STATE_FILE}: {in_words(error)}), expected a folder "
+            f"such as {_FOLDER}/step-00001000 with {STATE_FILE} in it. Name another one, or use "
             "--resume latest."
         ) from None
     return saved
@@ -175,7 +172,9 @@ def _check_values(saved: SavedState) -> None:
         isinstance(told, dict) for told in saved.files.values()
     ):
         raise ValueError("found no checksums in files")
-    if saved.config_file.exists() and _CONFIG not in saved.files:
+    if not isinstance(saved.layout, dict):
+        raise ValueError(f"found the layout {saved.layout!r}")  # noqa: TRY004 -- of the file
+    if saved.config_file.exists() and STATE_CONFIG not in saved.files:
         raise ValueError("found no checksums, which only states without a config lack")
     # torch would believe any factor: with 0 or NaN, every step would be skipped.
     if saved.loss_scale != {} and not (
@@ -198,7 +197,7 @@ def _checked(saved: SavedState, *, leave_out: tuple[str, ...] = ()) -> SavedStat
         if name.startswith(leave_out):
             continue
         try:
-            found = _sum_of(saved.folder / name)
+            found = sum_of(saved.folder / name)
         except (OSError, ValueError) as error:
             problem = f"cannot be read ({in_words(error)})"
         else:
@@ -212,7 +211,7 @@ def _checked(saved: SavedState, *, leave_out: tuple[str, ...] = ()) -> SavedStat
     return saved
 
 
-def _sum_of(path: Path) -> dict[str, int | str]:
+def sum_of(path: Path) -> dict[str, int | str]:
     """The size of a file and the CRC-32 of its bytes, which takes 0.3 s for 1 GB in memory."""
     if path.exists() and not path.is_file():  # nobody may ever write to a named pipe
         raise ValueError("it is no regular file")
@@ -228,7 +227,7 @@ def is_of(folder: Path, output_dir: Path) -> bool:
     return folder.resolve().parent == (output_dir / _FOLDER).resolve()
 
 
-def _saved(output_dir: Path) -> list[Path]:
+def saved_folders(output_dir: Path) -> list[Path]:
     """The folders of all saved states, oldest first.
 
     Those that lost their `state.json` since count too, so that none is passed over in silence.
@@ -236,43 +235,32 @@ def _saved(output_dir: Path) -> list[Path]:
     folder = output_dir / _FOLDER
     if not folder.is_dir():
         return []
-    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=_step_of)
+    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=step_of)
 
 
 def newest_state(output_dir: Path) -> Path | None:
     """The folder of the newest complete state of a run, without reading it; None without any."""
-    complete = [folder for folder in _saved(output_dir) if (folder / _STATE).exists()]
+    complete = [folder for folder in saved_folders(output_dir) if (folder / STATE_FILE).exists()]
     return complete[-1] if complete else None
 
 
-def _step_of(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """The step of a saved state, by the name of its folder."""
     match = _NAME.fullmatch(folder.name)
     assert match is not None, "only folders with such names are listed"
     return int(match[1])
 
 
-def set_aside_later(output_dir: Path, step: int) -> list[Path]:
-    """Rename the states later than `step`, and return their new paths.
-
-    A run that continues from `step` saves these states again.
-    """
-    aside = []
-    for folder in _saved(output_dir):
-        if _step_of(folder) > step:
-            target = folder.with_name(f"before-resume-{folder.name}")
-            _remove(target)
-            aside.append(folder.rename(target))
-    return aside
-
-
 def load_state(engine: Accelerator, saved: SavedState) -> None:
     """Load the saved weights, optimizer state and random states of every rank.
 
-    Raises `ResumeError` when they are damaged, or do not fit the model or optimizer of this run.
+    For a state of the same layout. Raises `ResumeError` when they are damaged, or do not fit the
+    model or optimizer of this run.
     """
     try:
         engine.load_state(str(saved.folder))
     except (
+        AssertionError,  # DeepSpeed's own checks
         OSError,
         EOFError,
         RuntimeError,
@@ -287,129 +275,3 @@ def load_state(engine: Accelerator, saved: SavedState) -> None:
             f"optimizer ({problem}). Set [model] and [optimizer] as they were, or name another "
             "state."
         ) from error
-
-
-def save_state(
-    engine: Accelerator,
-    output_dir: Path,
-    step: int,
-    identity: Mapping[str, Any],
-    config_toml: str,
-    *,
-    loss_scale: Mapping[str, float],
-    ema: Ema | None = None,
-    keep: int | None,
-) -> tuple[Path | None, str]:
-    """Save the full state after `step` steps, and remove all but the newest `keep` states.
-
-    `config_toml` is the resolved config, `loss_scale` what scaling losses for fp16 keeps. None for
-    `keep` removes none. Returns the state's folder and "", or None and the reason when a disk was
-    full or unwritable on any rank: then nothing is left of this state, the older ones are kept, and
-    the run can continue.
-    """
-    # Remove the remains of an interrupted save before any rank writes.
-    parent = output_dir / _FOLDER
-    final, unfinished = parent / f"step-{step:08d}", parent / f"{_UNFINISHED}{step:08d}"
-    if engine.is_main_process:
-        _tidy(parent)
-    engine.wait_for_everyone()
-
-    # Every rank writes its part, and brings it to its own disk.
-    problem = ""
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        engine.save_state(str(unfinished))
-        if engine.is_main_process:
-            (unfinished / _CONFIG).write_text(config_toml, encoding="utf-8")
-            if ema:
-                ema.save(unfinished)
-        sync_files(unfinished)
-    # torch and safetensors have errors of their own for a full disk.
-    except (OSError, RuntimeError, SafetensorError) as error:
-        problem = _disk_problem(error)
-        if not problem:
-            raise
-
-    # Publish the state if all ranks have written theirs, and give it up on all ranks otherwise.
-    if not _any_rank(engine, bool(problem)) and engine.is_main_process:
-        values = {"step": step, "identity": dict(identity), "loss_scale": dict(loss_scale)}
-        problem = _publish(unfinished, final, values, keep)
-    if _any_rank(engine, bool(problem)):
-        if engine.is_main_process:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        return None, problem or "another rank could not write"
-    return final, ""
-
-
-def _tidy(parent: Path) -> None:
-    """Remove what interrupted saves and removals left.
-
-    A state that was to be replaced gets its name back, if the new one had not got it yet.
-    """
-    for replaced in [*parent.glob(".step-*.replaced")]:
-        final = parent / replaced.name[1 : -len(".replaced")]
-        if final.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                replaced.rename(final)
-    for remains in [*parent.glob(f"{_UNFINISHED}*")]:
-        shutil.rmtree(remains, ignore_errors=True)
-
-
-def _any_rank(engine: Accelerator, flag: bool) -> bool:  # noqa: FBT001 -- a value, not an option
-    """True if `flag` is true on any rank."""
-    return bool(sum_over_ranks(engine, torch.tensor(int(flag), device=engine.device)))
-
-
-def _publish(unfinished: Path, final: Path, values: Mapping[str, Any], keep: int | None) -> str:
-    """Complete a save with its `state.json` and rename it; the reason if that fails.
-
-    Then the states that are not kept are removed.
-    """
-    try:
-        files = {
-            path.relative_to(unfinished).as_posix(): _sum_of(path)
-            for path in sorted(unfinished.rglob("*"))
-            if path.is_file() and path.name != _STATE
-        }
-        text = json.dumps({**values, "files": files}, indent=2) + "\n"
-        (unfinished / _STATE).write_text(text, encoding="utf-8")
-        publish_folder(unfinished, final)
-    except OSError as error:
-        return in_words(error)
-    for old in _saved(final.parent.parent)[: -keep if keep else 0]:
-        _remove(old)
-    return ""
-
-
-def _remove(folder: Path) -> None:
-    """Remove a state under another name: what a kill leaves of it is removed by the next save."""
-    doomed = folder.with_name(f"{_UNFINISHED}{folder.name}")
-    with suppress(OSError):
-        folder = folder.rename(doomed)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-# `iostream error` is the only word of torch's own writer about a full disk.
-_DISK_SIGNS = (
-    "os error",
-    "no space",
-    "file write failed",
-    "failed writing",
-    "too large",
-    "iostream error",
-)
-
-
-def _disk_problem(error: BaseException | None) -> str:
-    """The text of the error that says that writing failed; "" when none does and it is a bug.
-
-    The whole chain of causes is searched: where torch cannot write, it goes on to close the file,
-    and its complaint about that ("enforce fail ... unexpected pos") hides the first error.
-    """
-    while error is not None:
-        if isinstance(error, OSError) or any(sign in str(error).lower() for sign in _DISK_SIGNS):
-            return in_words(error)
-        error = error.__cause__ or error.__context__
-    return ""

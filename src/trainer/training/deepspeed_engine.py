@@ -173,14 +173,35 @@ def exact_masters(config: Config, model: Module) -> Iterator[None]:
         safe_set_full_fp32_param(parameter, weight.to(parameter.device, torch.float32))
 
 
-def gathered(*parameters: Parameter) -> AbstractContextManager[Any]:
-    """A context in which weights that stage 3 has divided are whole; others are so anyway."""
+def gathered(
+    *parameters: Parameter, modifier_rank: int | None = None
+) -> AbstractContextManager[Any]:
+    """A context in which weights that stage 3 has divided are whole; others are so anyway.
+
+    What `modifier_rank` changes in them, all ranks have afterwards.
+    """
     divided = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not divided:
         return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters(divided)  # type: ignore[no-any-return]
+    return deepspeed.zero.GatheredParameters(  # type: ignore[no-any-return]
+        divided, modifier_rank=modifier_rank
+    )
+
+
+def register_shared_reads(model: Module) -> None:
+    """Tell stage 3 of the weights that a module reads of another one before that is passed.
+
+    CLIP's embeddings look at the table of positions for its length. A weight that is just being
+    gathered for the next pass would have none.
+    """
+    import deepspeed
+
+    for module in model.modules():
+        positions = getattr(module, "position_embedding", None)
+        if isinstance(positions, Module) and hasattr(positions.weight, "ds_id"):
+            deepspeed.zero.register_external_parameter(module, positions.weight)
 
 
 class DeepSpeedStep:

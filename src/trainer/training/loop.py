@@ -25,6 +25,7 @@ from trainer.errors import (
     RankError,
 )
 from trainer.model.build import build_model, model_fingerprint
+from trainer.model.model import Model
 from trainer.model.noise_schedule import Schedule
 from trainer.model.sd2_guess import guess_on_source
 from trainer.model.source import check_source
@@ -42,7 +43,6 @@ from trainer.training.active_run import ActiveRun, EndedElsewhereError
 from trainer.training.checkpoint import (
     find_states,
     is_of,
-    load_state,
     newest_sound,
     newest_state,
 )
@@ -52,13 +52,15 @@ from trainer.training.continuation import (
     check_same_run,
     with_rounding_of,
 )
-from trainer.training.deepspeed_engine import DeepSpeedStep, divide_early
+from trainer.training.deepspeed_engine import DeepSpeedStep, divide_early, register_shared_reads
 from trainer.training.divided_optimizer import check_divided
 from trainer.training.ema import Ema, check_ema
 from trainer.training.fused_backward import FusedStep, check_fused_backward
+from trainer.training.fused_kernel import fit_loaded_state
 from trainer.training.heartbeat import Heartbeat
 from trainer.training.launcher import Launched, agreed
 from trainer.training.loss_scaling import LossScaling
+from trainer.training.masters import Masters
 from trainer.training.optim import (
     build_optimizer,
     build_schedule,
@@ -73,6 +75,8 @@ from trainer.training.run_folder import (
 )
 from trainer.training.sampling import check_samples
 from trainer.training.signals import Interrupts, exit_code
+from trainer.training.speed import speed_up
+from trainer.training.state_loading import load_into
 from trainer.training.step import TrainState
 from trainer.training.step_clock import StepClock
 from trainer.training.stochastic_rounding import stochastic_rounding
@@ -168,15 +172,19 @@ def _train(launched: Launched, *, resume: str | None, allow_change: bool) -> int
         claimed(output_dir) if engine.is_main_process else nullcontext(),
     ):
         # Build and prepare everything that trains, then load the saved state into it.
-        state = _build(config, engine, size)
-        source = check_source(state.bare_model, config)
+        state = build_state(build_model(config), config, engine, size)
+        source = check_source(state.shapes(), config)
         if saved:
             built = options_of(state.optimizer)
-            load_state(engine, saved)
-            state.scaling.load(saved.loss_scale)
+            changed += load_into(state, saved)
+            if not is_deepspeed(engine):
+                fit_loaded_state(state.optimizer, built)
             if state.ema and not state.ema.load(saved.folder):
                 changed.append(f"ema: {saved.folder} holds no average, so it begins anew there")
-            changed += check_loaded(saved, state.rates, built, config, allow_change=allow_change)
+            with state.masters.stepped_vectors():
+                changed += check_loaded(
+                    saved, state.rates, built, config, allow_change=allow_change
+                )
         # Only now: a state that does not fit leaves the files of the run as they were.
         if engine.is_main_process:
             trained = trained_share(state.bare_model)
@@ -198,8 +206,9 @@ def _train(launched: Launched, *, resume: str | None, allow_change: bool) -> int
         run.log.say(*split.notes)
         run.log.say(*notes_on_optimizer(config.optimizer, engine.device))
         run.log.say(*length_warnings(config, size.max_steps))
-        run.log.say(*guess_on_source(state.bare_model, source, config))
-        run.log.say_start(state.bare_model, run.step, resumed=resume is not None)
+        run.log.say(*guess_on_source(state.shapes(), source, config))
+        resumed = resume is not None
+        run.log.say_start(state.bare_model, run.step, resumed=resumed, speed=state.speed)
         try:
             with Heartbeat(engine, lambda problem: _lost(problem, output_dir)):
                 with run.saved_on_errors():
@@ -230,9 +239,9 @@ def _fingerprints(config: Config, datasets: Sequence[DataSet]) -> dict[str, str]
     }
 
 
-def _build(config: Config, engine: Accelerator, size: RunSize) -> TrainState:
+def build_state(model: Model, config: Config, engine: Accelerator, size: RunSize) -> TrainState:
     """The model, its optimizer and its learning rates, prepared by the engine."""
-    model = build_model(config)
+    speed = speed_up(model, config, engine, size.buckets)
     if is_deepspeed(engine):
         divide_early(engine.deepspeed_plugin, model, config.train.precision)
     groups = parameter_groups(model, config)
@@ -246,13 +255,15 @@ def _build(config: Config, engine: Accelerator, size: RunSize) -> TrainState:
     scaling = LossScaling(config, engine.device, by_engine=is_deepspeed(engine))
     engine_step: EngineStep
     if is_deepspeed(engine):
+        register_shared_reads(model)
         engine_step = DeepSpeedStep(prepared)
     elif config.optimizer.fused_backward:
         engine_step = FusedStep(engine, bare, optimizer)
     else:
         clip = config.optimizer.clip_grad_norm
         engine_step = TorchStep(engine, prepared, optimizer, scaling, clip)
-    ema = Ema(model, config.ema) if config.ema.decay else None
+    masters = Masters(engine, prepared, model, optimizer)
+    ema = Ema(masters, config.ema) if config.ema.decay else None
     return TrainState(
         engine=engine,
         config=config,
@@ -264,5 +275,7 @@ def _build(config: Config, engine: Accelerator, size: RunSize) -> TrainState:
         scaling=scaling,
         engine_step=engine_step,
         clock=StepClock(engine.device, engine.process_index, engine.num_processes),
+        masters=masters,
         ema=ema,
+        speed=speed,
     )

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from trainer.config.settings import OptimizerSettings
 from trainer.errors import ConfigError
+from trainer.training.fused_kernel import with_fused
 from trainer.training.optimizer_classes import (
     checked_arguments,
     find_class,
@@ -51,7 +52,7 @@ def build_optimizer(
     that is not installed, rates without effect, and whatever the class itself refuses.
     """
     optimizer_class = find_class(settings.name)
-    arguments = checked_arguments(optimizer_class, settings)
+    arguments = with_fused(optimizer_class, checked_arguments(optimizer_class, settings), device)
     rounds = rounding is not None
     check_by_trial(optimizer_class, settings, arguments, groups, device, rounds=rounds)
     if rounds or settings.fused_backward:

@@ -63,8 +63,11 @@ class RunLog:
                 with suppress(OSError):
                     tqdm.write(line, file=sys.stderr)
 
-    def say_start(self, model: Model, step: int, *, resumed: bool) -> None:
-        """Print how the run starts, in one line with the derived numbers."""
+    def say_start(self, model: Model, step: int, *, resumed: bool, speed: str) -> None:
+        """Print how the run starts, in one line with the derived numbers.
+
+        `speed` is what `[speed]` has chosen, in words.
+        """
         size, begun = self._size, "starts"
         if resumed:
             begun = (
@@ -81,7 +84,7 @@ class RunLog:
             f"{size.samples_per_epoch:,} samples per epoch in {size.buckets:,} buckets; "
             f"{size.global_batch_size:,} samples per step, {size.steps_per_epoch:,} steps "
             f"per epoch, {size.max_steps:,} steps in total; "
-            f"engine: {engine_name(self._engine)}; trained: {trained}"
+            f"engine: {engine_name(self._engine)}; trained: {trained}; {speed}"
         )
 
     def say_stop(self, step: int, *, is_saved: bool) -> None:

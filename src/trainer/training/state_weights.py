@@ -1,28 +1,20 @@
-"""The weights in a saved state, read without the engine that saved it.
-
-An engine of one process or of several saves one safetensors file; DeepSpeed saves a folder with the
-shards of all ranks, which its own code joins.
-"""
+"""The weights in a saved state that are meant for use, read without the engine that saved it."""
 
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
-from io import StringIO
-from pathlib import Path
-from pickle import UnpicklingError
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from trainer.config.model_file import read_header
 from trainer.config.settings import Config
-from trainer.errors import ModelError, ResumeError
+from trainer.errors import ResumeError
 from trainer.model.build import build_model
 from trainer.model.model import Model
-from trainer.model.save import without_wrappers
 from trainer.model.tensor_file import ReadTensors
-from trainer.model.trainable import parameter_groups
+from trainer.model.trainable import parameter_groups, trained_names
+from trainer.training.asked_tensors import AskedTensors
 from trainer.training.checkpoint import SavedState
 from trainer.training.ema import EMA_FILE
 from trainer.training.optim import begin_step, build_optimizer, weights_for_use
@@ -51,6 +43,7 @@ class _FileState(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._stored)
+from trainer.training.saved_tensors import NamedTensors, SavedTensors, saved_tensors
 
 
 @contextmanager
@@ -60,65 +53,31 @@ def state_weights(
     """The weights of a state by the names of `model.state_dict()`, as they are meant for use.
 
     With `ema`, the moving averages that the state holds stand for the weights that are trained.
-    Raises `ResumeError` when they do not fit the model, or cannot be read here.
+    They are read one by one while they are asked for; only those of schedule-free optimizers are
+    held in memory. `model` has shapes alone. Raises `ResumeError` when they do not fit the model,
+    or cannot be read here.
     """
-    if not ema:
-        with _last_weights(saved, model, config) as state:
-            yield state
-        return
     path = saved.folder / EMA_FILE
-    if not path.exists():
+    if ema and not path.exists():
         raise ResumeError(
             f"{saved.folder}: found no {EMA_FILE}, because the run kept no moving average "
             "(ema.decay). Leave --ema out, or name another state."
         )
-    with _last_weights(saved, model, config) as state, ReadTensors() as tensors:
-        averages: Any = _FileState(path, tensors)
-        yield ChainMap(averages, cast("Any", state))
-
-
-@contextmanager
-def _last_weights(
-    saved: SavedState, model: Model, config: Config
-) -> Iterator[Mapping[str, Tensor]]:
-    """The weights of the last step of a state.
-
-    They are read one by one while they are asked for; those of schedule-free optimizers, and of
-    DeepSpeed, are held in memory. `model` has shapes alone.
-    """
-    path = saved.folder / _WEIGHTS
-    averages = _trains_other_weights(config)
-    with ReadTensors() as tensors:
-        if path.exists():
-            try:
-                state: Mapping[str, Tensor] = _FileState(path, tensors)
-            except ModelError as error:
-                raise ResumeError(f"{error} Name another state.") from error
-            _check_names(saved, model, state)
-            if averages:
-                with _averages(saved, state, config) as state:
-                    yield state
-                return
-        elif (saved.folder / _DEEPSPEED).is_dir():
-            if averages:
-                raise ResumeError(
-                    f"{saved.folder}: {config.optimizer.name} trains other weights than those for "
-                    "use, which cannot be told from a state of DeepSpeed. Resume the run to its "
-                    "end, which writes the model."
-                )
-            state = _deepspeed_weights(saved)
-            _check_names(saved, model, state)
+    with saved_tensors(saved.folder, trained_names(model)) as tensors, ReadTensors() as reader:
+        _check_names(saved, model, tensors)
+        state: Mapping[str, Tensor] = AskedTensors(tensors.names(), tensors.weight)
+        if ema:
+            averages: Any = NamedTensors(path, reader)
+            state = ChainMap(averages, cast("Any", state))
+        if ema or not _trains_other_weights(config):
+            yield state
         else:
-            raise ResumeError(
-                f"{saved.folder}: found neither {_WEIGHTS} nor {_DEEPSPEED}, expected the weights "
-                "of one of them. Name another state."
-            )
-        yield state
+            with _averages(model, tensors, config) as state:
+                yield state
 
 
-def _check_names(saved: SavedState, model: Model, state: Mapping[str, Tensor]) -> None:
-    wanted = model.state_dict().keys()
-    if missing := sorted(wanted - state.keys()):
+def _check_names(saved: SavedState, model: Model, tensors: SavedTensors) -> None:
+    if missing := sorted(model.state_dict().keys() - set(tensors.names())):
         raise ResumeError(
             f"{saved.folder}: found no {missing[0]} among the weights, and {len(missing) - 1:,} "
             "more are missing, expected all of the model. Name another state."
@@ -133,12 +92,12 @@ def _trains_other_weights(config: Config) -> bool:
 
 @contextmanager
 def _averages(
-    saved: SavedState, state: Mapping[str, Tensor], config: Config
+    shapes: Model, tensors: SavedTensors, config: Config
 ) -> Iterator[Mapping[str, Tensor]]:
     """The averages that a schedule-free optimizer keeps, which its state and the weights give."""
     model = build_model(config, weights=False)
-    model.load_state_dict({name: state[name] for name in state}, assign=True)
-    for name, parameter in build_model(config, weights=False).named_parameters():
+    model.load_state_dict({name: tensors.weight(name) for name in tensors.names()}, assign=True)
+    for name, parameter in shapes.named_parameters():
         model.get_parameter(name).requires_grad_(parameter.requires_grad)
     groups = parameter_groups(model, config)
     rounding = stochastic_rounding(config, model)
@@ -152,36 +111,15 @@ def _averages(
             f"{saved.folder}: {_OPTIMIZER} is damaged ({' '.join(str(error).split())[:200]}), "
             f"expected the averages of {config.optimizer.name} in it. Name another state."
         ) from error
+    optimizer = build_optimizer(groups, config.optimizer, torch.device("cpu"))
+    content = optimizer.state_dict()
+    content["state"] = {
+        number: dict(tensors.kept(name)) for number, name in enumerate(trained_names(model))
+    }
+    content["param_groups"] = [
+        {**saved, "params": group["params"]}
+        for group, saved in zip(content["param_groups"], tensors.options, strict=True)
+    ]
+    optimizer.load_state_dict(content)
     with weights_for_use(optimizer):
         yield model.state_dict()
-
-
-def _deepspeed_weights(saved: SavedState) -> Mapping[str, Tensor]:
-    """The weights that DeepSpeed saved, of any ZeRO stage, as its own script joins them."""
-    folder = saved.folder / _DEEPSPEED
-    try:
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-    except ImportError as error:
-        raise ResumeError(
-            f"{saved.folder}: DeepSpeed saved this state, and it cannot be imported ({error}). "
-            "Install it: pip install 'capmerge[deepspeed]'."
-        ) from error
-    whole = sorted(folder.glob("mp_rank_*_model_states.pt"))
-    state: dict[str, Tensor] = {}
-    try:
-        # Up to stage 2, one file has all weights as they compute, also the frozen ones of stage 1,
-        # which nothing else has. It holds more than tensors, and comes from our own run.
-        if whole:
-            state = torch.load(whole[0], map_location="cpu", weights_only=False)["module"]
-        # From stage 1 on, the shards have the weights as the optimizer keeps them, in float32.
-        if any("zero" in path.name for path in folder.glob("*_optim_states.pt")):
-            with redirect_stdout(StringIO()):  # it prints what it does
-                state |= get_fp32_state_dict_from_zero_checkpoint(
-                    str(folder.parent), tag=folder.name
-                )
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
-        raise ResumeError(
-            f"{saved.folder}: the weights of DeepSpeed cannot be joined ({error}). Name another "
-            "state."
-        ) from error
-    return without_wrappers(state)

@@ -12,13 +12,17 @@ from accelerate import Accelerator
 
 from trainer.config.settings import Config, family_of
 from trainer.data.batch import Batch
+from trainer.model.build import build_model
+from trainer.model.device_copy import copy_to
 from trainer.model.model import Model
 from trainer.model.noise_schedule import Schedule
 from trainer.training.accelerator import problem_of_lost_rank, sum_over_ranks
 from trainer.training.ema import Ema
 from trainer.training.loss import Loss, batch_loss
 from trainer.training.loss_scaling import LossScaling
+from trainer.training.masters import Masters
 from trainer.training.optim import RateSchedule, begin_step
+from trainer.training.prefetch import BatchesAhead
 from trainer.training.step_clock import RankTimes, StepClock
 from trainer.training.torch_step import EngineStep
 
@@ -40,8 +44,20 @@ class TrainState:
     schedule: Schedule
     scaling: LossScaling
     engine_step: EngineStep
+    masters: Masters
     clock: StepClock
     ema: Ema | None = None
+    speed: str = ""
+    """What `[speed]` has chosen, in words."""
+
+    def shapes(self) -> Model:
+        """A model with the shapes of whole weights.
+
+        `bare_model` lacks them where the ranks divide its weights.
+        """
+        return (
+            build_model(self.config, weights=False) if self.masters.is_divided else self.bare_model
+        )
 
 
 class Requests(NamedTuple):
@@ -163,12 +179,17 @@ def train_step(
                 clock.arrive()
             # The engine averages gradients over ranks, but shares of a mean have to be added up.
             state.engine_step.backward(loss.value * engine.num_processes)
+            # While the device computes.
+            if isinstance(loader, BatchesAhead) and failure is None:
+                asked = time.perf_counter()
+                loader.fetch()
+                clock.add_data_wait(time.perf_counter() - asked)
         loss_sum += loss.value.detach()
 
     # Sum over the ranks what they must agree on: the only collective besides the gradients'.
     times = clock.to_be_summed()
     of_this_rank = [*times, counts["replaced"], *requests(), failure is not None]
-    local_sums = torch.tensor(of_this_rank, dtype=torch.float32, device=engine.device)
+    local_sums = copy_to(engine.device, torch.tensor(of_this_rank, dtype=torch.float32))
     global_sums = sum_over_ranks(engine, torch.cat((loss_sum[None], local_sums)))
 
     # Step, unless a rank has failed or the gradient is broken.

@@ -15,6 +15,7 @@ import torch
 
 from capmerge.errors import CapmergeError
 from capmerge.tokens.chunks import CHUNK_TOKENS
+from trainer.config.settings import family_of
 from trainer.data.batch import Batch
 from trainer.data.datasets import DataSet
 from trainer.data.held_out import HeldOut
@@ -77,6 +78,7 @@ class Validation:
         self._max_steps = max_steps
         self._began, self._seconds = time.monotonic(), 0.0
         self._left_out: set[int] = set()  # places that were told
+        self._passes = 0
         path = state.config.train.output_dir / VALIDATION_FILE
         steps = [line["step"] for _, line in iter_lines(path)] if path.exists() else []
         self._last_step: int | None = from_rank_0(state.engine, steps[-1] if steps else None)
@@ -131,13 +133,18 @@ class Validation:
         try:
             # As many rounds on every rank, with or without a record, so that all end together.
             for _ in range(-(-len(records) // engine.num_processes)):
+                passes = self._passes
                 try:
                     for place, result in _first(waiting):
                         measured += self._measured(place, result)
                 except Exception as error:
-                    if engine.num_processes == 1 or problem_of_lost_rank(error):
+                    # Where each pass takes all ranks, one that failed half way cannot be made up.
+                    is_half = self._passes > passes and self._state.masters.is_divided
+                    if engine.num_processes == 1 or problem_of_lost_rank(error) or is_half:
                         raise
                     failure = error
+                if self._passes == passes and self._state.masters.is_divided:
+                    self._losses(Batch.stand_in(family_of(self._state.config.model)))
                 stops = self._any_rank(interrupts.signal_number is not None)
                 if self._any_rank(failure is not None):
                     raise FailedRanksError(failure)
@@ -171,11 +178,16 @@ class Validation:
 
     @torch.no_grad()
     def _losses(self, batch: Batch) -> list[float]:
-        """The loss of each sample, by the model without its wrapper, which would wait for ranks."""
+        """The loss of each sample, by the model without its wrapper, which would wait for ranks.
+
+        Where the ranks divide its weights, it is the wrapper that makes them whole, and every rank
+        has to call this equally often.
+        """
+        self._passes += 1
         state = self._state
         with state.scaling.autocast():
             loss = batch_loss(
-                state.bare_model,
+                state.model if state.masters.is_divided else state.bare_model,
                 batch.to(state.engine.device),
                 state.schedule,
                 state.config.noise,

@@ -23,6 +23,7 @@ ALWAYS = frozenset(
         "fused_backward",
         "train": "output_dir max_steps max_epochs seed batch_size accumulation workers precision "
         "on_nonfinite",
+        "speed": "attention channels_last compile",
         "engine": "kind check_ranks_every_steps",
         "ema": "decay",
         "validation": "records share",

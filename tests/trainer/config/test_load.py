@@ -19,7 +19,7 @@ TRAIN_KEYS = (
     "workers, precision and on_nonfinite."
 )
 SECTIONS = (
-    "Sections are model, data, caption, text, noise, loss, optimizer, train, engine, ema, "
+    "Sections are model, data, caption, text, noise, loss, optimizer, train, speed, engine, ema, "
     "validation, checkpoint, export, samples and log."
 )
 TWO_SETS = ("data.1.metadata=second.json", "data.1.latents=second")

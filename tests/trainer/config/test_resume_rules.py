@@ -1,6 +1,8 @@
 from fnmatch import fnmatchcase
+from inspect import signature
 
 import pytest
+from torch.optim import AdamW
 
 from trainer.config.resume_rules import FREE, LENGTH, Change, list_changes
 from trainer.config.settings import Config
@@ -99,6 +101,7 @@ def test_the_table_names_settings_that_exist():
             if section != "data"
             for name in type(getattr(config(), section)).model_fields
         ),
+        *(f"optimizer.arguments.{name}" for name in signature(AdamW).parameters),
     ]
     for pattern in (*FREE, *LENGTH):
         assert any(fnmatchcase(name, pattern) for name in names), pattern

@@ -76,7 +76,7 @@ def test_a_record_is_the_same_whatever_disturbs_the_training(metadata, tmp_path)
             assert torch.equal(noise, expected.noise_CHW)
         assert batch.styles == (expected.style,) * 4
         assert batch.counts["tokens"] == 4 * expected.cut.tokens
-        assert batch.ids[0].shape == (4, 3, 77)
+        assert batch.ids[0].shape == (1, 3, 77)
     for workers, batch_size in ((0, 1), (3, 4)):
         train = {"workers": workers, "batch_size": batch_size}
         again, _ = opened(metadata, tmp_path, train=train, **DISTURBED)

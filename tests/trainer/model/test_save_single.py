@@ -30,6 +30,7 @@ from trainer.model.build import build_model
 from trainer.model.save import save_model
 from trainer.model.save_single import metadata_of, save_single_file
 from trainer.model.shapes import VAE_SHAPES
+from trainer.model.tensor_file import ReadTensors, new_tensor, write_tensors
 from trainer.model.text_encoders import encode, encoder_rules
 
 DATA = Path(__file__).parents[2] / "data"
@@ -448,3 +449,17 @@ def test_a_source_that_is_gone_is_named(tmp_path):
     source.unlink()
     with pytest.raises(ModelError, match=r"source\.safetensors: no such file .*--source PATH"):
         save_single_file(model, model.state_dict(), tmp_path / "m.safetensors", config, step=3)
+
+
+def test_a_part_of_a_weight_is_not_taken_for_the_whole(tmp_path):
+    """A tensor with fewer numbers than its shape has, as engines divide them, is a loud error."""
+    tensors = [
+        new_tensor("whole", "F32", (2, 3), lambda: torch.zeros(6)),
+        new_tensor("part", "F32", (2, 2), lambda: torch.zeros(0)),
+    ]
+    with (
+        ReadTensors() as reader,
+        pytest.raises(ModelError, match=r"part came with 0 bytes, expected 16 for its shape"),
+    ):
+        write_tensors(tmp_path / "m.safetensors", tensors, {}, reader)
+    assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ import pytest
 from builders.runs import metrics_of, rewrite_examples, settings_of, train_here, write_config
 
 from trainer.errors import ConfigError, ResumeError
-from trainer.training import checkpoint
+from trainer.training import checkpoint, state_saving
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_a_kill_while_a_state_is_replaced_leaves_one_of_them(begun, tmp_path):
     folder = run / "checkpoints"
     state(run, 1).rename(folder / ".step-00000001.replaced")
     shutil.copytree(state(run, 2), folder / ".step-00000002.replaced")
-    checkpoint._tidy(folder)
+    state_saving._tidy(folder)
     assert sorted(path.name for path in folder.iterdir()) == [
         *("step-00000001", "step-00000002", "step-00000003")
     ]
@@ -184,7 +184,7 @@ def test_a_kill_while_a_state_is_removed_leaves_nothing_for_ever(begun, tmp_path
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint.shutil, "rmtree", killed)
+        patched.setattr(state_saving.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             train_here(config, "train.max_steps=4", resume="latest")
     assert not state(run, 1).exists()

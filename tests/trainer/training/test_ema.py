@@ -2,6 +2,7 @@ import shutil
 
 import pytest
 import torch
+from accelerate import Accelerator
 from builders.ranks import run_ranks
 from builders.runs import (
     assert_equal_bits,
@@ -19,6 +20,7 @@ from trainer.config.settings import EmaSettings
 from trainer.errors import ConfigError, ResumeError
 from trainer.training.dry_run import show
 from trainer.training.ema import Ema
+from trainer.training.masters import Masters
 
 
 @pytest.fixture(scope="module")
@@ -106,23 +108,29 @@ def test_a_step_that_is_skipped_leaves_the_average(metadata, tmp_path):
     assert_equal_bits(averages_of(tmp_path / "run", 3), averages_of(tmp_path / "run", 1))
 
 
+def masters_of(model):
+    """The trained weights of a model that one process trains."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    return Masters(Accelerator(cpu=True), model, model, torch.optim.SGD(trained))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_and_averages_change_places_and_back(dtype):
     """In use, the model has the averages; afterwards both are bit for bit as they were."""
     model = nn.Linear(3, 2).to(dtype)
     model.bias.requires_grad_(requires_grad=False)
-    ema = Ema(model, EmaSettings(decay=0.9))
+    ema = Ema(masters_of(model), EmaSettings(decay=0.9))
     with torch.no_grad():
         model.weight.add_(torch.randn(2, 3).to(dtype))
     ema.update(0)
-    weights, averages = model.weight.detach().clone(), ema.weights()["weight"].to(dtype, copy=True)
+    weights, averages = model.weight.detach().clone(), ema.whole("weight").to(dtype, copy=True)
     (exact,) = (value.clone() for value in ema._averages.values())
     assert not torch.equal(weights, averages)
     with ema.in_use():
         assert torch.equal(model.weight, averages)
     assert torch.equal(model.weight, weights)
     assert torch.equal(ema._averages["weight"], exact)
-    assert ema.weights().keys() == {"weight"}
+    assert ema.names() == ["weight"]
 
 
 def test_the_average_of_bf16_weights_moves_by_less_than_they_can():
@@ -130,7 +138,7 @@ def test_the_average_of_bf16_weights_moves_by_less_than_they_can():
     model = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
     with torch.no_grad():
         model.weight.fill_(1)
-        ema = Ema(model, EmaSettings(decay=0.999))
+        ema = Ema(masters_of(model), EmaSettings(decay=0.999))
         model.weight.fill_(2)
     for step in range(100):
         ema.update(step)
@@ -166,6 +174,10 @@ def test_an_average_begins_late_only_when_allowed(metadata, tmp_path, capsys):
     without = write(metadata, tmp_path, {}, train={"max_steps": 4})
     assert train_here(without, resume="latest", allow_change=True) == 0
     assert not (tmp_path / "run/checkpoints/step-00000004/ema.safetensors").exists()
+    # The average of step 3 is not taken for that of step 4.
+    assert not (tmp_path / "run/model-ema").exists()
+    assert (tmp_path / "run/model-ema.1/model_index.json").exists()
+    assert "model-ema.1: an earlier end of this run wrote it" in capsys.readouterr().err
 
 
 def test_averages_of_other_parts_are_refused(averaged):
@@ -175,7 +187,9 @@ def test_averages_of_other_parts_are_refused(averaged):
     with pytest.raises(
         ResumeError, match=r"the first is unet\.weight: found None, expected \[2, 2"
     ):
-        Ema(model, EmaSettings(decay=0.9)).load(averaged / "checkpoints" / "step-00000006")
+        Ema(masters_of(model), EmaSettings(decay=0.9)).load(
+            averaged / "checkpoints" / "step-00000006"
+        )
 
 
 def test_an_optimizer_that_averages_itself_is_refused(metadata, tmp_path):

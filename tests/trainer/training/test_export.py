@@ -1,9 +1,6 @@
 """Tests of models that runs and saved states leave as single files."""
 
-import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -211,70 +208,6 @@ def test_the_command_writes_a_file_and_names_mistakes(runs, tmp_path):
     ):
         with pytest.raises(error, match=message):
             export(path, output)
-
-
-SAVE_BY_DEEPSPEED = """
-import sys, torch, deepspeed
-from builders.model import make_model
-from safetensors.torch import load_file
-
-# Its shared memory would have to be compiled first, which takes minutes.
-sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
-deepspeed.init_distributed("gloo")
-for stage in (0, 1, 3):
-    model = make_model("sd1")
-    model.load_state_dict(load_file(sys.argv[1]))
-    trained = [one for one in model.parameters() if one.requires_grad]
-    config = {
-        "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": {"stage": stage},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-    }
-    optimizer = torch.optim.AdamW(trained)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    engine.save_checkpoint(f"{sys.argv[2]}/{stage}", "pytorch_model")
-"""
-
-
-def test_states_of_deepspeed_are_exported(metadata, tmp_path):
-    """Weights that DeepSpeed saved, whole or in the shards of ZeRO, give the file of the run."""
-    pytest.importorskip("deepspeed")
-    settings = settings_of(
-        metadata, tmp_path / "run", train={"max_steps": 1}, export={"formats": ["single"]}
-    )
-    assert train_here(write_config(tmp_path / "config.toml", settings)) == 0
-    state = tmp_path / "run/checkpoints/step-00000001"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    done = subprocess.run(
-        [sys.executable, "-c", SAVE_BY_DEEPSPEED, state / "model.safetensors", tmp_path],
-        env=ENVIRONMENT
-        | ranks
-        | {
-            "MASTER_PORT": str(port),
-            "DS_ACCELERATOR": "cpu",
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    (state / "model.safetensors").unlink()
-    values = json.loads((state / "state.json").read_text())
-    del values["files"]["model.safetensors"]
-    (state / "state.json").write_text(json.dumps(values))
-    expected = load_file(tmp_path / "run/model.safetensors")
-    for stage in ("0", "1", "3"):
-        shutil.rmtree(state / "pytorch_model", ignore_errors=True)
-        shutil.copytree(tmp_path / stage / "pytorch_model", state / "pytorch_model")
-        export(state, tmp_path / "m.safetensors", force=True)
-        found = load_file(tmp_path / "m.safetensors")
-        assert found.keys() == expected.keys()
-        assert all(same_bits(found[name], value) for name, value in expected.items())
 
 
 def test_a_source_that_changes_during_a_run_is_not_mixed_into_its_file(

@@ -19,31 +19,8 @@ from trainer.training.checkpoint import SavedState
 from trainer.training.ema import EMA_FILE
 from trainer.training.optim import begin_step, build_optimizer, weights_for_use
 from trainer.training.optimizer_classes import find_class, is_of_bitsandbytes
-from trainer.training.stochastic_rounding import stochastic_rounding
-
-_WEIGHTS = "model.safetensors"
-_OPTIMIZER = "optimizer.bin"
-_DEEPSPEED = "pytorch_model"
-"""The folder in a state in which accelerate lets DeepSpeed save."""
-
-
-class _FileState(Mapping[str, Tensor]):
-    """The tensors of a file by the names of the bare model, each read when it is asked for."""
-
-    def __init__(self, path: Path, tensors: ReadTensors) -> None:
-        self._file, self._tensors = read_header(path), tensors
-        names = without_wrappers({name: name for name in self._file.tensors})
-        self._stored = dict(names)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors.read(self._file, self._stored[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
-
-    def __len__(self) -> int:
-        return len(self._stored)
 from trainer.training.saved_tensors import NamedTensors, SavedTensors, saved_tensors
+from trainer.training.stochastic_rounding import stochastic_rounding
 
 
 @contextmanager
@@ -72,7 +49,7 @@ def state_weights(
         if ema or not _trains_other_weights(config):
             yield state
         else:
-            with _averages(model, tensors, config) as state:
+            with _averages(model, tensors, config, saved.step) as state:
                 yield state
 
 
@@ -92,9 +69,12 @@ def _trains_other_weights(config: Config) -> bool:
 
 @contextmanager
 def _averages(
-    shapes: Model, tensors: SavedTensors, config: Config
+    shapes: Model, tensors: SavedTensors, config: Config, step: int
 ) -> Iterator[Mapping[str, Tensor]]:
-    """The averages that a schedule-free optimizer keeps, which its state and the weights give."""
+    """The averages that a schedule-free optimizer keeps, which its state and the weights give.
+
+    `step` is the number of steps that are done.
+    """
     model = build_model(config, weights=False)
     model.load_state_dict({name: tensors.weight(name) for name in tensors.names()}, assign=True)
     for name, parameter in shapes.named_parameters():
@@ -102,16 +82,7 @@ def _averages(
     groups = parameter_groups(model, config)
     rounding = stochastic_rounding(config, model)
     optimizer = build_optimizer(groups, config.optimizer, torch.device("cpu"), rounding)
-    begin_step(optimizer, saved.step - 1)  # whose noise rounded the averages of the run
-    try:
-        content: Any = torch.load(saved.folder / _OPTIMIZER, map_location="cpu", weights_only=True)
-        optimizer.load_state_dict(content)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
-        raise ResumeError(
-            f"{saved.folder}: {_OPTIMIZER} is damaged ({' '.join(str(error).split())[:200]}), "
-            f"expected the averages of {config.optimizer.name} in it. Name another state."
-        ) from error
-    optimizer = build_optimizer(groups, config.optimizer, torch.device("cpu"))
+    begin_step(optimizer, step - 1)  # whose noise rounded the averages of the run
     content = optimizer.state_dict()
     content["state"] = {
         number: dict(tensors.kept(name)) for number, name in enumerate(trained_names(model))

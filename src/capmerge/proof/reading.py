@@ -79,7 +79,7 @@ class BlockReader:
         start, small_until, is_empty = 0, 0, True
         while start < len(data):
             # Only a parser knows where a record of a walked block ends.
-            size = len(data) if self._whole or block.walked else _PIECE_BYTES
+            size = len(data) if self._whole or block.is_whole else _PIECE_BYTES
             if start < small_until:
                 size = _SMALL_BYTES
             cut = None if size == len(data) else self._layout.find_cut(data, start + size)
@@ -92,7 +92,7 @@ class BlockReader:
             if values is not None:
                 yield Reading(values)
                 is_empty = is_empty and not values
-            elif size > _SMALL_BYTES and not block.walked:
+            elif size > _SMALL_BYTES and not block.is_whole:
                 # Smaller pieces show where the records are that have to be read one by one.
                 small_until = end
                 continue

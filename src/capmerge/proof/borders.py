@@ -28,6 +28,7 @@ class Borders:
         self._source, self._layout = source, layout
         self._start: int | None = layout.first
         self._cut: Block | DataError | None = None
+        self._careful = 0  # blocks that the cutter does not guess
         opening = self._without_space(0, layout.first).removeprefix(_BOM)
         if opening != (b"{" if layout.kind == "json" else b""):
             raise wrong_border(source.name, 0, opening)
@@ -47,6 +48,7 @@ class Borders:
         else:
             self._check(block, self._start)
             self._start = None if block.last else block.next_start
+            self._careful = block.careful
         return block
 
     def recut(self, block: Block, offset: int) -> None:
@@ -59,7 +61,7 @@ class Borders:
 
     def _next(self, start: int) -> Block | DataError:
         try:
-            return next_block(self._source, self._layout, start)
+            return next_block(self._source, self._layout, start, self._careful)
         except DataError as error:
             return error
 

@@ -29,21 +29,21 @@ def after_record(source, layout, start):
     return cut and (start + cut[0], start + cut[1])
 
 
-def losing(source, layout, start):
+def losing(source, layout, start, careful=0):
     """Blocks of which each leaves out the record behind it."""
-    block = RIGHT(source, layout, start)
+    block = RIGHT(source, layout, start, careful)
     lost = None if block.last else after_record(source, layout, block.next_start)
     return dataclasses.replace(block, next_start=lost[1]) if lost else block
 
 
-def doubling(source, layout, start):
+def doubling(source, layout, start, careful=0):
     """Blocks of which each also holds the first record of the next one."""
-    block = RIGHT(source, layout, start)
+    block = RIGHT(source, layout, start, careful)
     twice = None if block.last else after_record(source, layout, block.next_start)
     return dataclasses.replace(block, end=twice[0]) if twice else block
 
 
-def swapping(source, layout, start):
+def swapping(source, layout, start, careful=0):
     """The second record as a block of its own, then the first, and then the others."""
     first_end, second_start = after_record(source, layout, layout.first)
     second_end, third_start = after_record(source, layout, second_start)
@@ -51,12 +51,12 @@ def swapping(source, layout, start):
         return blocks.Block(second_start, second_end, start + 1, last=False)
     if start == layout.first + 1:
         return blocks.Block(layout.first, first_end, third_start, last=False)
-    return RIGHT(source, layout, start)
+    return RIGHT(source, layout, start, careful)
 
 
-def ending(source, layout, start):
+def ending(source, layout, start, careful=0):
     """A last block that ends before the last record. JSON would lack its closing brace."""
-    block = RIGHT(source, layout, start)
+    block = RIGHT(source, layout, start, careful)
     cut = after_record(source, layout, start)
     if not block.last or layout.kind == "json" or cut[1] == block.end:
         return block

@@ -192,14 +192,15 @@ def leaves_rounding_open(config: Config) -> bool:
     return config.train.precision == "full_bf16" and config.optimizer.stochastic_rounding is None
 
 
-def with_rounding(config: Config, *, default: bool = True) -> Config:
+def with_rounding(config: Config, *, default: bool = True, uses_deepspeed: bool = False) -> Config:
     """The same config with `optimizer.stochastic_rounding` set if that is open.
 
     It is set to `default`, or to false for DeepSpeed, which rounds weights by itself.
+    `uses_deepspeed` tells that a launcher asks for it where `engine.kind` leaves that open.
     """
     if not leaves_rounding_open(config):
         return config
-    rounds = default and config.engine.kind != "deepspeed"
+    rounds = default and not uses_deepspeed and config.engine.kind != "deepspeed"
     rounded = config.optimizer.model_copy(update={"stochastic_rounding": rounds})
     return config.model_copy(update={"optimizer": rounded})
 

@@ -30,13 +30,15 @@ NO_SAVED_CONFIG = (
 )
 
 
-def with_rounding_of(saved: SavedState | None, config: Config) -> tuple[Config, str]:
+def with_rounding_of(
+    saved: SavedState | None, config: Config, *, uses_deepspeed: bool
+) -> tuple[Config, str]:
     """The config with `optimizer.stochastic_rounding` set, and a line to show if a state decides.
 
     Where the config leaves it open, a resumed run goes on as the `saved` one rounded its weights.
     """
-    if saved is None or not leaves_rounding_open(config):
-        return with_rounding(config), ""
+    if saved is None or uses_deepspeed or not leaves_rounding_open(config):
+        return with_rounding(config, uses_deepspeed=uses_deepspeed), ""
     before = _saved_config(saved)
     was_bf16 = before is None or before.train.precision == "full_bf16"
     if not was_bf16 or (before and before.optimizer.stochastic_rounding):

@@ -44,7 +44,7 @@ def show(config: Config, ranks: int | None = None, name: str = "the config") -> 
     check_ema(config)
     datasets = open_datasets(config)
     check_samples(config)
-    config = with_rounding(with_seed(config))
+    config = with_rounding(with_seed(config), uses_deepspeed=launched.uses_deepspeed)
     split = hold_out(config, datasets)
     ranks = ranks or int(os.environ.get("WORLD_SIZE", "1"))
     check_fused_backward(config, ranks)

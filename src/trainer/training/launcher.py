@@ -160,15 +160,24 @@ def agreed(config: Config, name: str, environment: Mapping[str, str] = os.enviro
     meant = EngineSettings.model_construct(said, **{**engine.model_dump(), "kind": kind})
     whole = config.model_copy(update={"engine": meant})
     conflicts: list[tuple[SettingPath, str]] = [*iter_engine_conflicts(whole)]
-    conflicts += [(one.setting, one.text) for one in iter_ignored(whole)]
+    conflicts += [
+        (one.setting, one.text) for one in iter_ignored(whole) if one.setting[0] == "engine"
+    ]
     lines = [
-        f"{_accelerate_file() if key in settings else name}: {text}"
-        for (section, key, *_), text in conflicts
-        if section == "engine"
+        f"{_accelerate_file() if key in settings else name}: {text}{_meaning(config, uses=uses)}"
+        for (_, key, *_), text in conflicts
     ]
     if lines:
         raise ConfigError("\n".join(lines))
     return Launched(config.model_copy(update={"engine": engine}), uses, file)
+
+
+def _meaning(config: Config, *, uses: bool) -> str:
+    """A sentence on the engine that "auto" has come to mean; "" where the config names one."""
+    if config.engine.kind != "auto":
+        return ""
+    meant, asks = ("deepspeed", _accelerate_file()) if uses else ("ddp", "no launcher")
+    return f' `engine.kind = "auto"` means "{meant}" here, because {asks} asks for DeepSpeed.'
 
 
 def _keys() -> list[str]:

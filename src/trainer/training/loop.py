@@ -152,7 +152,7 @@ def _train(launched: Launched, *, resume: str | None, allow_change: bool) -> int
         else None
     )
     config = from_rank_0(engine, with_seed(config, begun))
-    config, rounding_note = with_rounding_of(saved, config)
+    config, rounding_note = with_rounding_of(saved, config, uses_deepspeed=launched.uses_deepspeed)
     check_fused_backward(config, engine.num_processes)
     split = hold_out(config, datasets)
     size = run_size(config, split.datasets, engine.num_processes)

@@ -17,7 +17,8 @@ WARNING = (
     'WARNING: train.precision = "full_bf16": bf16 weights keep 8 bits, so an update below about '
     "0.2 % of a weight is lost. With small learning rates nearly all of them are: 4.5 % of the "
     'weights moved at 1e-5, 0.8 % at 1e-6, all with "bf16" or "fp32", which keep fp32 weights. '
-    "optimizer.stochastic_rounding = true keeps them on average."
+    "optimizer.stochastic_rounding = true keeps them on average; it does not work with DeepSpeed, "
+    'where train.precision = "bf16" keeps them.'
 )
 """The line for the start of a run that rounds bf16 weights to the nearest number; measured."""
 NOTE = (

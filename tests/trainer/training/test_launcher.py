@@ -112,7 +112,21 @@ def test_the_resolved_config_of_a_run_agrees_again(agree, tmp_path):
         (
             {"engine.zero_stage": 3},
             {},
-            'config.toml: `engine.zero_stage` has no effect with `engine.kind = "ddp"`. Remove',
+            '. Remove it, or set engine.kind to deepspeed. `engine.kind = "auto"` means "ddp" here',
+        ),
+        (
+            {"train.precision": "full_bf16", "optimizer.stochastic_rounding": True},
+            LAUNCHED,
+            "config.toml: `optimizer.stochastic_rounding = true` does not work with `engine.kind",
+        ),
+        (
+            {
+                "optimizer.fused_backward": True,
+                "optimizer.clip_grad_norm": 0,
+                "train.on_nonfinite": "stop",
+            },
+            LAUNCHED,
+            '`engine.kind = "auto"` means "deepspeed" here, because accelerate.yaml asks for',
         ),
         (
             {"train.precision": "fp16"},

@@ -145,7 +145,8 @@ def iter_impossible(config: Config) -> Iterator[Conflict]:
     ):
         yield from check(config)
     for setting, text in iter_engine_conflicts(config):
-        yield Conflict(setting, frozenset({"engine", "train", "optimizer"}), text)
+        sections = {"engine", "train", "optimizer", "speed", "samples"}
+        yield Conflict(setting, frozenset(sections), text)
     yield from _separators_alike(config)
 
 

@@ -65,6 +65,26 @@ def iter_engine_conflicts(config: Config) -> Iterator[EngineConflict]:
                 f'`engine.offload_{what}_device = "nvme"` needs a folder on that disk, found none. '
                 f"Set engine.offload_{what}_nvme_path.",
             )
+    if config.speed.channels_last:
+        yield EngineConflict(
+            ("speed", "channels_last"),
+            '`speed.channels_last = true` does not work with `engine.kind = "deepspeed"`, which '
+            "lays the weights out itself, one after the other. Remove speed.channels_last, or set "
+            'engine.kind = "ddp".',
+        )
+    if engine.zero_stage == 3 and config.speed.compile:
+        yield EngineConflict(
+            ("speed", "compile"),
+            "`speed.compile = true` does not work with `engine.zero_stage = 3`, which fetches the "
+            "weights inside of each block. Set engine.zero_stage to 2 or lower, or remove "
+            "speed.compile.",
+        )
+    if engine.zero_stage == 3 and config.samples.prompts:
+        yield EngineConflict(
+            ("samples", "prompts"),
+            "`samples.prompts` does not work with `engine.zero_stage = 3`, with which no process "
+            "has all weights. Set engine.zero_stage to 2 or lower, or remove [[samples.prompts]].",
+        )
     offloads = engine.offload_optimizer_device != "none"
     if offloads and precision == "full_bf16":
         yield EngineConflict(

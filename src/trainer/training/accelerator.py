@@ -101,7 +101,7 @@ def engine_name(engine: Accelerator) -> str:
     """What trains, for people: `DDP on 4 ranks`, `DeepSpeed ZeRO-2 on 4 ranks`, `one device`."""
     ranks = "one rank" if engine.num_processes == 1 else f"{engine.num_processes:,} ranks"
     if is_deepspeed(engine):
-        return f"{deepspeed_engine.name_of(engine.deepspeed_plugin)} on {ranks}"
+        return f"{deepspeed_engine.name_of_plugin(engine.deepspeed_plugin)} on {ranks}"
     return f"DDP on {ranks}" if engine.num_processes > 1 else "one device"
 
 

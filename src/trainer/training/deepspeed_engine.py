@@ -117,14 +117,22 @@ def _without_auto(file: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def name_of(plugin: DeepSpeedPlugin) -> str:
+def name_of(stage: int, optimizer_device: str, weights_device: str) -> str:
     """What the engine is, for people: `DeepSpeed ZeRO-3, optimizer in cpu, weights in nvme`."""
-    zero = plugin.deepspeed_config["zero_optimization"]
-    parts = [f"DeepSpeed ZeRO-{zero['stage']}"]
-    for what, key in (("optimizer", "offload_optimizer"), ("weights", "offload_param")):
-        device = (zero.get(key) or {}).get("device", "none")
+    parts = [f"DeepSpeed ZeRO-{stage}"]
+    for what, device in (("optimizer", optimizer_device), ("weights", weights_device)):
         parts += [] if device == "none" else [f"{what} in {device}"]
     return ", ".join(parts)
+
+
+def name_of_plugin(plugin: DeepSpeedPlugin) -> str:
+    """The name of the engine that a plugin starts."""
+    zero = plugin.deepspeed_config["zero_optimization"]
+    devices = [
+        (zero.get(key) or {}).get("device", "none")
+        for key in ("offload_optimizer", "offload_param")
+    ]
+    return name_of(zero["stage"], *devices)
 
 
 def _device(device: str, nvme_path: str) -> dict[str, Any]:

@@ -3,8 +3,12 @@
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from capmerge.errors import printable
 from capmerge.tokens.chunks import Chunker
@@ -20,15 +24,26 @@ from trainer.model.model import Model
 from trainer.model.sd2_guess import guess_on_source
 from trainer.model.source import check_source
 from trainer.model.trainable import parameter_groups, trained_share
+from trainer.training.deepspeed_engine import name_of
+from trainer.training.divided_optimizer import check_divided
 from trainer.training.ema import check_ema
 from trainer.training.fused_backward import check_fused_backward
 from trainer.training.launcher import agreed
 from trainer.training.memory_estimate import estimate_memory, largest_shape, memory_lines
 from trainer.training.memory_parts import GIB
 from trainer.training.optim import check_optimizer
+from trainer.training.optimizer_classes import is_of_bitsandbytes
 from trainer.training.sampling import check_samples
 
 FIRST_SAMPLES = 8
+_PACKAGES = {
+    "deepspeed": "deepspeed",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "xformers": "xformers",
+    "flash-attention": "flash_attn",
+}
+"""What settings ask for by name -> the module that the machine which trains has to have."""
 
 
 def show(config: Config, ranks: int | None = None, name: str = "the config") -> None:
@@ -36,8 +51,8 @@ def show(config: Config, ranks: int | None = None, name: str = "the config") -> 
 
     Without `ranks`, their number is the one that a launcher sets (WORLD_SIZE), else 1. `name` is
     the file of the config in messages. Raises the errors that the run itself would raise before its
-    first step, except that of an output folder that is not free, and of an optimizer that only
-    another machine can try.
+    first step, except for those of the machine: an output folder that is not free, a kernel of
+    attention or a package that is missing, and an optimizer that only another machine can try.
     """
     launched = agreed(config, name)
     config = launched.config
@@ -52,23 +67,52 @@ def show(config: Config, ranks: int | None = None, name: str = "the config") -> 
     model = build_model(config, weights=False)
     groups = parameter_groups(model, config)
     on_optimizer = check_optimizer(groups, config.optimizer, size.max_steps)
+    if launched.uses_deepspeed:
+        _check_divided(config, groups)
     guess = guess_on_source(model, check_source(model, config), config)
     print(resolved_toml(config))
     for line in _numbers(config, size, model, ranks):
         print(f"# {line}")
+    print(f"# engine: {_engine(config, ranks, uses_deepspeed=launched.uses_deepspeed)}")
     for line in _memory(
         config, split.datasets, model, ranks, uses_deepspeed=launched.uses_deepspeed
     ):
         print(f"# {line}")
     notes = [note for dataset in datasets for note in dataset.notes]
     warnings = length_warnings(config, size.max_steps)
-    for note in [*notes, *split.notes, *warnings, *guess, *on_optimizer]:
+    missing = _missing(config, uses_deepspeed=launched.uses_deepspeed)
+    for note in [*notes, *split.notes, *warnings, *guess, *on_optimizer, *missing]:
         print(f"# {note}")
     chunker = build_chunker(config)
     for number, sample in enumerate(
         islice(_samples(config, split.datasets, size), FIRST_SAMPLES), 1
     ):
         print(f"\n# sample {number}: {_described(sample, chunker)}\n{printable(sample.caption)}")
+
+
+def _check_divided(config: Config, groups: list[dict[str, Any]]) -> None:
+    """Refuse what `check_divided` refuses, where the optimizer can take steps at all."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device is not None or not is_of_bitsandbytes(config.optimizer.name):
+        stage = config.engine.zero_stage
+        check_divided(config.optimizer, groups, device or torch.device("cpu"), stage)
+
+
+def _engine(config: Config, ranks: int, *, uses_deepspeed: bool) -> str:
+    """What will train, in the words of the line with which a run starts."""
+    engine = config.engine
+    named = name_of(engine.zero_stage, engine.offload_optimizer_device, engine.offload_param_device)
+    if ranks > 1:
+        return f"{named if uses_deepspeed else 'DDP'} on {ranks:,} ranks"
+    return f"{named} on one rank" if uses_deepspeed else "one device"
+
+
+def _missing(config: Config, *, uses_deepspeed: bool) -> Iterator[str]:
+    """Lines on the packages that the config asks for and that this machine does not have."""
+    asked = [*(["deepspeed"] if uses_deepspeed else []), *config.log.trackers]
+    for name in [*asked, config.speed.attention]:
+        if name in _PACKAGES and find_spec(_PACKAGES[name]) is None:
+            yield f"{name} is not installed here; the machine that trains needs it."
 
 
 def _numbers(config: Config, size: RunSize, model: Model, ranks: int) -> Iterator[str]:

@@ -36,8 +36,6 @@ from trainer.model.vae import decode, has_vae, load_vae
 from trainer.training.run_folder import SAMPLES_FILE, SAMPLES_FOLDER
 from trainer.training.step import TrainState
 
-_SHARDED_STAGE = 3
-
 
 def sampling_scheduler(config: Config) -> Any:
     """The scheduler of diffusers that samples a model trained with this config.
@@ -82,12 +80,6 @@ class Sampler:
     def __init__(self, state: TrainState, say: Callable[..., None]) -> None:
         self._state, self._config, self._say = state, state.config, say
         self._engine, self._prompts = state.engine, state.config.samples.prompts
-        plugin = getattr(self._engine.state, "deepspeed_plugin", None)
-        if self._prompts and plugin and plugin.zero_stage == _SHARDED_STAGE:
-            raise ConfigError(
-                "samples.prompts: found stage 3 of ZeRO, with which no process has all weights, "
-                "expected stage 2 or lower. Lower it, or remove [[samples.prompts]]."
-            )
         is_maker = bool(self._prompts) and self._engine.is_main_process
         self._vae = load_vae(self._config) if is_maker else None
         self._chunker = build_chunker(self._config) if is_maker else None

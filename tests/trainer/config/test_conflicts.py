@@ -334,6 +334,14 @@ def test_a_text_setting_needs_one_data_set_that_uses_it(tmp_path):
     ("settings", "said"),
     [
         (
+            {"engine.kind": "deepspeed", "speed.channels_last": True},
+            '`speed.channels_last = true` does not work with `engine.kind = "deepspeed"`, which lay',
+        ),
+        (
+            {"engine.kind": "deepspeed", "engine.zero_stage": 3, "speed.compile": True},
+            "`speed.compile = true` does not work with `engine.zero_stage = 3`, which fetches",
+        ),
+        (
             {"engine.kind": "deepspeed", "engine.zero_stage": 0, "train.precision": "bf16"},
             '`engine.zero_stage = 0` does not work with `train.precision = "bf16"`',
         ),

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -315,8 +314,8 @@ def test_a_full_disk_of_one_rank_and_a_signal_to_one(write, tmp_path, name):
     if name == "zero3":
         (ended,) = run_ranks(tmp_path, config, ranks=1)
         assert ended.code == 2, ended.output
-        assert "samples.prompts: found stage 3 of ZeRO" in ended.output
-        shutil.rmtree(run)
+        assert "`samples.prompts` does not work with `engine.zero_stage = 3`" in ended.output
+        assert not run.exists()
         config.write_text(text)
     with started(tmp_path, config, python=("-c", FULL_DISK)) as group:
         group.wait_until(state(run, 6).exists)

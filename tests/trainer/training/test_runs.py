@@ -517,6 +517,22 @@ def test_dry_run_knows_the_optimizer(config, optimizer, named):
         )
 
 
+def test_dry_run_knows_the_engine(config, capsys, monkeypatch):
+    """--dry-run names the engine and what is not installed, and refuses what cannot be divided."""
+    engine = ["engine.kind=deepspeed", "engine.offload_optimizer_device=cpu"]
+    monkeypatch.setattr("trainer.training.dry_run.find_spec", lambda _: None)
+    show(load_config(config(), engine), ranks=4)
+    shown = capsys.readouterr().out
+    assert "\n# engine: DeepSpeed ZeRO-2, optimizer in cpu on 4 ranks\n" in shown
+    assert "\n# deepspeed is not installed here; the machine that trains needs it.\n" in shown
+    with pytest.raises(ConfigError, match="optimizer.name = Adafactor: it looks at whole weights"):
+        show(load_config(config(), [*engine, "optimizer.name=Adafactor"]))
+    show(load_config(config(), []))
+    shown = capsys.readouterr().out
+    assert "\n# engine: one device\n" in shown
+    assert "is not installed here" not in shown
+
+
 def test_a_mistake_in_the_config_shows_no_traceback(config):
     """A mistake in the config ends with exit code 2 and one line."""
     done = run(config(train={"max_stepz": 4}))

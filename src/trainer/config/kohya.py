@@ -79,6 +79,7 @@ SETTINGS = {
     "max_data_loader_n_workers": "train.workers",
     "mixed_precision": "train.precision",
     "full_bf16": "train.precision",
+    "torch_compile": "speed.compile",
     "deepspeed": "engine.kind",
     "zero_stage": "engine.zero_stage",
     "offload_optimizer_device": "engine.offload_optimizer_device",
@@ -122,9 +123,11 @@ _LEFT_OUT = {
     "captions are encoded anew in each step": (
         "cache_text_encoder_outputs cache_text_encoder_outputs_to_disk"
     ),
-    "torch chooses the attention": "xformers sdpa mem_eff_attn diffusers_xformers",
+    "the fastest kernel of torch is measured and used; speed.attention asks for another one": (
+        "xformers sdpa mem_eff_attn diffusers_xformers"
+    ),
     "they change the speed or the memory alone": (
-        "torch_compile dynamo_backend lowram highvram persistent_data_loader_workers "
+        "dynamo_backend lowram highvram persistent_data_loader_workers "
         "disable_mmap_load_safetensors fused_optimizer_groups"
     ),
     "DDP is always set up so that it takes the least memory and notices a lost process": (

@@ -246,7 +246,7 @@ def _on_memory(options: Options) -> Iterator[str]:
             "fused_backward_pass: optimizer.fused_backward, which saves memory alone, needs "
             "optimizer.clip_grad_norm = 0, train.accumulation = 1, and neither fp16 nor DeepSpeed"
         )
-    if options.get("full_bf16"):
+    if options.get("full_bf16") and not options.get("deepspeed"):
         yield (
             "full_bf16: sd-scripts rounds weights to the nearest number, unless Adafactor steps "
             "them with fused_backward_pass; set optimizer.stochastic_rounding = false for the same"

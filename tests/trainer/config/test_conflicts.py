@@ -335,7 +335,7 @@ def test_a_text_setting_needs_one_data_set_that_uses_it(tmp_path):
     [
         (
             {"engine.kind": "deepspeed", "speed.channels_last": True},
-            '`speed.channels_last = true` does not work with `engine.kind = "deepspeed"`, which lay',
+            '`speed.channels_last = true` does not work with `engine.kind = "deepspeed"`, which',
         ),
         (
             {"engine.kind": "deepspeed", "engine.zero_stage": 3, "speed.compile": True},

@@ -121,7 +121,7 @@ def test_a_command_becomes_a_config(convert_text, tmp_path):
     assert (optimizer.schedule_arguments, optimizer.warmup_steps) == ({"num_cycles": 3}, 100)
     assert (config.noise.prediction, config.noise.offset) == ("v", 0.05)
     assert config.log.trackers == ("tensorboard", "wandb")
-    assert "# - xformers: torch chooses the attention\n" in text
+    assert "# - xformers: the fastest kernel of torch is measured and used; speed.attent" in text
     for option in ("in_json", "lr_scheduler_power"):
         assert f"# - {option}: it has no effect in sd-scripts beside the other options\n" in text
     assert "# - noise.multires_discount has no effect with" in text
@@ -318,6 +318,26 @@ def test_deepspeed_becomes_the_engine(convert_text):
     config, text = convert_text(f"accelerate launch fine_tune.py {LEAST} {options}\n")
     assert not config.engine.model_fields_set
     assert "# - zero_stage: it has no effect in sd-scripts beside the other options\n" in text
+
+
+def test_what_changes_the_speed_alone(convert_text):
+    """--torch_compile is kept; a kernel of attention is left to the measurement on the card."""
+    options = "--torch_compile --dynamo_backend inductor --sdpa"
+    config, text = convert_text(f"accelerate launch fine_tune.py {LEAST} {options}\n")
+    assert config.speed.model_dump() == {
+        "attention": "auto",
+        "channels_last": None,
+        "compile": True,
+    }
+    assert "# - sdpa: the fastest kernel of torch is measured and used; " in text
+    assert "# - dynamo_backend: " in text
+
+
+def test_deepspeed_rounds_weights_in_bf16_as_there(convert_text):
+    """The note that rounding differs is for runs without DeepSpeed."""
+    line = f"accelerate launch fine_tune.py {LEAST} --full_bf16 --mixed_precision bf16"
+    assert "# - full_bf16: sd-scripts rounds weights" in convert_text(f"{line}\n")[1]
+    assert "# - full_bf16: " not in convert_text(f"{line} --deepspeed\n")[1]
 
 
 def test_what_deepspeed_cannot_do_is_refused(convert_text):

@@ -656,7 +656,7 @@ def test_a_key_of_sd_scripts_without_a_counterpart_is_told(tmp_path):
     """A key that only sd-scripts has is told with the reason why it has no setting here."""
     assert refusal_of(tmp_path, "train.xformers=true").endswith(
         "unknown key `xformers` in [train]. sd-scripts has it, this trainer does not: "
-        "torch chooses the attention."
+        "the fastest kernel of torch is measured and used; speed.attention asks for another one."
     )
     assert "choose them with model.train_only and model.freeze." in refusal_of(
         tmp_path, "optimizer.block_lr=1"

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from builders.ranks import TRAINER, run_ranks, started
+from builders.ranks import run_ranks, started
 from builders.runs import (
     ENVIRONMENT,
     metrics_of,
@@ -66,7 +66,6 @@ import trainer.training.loop as loop
 import trainer.training.step as step
 from trainer.run import main
 """
-NO_MODEL = "active_run.ActiveRun.finish = lambda *_: None"
 COUNTED = """
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
@@ -94,14 +93,14 @@ DIVIDED = {
 """A config of DeepSpeed with which stage 3 divides small weights, too."""
 
 
-def assert_same_training(run, expected, *, model=True):
+def assert_same_training(run, expected):
     """Fail unless two runs have equal numbers up to rounding, and equal rates and samples."""
     for one, other in zip(metrics_of(run), metrics_of(expected), strict=True):
         assert sorted(one["keys"]) == sorted(other["keys"])
         assert one["lr_unet"] == other["lr_unet"]
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
-    for part in WEIGHTS if model else ():
+    for part in WEIGHTS:
         found, wanted = load_file(run / "model" / part), load_file(expected / "model" / part)
         assert found.keys() == wanted.keys()
         for name, value in wanted.items():
@@ -132,20 +131,18 @@ def test_ddp_exchanges_gradients_once_per_step(write, one_rank, tmp_path):
 def test_deepspeed_trains_what_one_rank_trains(write, one_rank, tmp_path, engine, named):
     """Two ranks of DeepSpeed train what one rank with twice the batch trains, at each stage."""
     config = write(tmp_path, {"kind": "deepspeed", **engine})
-    is_divided = engine.get("zero_stage") == 3
-    env, python = {}, TRAINER
-    if is_divided:
+    env = {}
+    if engine.get("zero_stage") == 3:
         path = tmp_path / "deepspeed.json"
         path.write_text(json.dumps(DIVIDED), encoding="utf-8")
         env = {
             "ACCELERATE_USE_DEEPSPEED": "true",
             "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path),
         }
-        python = patched(NO_MODEL)
-    ends = run_ranks(tmp_path, config, python=python, env=env)
+    ends = run_ranks(tmp_path, config, env=env)
     assert [ended.code for ended in ends] == [0, 0], ends
     assert f"; engine: {named} on 2 ranks; " in ends[0].output
-    assert_same_training(tmp_path / "run", one_rank, model=not is_divided)
+    assert_same_training(tmp_path / "run", one_rank)
     *_, last = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     times = json.loads(last)["ranks"]
     assert {name: len(values) for name, values in times.items()} == {
@@ -196,6 +193,25 @@ def test_deepspeed_leaves_out_a_broken_step(write, tmp_path, stage):
     assert_same_training(runs[1], runs[0])
 
 
+SWALLOWED = """
+def prepared(*arguments):
+    model, optimizer = prepare(*arguments)
+    model.optimizer.step = lambda *_, **__: None  # ZeRO's, which calls that of torch
+    return model, optimizer
+
+prepare, loop.prepare = loop.prepare, prepared
+"""
+
+
+def test_a_step_that_deepspeed_swallows_is_a_bug(write, tmp_path):
+    """A step that DeepSpeed tells of and that no weight took ends the run, and is not counted."""
+    config = write(tmp_path, {"kind": "deepspeed"})
+    (ended,) = run_ranks(tmp_path, config, ranks=1, python=patched(SWALLOWED))
+    assert ended.code == 1, ended.output
+    assert "RuntimeError: DeepSpeed tells of a step that it did not pass on to" in ended.output
+    assert not metrics_of(tmp_path / "run")
+
+
 IN_FP16 = """
 os.environ["DS_ACCELERATOR"] = "cpu"
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
@@ -215,7 +231,7 @@ batch_loss, step.batch_loss = step.batch_loss, large
 def test_deepspeed_scales_the_losses_of_fp16(write, tmp_path):
     """A step that overflows fp16 is left out and told, with the scale as without DeepSpeed."""
     config = write(tmp_path, {"kind": "deepspeed", "zero_stage": 3}, precision="fp16")
-    (ended,) = run_ranks(tmp_path, config, ranks=1, python=patched(f"{IN_FP16}{NO_MODEL}"))
+    (ended,) = run_ranks(tmp_path, config, ranks=1, python=patched(IN_FP16))
     assert ended.code == 0, ended.output
     assert "step 2 was skipped: its gradients overflow fp16 with a loss scale of" in ended.output
     lines = metrics_of(tmp_path / "run")
@@ -246,7 +262,7 @@ def test_the_weights_that_deepspeed_steps_begin_exact(write, tmp_path, stage):
     """
     config = write(tmp_path, {"kind": "deepspeed", "zero_stage": stage}, precision="bf16")
     done = subprocess.run(
-        [sys.executable, *patched(f"{EXACT}{NO_MODEL}"), str(config)],
+        [sys.executable, *patched(EXACT), str(config)],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,

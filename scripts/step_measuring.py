@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from capmerge.index.latent_names import PIXELS_PER_LATENT
 from capmerge.tokens.chunks import BOS_ID, CHUNK_IDS, CHUNK_TOKENS, EOS_ID
-from trainer.config.load import load_config
+from trainer.config.load import load_config, with_rounding
 from trainer.config.settings import Config
 from trainer.data.batch import Batch
 from trainer.data.epochs import RunSize
@@ -57,7 +57,10 @@ class Measured:
 
 
 def config_of(folder: Path, settings: Mapping[str, Any], overrides: list[str]) -> Config:
-    """A config of random weights with `settings` by `section.key`, and `--set` on top of them."""
+    """A config of random weights with `settings` by `section.key`, and `--set` on top of them.
+
+    As a run resolves it: with the default of stochastic rounding for its precision.
+    """
     path = folder / "config.toml"
     path.write_text(
         '[model]\nfamily = "sdxl"\npath = "random"\n'
@@ -69,7 +72,7 @@ def config_of(folder: Path, settings: Mapping[str, Any], overrides: list[str]) -
         f"{name}={value if isinstance(value, str) else str(value).lower()}"
         for name, value in settings.items()
     ]
-    return load_config(path, [*given, *overrides])
+    return with_rounding(load_config(path, [*given, *overrides]))
 
 
 def iter_batches(config: Config, side_px: int, n_chunks: int) -> Iterator[Batch]:

@@ -23,6 +23,7 @@ SLOW = {
     "capmerge/metadata/test_parallel.py",
     "trainer/model/test_attention.py",
     "trainer/model/test_load_and_save.py",
+    "trainer/test_bench_step.py",
     "trainer/test_examples.py",
     "trainer/model/test_model.py",
     "trainer/model/test_save_single.py",

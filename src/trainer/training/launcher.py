@@ -13,13 +13,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from capmerge.errors import in_words
 from capmerge.toml import to_toml
 from trainer.config.conflicts import iter_ignored
 from trainer.config.engine_conflicts import iter_engine_conflicts
 from trainer.config.settings import Config, EngineSettings, SettingPath
+from trainer.config.validation import list_mistakes
 from trainer.errors import ConfigError
 
 
@@ -146,12 +147,13 @@ def agreed(config: Config, name: str, environment: Mapping[str, str] = os.enviro
             )
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
+    document = {"engine": config.engine.model_dump() | settings}
     try:
-        engine = EngineSettings.model_validate(config.engine.model_dump() | settings)
+        engine = TypeAdapter(dict[str, EngineSettings]).validate_python(document)["engine"]
     except ValidationError as error:
+        mistakes = list_mistakes(error, document)
         raise ConfigError(
-            f"{_accelerate_file()}: {'; '.join(each['msg'] for each in error.errors())}, "
-            f"found {', '.join(f'{key}: {value}' for key, value in settings.items())}."
+            "\n".join(f"{_accelerate_file()}: {mistake.text}" for mistake in mistakes)
         ) from None
 
     # Can that engine carry it out?

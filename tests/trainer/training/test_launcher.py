@@ -133,7 +133,16 @@ def test_the_resolved_config_of_a_run_agrees_again(agree, tmp_path):
             LAUNCHED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"},
             "accelerate.yaml: `engine.zero_stage = 0` does not work with `train.precision = ",
         ),
-        ({}, LAUNCHED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "7"}, "accelerate.yaml: Input should"),
+        (
+            {},
+            LAUNCHED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "7"},
+            "accelerate.yaml: `engine.zero_stage` is 7, expected a whole number from 0 to 3.",
+        ),
+        (
+            {},
+            LAUNCHED | {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "disk"},
+            'accelerate.yaml: `engine.offload_optimizer_device` is "disk", expected "none", "cpu"',
+        ),
     ],
 )
 def test_what_disagrees_is_refused(agree, settings, environment, said):

@@ -12,19 +12,17 @@ import torch
 
 from trainer.config.settings import Config
 from trainer.model.model import Model
+from trainer.training.deepspeed_engine import BUCKET
 from trainer.training.memory_optimizer import Kind, OptimizerBytes, measure_optimizer
 from trainer.training.memory_parts import CONTEXT, GIB, OF_RANKS, Estimate, Part
 from trainer.training.memory_trace import StepBytes
+from trainer.training.portions import PORTION
 
-BUCKET = 200_000_000
-"""Numbers in the buffer through which DeepSpeed reduces gradients."""
 MOST_GATHERED = 1_050_000_000
 """Weights that stage 3 holds whole at most: those that are soon used again and those fetched ahead.
 
 They are stage3_max_live_parameters and stage3_prefetch_bucket_size.
 """
-PORTION = 1 << 24
-"""Weights that stochastic rounding steps at a time, as copies in float32."""
 SUB_GROUP = 1_000_000_000
 """Weights that stage 3 steps at a time."""
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from trainer.training.stochastic_rounding import StochasticRounding
 
-_PORTION = 1 << 24
+PORTION = 1 << 24
 """Weights of a portion, unless a single parameter has more: copies of them take 64 MiB."""
 
 
@@ -139,11 +139,11 @@ def _for_all_portions(function: Callable[[Any], None]) -> Callable[[InPortions],
 
 
 def iter_portions(parameters: Sequence[Parameter]) -> Iterator[list[Parameter]]:
-    """The parameters in their order, in portions of about `_PORTION` weights."""
+    """The parameters in their order, in portions of about `PORTION` weights."""
     portion: list[Parameter] = []
     weights = 0
     for parameter in parameters:
-        if portion and weights + parameter.numel() > _PORTION:
+        if portion and weights + parameter.numel() > PORTION:
             yield portion
             portion, weights = [], 0
         portion.append(parameter)

@@ -9,8 +9,7 @@ from builders.runs import rewrite_examples, settings_of, write_config
 
 from trainer.config.load import load_config
 from trainer.model.build import build_model
-from trainer.training.deepspeed_engine import _DEFAULTS
-from trainer.training.memory_engines import BUCKET
+from trainer.training.deepspeed_engine import _DEFAULTS, BUCKET
 from trainer.training.memory_estimate import Shape, estimate_memory
 
 TOLD = """

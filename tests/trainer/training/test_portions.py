@@ -128,7 +128,7 @@ def assert_same(ones, others):
 @pytest.mark.parametrize(("name", "arguments"), LEAN.items())
 def test_portions_step_as_one(name, arguments, monkeypatch):
     """Stepped in portions, weights and the options of groups are those of a step of all at once."""
-    monkeypatch.setattr(portions, "_PORTION", 4544)
+    monkeypatch.setattr(portions, "PORTION", 4544)
     whole, parts = made(), made()
     one = build(whole, name, **arguments)
     other = in_portions(type(one))(

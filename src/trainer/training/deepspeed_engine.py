@@ -4,6 +4,7 @@ It knows DeepSpeed's own names. That package takes two seconds to import, so it 
 accelerate, in runs alone that ask for it.
 """
 
+import json
 import math
 import os
 import socket
@@ -55,8 +56,39 @@ def build_plugin(config: Config, file: Mapping[str, Any]) -> DeepSpeedPlugin:
     `file` is the config of DeepSpeed that the launcher names, which does not contradict `config`;
     what it says besides is kept. Raises `ConfigError` for what accelerate refuses in it.
     """
+    content = _merged(_merged(_DEFAULTS, _without_auto(file)), _asked_of(config))
+    try:
+        return DeepSpeedPlugin(hf_ds_config=content, zero3_init_flag=config.engine.zero3_init_flag)
+    except ValueError as error:
+        raise ConfigError(f"accelerate refuses the settings of DeepSpeed: {error}") from error
+
+
+def iter_overruled(file: Mapping[str, Any], path: str, config: Config, ranks: int) -> Iterator[str]:
+    """What a config file of DeepSpeed at `path` has otherwise than the run will set it."""
+    train = config.train
+    ours = {**_asked_of(config), "train_batch_size": train.batch_size * train.accumulation * ranks}
+    values = dict(_leaves(ours))
+    for name, value in _leaves(_without_auto(file)):
+        if values.get(name) not in (None, value):
+            yield (
+                f"{path}: found {name}: {json.dumps(value)}, but the run sets it to "
+                f"{json.dumps(values[name])}. Remove it."
+            )
+
+
+def _leaves(table: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a table and of those in it, by `section.key`."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{start}{key}.")
+        else:
+            yield f"{start}{key}", value
+
+
+def _asked_of(config: Config) -> dict[str, Any]:
+    """What the config of a run asks of DeepSpeed, as DeepSpeed's own config has it."""
     engine, train = config.engine, config.train
-    asked = {
+    return {
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": train.batch_size,
         "gradient_accumulation_steps": train.accumulation,
@@ -83,11 +115,6 @@ def build_plugin(config: Config, file: Mapping[str, Any]) -> DeepSpeedPlugin:
             "bf16_optimizer_states": train.precision == "full_bf16",
         },
     }
-    content = _merged(_merged(_DEFAULTS, _without_auto(file)), asked)
-    try:
-        return DeepSpeedPlugin(hf_ds_config=content, zero3_init_flag=engine.zero3_init_flag)
-    except ValueError as error:
-        raise ConfigError(f"accelerate refuses the settings of DeepSpeed: {error}") from error
 
 
 BUCKET = 200_000_000

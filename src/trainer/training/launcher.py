@@ -22,6 +22,7 @@ from trainer.config.engine_conflicts import iter_engine_conflicts
 from trainer.config.settings import Config, EngineSettings, SettingPath
 from trainer.config.validation import list_mistakes
 from trainer.errors import ConfigError
+from trainer.training.deepspeed_engine import iter_overruled
 
 
 class _Wish(NamedTuple):
@@ -125,7 +126,7 @@ def agreed(config: Config, name: str, environment: Mapping[str, str] = os.enviro
     uses = asks or config.engine.kind == "deepspeed"
 
     # What does the launcher say, and does the config say the same?
-    file: dict[str, Any] = {}
+    file, path = dict[str, Any](), ""
     wishes = [*_of_accelerate(environment)]
     problems: list[str] = []
     if asks and (path := environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")) != "none":
@@ -169,6 +170,7 @@ def agreed(config: Config, name: str, environment: Mapping[str, str] = os.enviro
         f"{_accelerate_file() if key in settings else name}: {text}{_meaning(config, uses=uses)}"
         for (_, key, *_), text in conflicts
     ]
+    lines += iter_overruled(file, path, whole, int(environment.get("WORLD_SIZE", "1")))
     if lines:
         raise ConfigError("\n".join(lines))
     return Launched(config.model_copy(update={"engine": engine}), uses, file)

@@ -179,14 +179,25 @@ def test_what_disagrees_is_refused(agree, settings, environment, said):
             {"bf16": {"check_grad_overflow": False}},
             "found bf16.check_grad_overflow: false, but",
         ),
+        (
+            {"train.batch_size": 4, "train.accumulation": 2},
+            {"train_batch_size": 64},
+            "found train_batch_size: 64, but the run sets it to 16. Remove it.",
+        ),
+        (
+            {},
+            {"zero_force_ds_cpu_optimizer": True},
+            "found zero_force_ds_cpu_optimizer: true, but the run sets it to false. Remove it.",
+        ),
     ],
 )
 def test_a_config_file_of_deepspeed_is_compared(agree, tmp_path, settings, content, said):
     """Its settings are refused like those of accelerate, by their names and its path."""
     path = tmp_path / "deepspeed.json"
     path.write_text(json.dumps(content), encoding="utf-8")
+    environment = {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path), "WORLD_SIZE": "2"}
     with pytest.raises(ConfigError) as refused:
-        agree(settings, LAUNCHED | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)})
+        agree(settings, LAUNCHED | environment)
     assert said in str(refused.value)
     assert str(path) in str(refused.value)
 
@@ -199,6 +210,7 @@ def test_a_config_file_of_deepspeed_is_kept(agree, tmp_path):
         "bf16": {"enabled": "auto"},
         "fp16": {"enabled": False},
         "gradient_clipping": 1.0,
+        "zero_allow_untested_optimizer": True,
     }
     text = base64.urlsafe_b64encode(json.dumps(content).encode()).decode()
     found = agree({}, LAUNCHED | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": text})

@@ -115,7 +115,7 @@ def _engine(launched: Launched) -> Accelerator:
         plugin = deepspeed_engine.build_plugin(config, launched.deepspeed_file)
         if not has_device:
             group.backend = "gloo"
-    return Accelerator(
+    engine = Accelerator(
         # Where it finds no device, accelerate would start no process group, and each rank would
         # train alone. DeepSpeed is another case: accelerate would leave it out without a word.
         cpu=not has_device and plugin is None,
@@ -137,6 +137,8 @@ def _engine(launched: Launched) -> Accelerator:
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
     )
+    assert is_deepspeed(engine) == launched.uses_deepspeed, "accelerate has chosen another engine"
+    return engine
 
 
 def prepare(

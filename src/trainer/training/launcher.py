@@ -124,6 +124,12 @@ def agreed(config: Config, name: str, environment: Mapping[str, str] = os.enviro
             'Set engine.kind = "auto", or distributed_type: MULTI_GPU there.'
         )
     uses = asks or config.engine.kind == "deepspeed"
+    if uses and _is_true(environment.get("ACCELERATE_USE_CPU")):
+        raise ConfigError(
+            f"{_accelerate_file()}: found use_cpu: true (ACCELERATE_USE_CPU), with which "
+            "accelerate leaves DeepSpeed out, expected false. Set it so: without a GPU, DeepSpeed "
+            "trains on the CPU anyway."
+        )
 
     # What does the launcher say, and does the config say the same?
     file, path = dict[str, Any](), ""

@@ -108,6 +108,11 @@ def test_the_resolved_config_of_a_run_agrees_again(agree, tmp_path):
             {"ACCELERATE_MIXED_PRECISION": "bf16"},
             'config.toml: `train.precision = "fp32"`, but mixed_precision: bf16 in accelerate',
         ),
+        (
+            {"engine.kind": "deepspeed"},
+            {"ACCELERATE_USE_CPU": "true"},
+            "accelerate.yaml: found use_cpu: true (ACCELERATE_USE_CPU), with which ",
+        ),
         ({}, {"ACCELERATE_USE_FSDP": "true"}, "accelerate.yaml: found FSDP, expected DDP or"),
         (
             {"engine.zero_stage": 3},

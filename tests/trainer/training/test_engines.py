@@ -275,15 +275,20 @@ def test_the_weights_that_deepspeed_steps_begin_exact(write, tmp_path, stage):
 
 
 def test_weights_in_bf16_are_rounded_by_deepspeed_that_a_launcher_asks_for(write, tmp_path):
-    """With "auto", the default of stochastic rounding is that of the engine which trains."""
+    """With "auto", the default of stochastic rounding is that of the engine which trains.
+
+    DeepSpeed compiles nothing on a CPU.
+    """
     config = write(tmp_path, {}, precision="full_bf16", max_steps=1)
-    launcher = {"ACCELERATE_USE_DEEPSPEED": "true"}
+    cache = tmp_path / "extensions"
+    launcher = {"ACCELERATE_USE_DEEPSPEED": "true", "TORCH_EXTENSIONS_DIR": str(cache)}
     (ended,) = run_ranks(tmp_path, config, ranks=1, env=launcher)
     assert ended.code == 0, ended.output
     assert "engine: DeepSpeed ZeRO-2 on one rank; " in ended.output
     resolved = (tmp_path / "run/config.toml").read_text(encoding="utf-8")
     assert "stochastic_rounding = false" in resolved
     assert 'kind = "auto"' in resolved
+    assert not cache.exists()
 
 
 UNEQUAL = """

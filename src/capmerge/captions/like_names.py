@@ -29,12 +29,21 @@ def note_like_names(
     if tags and caption:
         return
     for name, value in record.items():
-        if name in (options.tags_field, options.caption_field):
-            continue
-        for what in _like(name) if len(name) <= _LONGEST_KNOWN else _like.__wrapped__(name):
+        for what in _likes(name, options):
             if not (tags if what == "tags" else caption) and _holds_text(value):
                 tally.like_named[what, name] += 1
     keep_few_names(tally)
+
+
+def has_like_names(record: dict[str, Any], options: MergeOptions) -> bool:
+    """Return whether `note_like_names` may count something in records with these fields."""
+    return any(_likes(name, options) for name in record)
+
+
+def _likes(name: str, options: MergeOptions) -> tuple[str, ...]:
+    if name in (options.tags_field, options.caption_field):
+        return ()
+    return _like(name) if len(name) <= _LONGEST_KNOWN else _like.__wrapped__(name)
 
 
 @lru_cache(maxsize=4096)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
-from capmerge.captions.like_names import note_like_names
+from capmerge.captions.like_names import has_like_names, note_like_names
 from capmerge.captions.line_template import Template
 from capmerge.captions.record_texts import has_special_token, replaces_unread, split_lines
 from capmerge.captions.shapes import Shape, Shapes
@@ -19,6 +19,9 @@ from capmerge.captions.tags import one_line, spaced
 from capmerge.captions.tally import Tally, count_sizes
 from capmerge.captions.templates import Draw, MergeOptions
 from capmerge.captions.wildcard import escape, has_brace, has_stand_in
+
+# The names of fields are remembered for records that lack a text, if they are so few and short.
+_MOST_LETTERS, _MOST_KNOWN = 200, 256
 
 Fitted: TypeAlias = tuple[Shape, list[str]]
 """The shape of the draws that `--fit` left in a record, and the line of each."""
@@ -61,6 +64,7 @@ class FastMerge:
         self._reserved = frozenset(reserved)
         self._shapes = Shapes(options, literals)
         self._merged: list[Shape] = []
+        self._unlike: set[tuple[str, ...]] = set()
         editor = options.tag_editor()
         self._edit = editor.edit if editor else None
         self._never_escapes = options.caption_wildcards or any(
@@ -97,6 +101,7 @@ class FastMerge:
         reserved, merged = self._reserved, self._merged
         two_lines = shapes.two_lines if drawn is None and fitted is None else None
         others: list[int] = []
+        bare, unlike = shapes.bare, self._unlike
         each, first = options.caption_lines == "each", options.caption_lines == "first"
         sized = paragraphs = 0
         for number, record in enumerate(records):
@@ -142,24 +147,29 @@ class FastMerge:
             else:
                 captions = [caption] if caption else []
                 if several:
-                    parts = split_lines(caption)
+                    parts = split_lines(caption) if "\r" in caption else caption.split("\n")
                     captions = [*filter(None, map(str.strip, parts))]
                     if each:
                         paragraphs += len(captions) < len(parts)
                     else:
                         captions = captions[:1] if first else [" ".join(captions)]
                 shape = shapes[len(captions) if tags else ~len(captions)]
-                found = shape.lines(tags, captions)
+                found = [tags, *captions] if tags and bare else shape.lines(tags, captions)
                 if drawn is not None:
                     drawn.append(Drawn(shape, tags, captions, found))
                 elif fitted is not None and (changed := fitted[number]):
                     shape, found = changed
                 if len(set(map(len, found))) < len(found) and len(set(found)) < len(found):
                     shape = shapes.of_equal(shape, found)
-                written = shape.written(found)
+                repeated = shape.repeated(found) if shape.repeated else found
+                written = "\n".join(repeated)
                 spans = shape.spans(tags, captions) if shape.spanned else None
                 if shape.is_wildcard:
-                    tally.inline_as_lines += written[0] != "{"
+                    # A wildcard cannot hold a pipe, so then its alternatives are lines, too.
+                    if "|" in written:
+                        tally.inline_as_lines += 1
+                    else:
+                        written = "{" + "|".join(repeated) + "}"
             merged.append(shape)
 
             # What the source was like.
@@ -168,9 +178,9 @@ class FastMerge:
             if edited is not None:
                 tally.count_edits(edited.dropped, edited.replaced)
                 tally.all_tags_dropped += bool(edited.dropped) and not tags
-            if not tags or not caption:
+            if (not tags or not caption) and tuple(record) not in unlike:
                 has_tags = bool(tags or (edited and edited.dropped))
-                note_like_names(record, options, tally, tags=has_tags, caption=bool(caption))
+                self._note_like_names(record, tags=has_tags, caption=bool(caption))
             if other_fields:
                 tally.replaced += replaces_unread(record, options)
 
@@ -202,6 +212,15 @@ class FastMerge:
             self._tally.kinds[shape.kind] += count
             self._tally.count_repeats(count, shape.repeats)
         self._merged.clear()
+
+    def _note_like_names(self, record: dict[str, Any], *, tags: bool, caption: bool) -> None:
+        """Call `note_like_names`; it need not be called again for other fields of these names."""
+        note_like_names(record, self._options, self._tally, tags=tags, caption=caption)
+        short = sum(map(len, record)) <= _MOST_LETTERS
+        if short and not has_like_names(record, self._options):
+            if len(self._unlike) >= _MOST_KNOWN:
+                self._unlike.clear()
+            self._unlike.add(tuple(record))
 
     def _needs_care(self, tags: str, caption: str) -> bool:
         """Return whether these texts, which hold braces, need more than to double them.

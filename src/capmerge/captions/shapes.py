@@ -102,17 +102,6 @@ class Shape:
                 lines += [f"{before}{caption}{between}{tags}{after}" for caption in captions]
         return lines
 
-    def written(self, lines: list[str]) -> str:
-        """Return the `caption` value, from the lines of the draws.
-
-        A wildcard cannot hold a pipe, so then its alternatives are lines, too.
-        """
-        repeated = self.repeated(lines) if self.repeated else lines
-        written = "\n".join(repeated)
-        if self.is_wildcard and "|" not in written:
-            return "{" + "|".join(repeated) + "}"
-        return written
-
     def spans(self, tags: str, captions: list[str]) -> list[list[int]]:
         """Return the [start, end) of the tags in each written line of tags beside a caption."""
         size = len(tags)
@@ -136,8 +125,10 @@ class Shapes(dict[int, Shape]):
         self._equal: dict[tuple[_Draws, tuple[int, ...]], Shape] = {}
         self._kept: dict[tuple[_Draws, tuple[int, ...]], Shape] = {}
         shape = self[1]
-        written = shape.written(["t", "c"]) if shape.draws.is_bare else ""
-        self.two_lines = shape if written == "t\nc" and not shape.weights else None
+        self.bare = shape.draws.is_bare
+        """True if the lines of tags and captions are these texts alone, the tags first."""
+        as_they_are = self.bare and not (shape.repeated or shape.is_wildcard or shape.weights)
+        self.two_lines = shape if as_they_are else None
         """The shape of tags and one caption line, if these are written as they are."""
 
     def __missing__(self, key: int) -> Shape:

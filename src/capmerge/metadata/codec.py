@@ -133,11 +133,24 @@ def _find_exact(values: Iterable[Any]) -> frozenset[int]:
 
 def _is_exact(value: Any) -> bool:
     try:
-        text = orjson.dumps(value)
+        orjson.dumps(value)
     except orjson.JSONEncodeError:
         return True
-    # What is not finite becomes null, and a large number has an exponent.
+    # What is not finite becomes null, and a large number has an exponent. Strings need no such
+    # search, and they are most of a record.
+    others = _others(value.values() if value.__class__ is dict else [value])
+    text = orjson.dumps(others)
     return (b"null" in text or _EXPONENT.search(text) is not None) and _look_into(value)[1]
+
+
+def _others(values: Iterable[Any]) -> list[Any]:
+    """What remains of `values` without strings, and without those in the objects among them."""
+    return [
+        item
+        for value in values
+        for item in (value.values() if value.__class__ is dict else (value,))
+        if item.__class__ is not str
+    ]
 
 
 def _doubled(texts: Iterable[bytes], values: Iterable[Any], *, keys: int = 0) -> frozenset[int]:

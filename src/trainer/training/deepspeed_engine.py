@@ -48,18 +48,12 @@ def prepare_process(*, has_device: bool) -> None:
     if not has_device:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
-        _leave_out_shared_memory()
+        # On its first run on a CPU, DeepSpeed would compile sums in shared memory of its own. That
+        # takes minutes, and if it is killed meanwhile, all later runs wait for the lock that it
+        # leaves. gloo does the same work.
+        from deepspeed.ops import __compatible_ops__
 
-
-def _leave_out_shared_memory() -> None:
-    """Keep DeepSpeed from compiling its exchange by shared memory, which training does not use.
-
-    It compiles for a minute at the first start on a CPU, by a lock in the cache of torch: where a
-    process is killed meanwhile, all later ones would wait for that lock without a word.
-    """
-    from deepspeed import ops
-
-    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        __compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def build_plugin(config: Config, file: Mapping[str, Any]) -> DeepSpeedPlugin:

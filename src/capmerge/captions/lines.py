@@ -20,6 +20,8 @@ from capmerge.captions.wildcard import (
     space_stand_ins,
 )
 
+_MOST_KNOWN = 256
+
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
@@ -43,6 +45,7 @@ class LineWriter:
     def __init__(self, options: MergeOptions) -> None:
         self._options = options
         self._literals: dict[Template, list[str]] = {}
+        self._by_identity: dict[int, tuple[Template, list[str]]] = {}
 
     def literals(self, template: Template) -> list[str]:
         """Return the texts before, between and after the fields of a line.
@@ -59,19 +62,26 @@ class LineWriter:
 
     def line(self, draw: Draw) -> str:
         """Return the line of one draw, as written."""
-        first, *others = self._literals_of(draw.template)
-        line = first
-        for field, literal in zip(draw.template.fields, others, strict=True):
-            line += draw.value(field) + literal
+        literals, fields = self._literals_of(draw.template), draw.template.fields
+        line = f"{literals[0]}{draw.value(fields[0])}{literals[1]}"
+        for number in range(1, len(fields)):
+            line += draw.value(fields[number]) + literals[number + 1]
         # Without a brace there is nothing to escape.
         return self.fill(draw).line if has_brace(line) else line
 
     def _literals_of(self, template: Template) -> list[str]:
         """Return `literals`, computed once per template."""
-        found = self._literals.get(template)
-        if found is None:
-            found = self._literals[template] = self.literals(template)
-        return found
+        # Nearly all draws share a few templates, which are known again without computing a hash of
+        # their texts. They are held here, so that no other object gets the identity of one.
+        known = self._by_identity.get(id(template))
+        if known is None:
+            found = self._literals.get(template)
+            if found is None:
+                found = self._literals[template] = self.literals(template)
+            if len(self._by_identity) >= _MOST_KNOWN:
+                self._by_identity.clear()
+            known = self._by_identity[id(template)] = template, found
+        return known[1]
 
     def fill(self, draw: Draw) -> Alternative:
         """Return the alternative of one draw."""

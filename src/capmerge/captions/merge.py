@@ -149,7 +149,14 @@ class Merger:
             if all(was.template is now.template for was, now in fit.cut):
                 self._tally.fit_cut += len(fit.cut)
                 self._tally.fit_too_long += fit.too_long
-                trimmed[number] = one.shape, [self.lines.line(draw) for draw in fit.draws]
+                cut = {id(now) for _, now in fit.cut}
+                trimmed[number] = (
+                    one.shape,
+                    [
+                        self.lines.line(draw) if id(draw) in cut else line
+                        for draw, line in zip(fit.draws, one.lines, strict=True)
+                    ],
+                )
         return trimmed
 
     def fit_all(self, records: Sequence[Any], lengths: _Lengths = None) -> list[FitResult | None]:

@@ -5,6 +5,7 @@ with a digest of it; of each record of the output it answers with a digest of th
 So the two files are compared without that their records ever come together.
 """
 
+import json
 import marshal
 from array import array
 from collections import Counter
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from orjson import JSONEncodeError, dumps
 
 from capmerge.captions.fields import MARK
 from capmerge.captions.merge import Merger, RewrittenError, copy_of
@@ -121,13 +124,10 @@ class BlockDigests:
             if task.side == "source":
                 self._expect(reading, first, made)
             else:
-                made.digests.extend(
-                    # A rewrite writes each field once.
-                    _NO_RECORD
-                    if number in reading.doubled
-                    else digest_of(key, record, forked=self._forked)
-                    for number, (key, record) in enumerate(reading.pairs)
-                )
+                digests = self._digests(reading)
+                for number in reading.doubled:
+                    digests[number] = _NO_RECORD  # a rewrite writes each field once
+                made.digests.extend(digests)
             first += len(reading.pairs)
             broken_at = reading.broken_at
         if broken_at is not None:
@@ -149,6 +149,16 @@ class BlockDigests:
             source = self._opened[side] = reopen(*file)
         return source.window(block.start, block.end - block.start)
 
+    def _digests(self, reading: Reading) -> list[int]:
+        """Return the digest of each record that was read, or of what was made of it since."""
+        if self._forked and not reading.by_json:
+            try:
+                return [hash(dumps(pair)) for pair in reading.pairs]
+            except JSONEncodeError:
+                pass  # `digest_of` finds another way
+        by_json = reading.by_json > 0
+        return [digest_of(*pair, forked=self._forked, by_json=by_json) for pair in reading.pairs]
+
     def _expect(self, reading: Reading, first: int, made: _Made) -> None:
         """Add the digests of the records that the output should hold for a piece of the source.
 
@@ -157,17 +167,17 @@ class BlockDigests:
         befores = [copy_of(record) for _, record in reading.pairs]
         failures = dict(self._merger.merge_all([record for _, record in reading.pairs]))
         fits = self._merger.fit_all(befores)
-        forked, digests, counts = self._forked, made.digests, made.counts
+        all_digests, digests, counts = self._digests(reading), made.digests, made.counts
         counts["doubled"] += len(reading.doubled)
         counts["by_json"] += reading.by_json
         for number, ((key, record), before) in enumerate(zip(reading.pairs, befores, strict=True)):
             if failures and number in failures:
                 is_rewritten = isinstance(failures[number], RewrittenError)
                 kind: EventKind = "rewritten" if is_rewritten else "rejected"
-                digest = digest_of(key, before, forked=forked)
+                digest = digest_of(key, before, forked=self._forked)
                 made.events.append(Event(len(digests), first + number, kind, digest))
                 continue
-            digests.append(digest_of(key, record, forked=forked))
+            digests.append(all_digests[number])
             if MARK in before:
                 continue  # it was passed through unchanged
             try:
@@ -183,15 +193,22 @@ class BlockDigests:
                 made.events.append(event)
 
 
-def digest_of(key: Any, record: Any, *, forked: bool) -> int:
+def digest_of(key: Any, record: Any, *, forked: bool, by_json: bool = True) -> int:
     """Return a digest of a record with its key, equal only for equal fields in equal order.
 
     1 and 1.0 are not equal, nor are 0.0 and -0.0; NaN is equal to NaN. It is a signed number of 64
-    bits. Only processes that were `forked` from one another may compare digests made so.
+    bits. Only processes that were `forked` from one another may compare digests made so. `by_json`
+    says that the record may hold NaN or Infinity, which other parsers than Python's refuse.
     """
     value = record.value if isinstance(record, Stray) else record
-    # Version 2 of the format says nothing of whether a string occurred before, or is interned.
-    text = marshal.dumps((key, value), 2)
+    try:
+        if by_json:
+            json.dumps(value, allow_nan=False)
+        text = dumps((key, value))
+    except (ValueError, RecursionError, JSONEncodeError):
+        # Neither NaN, nor a lone surrogate, nor an integer of more than 64 bits, nor deep nesting.
+        # Version 2 of this format says nothing of whether a string occurred before.
+        text = marshal.dumps((key, value), 2)
     # hash() is SipHash with a key of the process, which a fork hands down. It takes a fifth of the
     # time of a digest that is the same for all processes.
     return (

@@ -14,7 +14,6 @@ orjson refuses lone surrogates, NaN and 1e400, and makes floats of integers outs
 Where any of these may be, the functions here return None, and `reading` takes the standard library.
 """
 
-import re
 from io import BytesIO
 from itertools import chain
 from typing import Any, TypeAlias
@@ -25,43 +24,51 @@ import orjson
 from capmerge.metadata.blocks import Kind
 from capmerge.metadata.codec import Stray
 from capmerge.metadata.scan import IMAGE_PATH, MAX_NESTING
+from capmerge.proof.signs import (
+    Signs,
+    exact_signs_of,
+    may_have_long_integer,
+    quotes_in,
+    signs_of,
+)
 
 Pair: TypeAlias = tuple[str, Any]
 Values: TypeAlias = list[Any]
 """The pairs of an object, or the values of lines."""
 
 _YAJL = ijson.get_backend("yajl2_c")
-_BUFFER_BYTES = 1 << 17
 _INT64_OVERFLOW = float(1 << 63)
-_ESCAPE = re.compile(rb"\\.", re.DOTALL)
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-# The escape of a surrogate pair, of half a pair (which is the group), or any other.
-_ESCAPES = re.compile(
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F]|(u[dD][89a-fA-F])|.)", re.DOTALL
-)
+_MOST_BRACKETS = 4096
+"""The most opening brackets in what ijson reads at once: 40 MB if all are inside each other."""
 
 
 def values_by_ijson(text: bytes, kind: Kind) -> Values | None:
     """Return what ijson reads in an object or in lines; None where it may not read all of it."""
-    if b"\x0b" in text or b"\x0c" in text or _has_half_a_pair(text):
+    signs = signs_of(text)
+    if (
+        b"\x0b" in text
+        or b"\x0c" in text
+        or (signs.brackets > _MOST_BRACKETS and not _is_flat(text, kind))
+        or (signs.may_have_half_a_pair and exact_signs_of(text).has_half_a_pair)
+    ):
         return None
-    file = BytesIO(text)
+    # ijson gets all of it at once: a string that reaches over many parts takes it the square of
+    # their number.
+    file, size = BytesIO(text), len(text) + 1
     try:
         if kind == "json":
-            values = list(_YAJL.kvitems(file, "", use_float=True, buf_size=_BUFFER_BYTES))
+            values = list(_YAJL.kvitems(file, "", use_float=True, buf_size=size))
         elif (lines := _lines_of_objects(text)) is None:
             return None
         else:
             values = list(
-                _YAJL.items(file, "", use_float=True, multiple_values=True, buf_size=_BUFFER_BYTES)
+                _YAJL.items(file, "", use_float=True, multiple_values=True, buf_size=size)
             )
             if len(values) != lines:
                 return None
     except (ijson.JSONError, UnicodeDecodeError):
         return None
-    strings, depth, _ = count_strings(values, kind)
-    is_exact = depth <= MAX_NESTING and has_strings(text, strings)
-    return values if is_exact else None
+    return values if _has_all(text, signs, values, kind) else None
 
 
 def values_by_orjson(text: bytes, kind: Kind) -> Values | None:
@@ -74,21 +81,47 @@ def values_by_orjson(text: bytes, kind: Kind) -> Values | None:
         )
     except orjson.JSONDecodeError:
         return None
-    strings, depth, has_large_floats = count_strings(values, kind)
-    is_exact = not has_large_floats and depth <= MAX_NESTING and has_strings(text, strings)
-    return values if is_exact else None
+    if may_have_long_integer(text):
+        _, _, has_large_floats = count_strings(values, kind)
+        if has_large_floats:
+            return None
+    return values if _has_all(text, signs_of(text), values, kind) else None
+
+
+def _is_flat(text: bytes, kind: Kind) -> bool:
+    """Return whether orjson reads `text`, which refuses what is nested deeper than 1024.
+
+    ijson would take much memory for that.
+    """
+    try:
+        for part in (text,) if kind == "json" else text.split(b"\n"):
+            if _strip(part):
+                orjson.loads(part)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+def _has_all(text: bytes, signs: Signs, values: Values, kind: Kind) -> bool:
+    """Return whether `values` hold all strings of `text`, and are not nested too deep.
+
+    There are fewer than in the text where a field or a key occurs twice.
+    """
+    try:
+        # orjson refuses what is nested deeper than 254, and so less than `MAX_NESTING`.
+        written = orjson.dumps(values)
+    except orjson.JSONEncodeError:
+        strings, depth, _ = count_strings(values, kind)
+        return depth <= MAX_NESTING and 2 * strings == exact_signs_of(text).quotes
+    # A quote in a string is written as an escaped quote, which is how it mostly stands in the text.
+    if quotes_in(written) == signs.quotes and not signs.may_have_quote_codes:
+        return True
+    return exact_signs_of(written).quotes == exact_signs_of(text).quotes
 
 
 def text_of(records: bytes | memoryview, kind: Kind, *, last: bool) -> bytes:
     """Return records as a text that a parser reads: an object, or lines."""
     return b"".join((b"{", records, b"" if last else b"}")) if kind == "json" else bytes(records)
-
-
-def _has_half_a_pair(text: bytes) -> bool:
-    """Return whether an escape in `text` is one half of a surrogate pair, without the other."""
-    if not _SURROGATE.search(text):
-        return False
-    return any(escape[1] for escape in _ESCAPES.finditer(text))
 
 
 def _lines_of_objects(text: bytes) -> int | None:
@@ -112,17 +145,6 @@ def pair_of(value: Any) -> Pair:
     if not isinstance(value, dict) or not isinstance(value.get(IMAGE_PATH), str):
         return "", Stray(value, "")
     return value.pop(IMAGE_PATH), value
-
-
-def has_strings(text: bytes, strings: int) -> bool:
-    """Return whether there are so many strings in `text`.
-
-    There are more than in its values where a field or a key occurs twice.
-    """
-    quotes = text.count(b'"')
-    if quotes != 2 * strings and b"\\" in text:
-        quotes -= _ESCAPE.findall(text).count(b'\\"')
-    return quotes == 2 * strings
 
 
 def count_strings(values: Values, kind: Kind) -> tuple[int, int, bool]:

@@ -18,20 +18,18 @@ from capmerge.proof.parsers import (
     Pair,
     Values,
     count_strings,
-    has_strings,
     pair_of,
     text_of,
     values_by_ijson,
     values_by_orjson,
 )
+from capmerge.proof.signs import exact_signs_of
 
 Parser = Literal["ijson", "orjson"]
 
 _PIECE_BYTES, _SMALL_BYTES = 1 << 16, 1 << 12
 _DECODE = JSONDecoder().raw_decode
 _SPACE = re.compile(r"[ \t\n\r]*")
-_MOST_BRACKETS = 4096
-"""The most opening brackets in what ijson reads at once: 40 MB if all are inside each other."""
 
 
 class Reading(NamedTuple):
@@ -68,7 +66,6 @@ class BlockReader:
     def __init__(self, name: str, layout: FileLayout, parser: Parser, *, whole: bool) -> None:
         self._name, self._layout, self._whole = name, layout, whole
         self._kind: Kind = layout.kind
-        self._parser: Parser = parser
         self._values_of = values_by_ijson if parser == "ijson" else values_by_orjson
 
     def read(self, data: bytes, block: Block) -> Iterator[Reading]:
@@ -101,11 +98,16 @@ class BlockReader:
                 broken_at = yield from self._walked(data, start, end, last=last)
                 if broken_at is not None and end < len(data):
                     # The guess of the end was wrong. To try the next guesses would take the square
-                    # of their number, so a parser finds all borders in the rest of the block.
+                    # of their number, so the rest of the block is not cut.
                     following = len(data)
-                    broken_at = yield from self._walked(
-                        data, broken_at, end=following, last=block.last
-                    )
+                    values = self._at_once(data[broken_at:], last=block.last)
+                    if values is not None:
+                        yield Reading(values)
+                        broken_at = None
+                    else:
+                        broken_at = yield from self._walked(
+                            data, broken_at, end=following, last=block.last
+                        )
                 if broken_at is not None:
                     yield Reading([], broken_at=broken_at)
                     return
@@ -114,15 +116,8 @@ class BlockReader:
         if is_empty and self._kind == "json" and block.start != self._layout.first:
             yield Reading([], broken_at=0)
 
-    def _at_once(self, piece: bytes, *, last: bool, is_flat: bool = False) -> Values | None:
-        """Return the pairs of a piece; None if some may have to be read by the standard library.
-
-        `is_flat` says that nothing in it is nested too deep.
-        """
-        if self._parser == "ijson" and not is_flat:
-            brackets = piece.count(b"{") + piece.count(b"[")
-            if brackets > _MOST_BRACKETS:
-                return None
+    def _at_once(self, piece: bytes, *, last: bool) -> Values | None:
+        """Return the pairs of a piece; None if some may have to be read by the standard library."""
         values = self._values_of(text_of(piece, self._kind, last=last), self._kind)
         if values is None or self._kind == "json":
             return values
@@ -139,13 +134,13 @@ class BlockReader:
         for first, until in _groups(members):
             group = members[first:until]
             piece = data[start + group[0].start : start + group[-1].end]
-            values = self._at_once(piece, last=False, is_flat=True)
+            values = self._at_once(piece, last=False)
             if values is not None:
                 yield Reading(values)
                 continue
             for member in group:
                 record = data[start + member.start : start + member.end]
-                values = self._at_once(record, last=False, is_flat=True)
+                values = self._at_once(record, last=False)
                 if values is not None:
                     yield Reading(values)
                     continue
@@ -179,7 +174,7 @@ def walk(data: bytes, kind: Kind, *, last: bool) -> tuple[list[Member], int | No
 def has_doubled_field(data: bytes, member: Member, kind: Kind) -> bool:
     """Return whether the record of a `member` of `data` has a field more than once."""
     strings, _, _ = count_strings([member.value], kind)
-    return not has_strings(data[member.start : member.end], strings)
+    return exact_signs_of(data[member.start : member.end]).quotes != 2 * strings
 
 
 def _walk_members(data: bytes, *, last: bool) -> tuple[list[Member], int | None]:

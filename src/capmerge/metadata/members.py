@@ -18,6 +18,9 @@ _SCAN = JSONDecoder(
 ).raw_decode
 _COLON, _SPACE = re.compile(r"[ \t\n\r]*:[ \t\n\r]*"), re.compile(r"[ \t\n\r]*")
 _AFTER_STRINGS = b" \t\n\r:,}]"
+_QUOTE = ord('"')
+_BYTES_PER_LOOK = 100
+"""Bytes that are searched for a backslash and a quote in the time of a look at one backslash."""
 
 
 def has_no_more_strings(data: bytes, strings: int) -> bool:
@@ -34,8 +37,16 @@ def has_no_more_strings(data: bytes, strings: int) -> bool:
 
 def escaped_quotes(data: bytes) -> int:
     """The number of quotes inside the strings of `data`, which is any part of valid JSON."""
-    # Without its escaped backslashes, a backslash before a quote escapes the quote.
-    return data.replace(b"\\\\", b"").count(b'\\"')
+    # Where backslashes are rare, one after the other is looked at; a search for two bytes at once
+    # takes ten times as long as one for a single byte.
+    if data.count(b"\\") * _BYTES_PER_LOOK > len(data):
+        # Without its escaped backslashes, a backslash before a quote escapes the quote.
+        return data.replace(b"\\\\", b"").count(b'\\"')
+    quotes, place = 0, data.find(b"\\")
+    while place >= 0:
+        quotes += data[place + 1] == _QUOTE
+        place = data.find(b"\\", place + 2)
+    return quotes
 
 
 def split_members(data: bytes) -> list[bytes]:

@@ -351,7 +351,10 @@ def _wait_until_still(path):
 
 
 def test_a_signal_stops_ranks_whose_data_hang(write, tmp_path):
-    """SIGTERM while the loader of one rank hangs: all save the last whole step, and exit alike."""
+    """SIGTERM while the loader of one rank hangs: all save the last whole step, and exit alike.
+
+    What hangs is the batch of the next step, which is fetched ahead, so nobody misses it.
+    """
     run = tmp_path / "run"
     config = write(tmp_path, 2, 1, max_steps=ENDLESS, workers=1)
     with started(tmp_path, config, python=patched()) as group:
@@ -363,7 +366,6 @@ def test_a_signal_stops_ranks_whose_data_hang(write, tmp_path):
         ends = group.wait()
     assert [ended.code for ended in ends] == [143, 143], ends
     assert all("Traceback" not in ended.output for ended in ends)
-    assert "WARNING: rank 1, data loading: found no batch within 2 seconds" in ends[0].output
     last = metrics_of(run)[-1]["step"]
     assert f"stopped after step {last:,} of 100,000; its state is saved." in ends[0].output
 

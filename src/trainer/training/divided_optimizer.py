@@ -74,8 +74,14 @@ def check_divided(
         is_same = torch.allclose(
             torch.cat(found) - before, moved, rtol=1e-2, atol=1e-2 * float(moved.abs().mean())
         )
-    except Exception:  # noqa: BLE001 -- another package's class may raise anything about a shape
-        is_same = False
+    except Exception as error:  # another package's class may raise anything about a shape
+        raise ConfigError(
+            f"optimizer.name = {settings.name}: it cannot step the pieces of weights that "
+            f"DeepSpeed hands each rank with engine.zero_stage = {stage} "
+            f"({type(error).__name__}: {error}). "
+            "Choose an optimizer that steps each number by itself, such as AdamW, or set "
+            "engine.zero_stage = 0 or engine.kind = ddp."
+        ) from error
     if not is_same:
         raise ConfigError(
             f"optimizer.name = {settings.name}: it looks at whole weights, but with "

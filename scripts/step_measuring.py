@@ -29,7 +29,7 @@ from trainer.model.noise_schedule import Schedule
 from trainer.model.trainable import parameter_groups
 from trainer.training.loop import build_state
 from trainer.training.loss import batch_loss
-from trainer.training.prefetch import BatchesAhead
+from trainer.training.speed.prefetch import BatchesAhead
 from trainer.training.step import train_step
 
 WARM_STEPS = 3

@@ -30,8 +30,8 @@ from trainer.data.loader import Share, build_loader
 from trainer.data.samples import SampleMaker, build_chunker
 from trainer.model.noise_schedule import Schedule
 from trainer.model.trainable import parameter_groups
-from trainer.training.accelerator import build_engine
 from trainer.training.active_run import ActiveRun
+from trainer.training.engines.accelerator import build_engine
 from trainer.training.loop import build_state
 from trainer.training.loss import batch_loss
 from trainer.training.signals import Interrupts

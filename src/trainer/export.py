@@ -1,7 +1,7 @@
 """The command line `python -m trainer.export STATE -o FILE`, which turns errors into exit codes.
 
-It reads the options and hands over to `training.export`; it decides nothing itself. The exit codes
-are those of `trainer.run`.
+It reads the options and hands over to `training.states.export`; it decides nothing itself. The exit
+codes are those of `trainer.run`.
 """
 
 from capmerge.start import importing
@@ -66,7 +66,7 @@ def _export(
     """
     with errors_as_exit_codes(program=None):
         with importing("", _WANTED):
-            from trainer.training.export import export_state
+            from trainer.training.states.export import export_state
 
         given = {"dtype": dtype and dtype.value, "title": title}
         changes = {name: value for name, value in given.items() if value is not None}

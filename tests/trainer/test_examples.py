@@ -9,7 +9,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_simple_la
 from builders.runs import rewrite_examples, run
 
 from trainer.config.load import load_config
-from trainer.training.launcher import agreed
+from trainer.training.engines.launcher import agreed
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CONFIGS = {

@@ -26,13 +26,11 @@ from trainer.errors import (
     RankError,
 )
 from trainer.model.flow_sampling import sampling_note
-from trainer.training.accelerator import from_all_ranks, problem_of_lost_rank
-from trainer.training.checkpoint import newest_state
-from trainer.training.equal_ranks import check_equal_ranks
+from trainer.training.engines.accelerator import from_all_ranks, problem_of_lost_rank
+from trainer.training.engines.equal_ranks import check_equal_ranks
 from trainer.training.loss_plot import save_loss_plot
-from trainer.training.moved_weights import FIRST_STEPS, NOTE, WARNING, MovedWeights
-from trainer.training.optim import weights_for_use
-from trainer.training.prefetch import BatchesAhead
+from trainer.training.optimizer.build import weights_for_use
+from trainer.training.optimizer.moved_weights import FIRST_STEPS, NOTE, WARNING, MovedWeights
 from trainer.training.results import write_results
 from trainer.training.run_folder import (
     METRICS_FILE,
@@ -42,13 +40,15 @@ from trainer.training.run_folder import (
 from trainer.training.run_log import RunLog
 from trainer.training.sampling import Sampler, set_aside_later_samples
 from trainer.training.signals import Interrupts
-from trainer.training.state_loading import layout_of
-from trainer.training.state_saving import save_state, set_aside_later
+from trainer.training.speed.prefetch import BatchesAhead
+from trainer.training.states.checkpoint import newest_state
+from trainer.training.states.loading import layout_of
+from trainer.training.states.saving import save_state, set_aside_later
 from trainer.training.step import Requests, StepResult, TrainState, train_step
 from trainer.training.validation import FailedRanksError, Validation
 
 if TYPE_CHECKING:
-    from trainer.training.compile import CompileLog
+    from trainer.training.speed.compile import CompileLog
 
 MOST_REPLACED = 0.01
 """Largest share of an epoch that may be replacements for missing or broken latents."""
@@ -241,7 +241,7 @@ class ActiveRun:
     def _watch_compiler(self) -> "CompileLog | None":
         if not self.config.speed.compile:
             return None
-        from trainer.training.compile import CompileLog  # takes a second to import
+        from trainer.training.speed.compile import CompileLog  # takes a second to import
 
         return CompileLog()
 

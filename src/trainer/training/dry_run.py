@@ -24,15 +24,15 @@ from trainer.model.model import Model
 from trainer.model.sd2_guess import guess_on_source
 from trainer.model.source import check_source
 from trainer.model.trainable import parameter_groups, trained_share
-from trainer.training.deepspeed_engine import name_of
-from trainer.training.divided_optimizer import check_divided
 from trainer.training.ema import check_ema
-from trainer.training.fused_backward import check_fused_backward
-from trainer.training.launcher import agreed
-from trainer.training.memory_estimate import estimate_memory, largest_shape, memory_lines
-from trainer.training.memory_parts import GIB
-from trainer.training.optim import check_optimizer
-from trainer.training.optimizer_classes import is_of_bitsandbytes
+from trainer.training.engines.deepspeed_engine import name_of
+from trainer.training.engines.divided_optimizer import check_divided
+from trainer.training.engines.fused_backward import check_fused_backward
+from trainer.training.engines.launcher import agreed
+from trainer.training.memory.estimate import estimate_memory, largest_shape, memory_lines
+from trainer.training.memory.parts import GIB
+from trainer.training.optimizer.build import check_optimizer
+from trainer.training.optimizer.classes import is_of_bitsandbytes
 from trainer.training.sampling import check_samples
 
 FIRST_SAMPLES = 8

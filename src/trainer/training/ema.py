@@ -18,9 +18,9 @@ from torch import Tensor
 from trainer.config.settings import Config, EmaSettings
 from trainer.errors import ConfigError, ResumeError
 from trainer.model.tensor_file import ReadTensors, new_tensor, write_tensors
-from trainer.training.asked_tensors import led_by_rank_0
-from trainer.training.masters import Masters
-from trainer.training.optimizer_classes import find_class, is_of_bitsandbytes
+from trainer.training.engines.asked_tensors import led_by_rank_0
+from trainer.training.engines.masters import Masters
+from trainer.training.optimizer.classes import find_class, is_of_bitsandbytes
 
 EMA_FILE = "ema.safetensors"
 """The averages in the folder of a saved state, by the names of the parameters, in float32."""

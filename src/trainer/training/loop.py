@@ -30,7 +30,9 @@ from trainer.model.noise_schedule import Schedule
 from trainer.model.sd2_guess import guess_on_source
 from trainer.model.source import check_source
 from trainer.model.trainable import parameter_groups, trained_share
-from trainer.training.accelerator import (
+from trainer.training.active_run import ActiveRun, EndedElsewhereError
+from trainer.training.ema import Ema, check_ema
+from trainer.training.engines.accelerator import (
     build_engine,
     first_of_ranks,
     from_rank_0,
@@ -39,34 +41,26 @@ from trainer.training.accelerator import (
     prepare,
     problem_of_lost_rank,
 )
-from trainer.training.active_run import ActiveRun, EndedElsewhereError
-from trainer.training.checkpoint import (
-    find_states,
-    is_of,
-    newest_sound,
-    newest_state,
+from trainer.training.engines.deepspeed_engine import (
+    DeepSpeedStep,
+    divide_early,
+    register_shared_reads,
 )
-from trainer.training.continuation import (
-    NO_SAVED_CONFIG,
-    check_loaded,
-    check_same_run,
-    with_rounding_of,
-)
-from trainer.training.deepspeed_engine import DeepSpeedStep, divide_early, register_shared_reads
-from trainer.training.divided_optimizer import check_divided
-from trainer.training.ema import Ema, check_ema
-from trainer.training.fused_backward import FusedStep, check_fused_backward
-from trainer.training.fused_kernel import fit_loaded_state
-from trainer.training.heartbeat import Heartbeat
-from trainer.training.launcher import Launched, agreed
-from trainer.training.loss_scaling import LossScaling
-from trainer.training.masters import Masters
-from trainer.training.optim import (
+from trainer.training.engines.divided_optimizer import check_divided
+from trainer.training.engines.fused_backward import FusedStep, check_fused_backward
+from trainer.training.engines.heartbeat import Heartbeat
+from trainer.training.engines.launcher import Launched, agreed
+from trainer.training.engines.loss_scaling import LossScaling
+from trainer.training.engines.masters import Masters
+from trainer.training.engines.torch_step import EngineStep, TorchStep
+from trainer.training.optimizer.build import (
     build_optimizer,
     build_schedule,
     notes_on_optimizer,
     options_of,
 )
+from trainer.training.optimizer.fused_kernel import fit_loaded_state
+from trainer.training.optimizer.stochastic_rounding import stochastic_rounding
 from trainer.training.run_folder import (
     begun_seed,
     check_new,
@@ -75,12 +69,22 @@ from trainer.training.run_folder import (
 )
 from trainer.training.sampling import check_samples
 from trainer.training.signals import Interrupts, exit_code
-from trainer.training.speed import speed_up
-from trainer.training.state_loading import load_into
+from trainer.training.speed.speed_up import speed_up
+from trainer.training.states.checkpoint import (
+    find_states,
+    is_of,
+    newest_sound,
+    newest_state,
+)
+from trainer.training.states.continuation import (
+    NO_SAVED_CONFIG,
+    check_loaded,
+    check_same_run,
+    with_rounding_of,
+)
+from trainer.training.states.loading import load_into
 from trainer.training.step import TrainState
 from trainer.training.step_clock import StepClock
-from trainer.training.stochastic_rounding import stochastic_rounding
-from trainer.training.torch_step import EngineStep, TorchStep
 
 
 def train(

@@ -16,7 +16,7 @@ from trainer.config.settings import Config
 from trainer.data.epochs import RunSize
 from trainer.model.model import Model
 from trainer.model.trainable import trained_share
-from trainer.training.accelerator import engine_name, from_all_ranks
+from trainer.training.engines.accelerator import engine_name, from_all_ranks
 from trainer.training.metrics import MetricsFile, Recent, peak_memory_bytes, progress_fields
 from trainer.training.run_folder import METRICS_FILE, VALIDATION_FILE
 from trainer.training.step import StepResult

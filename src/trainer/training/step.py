@@ -16,15 +16,15 @@ from trainer.model.build import build_model
 from trainer.model.device_copy import copy_to
 from trainer.model.model import Model
 from trainer.model.noise_schedule import Schedule
-from trainer.training.accelerator import problem_of_lost_rank, sum_over_ranks
 from trainer.training.ema import Ema
+from trainer.training.engines.accelerator import problem_of_lost_rank, sum_over_ranks
+from trainer.training.engines.loss_scaling import LossScaling
+from trainer.training.engines.masters import Masters
+from trainer.training.engines.torch_step import EngineStep
 from trainer.training.loss import Loss, batch_loss
-from trainer.training.loss_scaling import LossScaling
-from trainer.training.masters import Masters
-from trainer.training.optim import RateSchedule, begin_step
-from trainer.training.prefetch import BatchesAhead
+from trainer.training.optimizer.build import RateSchedule, begin_step
+from trainer.training.speed.prefetch import BatchesAhead
 from trainer.training.step_clock import RankTimes, StepClock
-from trainer.training.torch_step import EngineStep
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from trainer.data.batch import Batch
 from trainer.data.datasets import DataSet
 from trainer.data.held_out import HeldOut
 from trainer.data.validation_batches import QUANTILES, LeftOutError, iter_validation
-from trainer.training.accelerator import (
+from trainer.training.engines.accelerator import (
     from_all_ranks,
     from_rank_0,
     problem_of_lost_rank,
@@ -28,7 +28,7 @@ from trainer.training.accelerator import (
 )
 from trainer.training.loss import batch_loss
 from trainer.training.metrics import iter_lines
-from trainer.training.optim import weights_for_use
+from trainer.training.optimizer.build import weights_for_use
 from trainer.training.run_folder import VALIDATION_FILE
 from trainer.training.run_log import RunLog
 from trainer.training.signals import Interrupts

@@ -20,7 +20,7 @@ from trainer.config.settings import EmaSettings
 from trainer.errors import ConfigError, ResumeError
 from trainer.training.dry_run import show
 from trainer.training.ema import Ema
-from trainer.training.masters import Masters
+from trainer.training.engines.masters import Masters
 
 
 @pytest.fixture(scope="module")

@@ -370,7 +370,7 @@ def test_weights_that_are_half_stepped_are_not_saved(config, tmp_path, monkeypat
     def fail(*_):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr("trainer.training.torch_step.guarded_step", fail)
+    monkeypatch.setattr("trainer.training.engines.torch_step.guarded_step", fail)
     with pytest.raises(torch.OutOfMemoryError):
         train_here(config())
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -21,10 +21,10 @@ from trainer.families import FAMILIES
 from trainer.model.noise_schedule import Schedule
 from trainer.model.save import save_model
 from trainer.model.vae import load_vae
+from trainer.report.page import write_report
 from trainer.training import sampling
-from trainer.training.accelerator import build_engine
-from trainer.training.loss_scaling import LossScaling
-from trainer.training.report import write_report
+from trainer.training.engines.accelerator import build_engine
+from trainer.training.engines.loss_scaling import LossScaling
 from trainer.training.sampling import Sampler, check_samples, make_latents, sampling_scheduler
 
 PROMPTS = [

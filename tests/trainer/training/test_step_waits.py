@@ -8,12 +8,12 @@ from trainer.data.batch import Batch
 from trainer.data.epochs import RunSize
 from trainer.model.build import build_model
 from trainer.model.noise_schedule import Schedule
-from trainer.training import torch_step
-from trainer.training.accelerator import build_engine
+from trainer.training.engines import torch_step
+from trainer.training.engines.accelerator import build_engine
 from trainer.training.loop import build_state
 from trainer.training.loss import batch_loss
-from trainer.training.optim import clip_gradients
-from trainer.training.prefetch import BatchesAhead
+from trainer.training.optimizer.build import clip_gradients
+from trainer.training.speed.prefetch import BatchesAhead
 from trainer.training.step import train_step
 
 # What is read on the CPU: a number of a tensor, or a shape that depends on numbers.

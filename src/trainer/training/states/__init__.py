@@ -1,0 +1,1 @@
+"""The saved states of a run: written, found, checked, resumed, and exported as models."""

@@ -7,17 +7,19 @@ records, tags or files.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from itertools import pairwise, product
+from itertools import chain, pairwise, product
 from math import prod
 from typing import NamedTuple
 
 _GROUP = re.compile(r"\{([^}]+)\}")
 _UNBREAKABLE = re.compile(r"\{\{|\}\}|\{(?:\}\}|[^}])++\}")
+_DOUBLED = re.compile(r"\{\{|\}\}")
 # The grammar hides "{{" behind U+2985 and "}}" behind U+2986, each repeated until it does not occur
 # in the line.
 _OPEN, _CLOSE = "\u2985", "\u2986"
+_STAND_INS = re.compile(f"{_OPEN}+|{_CLOSE}+")
 _FUSES_OPEN, _FUSES_CLOSE = re.compile(_OPEN + r"(?=\{\{)"), re.compile(_CLOSE + r"(?=\}\})")
 
 MOST_OUTCOMES = 4096
@@ -97,7 +99,7 @@ def space_groups(line: str) -> tuple[str, list[int]]:
 
 def _group_spans(line: str) -> list[tuple[int, int]]:
     """Return [start, end) of each `{a|b}` in `line`."""
-    return [m.span() for m in _UNBREAKABLE.finditer(line) if m[0] not in {"{{", "}}"}]
+    return [m.span() for m in _unbreakable(line) if m[0] not in {"{{", "}}"}]
 
 
 def outcomes(caption: str) -> dict[str, Fraction]:
@@ -191,10 +193,15 @@ def parse_line(line: str) -> ParsedLine:
     if not has_brace(line):
         return ParsedLine([line], [], ("{", "}"))
     hidden_open, hidden_close = _OPEN, _CLOSE
-    while hidden_open in line or hidden_close in line:
-        hidden_open, hidden_close = hidden_open + _OPEN, hidden_close + _CLOSE
-    # split() with one group alternates: literal, options, literal, options, ..., literal.
-    parts = _GROUP.split(line.replace("{{", hidden_open).replace("}}", hidden_close))
+    if has_stand_in(line):
+        longest = max(len(run[0]) for run in _STAND_INS.finditer(line))
+        hidden_open, hidden_close = _OPEN * (longest + 1), _CLOSE * (longest + 1)
+    line = line.replace("{{", hidden_open).replace("}}", hidden_close)
+    # split() with one group alternates: literal, options, literal, options, ..., literal. It sees
+    # no opening brace behind the last closing one, from where it would read to the end of the line.
+    end = line.rfind("}") + 1
+    parts = _GROUP.split(line[:end])
+    parts[-1] += line[end:]
     return ParsedLine(
         parts[::2], [options.split("|") for options in parts[1::2]], (hidden_open, hidden_close)
     )
@@ -205,4 +212,13 @@ def unbreakable_spans(line: str) -> list[tuple[int, int]]:
 
     A text cut inside one of them would read differently.
     """
-    return [match.span() for match in _UNBREAKABLE.finditer(line)]
+    return [match.span() for match in _unbreakable(line)]
+
+
+def _unbreakable(line: str) -> Iterable[re.Match[str]]:
+    """Return each doubled brace and each `{a|b}` in `line`, in order."""
+    # Behind the last single closing brace no group can end. The search for one would read from each
+    # opening brace to the end of the line.
+    end = line.replace("}}", "__").rfind("}") + 1
+    within = _UNBREAKABLE.finditer(line, 0, end)
+    return within if end == len(line) else chain(within, _DOUBLED.finditer(line, end))

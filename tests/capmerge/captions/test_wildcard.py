@@ -149,6 +149,36 @@ def test_unbreakable_spans_are_the_grammars(line):
     assert len(groups) == len(parse_line(line).groups)
 
 
+@given(st.text(alphabet="{}|a\u2985\u2986"))
+@settings(max_examples=1000)
+def test_lines_are_read_as_by_the_grammars_own_expressions(line):
+    """Where the search for groups ends early, nothing is missed that it would have found."""
+    hidden_open, hidden_close = "\u2985", "\u2986"
+    while hidden_open in line or hidden_close in line:
+        hidden_open += "\u2985"
+        hidden_close += "\u2986"
+    parts = re.split(r"\{([^}]+)\}", line.replace("{{", hidden_open).replace("}}", hidden_close))
+    if has_brace(line):
+        assert parse_line(line) == (
+            parts[::2],
+            [options.split("|") for options in parts[1::2]],
+            (hidden_open, hidden_close),
+        )
+    whole = re.compile(r"\{\{|\}\}|\{(?:\}\}|[^}])++\}")
+    assert unbreakable_spans(line) == [match.span() for match in whole.finditer(line)]
+
+
+@pytest.mark.parametrize("repeated", ["{ ", "{ }} ", "{ \u2985"])
+def test_many_braces_that_open_no_group_are_read_once(repeated):
+    """A line that reads on from each of its braces would take minutes."""
+    line = "{a|b}" + repeated * 300_000
+    parsed = parse_line(line)
+    assert parsed.groups == [["a", "b"]]
+    assert parsed.text([1]) == "b" + repeated.replace("}}", "}") * 300_000
+    assert unbreakable_spans(line)[0] == (0, 5)
+    assert len(unbreakable_spans(line)) == 1 + (300_000 if "}}" in repeated else 0)
+
+
 @pytest.mark.parametrize(
     ("line", "spaced", "spaces"),
     [

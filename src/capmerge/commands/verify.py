@@ -10,7 +10,6 @@ processes answer with a digest per record, and the two streams of digests are co
 record is read again only to say how it differs. Only a few blocks of each file are in memory.
 """
 
-import sys
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from capmerge.files.source import FileSource, Source
 from capmerge.metadata.blocks import Block, FileLayout, read_layout
 from capmerge.metadata.format import Format, reserved_fields
 from capmerge.metadata.parallel import useful_jobs
+from capmerge.processes import START_METHOD
 from capmerge.proof.difference import RUN_AGAIN, difference, record_at
 from capmerge.proof.digests import (
     Answer,
@@ -109,7 +109,7 @@ def verify(
     out_layout = read_layout(written, max_record_bytes * MOST_LINES, may_be_empty=True)
     reserved = reserved_fields(Format(out_layout.kind))
     jobs = useful_jobs(source, jobs)
-    start_method = start_method or ("fork" if sys.platform == "linux" else "spawn")
+    start_method = start_method or START_METHOD
     forked = jobs == 1 or start_method == "fork"
     make_work = partial(
         BlockDigests,

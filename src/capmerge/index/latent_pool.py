@@ -4,17 +4,13 @@ Unlike `metadata.pool`, which cuts one big file into blocks, a worker here is se
 files and sends back one small result for each.
 """
 
-import multiprocessing
-import signal
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from multiprocessing.connection import Connection
-from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
-from capmerge.errors import WorkerError
+from capmerge.processes import START_METHOD, WorkerProcess, WorkerProcesses, serve
 
 Result = TypeVar("Result")
 
@@ -30,23 +26,14 @@ class FilePool(Generic[Result]):
 
     def __init__(self, work: Callable[[str], Result], jobs: int) -> None:
         self._work, self._jobs = work, jobs
-        self._workers: list[tuple[Connection, Any]] = []
+        self._workers: WorkerProcesses | None = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for connection, process in self._workers:
-            connection.close()
-            if kind is not None:
-                process.terminate()
-        for _, process in self._workers:
-            process.join()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._workers:
+            self._workers.end(at_once=kind is not None)
 
     def map(self, paths: Iterable[str]) -> Iterator[Result]:
         """Yield the result of each file, in the order of the paths.
@@ -57,92 +44,30 @@ class FilePool(Generic[Result]):
         parts = iter(lambda: list(islice(rest, _FILES_PER_MESSAGE)), [])
         first = next(parts, [])
         if self._jobs > 1 and not self._workers and len(first) == _FILES_PER_MESSAGE:
-            self._start()
+            self._workers = WorkerProcesses(
+                _serve, [(self._work,)] * self._jobs, START_METHOD, "while it read latents"
+            )
         if not self._workers:
             for part in chain((first,), parts):
                 yield from map(self._work, part)
             return
 
         # Every worker has one message at a time, so neither side waits for the other to read.
-        busy: deque[tuple[Connection, Any]] = deque()
+        busy: deque[WorkerProcess] = deque()
         todo = chain((first,), parts)
-        for worker, part in zip(self._workers, todo, strict=False):
-            _send(worker, part)
+        for worker, part in zip(self._workers.all, todo, strict=False):
+            worker.send(part)
             busy.append(worker)
         while busy:
             worker = busy.popleft()
-            results = _receive(worker)
+            results = worker.receive()
             part = next(todo, [])
             if part:
-                _send(worker, part)
+                worker.send(part)
                 busy.append(worker)
             yield from results
 
-    def _start(self) -> None:
-        method = "fork" if sys.platform == "linux" else "spawn"
-        context: Any = multiprocessing.get_context(method)
-        pipes = [context.Pipe() for _ in range(self._jobs)]
-        for ours, theirs in pipes:
-            # A forked child inherits every end that is open now. It must close them, or it would
-            # never notice that its parent has died.
-            inherited = (
-                [end for pair in pipes for end in pair if end is not theirs]
-                if method == "fork"
-                else []
-            )
-            process = context.Process(
-                target=_serve, args=(theirs, inherited, self._work), daemon=True
-            )
-            process.start()
-            self._workers.append((ours, process))
-        for _, theirs in pipes:
-            theirs.close()
 
-
-def _serve(
-    connection: Connection, inherited: list[Connection], work: Callable[[str], object]
-) -> None:
-    """Work on the files of one message after the other until the parent closes the pipe, or ends.
-
-    Runs in a worker.
-    """
-    # Ctrl-C reaches all processes of the group, and the parent decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for end in inherited:
-        end.close()
-    while True:
-        try:
-            paths = connection.recv()
-        except (EOFError, OSError):
-            return
-        results = [work(path) for path in paths]
-        try:
-            connection.send(results)
-        except OSError:
-            return  # the parent has ended
-
-
-def _send(worker: tuple[Connection, Any], part: list[str]) -> None:
-    try:
-        worker[0].send(part)
-    except OSError as error:
-        raise _death(worker[1]) from error
-
-
-def _receive(worker: tuple[Connection, Any]) -> list[Any]:
-    try:
-        results: list[Any] = worker[0].recv()
-    except (EOFError, OSError) as error:
-        raise _death(worker[1]) from error
-    return results
-
-
-def _death(process: Any) -> WorkerError:
-    process.join(5)
-    code = process.exitcode
-    how = f"was killed by signal {-code}" if code and code < 0 else f"ended with exit code {code}"
-    return WorkerError(
-        f"worker process {process.pid} {how} while it read latents. Often this means that the "
-        "system ran out of memory: run again with a smaller --jobs."
-    )
+def _serve(connection: Connection, work: Callable[[str], object]) -> None:
+    """Work on the files of one message after the other. Runs in a worker."""
+    serve(connection, lambda paths: [work(path) for path in paths])

@@ -4,7 +4,6 @@ The streams of output are in the source's order, and their bytes are the same fo
 the work in several processes.
 """
 
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from capmerge.metadata.pool import Pool
 from capmerge.metadata.receiver import Receiver
 from capmerge.metadata.work import Sink, Stream, Work, iter_output
 from capmerge.metadata.worker import steady_memory
+from capmerge.processes import START_METHOD
 
 
 def run_blocks(
@@ -35,8 +35,7 @@ def run_blocks(
     `make_work` is called once in each process; it must be picklable. `collect` is given the counts
     of the processes: each process has one result or more, and they come in any order. Only work
     that counts needs it. `progress` is given the offset up to which the work is done.
-    `start_method` is "fork" or "spawn"; the default is fork on Linux, where it is cheap and safe
-    (no thread runs yet), and spawn elsewhere.
+    `start_method` is "fork" or "spawn"; the default is `START_METHOD`.
     """
     receiver = Receiver(sinks, collect, progress)
     if jobs == 1:
@@ -47,7 +46,7 @@ def run_blocks(
         layout,
         make_work,
         jobs,
-        start_method or ("fork" if sys.platform == "linux" else "spawn"),
+        start_method or START_METHOD,
     ) as pool:
         return pool.run(receiver)
 

@@ -6,15 +6,13 @@ between parent and workers carry a few hundred bytes per block. A worker has a f
 two blocks waiting, so memory is bounded, however large the output is.
 """
 
-import multiprocessing
 import selectors
 import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from capmerge.errors import DataError
 from capmerge.files.source import FileSource, Source
@@ -22,32 +20,20 @@ from capmerge.metadata.blocks import Block, FileLayout, next_block
 from capmerge.metadata.pieces import MiscutError, recut
 from capmerge.metadata.receiver import BlockOutput, Receiver
 from capmerge.metadata.work import Work
-from capmerge.metadata.worker import Answer, Free, Message, Slots, Task, death_of, work_on_blocks
+from capmerge.metadata.worker import Answer, Free, Message, Slots, Task, work_on_blocks
+from capmerge.processes import WorkerProcess, WorkerProcesses, bug_in_worker
 
 _QUEUED_BLOCKS = 2  # one being worked on, one waiting
 
 
+@dataclass(slots=True)
 class _Worker:
-    """The parent's side of one worker process."""
+    """The parent's side of one worker process, with its shared memory."""
 
-    def __init__(self, context: Any, start_method: str) -> None:
-        self.connection, self.far_end = context.Pipe()
-        self.slots = Slots(start_method)
-        self.queued = 0
-        self.process: Any = None
-
-    def send(self, message: Task | Free | None) -> None:
-        try:
-            self.connection.send(message)
-        except OSError as error:
-            raise death_of(self.process) from error
-
-    def receive(self) -> Message:
-        try:
-            message: Message = self.connection.recv()
-        except (EOFError, OSError) as error:
-            raise death_of(self.process) from error
-        return message
+    process: WorkerProcess
+    slots: Slots
+    queued: int = 0
+    """The number of blocks that it was handed and has not finished."""
 
 
 @dataclass(slots=True)
@@ -73,40 +59,24 @@ class Pool:
         start_method: str,
     ) -> None:
         self._source, self._layout = source, layout
-        # Any, because the base class in the type stubs has no Process.
-        context: Any = multiprocessing.get_context(start_method)
-        self._workers = [_Worker(context, start_method) for _ in range(jobs)]
-        ends = [end for worker in self._workers for end in (worker.connection, worker.far_end)]
         file = (source.path, source.identity) if isinstance(source, FileSource) else None
-        for worker in self._workers:
-            # A forked child inherits every end that is open now. It must close them, or it would
-            # never notice that its parent has died.
-            inherited = (
-                [end for end in ends if end is not worker.far_end] if start_method == "fork" else []
-            )
-            arguments = (worker.far_end, inherited, worker.slots, make_work, file)
-            worker.process = context.Process(target=work_on_blocks, args=arguments, daemon=True)
-            worker.process.start()
-        for worker in self._workers:
-            worker.far_end.close()
-        self._by_end = {worker.connection: worker for worker in self._workers}
+        slots = [Slots(start_method) for _ in range(jobs)]
+        self._processes = WorkerProcesses(
+            work_on_blocks,
+            [(memory, make_work, file) for memory in slots],
+            start_method,
+            "before its work was done, so the output is not complete",
+        )
+        self._workers = list(map(_Worker, self._processes.all, slots))
+        self._by_end = {worker.process.connection: worker for worker in self._workers}
         self._ready = _waiter(list(self._by_end))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._processes.end(at_once=kind is not None)
         for worker in self._workers:
-            worker.connection.close()
-            if kind is not None:
-                worker.process.terminate()
-        for worker in self._workers:
-            worker.process.join()
             worker.slots.close(unlink=True)
 
     def run(self, receiver: Receiver) -> int:
@@ -124,7 +94,7 @@ class Pool:
             while isinstance(upcoming, Block) and (worker := self._free_worker()):
                 pending[count] = _PendingBlock(upcoming, worker, receiver.begin_block())
                 worker.queued += 1
-                worker.send(Task(count, upcoming, self._data(upcoming)))
+                worker.process.send(Task(count, upcoming, self._data(upcoming)))
                 count += 1
                 upcoming = self._after(upcoming)
 
@@ -163,8 +133,7 @@ class Pool:
                     abandoned |= self._abandon(pending)
                     upcoming = self._recut(head.block, answer.error)
                 elif isinstance(answer.error, str):
-                    # The traceback of a bug, not a value of a wrong type.
-                    raise RuntimeError(f"a worker process failed:\n{answer.error}")  # noqa: TRY004
+                    raise bug_in_worker(answer.error)
                 elif answer.error:
                     raise answer.error
                 else:
@@ -183,12 +152,12 @@ class Pool:
         slot = pending.worker.slots[answer.slot]
         for stream, start, end in answer.chunks:
             pending.output.write(stream, slot[start:end])
-        pending.worker.send(Free(answer.slot, answer.number if answer.finished else None))
+        pending.worker.process.send(Free(answer.slot, answer.number if answer.finished else None))
 
     def _drop(self, answer: Answer, worker: _Worker) -> None:
         """Free the slot of an answer for an abandoned block; what the block counted is not kept."""
         finished = answer.number if answer.finished else None
-        worker.send(Free(answer.slot, finished, keep_counts=False))
+        worker.process.send(Free(answer.slot, finished, keep_counts=False))
 
     def _abandon(self, pending: dict[int, _PendingBlock]) -> set[int]:
         """Drop the output of all pending blocks, and return the numbers of the unfinished ones."""
@@ -237,7 +206,7 @@ class Pool:
         """
         answers = []
         for worker in [self._by_end[end] for end in self._ready()]:
-            message = worker.receive()
+            message: Message = worker.process.receive()
             if message.counts is not None:
                 receiver.add_counts(message.counts)
             assert message.answer is not None  # no worker has been told to end
@@ -247,9 +216,9 @@ class Pool:
     def _collect_last(self, receiver: Receiver) -> None:
         """End the workers and collect the counts that each of them has kept."""
         for worker in self._workers:
-            worker.send(None)
+            worker.process.send(None)
         for worker in self._workers:
-            counts = worker.receive().counts
+            counts = worker.process.receive().counts
             if counts is not None:
                 receiver.add_counts(counts)
 

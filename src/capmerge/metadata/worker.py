@@ -7,9 +7,6 @@ answers. It does not know the order of the blocks.
 import ctypes
 import gc
 import mmap
-import multiprocessing
-import os
-import signal
 import sys
 import traceback
 from collections import deque
@@ -19,10 +16,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
-from capmerge.errors import CapmergeError, WorkerError
+from capmerge.errors import CapmergeError
 from capmerge.files.source import FileSource, Identity, reopen
 from capmerge.metadata.blocks import Block
 from capmerge.metadata.pieces import MiscutError
@@ -32,7 +28,6 @@ from capmerge.metadata.work import Stream, Work, iter_output
 _SLOT_BYTES = 2 << 20
 # A block that weights make six times longer does not have to wait for the blocks before it.
 _SLOTS = 6
-_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 
 
@@ -57,21 +52,6 @@ def steady_memory() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def death_of(process: Any, consequence: str = "the output is not complete") -> WorkerError:
-    """The error for a worker process that has ended before its work was done."""
-    process.join(5)
-    code = process.exitcode
-    how = (
-        f"was killed by signal {-code}"
-        if code is not None and code < 0
-        else f"ended with exit code {code}"
-    )
-    return WorkerError(
-        f"worker process {process.pid} {how} before its work was done, so {consequence}. "
-        "Often this means that the system ran out of memory: run again with a smaller --jobs."
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +133,6 @@ class Slots:
 
 def work_on_blocks(
     connection: Connection,
-    inherited: list[Connection],
     slots: Slots,
     make_work: Callable[[], Work],
     file: tuple[Path, Identity] | None,
@@ -162,12 +141,6 @@ def work_on_blocks(
 
     `file` is the source as the parent opened it; None if the parent sends the bytes of the blocks.
     """
-    end_with_parent()
-    # Ctrl-C reaches all processes of the group, and the parent decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for end in inherited:
-        end.close()
     try:
         with steady_memory():
             _WorkerLoop(connection, slots, file).run(make_work())
@@ -175,24 +148,6 @@ def work_on_blocks(
         return  # the parent has ended, so nobody needs this work any more
     finally:
         slots.close(unlink=False)
-
-
-def end_with_parent() -> None:
-    """End this process as soon as its parent has ended, also in the middle of a block.
-
-    A worker looks at its pipe only between two blocks.
-    """
-    if sys.platform == "linux":
-        # The kernel does it at once, also in a long call of C code, in which no thread runs.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    Thread(target=_wait_for_parent, daemon=True).start()
-
-
-def _wait_for_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # a worker is a child
-    parent.join()
-    os._exit(1)
 
 
 class _WorkerLoop:

@@ -32,6 +32,7 @@ from trainer.model.noise_schedule import Schedule
 from trainer.model.trainable import parameter_groups
 from trainer.training.active_run import ActiveRun
 from trainer.training.engines.accelerator import build_engine
+from trainer.training.engines.launcher import agreed
 from trainer.training.loop import build_state
 from trainer.training.loss import batch_loss
 from trainer.training.signals import Interrupts
@@ -69,7 +70,7 @@ def print_overhead(folder: Path, blocks: int) -> None:
     datasets = open_datasets(config)
     split = hold_out(config, datasets)
     size = run_size(config, split.datasets, 1)
-    engine = build_engine(config)
+    engine = build_engine(agreed(config, "the config"))
     weights = Weights(config)
     bare_step = _bare_loop(config, weights, _batches(config, split.datasets, size))
     state = build_state(weights.model(config), config, engine, size)

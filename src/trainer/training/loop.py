@@ -34,6 +34,7 @@ from trainer.training.active_run import ActiveRun, EndedElsewhereError
 from trainer.training.ema import Ema, check_ema
 from trainer.training.engines.accelerator import (
     build_engine,
+    check_installed,
     first_of_ranks,
     from_rank_0,
     is_deepspeed,
@@ -139,6 +140,7 @@ def _train(launched: Launched, *, resume: str | None, allow_change: bool) -> int
         check_new(output_dir)
 
     check_ema(config)
+    check_installed(launched)
 
     # Open the data before process groups start: a first launch may build an index for minutes.
     datasets = open_datasets(config)
@@ -146,7 +148,7 @@ def _train(launched: Launched, *, resume: str | None, allow_change: bool) -> int
 
     # Start the engine, choose the state and the seed, and check that a resumed run is still the
     # same run.
-    engine = build_engine(config, launched)
+    engine = build_engine(launched)
     saved, damaged = newest_sound(engine, states)
     begun = (
         saved.identity["train.seed"]

@@ -24,6 +24,7 @@ from trainer.model.vae import load_vae
 from trainer.report.page import write_report
 from trainer.training import sampling
 from trainer.training.engines.accelerator import build_engine
+from trainer.training.engines.launcher import agreed
 from trainer.training.engines.loss_scaling import LossScaling
 from trainer.training.sampling import Sampler, check_samples, make_latents, sampling_scheduler
 
@@ -296,7 +297,7 @@ def sampler(tmp_path, model_folder):
         train={"output_dir": tmp_path, "seed": 7},
     )
     AcceleratorState._reset_state(reset_partial_state=True)
-    engine = build_engine(config)
+    engine = build_engine(agreed(config, "the config"))
     state = SimpleNamespace(
         engine=engine,
         config=config,

@@ -10,6 +10,7 @@ from trainer.model.build import build_model
 from trainer.model.noise_schedule import Schedule
 from trainer.training.engines import torch_step
 from trainer.training.engines.accelerator import build_engine
+from trainer.training.engines.launcher import agreed
 from trainer.training.loop import build_state
 from trainer.training.loss import batch_loss
 from trainer.training.optimizer.build import clip_gradients
@@ -85,7 +86,7 @@ def test_a_step_waits_once_for_the_gpu(monkeypatch):
     """Besides the one reading of the numbers of a step, nothing waits for the device."""
     AcceleratorState._reset_state(reset_partial_state=True)
     config = make_config("sdxl", **SETTINGS, train={"precision": "bf16"})
-    engine = build_engine(config)
+    engine = build_engine(agreed(config, "the config"))
     size = RunSize(1, 1, 1, 2, 9, 9)
     state = build_state(build_model(config), config, engine, size)
     loader = BatchesAhead(batches(4), engine.device)

@@ -30,7 +30,7 @@ from accelerate.utils import (
 from trainer.config.settings import Config
 from trainer.errors import ConfigError, RankError
 from trainer.training.engines import deepspeed_engine
-from trainer.training.engines.launcher import Launched, agreed
+from trainer.training.engines.launcher import Launched
 
 Value = TypeVar("Value")
 
@@ -59,28 +59,31 @@ _SIGNS_OF_LOSS = (
 _PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "no", "full_bf16": "no"}
 
 
-def build_engine(config: Config, launched: Launched | None = None) -> Accelerator:
-    """The accelerator of this process; starts the process group when a launcher asks for one.
+def check_installed(launched: Launched) -> None:
+    """Raise `ConfigError` for an engine or a tracker that is asked for and not installed.
 
-    `launched` is what config and launcher agree on.
-
-    Raises `ConfigError` for a tracker that is not installed: accelerate would silently leave it
-    out; and when DeepSpeed is asked for and not installed. Raises `RankError` when the processes of
-    the run do not meet.
+    Accelerate would leave a missing tracker out without a word. To be called before long work.
     """
     available = {str(tracker) for tracker in get_available_trackers()}
-    missing = [name for name in config.log.trackers if name not in available]
+    missing = [name for name in launched.config.log.trackers if name not in available]
     if missing:
         raise ConfigError(
             f"log.trackers: {', '.join(missing)} is not installed. "
             f"Install it (pip install {' '.join(missing)}), or remove it."
         )
-    launched = launched or agreed(config, "the config")
     if launched.uses_deepspeed and find_spec("deepspeed") is None:
         raise ConfigError(
             "engine.kind: DeepSpeed is asked for and not installed. Install it (pip install "
             "'capmerge[train,deepspeed]'), or set engine.kind = \"ddp\"."
         )
+
+
+def build_engine(launched: Launched) -> Accelerator:
+    """The accelerator of this process; starts the process group when a launcher asks for one.
+
+    `launched` is what config and launcher agree on, and all of it is installed. Raises `RankError`
+    when the processes of the run do not meet.
+    """
     try:
         return _engine(launched)
     except (torch.distributed.DistNetworkError, torch.distributed.DistStoreError) as error:

@@ -3,10 +3,10 @@ import json
 
 import pytest
 from builders.config import load
+from builders.runs import rewrite_examples, settings_of, train_here, write_config
 
 from trainer.config.load import load_config, resolved_toml
 from trainer.errors import ConfigError
-from trainer.training.engines.accelerator import build_engine
 from trainer.training.engines.launcher import agreed
 
 DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true"}
@@ -227,8 +227,25 @@ def test_a_config_file_of_deepspeed_is_kept(agree, tmp_path):
         agree({}, LAUNCHED | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(tmp_path / "no_such.json")})
 
 
-def test_deepspeed_has_to_be_installed(tmp_path, monkeypatch):
-    """Without the package the run ends before it starts, with the way to install it."""
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"engine": {"kind": "deepspeed"}}, "DeepSpeed is asked for and not installed"),
+        ({"log": {"trackers": ["wandb"]}}, "wandb is not installed"),
+    ],
+    ids=["engine", "tracker"],
+)
+def test_what_is_not_installed_is_told_before_any_work(changes, told, tmp_path, monkeypatch):
+    """The run ends with the way to install a package, before the index of its data is built."""
     monkeypatch.setattr("trainer.training.engines.accelerator.find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match="DeepSpeed is asked for and not installed"):
-        build_engine(load(tmp_path, {"engine.kind": "deepspeed"}))
+    monkeypatch.setattr(
+        "trainer.training.engines.accelerator.get_available_trackers", lambda: ["tensorboard"]
+    )
+    metadata = rewrite_examples(tmp_path, 4)
+    files = set(tmp_path.iterdir())
+    config = write_config(
+        tmp_path / "config.toml", settings_of(metadata, tmp_path / "run", **changes)
+    )
+    with pytest.raises(ConfigError, match=told):
+        train_here(config)
+    assert set(tmp_path.iterdir()) == files | {config}

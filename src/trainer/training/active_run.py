@@ -29,8 +29,8 @@ from trainer.model.flow_sampling import sampling_note
 from trainer.training.engines.accelerator import from_all_ranks, problem_of_lost_rank
 from trainer.training.engines.equal_ranks import check_equal_ranks
 from trainer.training.loss_plot import save_loss_plot
-from trainer.training.optimizer.build import weights_for_use
 from trainer.training.optimizer.moved_weights import FIRST_STEPS, NOTE, WARNING, MovedWeights
+from trainer.training.optimizer.stepping import weights_for_use
 from trainer.training.results import write_results
 from trainer.training.run_folder import (
     METRICS_FILE,

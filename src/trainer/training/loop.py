@@ -54,13 +54,10 @@ from trainer.training.engines.launcher import Launched, agreed
 from trainer.training.engines.loss_scaling import LossScaling
 from trainer.training.engines.masters import Masters
 from trainer.training.engines.torch_step import EngineStep, TorchStep
-from trainer.training.optimizer.build import (
-    build_optimizer,
-    build_schedule,
-    notes_on_optimizer,
-    options_of,
-)
+from trainer.training.optimizer.build import build_optimizer, notes_on_optimizer
 from trainer.training.optimizer.fused_kernel import fit_loaded_state
+from trainer.training.optimizer.options import options_of
+from trainer.training.optimizer.rates import build_schedule
 from trainer.training.optimizer.stochastic_rounding import stochastic_rounding
 from trainer.training.run_folder import (
     begun_seed,

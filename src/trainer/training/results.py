@@ -12,7 +12,7 @@ from trainer.errors import NonFiniteError
 from trainer.model.save import save_model, without_wrappers
 from trainer.model.save_single import save_single_file
 from trainer.training.engines.asked_tensors import AskedTensors, led_by_rank_0
-from trainer.training.optimizer.build import weights_for_use
+from trainer.training.optimizer.stepping import weights_for_use
 from trainer.training.run_folder import EMA_FILE, EMA_FOLDER, MODEL_FOLDER, SINGLE_FILE
 from trainer.training.step import TrainState
 

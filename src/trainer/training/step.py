@@ -22,7 +22,8 @@ from trainer.training.engines.loss_scaling import LossScaling
 from trainer.training.engines.masters import Masters
 from trainer.training.engines.torch_step import EngineStep
 from trainer.training.loss import Loss, batch_loss
-from trainer.training.optimizer.build import RateSchedule, begin_step
+from trainer.training.optimizer.rates import RateSchedule
+from trainer.training.optimizer.stepping import begin_step
 from trainer.training.speed.prefetch import BatchesAhead
 from trainer.training.step_clock import RankTimes, StepClock
 

@@ -28,7 +28,7 @@ from trainer.training.engines.accelerator import (
 )
 from trainer.training.loss import batch_loss
 from trainer.training.metrics import iter_lines
-from trainer.training.optimizer.build import weights_for_use
+from trainer.training.optimizer.stepping import weights_for_use
 from trainer.training.run_folder import VALIDATION_FILE
 from trainer.training.run_log import RunLog
 from trainer.training.signals import Interrupts

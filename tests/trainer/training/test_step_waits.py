@@ -13,7 +13,7 @@ from trainer.training.engines.accelerator import build_engine
 from trainer.training.engines.launcher import agreed
 from trainer.training.loop import build_state
 from trainer.training.loss import batch_loss
-from trainer.training.optimizer.build import clip_gradients
+from trainer.training.optimizer.stepping import clip_gradients
 from trainer.training.speed.prefetch import BatchesAhead
 from trainer.training.step import train_step
 

@@ -21,7 +21,7 @@ from torch.nn import Module, Parameter
 from trainer.config.settings import Config
 from trainer.errors import ConfigError
 from trainer.training.engines.torch_step import Taken
-from trainer.training.optimizer.build import clip_gradients
+from trainer.training.optimizer.stepping import clip_gradients
 
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16", "full_bf16": "bf16"}
 """What accelerate calls the precision in which DeepSpeed computes, by `train.precision`."""

@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 from trainer.config.settings import Config
 from trainer.errors import ConfigError
 from trainer.training.engines.torch_step import Taken
-from trainer.training.optimizer.build import guarded_step
 from trainer.training.optimizer.portions import InPortions
+from trainer.training.optimizer.stepping import guarded_step
 
 
 class FusedStep:

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from trainer.training.engines.loss_scaling import LossScaling
-from trainer.training.optimizer.build import clip_gradients, guarded_step
+from trainer.training.optimizer.stepping import clip_gradients, guarded_step
 
 
 class Taken(NamedTuple):

@@ -13,14 +13,8 @@ from trainer.config.load import leaves_rounding_open, load_config, with_rounding
 from trainer.config.resume_rules import Change, list_changes
 from trainer.config.settings import Config
 from trainer.errors import ConfigError, ResumeError
-from trainer.training.optimizer.build import (
-    Options,
-    RateSchedule,
-    begin_anew,
-    lacks_state,
-    list_moved_rates,
-    replace_arguments,
-)
+from trainer.training.optimizer.options import Options, begin_anew, lacks_state, replace_arguments
+from trainer.training.optimizer.rates import RateSchedule, list_moved_rates
 from trainer.training.states.checkpoint import SavedState
 
 NO_SAVED_CONFIG = (

@@ -16,8 +16,9 @@ from trainer.model.tensor_file import ReadTensors
 from trainer.model.trainable import parameter_groups, trained_names
 from trainer.training.ema import EMA_FILE
 from trainer.training.engines.asked_tensors import AskedTensors
-from trainer.training.optimizer.build import begin_step, build_optimizer, weights_for_use
+from trainer.training.optimizer.build import build_optimizer
 from trainer.training.optimizer.classes import find_class, is_of_bitsandbytes
+from trainer.training.optimizer.stepping import begin_step, weights_for_use
 from trainer.training.optimizer.stochastic_rounding import stochastic_rounding
 from trainer.training.states.checkpoint import SavedState
 from trainer.training.states.saved_tensors import NamedTensors, SavedTensors, saved_tensors

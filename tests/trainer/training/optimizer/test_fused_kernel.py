@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from trainer.training.optimizer.build import options_of
 from trainer.training.optimizer.classes import find_class
 from trainer.training.optimizer.fused_kernel import fit_loaded_state, with_fused
+from trainer.training.optimizer.options import options_of
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 

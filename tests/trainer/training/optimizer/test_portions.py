@@ -11,13 +11,9 @@ from torch.nn import Parameter
 from trainer.config.settings import OptimizerSettings
 from trainer.errors import ConfigError
 from trainer.training.optimizer import portions
-from trainer.training.optimizer.build import (
-    begin_step,
-    build_optimizer,
-    notes_on_optimizer,
-    weights_for_use,
-)
+from trainer.training.optimizer.build import build_optimizer, notes_on_optimizer
 from trainer.training.optimizer.portions import InPortions, in_portions
+from trainer.training.optimizer.stepping import begin_step, weights_for_use
 from trainer.training.optimizer.stochastic_rounding import StochasticRounding
 
 CPU = torch.device("cpu")

@@ -5,7 +5,8 @@ import torch
 from torch.nn import Parameter
 
 from trainer.config.settings import OptimizerSettings
-from trainer.training.optimizer.build import begin_step, build_optimizer
+from trainer.training.optimizer.build import build_optimizer
+from trainer.training.optimizer.stepping import begin_step
 from trainer.training.optimizer.stochastic_rounding import StochasticRounding, random_bits, round_by
 
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ import json
 import random
 
 from capmerge.files.source import BytesSource
-from capmerge.metadata import blocks
+from capmerge.metadata import blocks, cuts, walk
 
 
 class Watched(BytesSource):
@@ -28,9 +28,22 @@ class Watched(BytesSource):
 
 def small(monkeypatch, block_bytes, piece_bytes=None, looks=(16, 64)):
     """Set the sizes so that a block has only a few records."""
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
-    monkeypatch.setattr(blocks, "PIECE_BYTES", piece_bytes or max(16, block_bytes // 4))
-    monkeypatch.setattr(blocks, "_LOOK_AHEAD_BYTES", looks)
+    piece_bytes = piece_bytes or max(16, block_bytes // 4)
+    set_sizes(monkeypatch, block_bytes=block_bytes, piece_bytes=piece_bytes, looks=looks)
+
+
+def set_sizes(monkeypatch, *, block_bytes=None, piece_bytes=None, looks=None):
+    """Set the size of a block, of a piece, and of what is read to guess a cut, where given.
+
+    Forked workers have the same sizes.
+    """
+    if block_bytes is not None:
+        monkeypatch.setattr(cuts, "BLOCK_BYTES", block_bytes)
+    if piece_bytes is not None:
+        for module in (blocks, cuts, walk):
+            monkeypatch.setattr(module, "PIECE_BYTES", piece_bytes)
+    if looks is not None:
+        monkeypatch.setattr(cuts, "_LOOK_AHEAD_BYTES", looks)
 
 
 RECORDS = {

@@ -1,12 +1,6 @@
-r"""Cuts a metadata file in any layout into blocks of whole records, in bounded memory.
+"""A metadata file as blocks of whole records: how its records follow each other, and its pieces.
 
-A block is cut where the bytes look like the end of one record and the start of the next. That is a
-guess; decoding the block is its proof: a block starts at a record's key, and if `{` + block + `}`
-is one JSON object, the parser was between two records at its end, so the next block starts at a
-key too. A guess that fails is replaced by counting braces (`borders`), which nested objects do not
-deceive, and if that fails, too, by walking the records with a real parser (`walk`), which also
-finds the byte offset of an error. Cuts depend on the bytes alone, never on who reads them or how
-fast.
+`cuts` finds where the blocks end.
 """
 
 import re
@@ -16,14 +10,9 @@ from typing import Literal
 
 from capmerge.errors import DataError
 from capmerge.files.source import Window
-from capmerge.metadata.borders import BorderCounter
 from capmerge.metadata.scan import (
     DECODE,
     IMAGE_PATH,
-    InvalidError,
-    UnfinishedError,
-    scan_line,
-    scan_member,
 )
 
 Kind = Literal["json", "jsonl"]
@@ -42,10 +31,6 @@ already holds: with 128 KiB, page faults took a fifth of the workers' time, and 
 half the speed."""
 MAX_RECORD_BYTES = 64 << 20
 
-CAREFUL_BLOCKS = 32
-"""How many blocks are cut by counting after a wrong guess, before the next guess."""
-_LOOK_AHEAD_BYTES = (16 << 10, 256 << 10, 4 << 20)
-_SPACE = b" \t\n\r"
 _SPACE_BYTES = re.compile(rb"[ \t\n\r]*")
 _ANY_RECORD_END = re.compile(
     rb'\}([ \t\n\r]*+,[ \t\n\r]*+)"[^"\\]*+(?:\\.[^"\\]*+)*+"[ \t\n\r]*+:[ \t\n\r]*+\{'
@@ -200,73 +185,6 @@ def _first_line_is_record(source: Window, start: int, max_record_bytes: int) -> 
     )
 
 
-def next_block(source: Window, layout: FileLayout, start: int, careful: int = 0) -> Block:
-    """The block that starts at `start`, which is the offset of a record's key.
-
-    It is about `BLOCK_BYTES` long, and its end is guessed from a few KiB, or counted if the block
-    before it has a number of `careful` blocks.
-
-    Raises `DataError` where only a parser can go on and the source is not valid.
-    """
-    block = None if careful else _guessed_block(source, layout, start)
-    block = block or counted_block(source, layout, start, careful - 1)
-    # A record that is too long can only be in a block that is longer than the longest record
-    # allowed. The records of such a block are measured one by one.
-    if block is None or block.end - start > layout.max_record_bytes:
-        return walked_block(source, layout, start, max(0, careful - 1))
-    return block
-
-
-def _guessed_block(source: Window, layout: FileLayout, start: int) -> Block | None:
-    target = start + BLOCK_BYTES
-    for size in _LOOK_AHEAD_BYTES:
-        window = source.window(target, size)
-        cut = layout.find_cut(window, 0)
-        if cut:
-            return Block(start, target + cut[0], target + cut[1], last=False)
-        if len(window) < size:
-            end = target + len(window) if window else start + len(source.window(start, BLOCK_BYTES))
-            return Block(start, end, end, last=True)
-    return None
-
-
-def counted_block(
-    source: Window, layout: FileLayout, start: int, careful: int = CAREFUL_BLOCKS
-) -> Block | None:
-    """The block that starts at `start`, whose end is found by counting braces.
-
-    Returns None where that is of no use: for JSONL, whose lines end at line breaks, for a block
-    longer than the longest record allowed, and where something else than white space stands between
-    two records.
-    """
-    if layout.kind == "jsonl":
-        return None
-    borders, careful = BorderCounter(start), max(0, careful)
-    size = BLOCK_BYTES
-    while borders.place - start <= layout.max_record_bytes + BLOCK_BYTES:
-        window = source.window(borders.place, size)
-        # The last record of the block ends soon, or is a long one.
-        size = PIECE_BYTES if size == BLOCK_BYTES else min(2 * size, BLOCK_BYTES // 2)
-        if not window:
-            return Block(start, borders.place, borders.place, last=True, cut="counted")
-        for comma, next_start in borders.feed(window, start + BLOCK_BYTES):
-            if source.window(comma + 1, next_start - comma - 1).strip(_SPACE):
-                return None
-            return Block(start, comma, next_start, last=False, cut="counted", careful=careful)
-    return None
-
-
-def walked_block(source: Window, layout: FileLayout, start: int, careful: int = 0) -> Block:
-    """The block that starts at `start`, whose end is found by a parser.
-
-    Raises `DataError` with the offset of the first byte that is not valid.
-    """
-    for record in walk(source, layout, start):
-        if record.last or record.end - start >= BLOCK_BYTES:
-            return Block(start, record.end, record.next_start, record.last, "walked", careful)
-    raise AssertionError("walk() ends with a last record")
-
-
 def iter_pieces(
     data: bytes, layout: FileLayout, block: Block, *, whole: bool = False
 ) -> Iterator[tuple[int, memoryview, bool]]:
@@ -284,95 +202,3 @@ def iter_pieces(
             return
         yield start, view[start : cut[0]], False
         start = cut[1]
-
-
-@dataclass(frozen=True, slots=True)
-class WalkedRecord:
-    """One record as a parser found it; its offsets count the bytes of the source."""
-
-    key: str | None
-    """None for the end of an empty object, and for a JSONL line that is blank or not a record."""
-    start: int
-    value_end: int
-    end: int
-    """`value_end`, or the end of the source when the record is the last."""
-    next_start: int
-    last: bool
-
-
-def walk(source: Window, layout: FileLayout, start: int) -> Iterator[WalkedRecord]:
-    """The records from `start` on, one by one, as Python's own json scanner reads them.
-
-    It reads any layout, and nothing is lost.
-
-    Raises `DataError` at the first byte that is not valid, and for a record longer than
-    `layout.max_record_bytes`.
-    """
-    # Records are scanned in a window of the source. When the window ends inside a record, the next
-    # window starts at that record, and doubles until the record fits into it.
-    as_json = layout.kind == "json"
-    size = PIECE_BYTES
-    while True:
-        window = source.window(start, size)
-        at_end = len(window) < size
-        text, broken_utf8 = _decode_utf8(window, at_end=at_end)
-        # The next record starts at `place` in characters of the text, at `offset` in bytes of the
-        # source.
-        place, offset, key = 0, start, None
-        try:
-            while True:
-                whole = at_end and not broken_utf8
-                if as_json:
-                    key, end, next_place, last = scan_member(
-                        text, place, at_end=whole, first=offset == layout.first
-                    )
-                else:
-                    key, end, next_place, last = scan_line(text, place, at_end=whole)
-                end_offset = offset + len(text[place:end].encode())
-                if end_offset - offset > layout.max_record_bytes:
-                    raise _too_long(source, layout, offset, key)
-                next_offset = end_offset + len(text[end:next_place].encode())
-                yield WalkedRecord(
-                    key, offset, end_offset, next_offset if last else end_offset, next_offset, last
-                )
-                if last:
-                    return
-                place, offset = next_place, next_offset
-        except InvalidError as error:
-            where = offset + len(text[place : error.place].encode())
-            raise DataError(source.name, where, error.key, error.problem, error.next_step) from None
-        except UnfinishedError as error:
-            if broken_utf8:
-                where = offset + len(text[place:].encode())
-                raise DataError(
-                    source.name,
-                    where,
-                    error.key,
-                    f"found {broken_utf8}, expected UTF-8.",
-                    "Save the file as UTF-8.",
-                ) from None
-            if len(window) > layout.max_record_bytes and offset == start:
-                raise _too_long(source, layout, offset, error.key) from None
-        size = size * 2 if offset == start else PIECE_BYTES
-        start = offset
-
-
-def _too_long(source: Window, layout: FileLayout, offset: int, key: str | None) -> DataError:
-    problem = f"the record is longer than {layout.max_record_bytes:,} bytes."
-    next_step = "If that length is intended, raise --max-record."
-    return DataError(source.name, offset, key, problem, next_step)
-
-
-def _decode_utf8(window: bytes, *, at_end: bool) -> tuple[str, str]:
-    """The text of a window up to the first byte that is not UTF-8, and a name for that byte.
-
-    The name is "" when all of the window is UTF-8.
-    """
-    try:
-        return window.decode("utf-8"), ""
-    except UnicodeDecodeError as error:
-        cut_by_window = (
-            not at_end and len(window) - error.start < 4 and "unexpected end" in error.reason
-        )
-        broken = "" if cut_by_window else f"the byte 0x{window[error.start]:02x}"
-        return window[: error.start].decode("utf-8"), broken

@@ -1,6 +1,6 @@
 """Finds the borders between records by counting braces, where searching for them is deceived.
 
-Nested objects and odd keys can look like the end of a record, so `blocks` may guess wrong again and
+Nested objects and odd keys can look like the end of a record, so `cuts` may guess wrong again and
 again. Counting knows what is inside a string and how deep each character lies. It reads every byte
 once, at some 200 MB per second and in bounded memory, whatever the file holds. It takes valid JSON
 for granted: as with a guess, only decoding proves that a border is right.

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from capmerge.files.source import FileSource
-from capmerge.metadata.blocks import BLOCK_BYTES, FileLayout, walk
+from capmerge.metadata.blocks import BLOCK_BYTES, FileLayout
 from capmerge.metadata.borders import BorderCounter
 from capmerge.metadata.codec import Pair, decode
+from capmerge.metadata.walk import walk
 
 _Span: TypeAlias = tuple[int, int]
 _Find: TypeAlias = Callable[[bytes, int], _Span | None]

@@ -1,6 +1,6 @@
 """Decodes the records of a block and tells the byte offsets of each.
 
-As in `blocks`, a cut is guessed from the bytes and proven by decoding: a record starts where the
+As in `cuts`, a cut is guessed from the bytes and proven by decoding: a record starts where the
 one before it was proven to end, and if `{` + its bytes + `}` is one JSON object, its end is right
 too. `pieces.iter_block` proves only where a piece of many records ends, and that is all that a
 rewrite needs; here the end of every single record needs a proof, because its offsets are written to
@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 from capmerge.errors import DataError
 from capmerge.files.source import BytesSource
-from capmerge.metadata.blocks import BLOCK_BYTES, PIECE_BYTES, Block, FileLayout, Kind, walk
+from capmerge.metadata.blocks import BLOCK_BYTES, PIECE_BYTES, Block, FileLayout, Kind
 from capmerge.metadata.borders import Border, BorderCounter
 from capmerge.metadata.codec import NotJsonError, Pair, count_strings, decode, decode_members
 from capmerge.metadata.format import FRAMINGS, WRITTEN
 from capmerge.metadata.members import has_no_more_strings
 from capmerge.metadata.pieces import MiscutError
+from capmerge.metadata.walk import walk
 
 FindCut = Callable[[int], tuple[int, int] | None]
 """The end of the record that starts at an offset, and the next start; None if it is the last."""

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from capmerge.files.source import Source
-from capmerge.metadata.blocks import BLOCK_BYTES, FileLayout, next_block
+from capmerge.metadata.blocks import BLOCK_BYTES, FileLayout
+from capmerge.metadata.cuts import next_block
 from capmerge.metadata.pieces import MiscutError, recut
 from capmerge.metadata.pool import Pool
 from capmerge.metadata.receiver import Receiver

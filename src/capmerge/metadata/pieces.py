@@ -1,6 +1,6 @@
 """Decodes a source piece by piece, and finds the byte offset of each record on demand.
 
-This module proves the cuts that `blocks` guesses: a piece whose bytes `codec` decodes was cut
+This module proves the cuts that `cuts` guesses: a piece whose bytes `codec` decodes was cut
 right.
 """
 
@@ -9,17 +9,10 @@ from typing import NamedTuple
 
 from capmerge.errors import DataError
 from capmerge.files.source import BytesSource, Source
-from capmerge.metadata.blocks import (
-    Block,
-    FileLayout,
-    WalkedRecord,
-    counted_block,
-    iter_pieces,
-    next_block,
-    walk,
-    walked_block,
-)
+from capmerge.metadata.blocks import Block, FileLayout, iter_pieces
 from capmerge.metadata.codec import NotJsonError, Pair, Records, decode
+from capmerge.metadata.cuts import counted_block, next_block, walked_block
+from capmerge.metadata.walk import WalkedRecord, walk
 
 
 class MiscutError(Exception):

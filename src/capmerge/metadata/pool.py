@@ -16,7 +16,8 @@ from typing import Self
 
 from capmerge.errors import DataError
 from capmerge.files.source import FileSource, Source
-from capmerge.metadata.blocks import Block, FileLayout, next_block
+from capmerge.metadata.blocks import Block, FileLayout
+from capmerge.metadata.cuts import next_block
 from capmerge.metadata.pieces import MiscutError, recut
 from capmerge.metadata.receiver import BlockOutput, Receiver
 from capmerge.metadata.work import Work

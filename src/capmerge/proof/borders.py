@@ -1,6 +1,6 @@
 """The blocks of a file, taken from the cutter and checked to cover it without gap or overlap.
 
-`metadata.blocks` guesses where a block may end; a rewrite believes it as soon as the block can be
+`metadata.cuts` guesses where a block may end; a rewrite believes it as soon as the block can be
 decoded. Here every border is checked against the bytes of the file by code of its own: between two
 blocks there is one comma, or one line break of JSONL, and nothing but white space around it. With
 that, and with `reading` proving that each block holds whole records, no record can be lost or read
@@ -9,7 +9,8 @@ twice at a border.
 
 from capmerge.errors import DataError
 from capmerge.files.source import Source
-from capmerge.metadata.blocks import Block, FileLayout, Kind, next_block
+from capmerge.metadata.blocks import Block, FileLayout, Kind
+from capmerge.metadata.cuts import next_block
 from capmerge.metadata.pieces import MiscutError, recut
 
 _WHITE_SPACE = b" \t\n\r"

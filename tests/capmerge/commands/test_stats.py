@@ -5,6 +5,7 @@ from collections import Counter
 from fractions import Fraction
 
 import pytest
+from builders.blocks import set_sizes
 from builders.metadata import (
     LAYOUTS,
     as_compact,
@@ -26,7 +27,6 @@ from capmerge.commands.stats import MeasureOptions, measure
 from capmerge.commands.stats_outputs import StatsFiles
 from capmerge.errors import RecordError, UsageError
 from capmerge.files.source import open_source
-from capmerge.metadata import blocks
 from capmerge.metadata.parallel import run_blocks
 from capmerge.stats.collector import Tokenizers
 from capmerge.stats.figure import draw_figure
@@ -45,8 +45,7 @@ def statistics(path, **options):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Make blocks small, so that a small file has many, for forked workers too."""
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 20_000)
-    monkeypatch.setattr(blocks, "PIECE_BYTES", 4_000)
+    set_sizes(monkeypatch, block_bytes=20_000, piece_bytes=4_000)
     monkeypatch.setattr("capmerge.metadata.parallel.BLOCK_BYTES", 20_000)
 
 

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from builders.blocks import set_sizes
 from builders.metadata import run
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,6 @@ from capmerge.commands.merge_blocks import BlockMerger
 from capmerge.commands.verify import verify
 from capmerge.errors import DataError
 from capmerge.files.source import open_source
-from capmerge.metadata import blocks
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, read_layout
 from capmerge.metadata.format import Format
 from capmerge.metadata.pieces import iter_source
@@ -49,8 +49,7 @@ CONCAT = MergeOptions(lines=("{tags}, {caption}=2", "{caption}"))
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch):
     """Make pieces of a few records, so that every test crosses some."""
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 2000)
-    monkeypatch.setattr(blocks, "PIECE_BYTES", 500)
+    set_sizes(monkeypatch, block_bytes=2000, piece_bytes=500)
 
 
 def rewritten(folder, source, merge=CONCAT, *, kind="json", on_error="stop"):

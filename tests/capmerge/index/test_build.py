@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders.blocks import set_sizes
 from builders.columns import edit_head
 from builders.metadata import (
     COMMAND,
@@ -36,7 +37,7 @@ from capmerge.files.atomic import AtomicFile, ScratchFile
 from capmerge.index import rows as index_rows
 from capmerge.index.build import build_index, ensure_index
 from capmerge.index.reader import KIND, ROW, TOKEN_COLUMNS, VERSION, index_path, open_index
-from capmerge.metadata import blocks, parallel
+from capmerge.metadata import parallel
 from capmerge.tokens.chunks import a1111
 from capmerge.tokens.load import load_clip
 
@@ -227,8 +228,7 @@ def test_the_number_of_jobs_changes_nothing(tmp_path, layout):
 
 def test_blocks_done_in_vain_leave_no_rows(tmp_path, monkeypatch):
     """An error in a block that began inside a record leaves no rows in the worker's next block."""
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 4_000)
-    monkeypatch.setattr(blocks, "PIECE_BYTES", 500)
+    set_sizes(monkeypatch, block_bytes=4_000, piece_bytes=500)
     monkeypatch.setattr(parallel, "BLOCK_BYTES", 4_000)
     some = {f"k/{number}": {"caption": "c " * 30, "capmerge": "c"} for number in range(300)}
     # These look like records inside of one. In each block several are rewritten, then one is not.

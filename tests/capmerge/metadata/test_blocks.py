@@ -5,15 +5,17 @@ import random
 import tracemalloc
 
 import pytest
-from builders.blocks import INDENTED, LAYOUTS, RECORDS, Watched, small
+from builders.blocks import INDENTED, LAYOUTS, RECORDS, Watched, set_sizes, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capmerge.errors import DataError
 from capmerge.files.source import StreamSource
-from capmerge.metadata import blocks
-from capmerge.metadata.blocks import Block, iter_pieces, next_block, read_layout, walk, walked_block
+from capmerge.metadata import cuts
+from capmerge.metadata.blocks import Block, iter_pieces, read_layout
+from capmerge.metadata.cuts import next_block, walked_block
 from capmerge.metadata.pieces import iter_pairs, iter_source
+from capmerge.metadata.walk import walk
 
 
 class Trickle(io.RawIOBase):
@@ -136,7 +138,7 @@ def test_cuts_depend_on_the_bytes_alone(layout, block_bytes, monkeypatch):
 def test_plain_files_are_cut_by_sight(indent, line_break, monkeypatch):
     """If no record contains an object, no cut needs a parser, and pieces are near their size."""
     small(monkeypatch, 4096, 1024, (1024,))
-    monkeypatch.setattr(blocks, "walk", None)
+    monkeypatch.setattr(cuts, "walk", None)
     flat = {
         key: {name: value for name, value in record.items() if not isinstance(value, dict)}
         for key, record in RECORDS.items()
@@ -147,52 +149,6 @@ def test_plain_files_are_cut_by_sight(indent, line_break, monkeypatch):
     assert [key for piece in pieces for key, _ in piece.records.pairs] == list(RECORDS)
     assert max(len(piece.data) for piece in pieces) < 2 * 1024
     assert len(pieces) >= len(data) // 2048
-
-
-def test_walked_records_have_true_offsets():
-    """A walk gives the byte offsets where each record starts and ends."""
-    data = '\ufeff{ "é": {"a": "😀"} ,\r\n"b\\u0041":[1, {}],"c":{} } \n'.encode()
-    source = Watched(data)
-    found = list(walk(source, read_layout(source), read_layout(source).first))
-    assert [record.key for record in found] == ["é", "bA", "c"]
-    values = [data[record.start : record.value_end].decode() for record in found]
-    assert values == ['"é": {"a": "😀"}', '"b\\u0041":[1, {}]', '"c":{}']
-    assert [record.last for record in found] == [False, False, True]
-    assert [record.next_start for record in found] == [found[1].start, found[2].start, len(data)]
-    assert found[-1].end == len(data)
-
-
-@pytest.mark.parametrize("piece_bytes", [1, 7, 64])
-def test_a_walk_in_small_windows_is_the_same(piece_bytes, monkeypatch):
-    """Windows that cut records, numbers, escapes and characters anywhere give the same records."""
-    for data in (LAYOUTS["mixed"], LAYOUTS["odd spaces"], LAYOUTS["compact"]):
-        source = Watched(data)
-        layout = read_layout(source)
-        monkeypatch.setattr(blocks, "PIECE_BYTES", 1 << 20)
-        expected = list(walk(source, layout, layout.first))
-        monkeypatch.setattr(blocks, "PIECE_BYTES", piece_bytes)
-        assert list(walk(source, layout, layout.first)) == expected
-        assert [record.key for record in expected] == list(RECORDS)
-
-
-@pytest.mark.parametrize("value", ["1.5e+16", "-1E-300", "1.25"])
-def test_a_window_may_end_inside_a_bare_number(value, monkeypatch):
-    """A record that is a number is read whole, wherever a window ends."""
-    data = f'{{"a": {value}, "b": {value}}}'.encode()
-    for size in range(1, len(data)):
-        monkeypatch.setattr(blocks, "PIECE_BYTES", size)
-        source = Watched(data)
-        assert [record.key for record in walk(source, read_layout(source), 1)] == ["a", "b"]
-
-
-@pytest.mark.parametrize("size", range(1, 40))
-def test_a_window_may_end_anywhere(size, monkeypatch):
-    """A window may end inside an escape, a number, a literal or a character."""
-    monkeypatch.setattr(blocks, "PIECE_BYTES", size)
-    value = '[-1.5e+10, NaN, -Infinity, true, null, "\\u00e9\\\\ 😀"]'
-    data = f'{{"k\\ud83d\\ude00é": {{"a": {value}}}, "b": {{"\\n": 12}}}}'.encode()
-    source = Watched(data)
-    assert [record.key for record in walk(source, read_layout(source), 1)] == ["k😀é", "b"]
 
 
 @pytest.mark.parametrize("data", [b"{}", b"{ }", b" \n{\r\n\t}\n ", b"\xef\xbb\xbf{}"])
@@ -367,7 +323,7 @@ def test_files_of_another_kind_are_refused(data, offset, phrase):
 )
 def test_long_white_space_at_the_start(data, monkeypatch):
     """White space before the first record may be of any length."""
-    monkeypatch.setattr(blocks, "_guessed_block", lambda *_: None)
+    monkeypatch.setattr(cuts, "_guessed_block", lambda *_: None)
     source = Watched(data)
     layout = read_layout(source)
     assert data[layout.first : layout.first + 1] in b'"}'
@@ -449,7 +405,7 @@ def test_too_long_records_are_refused(kind, block_bytes, monkeypatch):
     lines = [f'{{"image_path": "k{i}", "caption": "{"x" * i}"}}' for i in (30, 900, 40)]
     data = ("{" + ", ".join(members) + "}" if kind == "json" else "\n".join(lines)).encode()
     longest = (members if kind == "json" else lines)[1]
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", min(block_bytes, len(longest) - 1))
+    set_sizes(monkeypatch, block_bytes=min(block_bytes, len(longest) - 1))
     error = error_of(data, max_record_bytes=len(longest) - 1)
     assert f"the record is longer than {len(longest) - 1:,} bytes." in error.problem
     assert error.offset == data.index(longest.encode())
@@ -473,8 +429,7 @@ def test_an_endless_record_is_not_read_to_its_end(monkeypatch):
 
 def test_blocks_are_found_without_reading_them(monkeypatch):
     """Finding the next block of an indented file reads only a few bytes after its target."""
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 2000)
-    monkeypatch.setattr(blocks, "_LOOK_AHEAD_BYTES", (600, 1200))
+    set_sizes(monkeypatch, block_bytes=2000, looks=(600, 1200))
     source = Watched(INDENTED)
     layout = read_layout(source)
     source.largest = 0

@@ -4,22 +4,17 @@ import json
 import random
 
 import pytest
+from builders.blocks import set_sizes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capmerge.files.source import BytesSource
-from capmerge.metadata import blocks
-from capmerge.metadata.blocks import (
-    CAREFUL_BLOCKS,
-    FileLayout,
-    counted_block,
-    next_block,
-    read_layout,
-    walk,
-)
+from capmerge.metadata.blocks import FileLayout, read_layout
 from capmerge.metadata.borders import BorderCounter
+from capmerge.metadata.cuts import CAREFUL_BLOCKS, counted_block, next_block
 from capmerge.metadata.offsets import iter_placed
 from capmerge.metadata.pieces import MiscutError, iter_block, recut
+from capmerge.metadata.walk import walk
 
 TEXTS = st.text(st.sampled_from('\\"{}[],: \n\ta\u00e9'), max_size=12)
 VALUES = st.recursive(
@@ -99,8 +94,7 @@ def test_work_on_a_deceptive_file_is_linear(objects, monkeypatch):
 
     A file of twice the size is read twice as much.
     """
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1 << 16)
-    monkeypatch.setattr(blocks, "PIECE_BYTES", 1 << 13)
+    set_sizes(monkeypatch, block_bytes=1 << 16, piece_bytes=1 << 13)
     reads = []
     for factor in (1, 2):
         data = nested(factor * 240_000 // objects, objects)

@@ -3,13 +3,13 @@ import re
 from contextlib import nullcontext
 
 import pytest
+from builders.blocks import set_sizes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capmerge.captions.merge import Merger
 from capmerge.captions.templates import MergeOptions
 from capmerge.files.source import BytesSource
-from capmerge.metadata import blocks
 from capmerge.metadata.blocks import read_layout
 from capmerge.metadata.codec import NotJsonError, Records, Stray, decode, encode, to_json
 from capmerge.metadata.pieces import iter_pairs, iter_source, place_of
@@ -75,8 +75,7 @@ def read(data):
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch):
     """Set the sizes so that a piece has only a few records, and every test has several pieces."""
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 512)
-    monkeypatch.setattr(blocks, "PIECE_BYTES", 128)
+    set_sizes(monkeypatch, block_bytes=512, piece_bytes=128)
 
 
 @given(

@@ -8,19 +8,20 @@ import json
 from pathlib import Path
 
 import pytest
+from builders.blocks import set_sizes
 
 from capmerge.captions.templates import MergeOptions
 from capmerge.commands.rewrite import RewriteOptions, rewrite
 from capmerge.commands.verify import verify
 from capmerge.errors import DataError
 from capmerge.files.source import open_source
-from capmerge.metadata import blocks, parallel, pieces, pool
+from capmerge.metadata import blocks, cuts, parallel, pieces, pool
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
 from capmerge.metadata.format import Format
 from capmerge.proof import borders
 
 COUNT = 200
-RIGHT = blocks.next_block
+RIGHT = cuts.next_block
 
 
 def after_record(source, layout, start):
@@ -101,8 +102,7 @@ def verified(path: Path, out: Path, jobs: int, start_method: str | None = None):
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
     """Blocks of some records, cut by a look at a few bytes."""
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(blocks, "PIECE_BYTES", 400)
+    set_sizes(monkeypatch, block_bytes=1000, piece_bytes=400)
     monkeypatch.setattr(parallel, "BLOCK_BYTES", 1000)
 
 

@@ -144,7 +144,7 @@ def preview_command(
     """
     with errors_as_exit_codes():
         from capmerge.cli.preview_text import print_previews
-        from capmerge.commands.preview import PreviewOptions, Sampling
+        from capmerge.commands.preview_options import PreviewOptions, Sampling
 
         # Checks
         if seed is None if epoch is not None else seed is not None and random is None:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from capmerge.captions.fields import STYLES
-from capmerge.commands.preview import Preview, Previewer, PreviewOptions, Shown, iter_previews
+from capmerge.commands.preview import Preview, Previewer, Shown, iter_previews
+from capmerge.commands.preview_options import PreviewOptions
 from capmerge.errors import UsageError, printable
 from capmerge.files.source import Source
 from capmerge.terminal import warn

@@ -194,7 +194,7 @@ def _show_first_records(
 ) -> None:
     """Print the first `count` records as `capmerge preview` does, and warn of what stops a run."""
     from capmerge.cli.preview_text import print_previews
-    from capmerge.commands.preview import PreviewOptions
+    from capmerge.commands.preview_options import PreviewOptions
 
     names = count_names(options.latents) if options.latents else None
     shown = PreviewOptions(

@@ -25,7 +25,7 @@ from capmerge.files.source import open_source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
 from capmerge.stats.collector import Tokenizers
 from capmerge.stats.document import Document
-from capmerge.stats.tables import text_table
+from capmerge.stats.terminal_table import text_table
 from capmerge.terminal import errors_as_exit_codes, progress_bar, warn
 
 

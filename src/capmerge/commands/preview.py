@@ -4,111 +4,41 @@ Each alternative is shown as a model sees it: cut into chunks, with the tokens t
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from capmerge.captions.alternatives import WrittenAlternative, written_alternatives
-from capmerge.captions.draw import Drawn, Pick, draw_line
+from capmerge.captions.draw import Drawn, draw_line
 from capmerge.captions.fit import FitResult, longest_texts
 from capmerge.captions.merge import Merger, copy_of
 from capmerge.captions.record_texts import RecordTexts, UnmergeableError
 from capmerge.captions.tally_notes import missing_text_notes
 from capmerge.captions.template_choice import Choice
-from capmerge.captions.templates import MergeOptions
 from capmerge.captions.wildcard import parse_line
 from capmerge.captions.written import BrokenRecordError, is_rewritten, read_written
+from capmerge.commands.preview_options import PreviewOptions
 from capmerge.commands.preview_records import (
     first_records,
     longest_records,
     named_records,
     random_records,
 )
-from capmerge.errors import UsageError, printable
+from capmerge.errors import printable
 from capmerge.files.source import Source
 from capmerge.index.rows import texts_of
-from capmerge.metadata.blocks import MAX_RECORD_BYTES, read_layout
+from capmerge.metadata.blocks import read_layout
 from capmerge.metadata.codec import Stray
-from capmerge.metadata.format import Format, reserved_fields
+from capmerge.metadata.format import reserved_fields
 from capmerge.rng import SampleId
 from capmerge.tokens.chunk_text import ChunkedText, chunk_text, crop_text
-from capmerge.tokens.chunks import CHUNK_TOKENS, Chunker, Splitting, count_chunks
+from capmerge.tokens.chunks import CHUNK_TOKENS, Chunker, count_chunks
 from capmerge.tokens.counter import TokenCounter
-from capmerge.tokens.families import ONE_CHUNK, T5_IDS, TokenizerFamily
+from capmerge.tokens.families import ONE_CHUNK, T5_IDS
 from capmerge.tokens.load import load_readers
 from capmerge.tokens.tokenizer import FileTokenizer
 
 DEFAULT_MAX_TOKENS = 3 * CHUNK_TOKENS
-
-
-Selection = Literal["first", "random", "longest"]
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """The training sample whose draw is shown, without its key, and how its line is picked.
-
-    Raises `UsageError` for numbers out of range.
-    """
-
-    seed: int
-    epoch: int
-    dataset: int = 0
-    repeat: int = 0
-    pick: Pick = "random"
-
-    def __post_init__(self) -> None:
-        for name, value in (
-            ("seed", self.seed),
-            ("epoch", self.epoch),
-            ("dataset", self.dataset),
-            ("repeat", self.repeat),
-        ):
-            if not 0 <= value < 1 << 63:
-                raise UsageError(
-                    f"--{name} {value}: expected a whole number from 0 to {(1 << 63) - 1}."
-                )
-
-
-@dataclass(frozen=True, slots=True)
-class PreviewOptions:
-    """The options of a preview: which records are shown, and how their captions are cut.
-
-    Raises `UsageError` for combinations that cannot be carried out.
-    """
-
-    merge: MergeOptions = field(default_factory=MergeOptions)
-    keys: tuple[str, ...] = ()
-    """The keys of the records that are shown; if empty, `count` records are."""
-    count: int = 5
-    selection: Selection = "first"
-    """Which records are shown: the first, random ones by `seed`, or those with the most tokens."""
-    seed: int = 0
-    family: TokenizerFamily = "sd1"
-    chunking: Splitting = "kohya"
-    max_tokens: int | None = None
-    """None is 225 for kohya, no limit for a1111, and one chunk for a family that crops."""
-    tokenizer: str | None = None
-    """The path of another CLIP tokenizer, or of a T5 tokenizer for a family that has one."""
-    sampling: Sampling | None = None
-    out: Format | None = None
-    """The format of the output, whose reserved fields a record cannot have; None for any format."""
-    max_record_bytes: int = MAX_RECORD_BYTES
-
-    def __post_init__(self) -> None:
-        if self.max_tokens is not None:
-            count_chunks(self.max_tokens)
-        one_chunk = self.family in ONE_CHUNK
-        if one_chunk and self.max_tokens not in (None, CHUNK_TOKENS):
-            raise UsageError(
-                f"--max-tokens {self.max_tokens}: CLIP reads {CHUNK_TOKENS} tokens of a caption "
-                f"with --family {self.family}. Leave --max-tokens out."
-            )
-        if one_chunk and self.chunking == "a1111":
-            raise UsageError(
-                "--chunking a1111: captions are not cut into chunks with --family "
-                f"{self.family}. Leave one of them out."
-            )
 
 
 class Readers(NamedTuple):

@@ -17,7 +17,8 @@ from capmerge.captions.draw import draw_line
 from capmerge.captions.templates import MergeOptions
 from capmerge.cli.preview_text import Screen
 from capmerge.commands import preview_records
-from capmerge.commands.preview import Previewer, PreviewOptions, Sampling
+from capmerge.commands.preview import Previewer
+from capmerge.commands.preview_options import PreviewOptions, Sampling
 from capmerge.commands.preview_records import random_records
 from capmerge.files.source import BytesSource, FileSource
 from capmerge.metadata.blocks import read_layout

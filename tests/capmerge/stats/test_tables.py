@@ -14,7 +14,8 @@ from capmerge.files.source import open_source
 from capmerge.stats.figure import draw_figure
 from capmerge.stats.histogram import histogram
 from capmerge.stats.page import Made, html_page
-from capmerge.stats.tables import Section, sections, text_table
+from capmerge.stats.tables import Section, sections
+from capmerge.stats.terminal_table import text_table
 
 HOSTILE = '<script>alert("x")</script>\x1b[31m\x07\u202e&amp;$\\frac{x}'
 PNG = b"\x89PNG\r\n\x1a\n"

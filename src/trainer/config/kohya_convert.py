@@ -6,21 +6,17 @@ Refuses, by name, what would train something else here. Knows no files.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from capmerge.errors import printable
 from capmerge.toml import to_toml
-from trainer.config.conflicts import iter_ignored
 from trainer.config.kohya import LEFT_OUT, REFUSED, SETTINGS
 from trainer.config.kohya_arguments import Arguments
-from trainer.config.kohya_optimizer import Options, convert_optimizer, convert_schedule
+from trainer.config.kohya_notes import OFF, drop_ignored, left_out, on_memory, without_effect
+from trainer.config.kohya_optimizer import Options, can_fuse, convert_optimizer, convert_schedule
 from trainer.config.load import iter_problems
 from trainer.config.settings import Config
 from trainer.errors import ConfigError
 from trainer.families import FamilyName
 
-_OFF: tuple[Any, ...] = (None, False, "", 0, [])
-"""Values with which an option of sd-scripts asks for nothing."""
 _DEFAULTS = {"learning_rate": 2e-6, "max_train_steps": 1600}
 """Defaults of sd-scripts that are other ones here, or none."""
 _OF_DATA = ("data", "caption")
@@ -48,7 +44,7 @@ def convert(arguments: Arguments, family: FamilyName | None, name: str) -> str:
     if subsets:
         # As in sd-scripts, a dataset config takes the place of these.
         shared = {k: v for k, v in shared.items() if k not in ("in_json", "train_data_dir")}
-    asked = {k: v for one in (shared, *subsets) for k, v in one.items() if v not in _OFF}
+    asked = {k: v for one in (shared, *subsets) for k, v in one.items() if v not in OFF}
     problems = [*_refusals(asked)]
     try:
         document = _document(shared, subsets or [{}], _family(arguments, family))
@@ -57,10 +53,10 @@ def convert(arguments: Arguments, family: FamilyName | None, name: str) -> str:
     if problems:
         raise ConfigError("\n".join(f"{name}: {problem}" for problem in problems))
     notes = [
-        *_left_out(asked),
-        *_on_memory(shared),
-        *_without_effect(asked, arguments, document),
-        *_drop_ignored(document),
+        *left_out(asked),
+        *on_memory(shared),
+        *without_effect(asked, arguments, document),
+        *drop_ignored(document),
     ]
     if lines := [f"{name}: {text}" for _, text in iter_problems(document)]:
         raise ConfigError("\n".join(lines))
@@ -190,23 +186,12 @@ def _rest(options: Options, family: FamilyName) -> dict[str, Any]:
         # As in sd-scripts, epochs take the place of steps.
         "train.max_steps": None if has_epochs else options["max_train_steps"],
         "train.precision": "full_bf16" if options.get("full_bf16") else precision,
-        "optimizer.fused_backward": True if _can_fuse(options) else None,
-        "train.on_nonfinite": "stop" if _can_fuse(options) else None,
+        "optimizer.fused_backward": True if can_fuse(options) else None,
+        "train.on_nonfinite": "stop" if can_fuse(options) else None,
         "export.formats": _chosen(options, "save_model_as", _FORMATS),
         "export.dtype": _chosen(options, "save_precision", _DTYPES),
         "log.trackers": trackers,
     }
-
-
-def _can_fuse(options: Options) -> bool:
-    """True if steps are asked for inside the backward pass, and are possible there."""
-    return bool(
-        options.get("fused_backward_pass")
-        and options.get("max_grad_norm") == 0
-        and options.get("gradient_accumulation_steps", 1) == 1
-        and not options.get("deepspeed")
-        and (options.get("full_bf16") or options.get("mixed_precision") != "fp16")
-    )
 
 
 def _engine(options: Options) -> dict[str, Any]:
@@ -227,79 +212,6 @@ def _chosen(options: Options, option: str, meanings: Mapping[str, Any]) -> Any:
             "Set one of them."
         )
     return meanings[str(value)]
-
-
-def _left_out(asked: Options) -> Iterator[str]:
-    """A note on each reason to leave options out, with the options."""
-    options_of: dict[str, list[str]] = {}
-    for option in asked:
-        if reason := LEFT_OUT.get(option):
-            options_of.setdefault(reason, []).append(option)
-    for reason, options in options_of.items():
-        yield f"{', '.join(options)}: {reason}"
-
-
-def _on_memory(options: Options) -> Iterator[str]:
-    """A note on each option to save memory that does not do quite the same here."""
-    if options.get("fused_backward_pass") and not _can_fuse(options):
-        yield (
-            "fused_backward_pass: optimizer.fused_backward, which saves memory alone, needs "
-            "optimizer.clip_grad_norm = 0, train.accumulation = 1, and neither fp16 nor DeepSpeed"
-        )
-    if options.get("full_bf16") and not options.get("deepspeed"):
-        yield (
-            "full_bf16: sd-scripts rounds weights to the nearest number, unless Adafactor steps "
-            "them with fused_backward_pass; set optimizer.stochastic_rounding = false for the same"
-        )
-
-
-def _without_effect(
-    asked: Options, arguments: Arguments, document: Mapping[str, Any]
-) -> Iterator[str]:
-    """A note on each option that has no effect beside the others in sd-scripts either."""
-    options, family = {**asked, **arguments.options}, document["model"]["family"]
-    schedule = document["optimizer"]["schedule"]
-    first = "learning_rate_te1" if family == "sdxl" else "learning_rate_te"
-    read = {
-        "learning_rate_te": options.get("train_text_encoder") and first == "learning_rate_te",
-        "learning_rate_te1": options.get("train_text_encoder") and family == "sdxl",
-        "learning_rate_te2": options.get("train_text_encoder") and family == "sdxl",
-        "clip_skip": family == "sd1",
-        "alpha_mask": family == "sdxl",
-        "max_train_steps": not options.get("max_train_epochs"),
-        "lr_scheduler_num_cycles": schedule == "cosine_with_restarts",
-        "lr_scheduler_power": schedule == "polynomial",
-        "in_json": not arguments.subsets,
-        "train_data_dir": not arguments.subsets,
-        **{
-            option: options.get("deepspeed")
-            for option, setting in SETTINGS.items()
-            if setting.startswith("engine.")
-        },
-        "train_batch_size": all("batch_size" not in subset for subset in arguments.subsets),
-    }
-    for option, is_read in read.items():
-        if options.get(option) not in _OFF and not is_read:
-            yield f"{option}: it has no effect in sd-scripts beside the other options"
-
-
-def _drop_ignored(document: dict[str, Any]) -> list[str]:
-    """Take out settings that have no effect beside the others; a note on each."""
-    notes: list[str] = []
-    while True:
-        try:
-            ignored = list(iter_ignored(Config.model_validate(document)))
-        except ValidationError:
-            return notes  # told as problems
-        if not ignored:
-            return notes
-        for conflict in ignored:
-            *tables, key = conflict.setting
-            holder: Any = document
-            for table in tables:
-                holder = holder[table]
-            if holder.pop(key, None) is not None:
-                notes.append(conflict.text.partition(". ")[0].replace("`", ""))
 
 
 def _text(document: Mapping[str, Any], notes: list[str], name: str) -> str:

@@ -121,3 +121,14 @@ def convert_schedule(options: Options) -> dict[str, Any]:
         "optimizer.schedule_arguments": given or None,
         "optimizer.warmup_steps": warmup or None,
     }
+
+
+def can_fuse(options: Options) -> bool:
+    """True if steps are asked for inside the backward pass, and are possible there."""
+    return bool(
+        options.get("fused_backward_pass")
+        and options.get("max_grad_norm") == 0
+        and options.get("gradient_accumulation_steps", 1) == 1
+        and not options.get("deepspeed")
+        and (options.get("full_bf16") or options.get("mixed_precision") != "fp16")
+    )

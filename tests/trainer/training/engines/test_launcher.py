@@ -20,9 +20,10 @@ LAUNCHED = DEEPSPEED | {
 @pytest.fixture(autouse=True)
 def accelerate_file(monkeypatch):
     """Messages name this file as the config of accelerate."""
-    monkeypatch.setattr(
-        "trainer.training.engines.launcher._accelerate_file", lambda: "accelerate.yaml"
-    )
+    for module in ("launcher", "launcher_wishes"):
+        monkeypatch.setattr(
+            f"trainer.training.engines.{module}.accelerate_file", lambda: "accelerate.yaml"
+        )
 
 
 @pytest.fixture

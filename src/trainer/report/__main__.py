@@ -1,7 +1,7 @@
 """The command line `python -m trainer.report RUN_DIR`, which turns errors into exit codes.
 
-It reads the options and hands over to `page`; it decides nothing itself. The exit codes
-are those of `trainer.run`.
+It reads the options and hands over to `page`; it decides nothing itself. The exit codes are
+those of `trainer.run`.
 """
 
 from capmerge.start import importing

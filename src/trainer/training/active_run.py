@@ -1,15 +1,13 @@
-"""A run on its way: its steps, when they are saved, and when they must stop.
+"""A run on its way: its steps, what is due after each, and how it ends.
 
 Every rank makes the same calls; only writing single files is left to rank 0.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from capmerge.errors import CapmergeError
-from trainer.config.load import resolved_toml
 from trainer.config.settings import family_of
 from trainer.data.batch import Batch
 from trainer.data.datasets import DataSet
@@ -21,13 +19,13 @@ from trainer.data.samples import SampleMaker, build_chunker
 from trainer.data.workers import kill_workers
 from trainer.errors import (
     BatchTimeoutError,
-    LatentsError,
     NonFiniteError,
     RankError,
 )
 from trainer.model.flow_sampling import sampling_note
 from trainer.training.engines.accelerator import from_all_ranks, problem_of_lost_rank
 from trainer.training.engines.equal_ranks import check_equal_ranks
+from trainer.training.limits import Limits
 from trainer.training.loss_plot import save_loss_plot
 from trainer.training.optimizer.moved_weights import FIRST_STEPS, NOTE, WARNING, MovedWeights
 from trainer.training.optimizer.stepping import weights_for_use
@@ -41,22 +39,13 @@ from trainer.training.run_log import RunLog
 from trainer.training.sampling import Sampler, set_aside_later_samples
 from trainer.training.signals import Interrupts
 from trainer.training.speed.prefetch import BatchesAhead
-from trainer.training.states.checkpoint import newest_state
-from trainer.training.states.loading import layout_of
-from trainer.training.states.saving import save_state, set_aside_later
+from trainer.training.states.due_saves import Saves
+from trainer.training.states.saving import set_aside_later
 from trainer.training.step import Requests, StepResult, TrainState, train_step
 from trainer.training.validation import FailedRanksError, Validation
 
 if TYPE_CHECKING:
     from trainer.training.speed.compile import CompileLog
-
-MOST_REPLACED = 0.01
-"""Largest share of an epoch that may be replacements for missing or broken latents."""
-MOST_SKIPPED = 20
-"""Largest number of steps in a row that may be skipped.
-
-Latents are checked to be finite, so a single batch may break a gradient, but not every one.
-"""
 
 
 class EndedElsewhereError(Exception):
@@ -81,7 +70,7 @@ class _Failure(NamedTuple):
 
 
 class ActiveRun:
-    """The step at which a run is, what it has saved, and what it counts to decide when to stop."""
+    """The step at which a run is, and what it does before, after and instead of the next one."""
 
     def __init__(
         self,
@@ -97,10 +86,6 @@ class ActiveRun:
         self.engine, self.config = state.engine, state.config
         self.folder = self.config.train.output_dir
         self.step = step  # optimizer steps that are done
-        self.saved_step, self.saved_at = step, time.monotonic()
-        self.replaced_in_epoch = 0
-        self.skipped_in_row = 0
-        self.unsaved: set[int] = set()  # steps whose states could not be saved
         self.is_stepping = False  # the optimizer may have changed a part of the weights
         set_aside = set_aside_later(self.folder, step) if self.engine.is_main_process else []
         self.log = RunLog(self.engine, self.config, size, after_step=step)
@@ -108,6 +93,8 @@ class ActiveRun:
         if self.engine.is_main_process:
             set_aside_later_samples(self.folder, step)
         self.sampler = Sampler(state, self.log.say)
+        self.limits = Limits(self.config, size, self.log.say)
+        self.saves = Saves(state, fixed, size.steps_per_epoch, self.log.say, after_step=step)
         self.log.say(*(f"a state later than step {step:,} is kept as {path}" for path in set_aside))
 
     def train(self, interrupts: Interrupts) -> None:
@@ -128,7 +115,7 @@ class ActiveRun:
 
         def requests() -> Requests:
             self.is_stepping = True
-            return Requests(interrupts.signal_number is not None, self._is_save_due_by_clock())
+            return Requests(interrupts.signal_number is not None, self.saves.are_due_by_clock())
 
         with self.log.progress_bar(self.step):
             stop_requested = not self._validate(interrupts)
@@ -149,7 +136,7 @@ class ActiveRun:
                 failure = self._log_step(result)
                 if compiled:
                     self.log.say(*compiled.lines(self.step, result.seconds))
-                self._check_skipped(result)
+                self.limits.count_skipped(self.step, result)
                 if (every := self.config.engine.check_ranks_every_steps) and not self.step % every:
                     self._check_equal_ranks()
                 if watched and self.step == told_at:
@@ -158,7 +145,7 @@ class ActiveRun:
                 # Save when due. Weights that give no finite gradient would replace good states, so
                 # the save waits for the next step that is taken.
                 stop_requested = result.stop_requested
-                save_requested |= result.save_requested or self._is_save_due_by_step()
+                save_requested |= result.save_requested or self.saves.are_due_by_step(self.step)
                 if save_requested and result.taken:
                     self.save()
                     save_requested = False
@@ -222,7 +209,7 @@ class ActiveRun:
         if all(found.is_timeout for found in failures.values() if found):
             self.log.say(f"WARNING: rank {rank}, {first.text}")
             return
-        if self.step > self.saved_step:
+        if self.step > self.saves.step:
             self.save()
         self.log.say(f"An error of rank {rank} ends all {len(failures):,} processes of the run.")
         if failure is None or (told == first and rank != self.engine.process_index):
@@ -261,14 +248,14 @@ class ActiveRun:
             if problem_of_lost_rank(error):  # `train` names the newest state
                 raise
             begun = self.is_stepping or self.state.engine_step.has_begun
-            is_sound = not begun and self.step > self.saved_step
+            is_sound = not begun and self.step > self.saves.step
             if is_sound and self.engine.num_processes == 1:
                 try:
                     self.save()
                 except Exception as hindrance:  # noqa: BLE001 -- it must not hide the error itself
                     problem = f"{type(hindrance).__name__}: {hindrance}"
                     self.log.say(f"WARNING: step {self.step:,} could not be saved: {problem}")
-            self.log.say_end(self.step, self.saved_step)
+            self.log.say_end(self.step, self.saves.step)
             raise
 
     def _iter_batches(self) -> Iterator[Batch]:
@@ -292,106 +279,22 @@ class ActiveRun:
         )
         return iter(loader)
 
-    def _is_save_due_by_clock(self) -> bool:
-        """True if `checkpoint.every_minutes` have passed by this rank's clock."""
-        minutes = self.config.checkpoint.every_minutes
-        return minutes > 0 and time.monotonic() - self.saved_at >= minutes * 60
-
-    def _is_save_due_by_step(self) -> bool:
-        """True if a state is due after this step; all ranks give the same answer."""
-        every, epochs = self.config.checkpoint.every_steps, self.config.checkpoint.every_epochs
-        return bool(
-            (every and self.step % every == 0)
-            or (epochs and self.step % (epochs * self.size.steps_per_epoch) == 0)
-        )
-
     def save(self) -> None:
         """Save the full state, unless it is saved already; only warn if the disk is full."""
-        if self.step == self.saved_step and self.step:
-            return
-        # Weights that may be damaged replace no older state.
-        keep = None if self.skipped_in_row else self.config.checkpoint.keep
-        saved, problem = save_state(
-            self.engine,
-            self.folder,
-            self.step,
-            {
-                "identity": self.fixed,
-                "loss_scale": self.state.scaling.state() or self.state.masters.loss_scale(),
-                "layout": layout_of(self.state),
-            },
-            resolved_toml(self.config),
-            ema=self.state.ema,
-            keep=keep,
-        )
-        self.saved_at = time.monotonic()
-        if saved:
-            self.saved_step = self.step
-            return
-        is_first = not self.unsaved
-        self.unsaved.add(self.step)
-        if is_first:
-            self.log.say(
-                f"WARNING: the state after step {self.step:,} could not be saved ({problem}). "
-                "The older states are kept and the run continues. Free some disk space."
-            )
-
-    def _check_skipped(self, result: StepResult) -> None:
-        """Warn about a skipped step, and raise `NonFiniteError` after `MOST_SKIPPED` in a row."""
-        self.skipped_in_row = 0 if result.taken else self.skipped_in_row + 1
-        if not result.taken and result.may_scale_less:
-            self.log.say(
-                f"step {self.step:,} was skipped: its gradients overflow fp16 with a loss scale of "
-                f"{result.loss_scale:,.0f}, which is halved now."
-            )
-        elif self.skipped_in_row == 1:
-            self.log.say(
-                f"WARNING: step {self.step:,} was skipped: its gradient norm is {result.grad_norm}."
-            )
-        if self.skipped_in_row == MOST_SKIPPED:
-            raise NonFiniteError(
-                f"step {self.step:,}: found no finite gradient in {MOST_SKIPPED} steps in a row, "
-                "expected at least one: the weights are damaged. The states in "
-                f"{self.folder} are from before these steps. Lower the learning rate, then resume "
-                "with --resume latest --allow-change."
-            )
+        self.saves.save(self.step, replaces_older=not self.limits.skipped_in_row)
 
     def _check_replaced(self, result: StepResult) -> None:
-        """Raise `LatentsError` when more than `MOST_REPLACED` of the epoch are replacements."""
-        if (self.step - 1) % self.size.steps_per_epoch == 0:
-            self.replaced_in_epoch = 0
-        self.replaced_in_epoch += result.replaced
-        samples = self.size.samples_per_epoch
-        if self.replaced_in_epoch > MOST_REPLACED * samples:
+        """Save and raise `LatentsError` when too much of the epoch are replacements."""
+        if problem := self.limits.count_replaced(self.step, result):
             self.save()
-            raise LatentsError(
-                f"step {self.step:,}: found {self.replaced_in_epoch:,} samples of this epoch "
-                f"without usable latents, expected at most {MOST_REPLACED:.0%} of {samples:,}. "
-                "Cache the files named above again, then resume with --resume latest."
-            )
+            raise problem
 
     def _stop_nonfinite(self, result: StepResult) -> None:
         """Save the state before the broken step, if it is still there; raise `NonFiniteError`."""
-        self.skipped_in_row += 1
-        if self.config.optimizer.fused_backward:
-            newest = newest_state(self.folder)
-            way_on = (
-                f"Lower the learning rate and resume with --resume {newest} --allow-change."
-                if newest
-                else "No state had been saved yet: lower the learning rate and start anew."
-            )
-            raise NonFiniteError(
-                f"step {self.step + 1:,}: the gradient norm is {result.grad_norm}, expected a "
-                "finite number. With optimizer.fused_backward, the backward pass had stepped the "
-                f"weights before that was known, so they are broken and not saved. {way_on}"
-            )
-        self.save()
-        raise NonFiniteError(
-            f"step {self.step + 1:,}: the gradient norm is {result.grad_norm}, expected a finite "
-            f"number. The state after step {self.step:,} is saved. Set "
-            'train.on_nonfinite = "skip" and resume with --resume latest, or lower the learning '
-            "rate and resume with --resume latest --allow-change."
-        )
+        problem = self.limits.broken_gradient(self.step + 1, result)
+        if not self.config.optimizer.fused_backward:
+            self.save()
+        raise problem
 
     def finish(self, interrupts: Interrupts) -> None:
         """Save the model in the formats of `[export]`, plot the losses, and make the samples."""
@@ -400,7 +303,7 @@ class ActiveRun:
             self.step,
             self.fixed["model fingerprint"],
             self.log.say,
-            may_be_broken=self.skipped_in_row > 0,
+            may_be_broken=self.limits.skipped_in_row > 0,
         )
         if self.engine.is_main_process:
             note = sampling_note(self.config.noise, self.config.model.family)

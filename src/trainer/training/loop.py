@@ -222,10 +222,10 @@ def _train(launched: Launched, *, resume: str | None, allow_change: bool) -> int
                 if stopped_by is None:
                     run.finish(interrupts)
                 else:
-                    run.log.say_stop(run.step, is_saved=run.saved_step == run.step)
+                    run.log.say_stop(run.step, is_saved=run.saves.step == run.step)
         finally:
-            if len(run.unsaved) > 1:
-                run.log.say(f"WARNING: {len(run.unsaved):,} states could not be saved in this run.")
+            if (unsaved := len(run.saves.unsaved)) > 1:
+                run.log.say(f"WARNING: {unsaved:,} states could not be saved in this run.")
             run.log.close()
     # Drop DDP before the process group, as `leave_ranks` says.
     del run, state

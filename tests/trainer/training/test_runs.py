@@ -143,14 +143,14 @@ def test_the_default_saves_every_half_hour(config, monkeypatch, minutes, saves):
     """With default settings a state is saved every 30 minutes; 0 leaves only the one at the end."""
     ten_minutes = count(step=600)
     clock = SimpleNamespace(monotonic=lambda: next(ten_minutes))
-    monkeypatch.setattr("trainer.training.active_run.time", clock)
+    monkeypatch.setattr("trainer.training.states.due_saves.time", clock)
     saved = []
 
     def save(_, folder, step, *_rest, **_keep):
         saved.append(step)
         return folder, ""
 
-    monkeypatch.setattr("trainer.training.active_run.save_state", save)
+    monkeypatch.setattr("trainer.training.states.due_saves.save_state", save)
     assert train_here(config(checkpoint={"every_minutes": minutes})) == 0
     assert saved == saves
 
@@ -356,7 +356,7 @@ def test_a_save_that_fails_is_told_and_hides_no_error(config, monkeypatch, capsy
 
     counted = SimpleNamespace(steps=0)
     monkeypatch.setattr("trainer.training.step.batch_loss", out_of_memory)
-    monkeypatch.setattr("trainer.training.active_run.save_state", fail)
+    monkeypatch.setattr("trainer.training.states.due_saves.save_state", fail)
     with pytest.raises(torch.OutOfMemoryError):
         train_here(config())
     told = capsys.readouterr().err

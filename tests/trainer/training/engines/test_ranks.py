@@ -184,7 +184,7 @@ import os, sys, threading
 from datetime import timedelta
 import torch
 import trainer.training.engines.accelerator as accelerator
-import trainer.training.active_run as active_run
+import trainer.training.states.due_saves as due_saves
 import trainer.training.engines.heartbeat as heartbeat
 import trainer.training.metrics as metrics
 import trainer.training.signals as signals
@@ -256,10 +256,10 @@ def busy(*arguments, **options):
     heartbeat.time.sleep(5)
     return save_state(*arguments, **options)
 
-save_state = active_run.save_state
+save_state = due_saves.save_state
 accelerator.LONGEST_WAIT = timedelta(seconds=60)
 if os.environ["RANK"] == "1":
-    active_run.save_state = busy
+    due_saves.save_state = busy
 """
 
 

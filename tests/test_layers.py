@@ -129,7 +129,12 @@ def test_capmerge_is_light(module):
     assert (
         "numpy" not in roots
         or module.split(".")[1] in WITH_NUMPY
-        or module in {"capmerge.metadata.borders", "capmerge.proof.signs"}
+        or module
+        in {
+            "capmerge.metadata.borders",
+            "capmerge.metadata.quotes",
+            "capmerge.proof.signs",
+        }
     )
     assert "matplotlib" not in roots or module == "capmerge.stats.figure"
 

@@ -19,8 +19,8 @@ from capmerge.captions.tally import Kind, kind_of
 from capmerge.captions.template_choice import TemplateChooser
 from capmerge.captions.templates import Draw, MergeOptions
 
-# Shapes of more draws are too rare to be kept, and those with equal lines too different.
-_MOST_DRAWS, _MOST_EQUAL_DRAWS, _MOST_SHAPES = 192, 12, 1024
+# Shapes of more draws are too rare to be remembered, and those of some draws alone too different.
+_MOST_DRAWS, _MOST_KEPT_DRAWS, _MOST_SHAPES = 192, 12, 1024
 
 _Pick: TypeAlias = Callable[[Sequence[Any]], Sequence[Any]]
 _Line: TypeAlias = tuple[str, str, str, str]
@@ -153,7 +153,7 @@ class Shapes(dict[int, Shape]):
         found = self._equal.get(key)
         if found is None:
             found = self._shape(shape.kind, shape.draws, places)
-            if len(places) <= _MOST_EQUAL_DRAWS and len(self._equal) < _MOST_SHAPES:
+            if len(places) <= _MOST_DRAWS and len(self._equal) < _MOST_SHAPES:
                 self._equal[key] = found
         return found
 
@@ -163,7 +163,7 @@ class Shapes(dict[int, Shape]):
         found = self._kept.get(key)
         if found is None:
             found = self._shape(shape.kind, shape.draws.part(kept), range(len(kept)))
-            small = len(shape.draws.letters) <= _MOST_EQUAL_DRAWS
+            small = len(shape.draws.letters) <= _MOST_KEPT_DRAWS
             if small and len(self._kept) < _MOST_SHAPES:
                 self._kept[key] = found
         return found

@@ -17,7 +17,8 @@ import orjson
 
 from capmerge.metadata.blocks import Kind
 from capmerge.metadata.format import FRAMINGS
-from capmerge.metadata.members import escaped_quotes, has_no_more_strings, split_members
+from capmerge.metadata.members import split_members
+from capmerge.metadata.quotes import has_no_more_strings, strings_in
 from capmerge.metadata.scan import IMAGE_PATH, MAX_NESTING, nests_too_deep
 
 Pair = tuple[str, Any]
@@ -84,19 +85,17 @@ def decode(data: bytes | memoryview, kind: Kind, *, last: bool) -> Records:
     # the closing brace. orjson reads nearly all of them. Where it refuses, or may have lost digits
     # of an integer, the standard library reads the same text again, and its result counts.
     text = b"".join((b"{", data, b"" if last else b"}"))
+    exact = frozenset[int]()
     strings: int | None = None
     try:
         records = orjson.loads(text)
         strings = _count_unless_lossy(records.values())
     except orjson.JSONDecodeError:
         pass
-    exact = frozenset[int]()
     if strings is None:
         records = _loads(text)
         _check_nesting(text, records.values())
-        strings = _count_unless_lossy(records.values())
-        if strings is None:
-            strings = count_strings(list(records.values()))
+        strings = count_strings(list(records.values()))
         exact = _find_exact({key: record} for key, record in records.items())
     decoded = Records(records.items(), exact, by_key=records)
     if has_no_more_strings(text, strings + len(records)):
@@ -178,7 +177,7 @@ def decode_members(members: Sequence[bytes]) -> list[dict[str, Any]] | None:
         objects: list[dict[str, Any]] = orjson.loads(b"".join((b"[{", b"},{".join(members), b"}]")))
     except orjson.JSONDecodeError:
         return None
-    values = (value for members in objects for value in members.values())
+    values = [value for members in objects for value in members.values()]
     if len(objects) != len(members) or _count_unless_lossy(values) is None:
         return None
     return objects
@@ -225,25 +224,26 @@ def to_json(value: Any) -> str:
 
 def _decode_lines(data: bytes) -> Records:
     lines = [line for line in data.split(b"\n") if line.strip(b" \t\r")]
-    strings: int | None = None
-    try:
-        values = [orjson.loads(line) for line in lines]
-        strings = _count_unless_lossy(values)
-    except orjson.JSONDecodeError:
-        pass
-    exact = frozenset[int]()
+    values: list[Any] = []
+    refused: set[int] = set()
+    for number, line in enumerate(lines):
+        try:
+            values.append(orjson.loads(line))
+        except orjson.JSONDecodeError:
+            values.append(_exact_line(line))
+            refused.add(number)
+    exact, strings = frozenset(refused), _count_unless_lossy(values)
     if strings is None:
-        values = _exact_lines(lines)
-        strings = count_strings(values)
-        exact = _find_exact(values)
+        values = [_exact_line(line) for line in lines]
+        exact, strings = _find_exact(values), count_strings(values)
     doubled = frozenset[int]() if has_no_more_strings(data, strings) else _doubled(lines, values)
     return Records([_keyed(value) for value in values], exact, doubled)
 
 
-def _exact_lines(lines: list[bytes]) -> list[Any]:
-    values = [_loads(line) for line in lines]
-    _check_nesting(b"".join(lines), values)
-    return values
+def _exact_line(line: bytes) -> Any:
+    value = _loads(line)
+    _check_nesting(line, [value])
+    return value
 
 
 def _keyed(value: Any) -> Pair:
@@ -293,47 +293,32 @@ def _line(key: str, record: dict[str, Any], *, exact: bool) -> bytes:
         return to_json(keyed).encode()
 
 
-def _count_unless_lossy(values: Iterable[Any]) -> int | None:
+def _count_unless_lossy(values: Collection[Any]) -> int | None:
     """The number of strings in `values`, at any depth, keys included.
 
     It is None when a float, at any depth, could be an integer that orjson changed, or where a value
     is nested about as deep as it may be, or deeper.
     """
-    # This loop sees every value of every record, so it tests the commonest types first and calls no
-    # function for them. Only a float can be such an integer: orjson makes floats of those that do
-    # not fit into 64 bits.
-    strings = 0
-    others: list[Any] = []
-    for record in values:
-        if record.__class__ is not dict:
-            others.append(record)
-            continue
-        strings += 2 * len(record)
-        for value in record.values():
-            if value.__class__ is str:
-                continue
-            strings -= 1
-            if value.__class__ is list:
-                for item in value:
-                    if item.__class__ is not int:
-                        others.append(item)  # noqa: PERF401  # nearly all are integers
-            elif value.__class__ is not int:
-                others.append(value)
-    inside = _count_inside(others) if others else 0
-    return None if inside is None else strings + inside
+    if set(map(type, values)) != {dict}:
+        return _count_inside(list(values))
+    # Nearly all values are texts. orjson writes the others faster than a loop in Python looks at
+    # them: their strings are then counted by quotes.
+    others = [value for record in values for value in record.values() if value.__class__ is not str]
+    inside = _count_inside(others)
+    return None if inside is None else 2 * sum(map(len, values)) - len(others) + inside
 
 
 def _count_inside(values: list[Any]) -> int | None:
-    """What `_count_unless_lossy` gives for a few values of any kind."""
-    # orjson writes them faster than a loop in Python looks at each: the strings are then counted by
-    # their quotes, and large floats are those that are written with an exponent. It refuses objects
-    # in objects at a depth far below what is allowed.
+    """What `_count_unless_lossy` gives for values of any kind."""
+    # Large floats are those that orjson writes with an exponent: it makes floats of the integers
+    # that do not fit into 64 bits. It refuses objects in objects at a depth far below what is
+    # allowed.
     try:
         text = orjson.dumps(values)
     except orjson.JSONEncodeError:
         text = b""
     if text and not _EXPONENT.search(text):
-        return (text.count(b'"') - escaped_quotes(text)) // 2
+        return strings_in(text)
     strings, is_lossy = _look_into(values)
     return None if is_lossy else strings
 

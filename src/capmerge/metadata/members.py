@@ -1,10 +1,9 @@
 """Finds every member of a JSON object in its bytes, including those with equal keys.
 
 A JSON library keeps one value for each key of an object, but a rewrite keeps every record. So the
-bytes themselves tell whether the library left a member out, and where each of them is. Nothing here
-is a guess, whatever the layout and whatever the strings hold, as long as the bytes are valid JSON:
-members of one object from the quote of the first key on, with the commas between them, and perhaps
-the object's closing brace.
+bytes themselves tell where each member is. Nothing here is a guess, whatever the layout and
+whatever the strings hold, as long as the bytes are valid JSON: members of one object from the quote
+of the first key on, with the commas between them, and perhaps the object's closing brace.
 """
 
 import re
@@ -18,35 +17,6 @@ _SCAN = JSONDecoder(
 ).raw_decode
 _COLON, _SPACE = re.compile(r"[ \t\n\r]*:[ \t\n\r]*"), re.compile(r"[ \t\n\r]*")
 _AFTER_STRINGS = b" \t\n\r:,}]"
-_QUOTE = ord('"')
-_BYTES_PER_LOOK = 100
-"""Bytes that are searched for a backslash and a quote in the time of a look at one backslash."""
-
-
-def has_no_more_strings(data: bytes, strings: int) -> bool:
-    """True if there are no more strings in `data`, keys included, than the ones that were found.
-
-    `data` is any part of valid JSON, and `strings` is the number of them in the value that a JSON
-    library made of it. The library has left a member out if there are more.
-    """
-    # Only the two quotes around a string are not escaped. Most parts have no other quotes, and then
-    # the first comparison is proof enough, since there are at least as many strings as were found.
-    quotes = data.count(b'"')
-    return quotes == 2 * strings or quotes - escaped_quotes(data) == 2 * strings
-
-
-def escaped_quotes(data: bytes) -> int:
-    """The number of quotes inside the strings of `data`, which is any part of valid JSON."""
-    # Where backslashes are rare, one after the other is looked at; a search for two bytes at once
-    # takes ten times as long as one for a single byte.
-    if data.count(b"\\") * _BYTES_PER_LOOK > len(data):
-        # Without its escaped backslashes, a backslash before a quote escapes the quote.
-        return data.replace(b"\\\\", b"").count(b'\\"')
-    quotes, place = 0, data.find(b"\\")
-    while place >= 0:
-        quotes += data[place + 1] == _QUOTE
-        place = data.find(b"\\", place + 2)
-    return quotes
 
 
 def split_members(data: bytes) -> list[bytes]:

@@ -17,8 +17,8 @@ from capmerge.metadata.blocks import BLOCK_BYTES, PIECE_BYTES, Block, FileLayout
 from capmerge.metadata.borders import Border, BorderCounter
 from capmerge.metadata.codec import NotJsonError, Pair, count_strings, decode, decode_members
 from capmerge.metadata.format import FRAMINGS, WRITTEN
-from capmerge.metadata.members import has_no_more_strings
 from capmerge.metadata.pieces import MiscutError
+from capmerge.metadata.quotes import has_no_more_strings
 from capmerge.metadata.walk import walk
 
 FindCut = Callable[[int], tuple[int, int] | None]

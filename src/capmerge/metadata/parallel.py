@@ -12,6 +12,7 @@ from capmerge.metadata.blocks import BLOCK_BYTES, FileLayout
 from capmerge.metadata.cuts import next_block
 from capmerge.metadata.pieces import MiscutError, recut
 from capmerge.metadata.pool import Pool
+from capmerge.metadata.quotes import prepare_to_count
 from capmerge.metadata.receiver import Receiver
 from capmerge.metadata.work import Sink, Stream, Work, iter_output
 from capmerge.metadata.worker import steady_memory
@@ -39,6 +40,7 @@ def run_blocks(
     `start_method` is "fork" or "spawn"; the default is `START_METHOD`.
     """
     receiver = Receiver(sinks, collect, progress)
+    prepare_to_count(source.total_bytes or 0)
     if jobs == 1:
         with steady_memory():
             return _run_here(source, layout, make_work(), receiver)

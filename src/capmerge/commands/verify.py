@@ -5,9 +5,11 @@ in the output, field by field, in order and type. Second, sd-scripts' own gramma
 caption in the output, must give exactly the texts that the templates ask for, with their
 probabilities.
 
-Neither file is read by the code that cut or wrote it: `proof` has readers of its own. Worker
-processes answer with a digest per record, and the two streams of digests are compared here. A
-record is read again only to say how it differs. Only a few blocks of each file are in memory.
+Neither file is read by the code that cut or wrote it: `proof` has readers of its own. A worker
+process compares a block of the source with the bytes that the output probably has for it. Where it
+finds a difference, or the bytes are not where they were expected, workers answer with a digest per
+record, and the two streams of digests are compared here. A record is read again only to say how it
+differs. Only a few blocks of each file are in memory.
 """
 
 from array import array
@@ -26,12 +28,14 @@ from capmerge.metadata.blocks import Block, FileLayout, read_layout
 from capmerge.metadata.format import Format, reserved_fields
 from capmerge.metadata.parallel import useful_jobs
 from capmerge.processes import START_METHOD
+from capmerge.proof.alignment import Alignment
 from capmerge.proof.difference import RUN_AGAIN, difference, record_at
 from capmerge.proof.digests import (
     Answer,
     BlockDigests,
     Event,
     FileToRead,
+    Task,
     digest_of,
 )
 from capmerge.proof.pool import Here, Workers
@@ -121,7 +125,7 @@ def verify(
     )
     with Here(make_work) if jobs == 1 else Workers(make_work, jobs, start_method) as workers:
         comparison = _Comparison(
-            AnswerStream(source, layout, "source"),
+            AnswerStream(source, layout, "source", Alignment(source, layout, written, out_layout)),
             AnswerStream(written, out_layout, "output"),
             workers,
             Merger(merge, reserved),
@@ -158,22 +162,31 @@ class _Comparison:
         self._source, self._output, self._forked = source, output, forked
         self._workers, self._merger, self._rejects = workers, merger, rejects
         self._verified = Verified()
-        # The block of the output that is compared, and how many of its records are.
+        # Where the next record of the output begins, while whole blocks are compared.
+        self._out_start: int | None = output.layout.first
+        # While digests are: the block of the output, and how many of its records were compared.
         self._out_block: Block | None = None
         self._out_digests, self._out_number = array("q"), 0
+        self._out_following: int | None = None  # where the next block begins, if that is proven
 
     def run(self, progress: Callable[[int], None] | None) -> Verified:
         """Compare all records; raises `DataError` at the first difference."""
         verified = self._verified
+        is_whole = False
         while found := self._next(self._source):
-            block, answer = found
+            (_, block, _, out), answer = found
+            if out and answer.same is not None and not self._is_at(out.start):
+                # Its bytes were guessed wrong, although they hold these records, too.
+                answer = self._source.again(self._workers, block)
             # Records that need a word of their own stand between runs of records that do not.
             done = 0
             for event in answer.events:
                 self._match(block, answer, done, event.after)
                 done = event.after
                 self._check_event(block, event)
-            self._match(block, answer, done, len(answer.digests))
+            self._match(block, answer, done, answer.same or len(answer.digests))
+            if out and answer.same is not None:
+                self._out_start, is_whole = out.end, block.last
             verified.add(answer.counts)
             if answer.broken_at is None:
                 self._source.source.release(block.next_start)
@@ -181,7 +194,7 @@ class _Comparison:
                     progress(block.end)
 
         # Nothing else may be in the output or among the rejects.
-        if self._has_more_output():
+        if not is_whole and self._has_more_output():
             raise self._wrong_output(
                 "found a record that is not in the source, expected the end of the file."
             )
@@ -189,26 +202,49 @@ class _Comparison:
             raise wrong_reject(listed, None, None, self._output.source.name)
         return verified
 
-    def _next(self, stream: AnswerStream) -> tuple[Block, Answer] | None:
-        """Return the next block of a file and its answer; hand out more blocks of both first."""
+    def _next(self, stream: AnswerStream) -> tuple[Task, Answer] | None:
+        """Return the next block of a file and its answer; hand out more blocks first."""
         self._source.fill(self._workers)
-        self._output.fill(self._workers)
+        if self._out_start is None:
+            self._output.fill(self._workers)
         return stream.next()
+
+    def _is_at(self, start: int) -> bool:
+        """Return whether the next record of the output begins at `start`."""
+        if self._out_start is None and self._out_block:
+            if self._out_number < len(self._out_digests):
+                place, _, _ = record_at(
+                    self._output.source, self._output.layout, self._out_block, self._out_number
+                )
+                self._out_start = place
+            else:
+                self._out_start = self._out_following
+        return self._out_start == start
 
     def _has_more_output(self) -> bool:
         """Return whether the output has another record, and go to its block if it has."""
+        if self._out_start is not None:
+            self._output.go_to(self._out_start)
+            self._out_start = self._out_block = None
+            self._out_digests, self._out_number = array("q"), 0
         while self._out_number == len(self._out_digests):
             found = self._next(self._output)
             if found is None:
                 return False
+            (_, block, _, _), answer = found
             if self._out_block:
-                self._output.source.release(found[0].start)
-            self._out_block, answer = found
+                self._output.source.release(block.start)
+            self._out_block = block
+            is_proven = answer.broken_at is None and not block.last
+            self._out_following = block.next_start if is_proven else None
             self._out_digests, self._out_number = answer.digests, 0
         return True
 
     def _match(self, block: Block, answer: Answer, start: int, end: int) -> None:
         """Compare the records that digests [start, end) of a block of the source ask for."""
+        if answer.same is not None:
+            self._verified.records += end - start
+            return
         while start < end:
             if not self._has_more_output():
                 key, _ = self._source_record(block, answer.events, start)

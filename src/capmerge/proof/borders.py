@@ -34,6 +34,10 @@ class Borders:
         if opening != (b"{" if layout.kind == "json" else b""):
             raise wrong_border(source.name, 0, opening)
 
+    def go_to(self, start: int) -> None:
+        """Go on at `start`, where a record begins."""
+        self._start, self._cut = start, None
+
     def take(self) -> Block | DataError | None:
         """Return the next block; None after the last, and the error where the file is not valid.
 

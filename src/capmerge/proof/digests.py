@@ -1,8 +1,9 @@
-"""What a worker does with a block of the source or of the output: it makes digests of records.
+"""What a worker does with a block of the source or of the output.
 
-Of each record of the source it makes the record that the merge gives, proves its draws, and answers
+It knows where the output probably has the records of a block of the source, and compares them at
+once (`at_once`). Where they are not equal, or not found, it makes digests: of each record of the source it makes the record that the merge gives, proves its draws, and answers
 with a digest of it; of each record of the output it answers with a digest of the record as it is.
-So the two files are compared without that their records ever come together.
+Then the parent finds out which records differ.
 """
 
 import json
@@ -24,7 +25,10 @@ from capmerge.captions.written import BrokenRecordError
 from capmerge.files.source import FileSource, Identity, reopen
 from capmerge.metadata.blocks import Block, FileLayout
 from capmerge.metadata.codec import Stray
+from capmerge.proof.alignment import OutputRange
+from capmerge.proof.at_once import WrittenBytes
 from capmerge.proof.draws import DrawProof
+from capmerge.proof.parsers import Pair
 from capmerge.proof.reading import BlockReader, Reading
 
 _NO_RECORD = 0
@@ -50,6 +54,8 @@ class Task(NamedTuple):
     block: Block
     data: bytes | None
     """The bytes of the block, if the worker cannot read them itself."""
+    out: OutputRange | None = None
+    """Where the output may have the records of a block of the source."""
 
 
 class Event(NamedTuple):
@@ -71,12 +77,15 @@ class Answer(NamedTuple):
     """What a block holds."""
 
     digests: "array[int]"
-    """One for each record that is, or should be, in the output."""
+    """One for each record that is, or should be, in the output; empty if `same` is given."""
     broken_at: int | None
     """The offset in the file of the first record that is not whole; None if all are."""
     events: list[Event]
     counts: Counter[str]
     """The records that are worth a line at the end, by the names of `verify.Verified`."""
+    same: int | None = None
+    """How many records the output has in the range of the task, if these are just as they should be.
+    """
 
 
 class _Made(NamedTuple):
@@ -116,7 +125,11 @@ class BlockDigests:
 
         Raises `DataError` when its file has changed, and where the cutter's pieces do not fit.
         """
-        data = self._read(task.side, task.block) if task.data is None else task.data
+        data = task.data
+        if data is None:
+            data = self._read(task.side, task.block.start, task.block.end)
+        if task.out and (answer := self._compare(data, task.block, task.out)):
+            return answer
         made = _Made(array("q"), [], Counter())
         broken_at: int | None = None
         first = 0
@@ -132,8 +145,7 @@ class BlockDigests:
             broken_at = reading.broken_at
         if broken_at is not None:
             broken_at += task.block.start
-        tally = self._merger.tally.take()
-        made.counts.update(passed=tally.passed, without_size=tally.without_size)
+        self._count(made.counts)
         return Answer(made.digests, broken_at, made.events, made.counts)
 
     def close(self) -> None:
@@ -141,13 +153,77 @@ class BlockDigests:
         for source in self._opened.values():
             source.close()
 
-    def _read(self, side: Side, block: Block) -> bytes:
+    def _compare(self, data: bytes, block: Block, out: OutputRange) -> Answer | None:
+        """Return the answer if the output has the records of a block as they should be; else None.
+
+        What was counted until then is forgotten.
+        """
+        kind = self._files["output"].layout.kind
+        written = WrittenBytes(self._read("output", *out), kind, last=block.last)
+        made = _Made(array("q"), [], Counter())
+        first = same = 0
+        try:
+            for reading in self._readers["source"].read(data, block):
+                pairs = self._proven(reading, first, same, made)
+                if pairs is None or not written.continue_with(pairs, by_json=reading.by_json > 0):
+                    return None
+                first += len(reading.pairs)
+                same += len(pairs)
+            if not written.is_at_end():
+                return None
+            self._count(made.counts)
+            return Answer(made.digests, None, made.events, made.counts, same)
+        finally:
+            self._merger.tally.take()
+
+    def _proven(self, reading: Reading, first: int, same: int, made: _Made) -> list[Pair] | None:
+        """Return the records that the output should hold; None if not all draws are as meant.
+
+        `first` is the number of the first record that was read in its block, and `same` that of
+        the records of the block that the output has before it.
+        """
+        if reading.broken_at is not None:
+            return None
+        made.counts["doubled"] += len(reading.doubled)
+        made.counts["by_json"] += reading.by_json
+        befores = [copy_of(record) for _, record in reading.pairs]
+        failures = self._merger.merge_all([record for _, record in reading.pairs])
+        pairs = reading.pairs
+        if failures:
+            for rejected, (number, error) in enumerate(failures):
+                if isinstance(error, RewrittenError):
+                    return None
+                digest = digest_of(*pairs[number], forked=self._forked)
+                event = Event(same + number - rejected, first + number, "rejected", digest)
+                made.events.append(event)
+            failed = {number for number, _ in failures}
+            merged = [number for number in range(len(pairs)) if number not in failed]
+            pairs, befores = [pairs[number] for number in merged], [befores[n] for n in merged]
+        fits = self._merger.fit_all(befores)
+        for number in range(len(pairs)) if fits else self._proof.doubtful(befores, pairs):
+            try:
+                fit = fits[number] if fits else None
+                if MARK not in befores[number] and self._proof.problem(
+                    befores[number], pairs[number][1], fit.draws if fit else None
+                ):
+                    return None
+            except BrokenRecordError:
+                return None
+            except TooManyOutcomesError:
+                made.counts["too_many_outcomes"] += 1
+        return pairs
+
+    def _count(self, counts: Counter[str]) -> None:
+        tally = self._merger.tally.take()
+        counts.update(passed=tally.passed, without_size=tally.without_size)
+
+    def _read(self, side: Side, start: int, end: int) -> bytes:
         source = self._opened.get(side)
         if source is None:
             file = self._files[side].file
             assert file is not None  # else the parent sends the bytes
             source = self._opened[side] = reopen(*file)
-        return source.window(block.start, block.end - block.start)
+        return source.window(start, end - start)
 
     def _digests(self, reading: Reading) -> list[int]:
         """Return the digest of each record that was read, or of what was made of it since."""

@@ -28,6 +28,7 @@ from capmerge.captions.wildcard import (
 )
 from capmerge.captions.written import read_spans, read_written
 from capmerge.errors import quoted
+from capmerge.proof.parsers import Pair
 
 _SPACES_BEFORE_BRACES = re.compile(r" +(?=[{}])")
 _ANY_SPACES = re.compile(r" +")
@@ -42,16 +43,24 @@ class _Plan:
     """
 
     def __init__(
-        self, draws: list[tuple[tuple[str, ...], list[str], int]], weights: list[int]
+        self,
+        draws: list[tuple[tuple[str, ...], list[str], int]],
+        letters: Sequence[str],
+        weights: list[int],
     ) -> None:
         self._draws = draws
         self.weights = weights
         # Places in a list of the tags and all caption lines, where every text is one of these.
         bare = all(len(fields) == 1 and not any(literals) for fields, literals, _ in draws)
         places = [0 if fields[0] == "tags" else 1 + number for fields, _, number in draws]
+        numbers = [n for n, weight in enumerate(weights) for _ in range(weight)]
         self._bare = _picker(places) if bare else None
-        self._repeats = _picker([n for n, weight in enumerate(weights) for _ in range(weight)])
+        self._repeats = _picker(numbers)
         self._is_repeated = set(weights) > {1}
+        self.letters = "".join([letters[n] for n in numbers])
+        """The letter of each line of a record in which no two lines are equal."""
+        self.lines_of = _picker([places[n] for n in numbers]) if bare else None
+        """Picks these lines from the tags and all caption lines, if each is one of them."""
 
     def texts(self, tags: str, captions: Sequence[str]) -> Sequence[str]:
         """Return the text of each draw."""
@@ -94,6 +103,49 @@ class DrawProof:
         return _misread(
             self._merger, self._merger.draws(before) if draws is None else draws, record
         )
+
+    def doubtful(self, befores: Sequence[Record], pairs: Sequence[Pair]) -> list[int]:
+        """Return the numbers of those records, without `--fit`, that `problem` has to look at.
+
+        The others are as `_is_plainly_right` says. Nearly all records of a file come by here, so
+        the commonest are looked at without a call: no brace is in their caption, and it is the
+        lines of their plan.
+        """
+        if self._has_others:
+            return list(range(len(pairs)))
+        is_right, plans = self._is_plainly_right, self._plans
+        tags_field, caption_field = self._options.tags_field, self._options.caption_field
+        has_simple_lines = (
+            self._options.caption_lines == "each"
+            and self._options.weights != "field"
+            and not (self._edits_tags or self._options.inline)
+        )
+        doubted: list[int] = []
+        for number, (before, (_, record)) in enumerate(zip(befores, pairs, strict=True)):
+            if MARK in before:
+                doubted.append(number)
+                continue
+            if has_simple_lines:
+                tags, caption = before.get(tags_field, ""), before.get(caption_field, "")
+                if tags.__class__ is str and caption.__class__ is str:
+                    tags, caption = tags.strip(), caption.strip()
+                    lines = (tags, caption) if caption else (tags,)
+                    if "\n" in caption:
+                        lines = (tags, *filter(None, map(str.strip, caption.split("\n"))))
+                    plan = plans.get((not tags, len(lines) - 1))
+                    written = record["caption"]
+                    if (
+                        plan
+                        and plan.lines_of
+                        and written == "\n".join(plan.lines_of(lines))
+                        and record[MARK] == plan.letters
+                        and not ("{" in written or "}" in written)
+                        and not ("\r" in tags or "\n" in tags or "\r" in caption)
+                    ):
+                        continue
+            if not is_right(before, record):
+                doubted.append(number)
+        return doubted
 
     def _is_plainly_right(self, before: Record, record: Record) -> bool:
         """Return whether the lines of `record`, read one by one, are the texts that are meant.
@@ -163,6 +215,7 @@ class DrawProof:
                 )
                 for draw in draws
             ],
+            [draw.template.style for draw in draws],
             whole_weights([draw.share for draw in draws]),
         )
         return plan

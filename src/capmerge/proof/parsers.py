@@ -39,7 +39,7 @@ Values: TypeAlias = list[Any]
 _YAJL = ijson.get_backend("yajl2_c")
 _INT64_OVERFLOW = float(1 << 63)
 _MOST_BRACKETS = 4096
-"""The most opening brackets in what ijson reads at once: 40 MB if all are inside each other."""
+"""The most objects and lists in what ijson reads at once: 40 MB if all are inside each other."""
 
 
 def values_by_ijson(text: bytes, kind: Kind) -> Values | None:
@@ -48,7 +48,8 @@ def values_by_ijson(text: bytes, kind: Kind) -> Values | None:
     if (
         b"\x0b" in text
         or b"\x0c" in text
-        or (signs.brackets > _MOST_BRACKETS and not _is_flat(text, kind))
+        # Every object that is not empty has a key between quotes.
+        or (signs.lists + signs.quotes // 2 > _MOST_BRACKETS and not _is_flat(text, kind))
         or (signs.may_have_half_a_pair and exact_signs_of(text).has_half_a_pair)
     ):
         return None

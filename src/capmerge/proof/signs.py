@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _PART_BYTES = 1 << 20
-_BACKSLASH, _QUOTE, _U, _D = b'\\"ud'
-_OPENING, _CASE = b"{"[0], 0x20
-"""The bit that tells small letters from capital ones also tells `{` from `[`."""
+_BACKSLASH, _QUOTE, _U, _D, _TWO = b'\\"ud2'
+_LIST, _CASE = b"["[0], 0x20
+"""The bit that tells small letters from capital ones."""
+_QUOTE_CODE, _SURROGATE_CODE = (int.from_bytes(code, "little") for code in (b"u002", b"ud"))
+"""What follows the backslash of a quote's code, and of the codes D000 to DFFF, in small letters."""
+_TWO_LETTERS, _CASES = 0xFFFF, _CASE << 8
 _HIGH_HALVES, _DIGITS = 0xF0F0F0F0F0F0F0F0, 0x3030303030303030
 
 
@@ -23,8 +26,8 @@ class Signs(NamedTuple):
 
     quotes: int
     """How many quotes it has, escaped ones included."""
-    brackets: int
-    """How many opening brackets it has, those in strings included."""
+    lists: int
+    """How many opening square brackets it has, those in strings included."""
     may_have_half_a_pair: bool
     r"""Whether an escape such as `\ud83d` may lack the other half of its surrogate pair."""
     may_have_quote_codes: bool
@@ -44,28 +47,30 @@ def signs_of(text: bytes) -> Signs:
     """Return what is found in a text at first sight."""
     import numpy as np
 
-    quotes = brackets = 0
+    quotes = lists = 0
     may_have_half_a_pair = may_have_quote_codes = False
     letters = np.frombuffer(text, np.uint8)
+    # The four letters from every place on. Behind the last escape of valid JSON there are as many.
+    size = max(0, len(text) - 3)
+    fours = np.ndarray(size, "<u4", text, strides=(1,)) if size else np.empty(0, "<u4")
     for start, end in _parts(letters):
         part = letters[start:end]
         quotes += int(np.count_nonzero(part == _QUOTE))
-        brackets += int(np.count_nonzero((part | _CASE) == _OPENING))
-        places = np.flatnonzero(part == _BACKSLASH) + start
-        codes = places
-        if codes.size:
-            # The last letter of valid JSON is none of these, whatever is found behind it.
-            codes = codes[letters.take(codes + 1, mode="clip") == _U]
-        if codes.size:
-            ones, others = _halves(letters, codes)
-            if ones.size or others.size:
-                # Where one backslash follows another, some of the codes may be none.
-                is_sure = places[0] > start and not (places[1:] == places[:-1] + 1).any()
-                may_have_half_a_pair |= not (is_sure and np.array_equal(ones + 6, others))
-            for number, digit in enumerate(b"0022", start=2):
-                codes = codes[letters.take(codes + number, mode="clip") == digit]
-            may_have_quote_codes |= codes.size > 0
-    return Signs(quotes, brackets, may_have_half_a_pair, may_have_quote_codes)
+        lists += int(np.count_nonzero(part == _LIST))
+        places = np.flatnonzero(part == _BACKSLASH)
+        if not places.size:
+            continue
+        places += start
+        behind = places + 1
+        codes = fours[behind if behind[-1] < size else behind[behind < size]]
+        digits = behind[: codes.size][codes == _QUOTE_CODE] + 4
+        may_have_quote_codes |= bool((letters.take(digits, mode="clip") == _TWO).any())
+        if ((codes & _TWO_LETTERS | _CASES) == _SURROGATE_CODE).any():
+            ones, others = _halves(letters, places[letters.take(behind, mode="clip") == _U])
+            # Where one backslash follows another, some of the codes may be none.
+            is_sure = places[0] > start and not (places[1:] == behind[:-1]).any()
+            may_have_half_a_pair |= not (is_sure and np.array_equal(ones + 6, others))
+    return Signs(quotes, lists, may_have_half_a_pair, may_have_quote_codes)
 
 
 def exact_signs_of(text: bytes) -> ExactSigns:

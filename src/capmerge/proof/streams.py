@@ -5,19 +5,26 @@ from collections import deque
 from capmerge.errors import DataError
 from capmerge.files.source import FileSource, Source
 from capmerge.metadata.blocks import Block, FileLayout
+from capmerge.proof.alignment import Alignment
 from capmerge.proof.borders import Borders
 from capmerge.proof.digests import Answer, Side, Task
 from capmerge.proof.pool import Here, Ticket, Workers
 
 
 class AnswerStream:
-    """Hands out the blocks of a file ahead of time, and gives the answers one by one."""
+    """Hands out the blocks of a file ahead of time, and gives the answers one by one.
 
-    def __init__(self, source: Source, layout: FileLayout, side: Side) -> None:
+    `alignment` tells where the output has the records of each block of the source.
+    """
+
+    def __init__(
+        self, source: Source, layout: FileLayout, side: Side, alignment: Alignment | None = None
+    ) -> None:
         self.source, self.layout = source, layout
         self._side: Side = side
+        self._alignment = alignment
         self._borders = Borders(source, layout)
-        self._pending: deque[tuple[Block, Ticket]] = deque()
+        self._pending: deque[tuple[Task, Ticket]] = deque()
         self._error: DataError | None = None
 
     def fill(self, workers: Here | Workers) -> None:
@@ -29,13 +36,22 @@ class AnswerStream:
             if isinstance(block, DataError):
                 self._error = block
                 return
-            data = None
-            if not isinstance(self.source, FileSource):
-                data = self.source.window(block.start, block.end - block.start)
-            self._pending.append((block, workers.submit(Task(self._side, block, data))))
+            out = self._alignment.range_of(block) if self._alignment else None
+            task = Task(self._side, block, self._bytes_of(block), out)
+            self._pending.append((task, workers.submit(task)))
 
-    def next(self) -> tuple[Block, Answer] | None:
-        """Return the next block with its answer; None after the last.
+    def go_to(self, start: int) -> None:
+        """Go on with the record that begins at `start`. Answers that are pending are dropped."""
+        self._pending.clear()
+        self._error = None
+        self._borders.go_to(start)
+
+    def again(self, workers: Here | Workers, block: Block) -> Answer:
+        """Return the answer for a block that has digests of its records."""
+        return workers.submit(Task(self._side, block, self._bytes_of(block))).answer()
+
+    def next(self) -> tuple[Task, Answer] | None:
+        """Return the next task with its answer; None after the last.
 
         Raises `DataError` where the file is not valid.
         """
@@ -43,12 +59,17 @@ class AnswerStream:
             if self._error:
                 raise self._error
             return None
-        block, ticket = self._pending.popleft()
+        task, ticket = self._pending.popleft()
         answer = ticket.answer()
         if answer.broken_at is not None:
             # Either the end of the block was guessed wrong, or the file is broken there. A parser
             # finds out, and the blocks after it are cut anew.
             self._pending.clear()
             self._error = None
-            self._borders.recut(block, answer.broken_at)
-        return block, answer
+            self._borders.recut(task.block, answer.broken_at)
+        return task, answer
+
+    def _bytes_of(self, block: Block) -> bytes | None:
+        if isinstance(self.source, FileSource):
+            return None
+        return self.source.window(block.start, block.end - block.start)

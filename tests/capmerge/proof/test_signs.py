@@ -36,9 +36,10 @@ def test_signs_are_those_that_a_scanner_finds(value, part_bytes):
     finally:
         signs._PART_BYTES = kept
     assert exact == (2 * len(value), has_half_a_pair(escapes))
-    assert first[:2] == (text.count(b'"'), text.count(b"{") + text.count(b"["))
+    assert first[:2] == (text.count(b'"'), text.count(b"["))
     assert signs.quotes_in(text) == text.count(b'"')
     assert first.may_have_half_a_pair or not exact.has_half_a_pair
+    assert first.may_have_quote_codes or b"\\u0022" not in text
 
 
 @pytest.mark.parametrize("before", range(9))

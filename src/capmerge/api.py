@@ -18,11 +18,12 @@ from capmerge.commands.receipt import load_receipt
 from capmerge.commands.rewrite import Outcome, RewriteOptions, rewrite
 from capmerge.commands.verify import Verified, verify
 from capmerge.errors import DataError
-from capmerge.files.source import open_source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, read_layout
 from capmerge.metadata.codec import Stray
 from capmerge.metadata.format import Format
+from capmerge.metadata.opened import open_metadata
 from capmerge.metadata.pieces import iter_pairs, place_of
+from capmerge.proof.parquet import read_rows
 from capmerge.rng import SampleId
 from capmerge.tokens.counter import TokenCounter
 from capmerge.tokens.families import TokenizerFamily
@@ -44,8 +45,9 @@ def rewrite_file(
 ) -> Outcome:
     """Rewrite the metadata file `source` into `target` and its side files; return the counts.
 
-    The format follows the ending of `target`: .json, .jsonl, or either with .gz. With `on_error`
-    "skip", records that cannot be merged are left out and listed in `target` + ".rejects.jsonl".
+    The format follows the ending of `target`: .json, .jsonl, or either with .gz or .zst. With
+    `on_error` "skip", records that cannot be merged are left out and listed in `target` +
+    ".rejects.jsonl".
     `jobs` worker processes give the same bytes for any number; they are forked on Linux, so keep
     the default of 1 in a program that runs threads. `index` also writes the
     trainer's index. `latents` is the folder of the cached latents, whose names decide whether
@@ -66,7 +68,7 @@ def rewrite_file(
         index=index,
         latents=None if latents is None else Path(latents),
     )
-    with open_source(fspath(source)) as opened:
+    with open_metadata(fspath(source)) as opened:
         return rewrite(opened, options)
 
 
@@ -88,15 +90,19 @@ def verify_files(
     Raises `DataError` at the first difference, `UsageError` when a file or the receipt is missing.
     """
     used, skips = (merge, on_error == "skip") if merge else load_receipt(Path(target))
-    with open_source(fspath(source)) as opened, open_source(fspath(target)) as written:
+    with (
+        open_metadata(fspath(source), read_rows) as opened,
+        open_metadata(fspath(target), read_rows) as written,
+    ):
         return verify(
             opened, written, used, skips=skips, max_record_bytes=MAX_RECORD_BYTES, jobs=jobs
         )
 
 
 def iter_records(path: FileName) -> Iterator[tuple[str, Any]]:
-    """Yield the key and the value of each record of a .json or .jsonl file, .gz included.
+    """Yield the key and the value of each record of a .json, .jsonl or .parquet file.
 
+    The first two may be compressed with gzip or zstd.
     The file may have any size; only a few megabytes of it are in memory. Values are what Python's
     `json` makes of them: integers of any size, NaN and lone surrogates included. Records with
     equal keys are all yielded, in their order; of a field that a record has twice, the last counts.
@@ -104,7 +110,7 @@ def iter_records(path: FileName) -> Iterator[tuple[str, Any]]:
     Raises `UsageError` when the file cannot be opened, `DataError` with the place of damage, also
     after records were yielded.
     """
-    with open_source(fspath(path)) as source:
+    with open_metadata(fspath(path)) as source:
         layout = read_layout(source, MAX_RECORD_BYTES, may_be_empty=True)
         for piece, number, (key, record) in iter_pairs(source, layout):
             if isinstance(record, Stray):

@@ -9,6 +9,8 @@ import typer
 from typer.core import TyperGroup
 
 import capmerge
+from capmerge.cli.collect import collect_command
+from capmerge.cli.convert import convert_command
 from capmerge.cli.index import index_command
 from capmerge.cli.preview import preview_command
 from capmerge.cli.rewrite import rewrite_command
@@ -57,6 +59,8 @@ app.command("verify")(verify_command)
 app.command("stats")(stats_command)
 app.command("preview")(preview_command)
 app.command("index")(index_command)
+app.command("convert")(convert_command)
+app.command("collect")(collect_command)
 
 
 def main() -> None:

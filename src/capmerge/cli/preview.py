@@ -14,8 +14,8 @@ from capmerge.cli.options import (
     with_merge_options,
 )
 from capmerge.errors import UsageError
-from capmerge.files.source import open_source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
+from capmerge.metadata.opened import open_metadata
 from capmerge.terminal import errors_as_exit_codes, progress_bar, warn
 from capmerge.tokens.chunks import Splitting
 
@@ -139,7 +139,8 @@ def preview_command(
     """Show records before and after the merge, as CLIP sees them.
 
     Each alternative is shown cut into chunks, with its tokens and with the part that is dropped.
-    SRC is a .json or .jsonl metadata file, a .gz file of either, or - for standard input. Records
+    SRC is a .json or .jsonl metadata file, a .gz or .zst file of either, a .parquet file,
+    or - for standard input. Records
     that are already rewritten are shown as they are. No file is written.
     """
     with errors_as_exit_codes():
@@ -184,7 +185,7 @@ def preview_command(
         # Run
         reads_all = key or random or longest
         with (
-            open_source(src) as source,
+            open_metadata(src) as source,
             progress_bar(source, quiet=quiet or not reads_all) as progress,
         ):
             printed = print_previews(source, options, progress=progress, quiet=quiet)

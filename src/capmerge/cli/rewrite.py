@@ -25,10 +25,13 @@ from capmerge.commands.rewrite import RewriteOptions, rewrite
 from capmerge.commands.rewrite_summary import Summary
 from capmerge.commands.stats_outputs import StatsFiles, default_document
 from capmerge.cores import usable_cores
-from capmerge.errors import UsageError
-from capmerge.files.source import Source, open_source
+from capmerge.errors import UsageError, printable
+from capmerge.files.backup import backup_path
+from capmerge.files.compression import without_compression
+from capmerge.files.source import Source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
 from capmerge.metadata.format import DATASET, Format, FormatName
+from capmerge.metadata.opened import open_metadata
 from capmerge.stats.collector import Tokenizers
 from capmerge.terminal import count_bar, errors_as_exit_codes, progress_bar, warn
 
@@ -48,6 +51,14 @@ def rewrite_command(
             show_default=False,
         ),
     ] = None,
+    in_place: Annotated[
+        bool,
+        typer.Option(
+            "--in-place",
+            help="Write over SRC itself, which is kept as SRC.bak. An existing SRC.bak is never "
+            "replaced.",
+        ),
+    ] = False,
     format_name: Annotated[
         FormatName | None,
         typer.Option(
@@ -104,12 +115,13 @@ def rewrite_command(
     """Merge the caption and tags of every record into caption lines.
 
     sd-scripts draws one of the lines each time that it trains the record. SRC is a .json or .jsonl
-    metadata file, a .gz file of either, or - for standard input. It is never changed, and OUT
-    appears whole or not at all.
+    metadata file, a .gz or .zst file of either, a .parquet file, or - for standard input. It is
+    never changed, and OUT appears whole or not at all. With --in-place OUT is SRC, and what SRC was
+    becomes SRC.bak.
     """
     with errors_as_exit_codes():
         # Options
-        target = _target(src, out, format_name)
+        target = _target(src, out, format_name, in_place=in_place)
         tokenizers = Tokenizers(merge.family or "sd1", tokenizer)
         options = RewriteOptions(
             target,
@@ -120,6 +132,7 @@ def rewrite_command(
             merge.on_error or "stop",
             jobs or usable_cores(),
             force=force,
+            in_place=in_place,
             stats=tokenizers if stats else None,
             index=index,
             latents=latents,
@@ -134,7 +147,7 @@ def rewrite_command(
                 "--tokenizer belongs to --stats and --dry-run. Give one of them, or leave "
                 "--tokenizer out."
             )
-        with open_source(src) as source:
+        with open_metadata(src) as source:
             document = default_document(target) if target and stats else None
             files = StatsFiles(document, plot, report).checked(source, force=force)
 
@@ -171,12 +184,24 @@ def rewrite_command(
                 config,
             )
             print(summary.text(), file=screen)
+            if in_place and target:
+                print(f"kept: {printable(str(backup_path(target.resolve())))}", file=screen)
             if outcome.statistics:
                 print_statistics(outcome.statistics, written, to=screen)
 
 
-def _target(src: str, out: str | None, format_name: FormatName | None) -> Path | None:
+def _target(
+    src: str, out: str | None, format_name: FormatName | None, *, in_place: bool
+) -> Path | None:
     """The file that -o names, or a default beside `src`; None for standard output."""
+    if in_place and out is not None:
+        raise UsageError(
+            f"--in-place writes over {printable(src)}, and -o names another file. Give one of them."
+        )
+    if in_place and src == "-":
+        raise UsageError("--in-place needs a file, and standard input is none. Give -o OUT.")
+    if in_place:
+        return Path(src)
     if out is not None:
         return None if out == "-" else Path(out)
     if src == "-":
@@ -185,8 +210,7 @@ def _target(src: str, out: str | None, format_name: FormatName | None) -> Path |
             "Give -o OUT, or -o - for standard output."
         )
     path = Path(src)
-    unzipped = path.with_suffix("") if path.suffix.lower() == ".gz" else path
-    return path.with_name(f"{unzipped.stem}_wildcard.{format_name or 'json'}")
+    return path.with_name(f"{without_compression(path).stem}_wildcard.{format_name or 'json'}")
 
 
 def _show_first_records(

@@ -21,8 +21,8 @@ from capmerge.commands.stats import MeasureOptions, measure
 from capmerge.commands.stats_outputs import StatsFiles, default_document
 from capmerge.cores import usable_cores
 from capmerge.errors import printable
-from capmerge.files.source import open_source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
+from capmerge.metadata.opened import open_metadata
 from capmerge.stats.collector import Tokenizers
 from capmerge.stats.document import Document
 from capmerge.stats.terminal_table import text_table
@@ -70,7 +70,7 @@ def stats_command(
     """
     with errors_as_exit_codes():
         options = merge.options(counts_tokens=True)
-        with open_source(src) as source:
+        with open_metadata(src) as source:
             # Checks
             document = out or (None if src == "-" else default_document(Path(src)))
             files = StatsFiles(document, plot, report, per_record).checked(source, force=force)

@@ -16,8 +16,9 @@ from capmerge.cli.options import (
 from capmerge.commands.receipt import load_receipt
 from capmerge.commands.verify import verify
 from capmerge.cores import usable_cores
-from capmerge.files.source import open_source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
+from capmerge.metadata.opened import open_metadata
+from capmerge.proof.parquet import read_rows
 from capmerge.terminal import errors_as_exit_codes, progress_bar
 
 
@@ -33,17 +34,17 @@ def verify_command(
 ) -> None:
     """Prove that OUT is what `rewrite` makes of SRC, record by record.
 
-    SRC and OUT are .json or .jsonl files, or .gz files of either. The merge options are read from
-    OUT.capmerge.json. If you give any of them here, that file is not read: give all the options
-    that OUT was made with.
+    SRC and OUT are .json or .jsonl files, .gz or .zst files of either, or .parquet files. The merge
+    options are read from OUT.capmerge.json. If you give any of them here, that file is not read:
+    give all the options that OUT was made with.
     """
     with errors_as_exit_codes():
         options, skips = merge.options(counts_tokens=False), merge.on_error == "skip"
         if not merge.is_given and not merge.on_error:
             options, skips = load_receipt(Path(out))
         with (
-            open_source(src) as source,
-            open_source(out) as written,
+            open_metadata(src, read_rows) as source,
+            open_metadata(out, read_rows) as written,
             progress_bar(source, quiet=quiet) as progress,
         ):
             verified = verify(

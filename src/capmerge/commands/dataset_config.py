@@ -6,6 +6,7 @@ from pathlib import Path
 
 from capmerge.commands.latent_files import Evidence
 from capmerge.errors import printable
+from capmerge.files.compression import without_compression
 from capmerge.metadata.format import DATASET
 from capmerge.toml import to_toml
 
@@ -21,9 +22,9 @@ def dataset_config(
     """
     sizes = list(resolutions)
     is_legacy = found.files == "legacy" and found.one_size and bool(sizes)
-    readable = target.with_suffix("") if target.suffix == ".gz" else target
+    readable = without_compression(target)
     unzip = (
-        "\n  # sd-scripts does not read .gz files. Unzip the file first."
+        f"\n  # sd-scripts does not read {target.suffix} files. Unpack the file first."
         if readable != target
         else ""
     )

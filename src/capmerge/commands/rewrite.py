@@ -23,9 +23,10 @@ from capmerge.commands.dataset_config import dataset_config
 from capmerge.commands.latent_files import Evidence, count_names, evidence, with_image_size
 from capmerge.commands.merge_blocks import BlockMerger, Counted, OnError
 from capmerge.commands.receipt import receipt
-from capmerge.commands.targets import check_target
-from capmerge.errors import OutputError, UsageError, printable
-from capmerge.files.atomic import AtomicFile, Buffer, OutputFiles
+from capmerge.commands.targets import check_in_place, check_target
+from capmerge.errors import DataError, OutputError, UsageError, printable
+from capmerge.files.atomic import AtomicFile, Buffer, OutputFiles, StandardOutput
+from capmerge.files.backup import backup_path, keep_backup
 from capmerge.files.source import Source, fingerprint
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, FileLayout, read_layout
 from capmerge.metadata.format import (
@@ -62,12 +63,14 @@ class RewriteOptions:
     """
 
     target: Path | None
-    """The file to write; None for standard output."""
+    """The file to write; None for standard output, and not looked at with `in_place`."""
     format: Format = _JSON
     merge: MergeOptions = field(default_factory=MergeOptions)
     on_error: OnError = "stop"
     jobs: int = 1
     force: bool = False
+    in_place: bool = False
+    """True to replace the source, which keeps the name of its backup."""
     stats: Tokenizers | None = None
     """The tokenizers that count the output in the same pass; None to count nothing."""
     index: bool = False
@@ -111,9 +114,12 @@ def rewrite(
     # Check everything that can be checked before a file is opened.
     if options.index:
         _check_indexable(options)
-    target = options.target and check_target(
-        options.target, source, force=options.force, side_suffixes=SIDE_FILES
-    )
+    if options.in_place:
+        target: Path | None = check_in_place(source)
+    else:
+        target = options.target and check_target(
+            options.target, source, force=options.force, side_suffixes=SIDE_FILES
+        )
     layout = read_layout(source, options.max_record_bytes)
 
     # The latents say whether records with a train_resolution alone get an image_size.
@@ -188,15 +194,41 @@ def rewrite(
                 "read_bytes": read_bytes,
                 "written_bytes": output.written_bytes,
             }
-            made = receipt(
-                source.name, fingerprint(source), options.merge, options.on_error, counts
-            )
+            name = _name_of_source(source, target) if options.in_place else source.name
+            made = receipt(name, fingerprint(source), options.merge, options.on_error, counts)
             folder = (source.path or target).resolve().parent
             files.side(RECEIPT).write(made.encode())
             config = dataset_config(target, folder, sample.resolutions, found)
             files.side(DATASET).write(config.encode())
-        files.publish()
+        files.publish(partial(_swap, source, target, output) if options.in_place else None)
     return Outcome(total.tally, read_bytes, output.written_bytes, found, repeated, statistics)
+
+
+def _name_of_source(source: Source, target: Path) -> str:
+    """The name of the backup that a rewrite in place makes of its source, as the user names it."""
+    is_link = Path(source.name).is_symlink()
+    return str(backup_path(target if is_link else Path(source.name)))
+
+
+def _swap(source: Source, target: Path | None, output: AtomicFile | StandardOutput) -> None:
+    """Keep the source as its backup, just before the output takes its name.
+
+    Raises `DataError` where another file has its name by now.
+    """
+    assert target is not None  # a source that is replaced has a path
+    assert isinstance(output, AtomicFile)
+    if not source.is_file(target):
+        raise DataError(
+            source.name,
+            None,
+            None,
+            "another file took its place while it was read.",
+            "Run again when nothing writes to it.",
+        )
+    shutil.copymode(target, output.temporary)
+    keep_backup(target)
+    if sys.platform == "win32":  # which replaces no open file
+        source.close()
 
 
 def _check_indexable(options: RewriteOptions) -> None:
@@ -205,11 +237,11 @@ def _check_indexable(options: RewriteOptions) -> None:
         raise UsageError(
             "--index: standard output cannot be read by byte offsets. Give a file with -o OUT."
         )
-    if options.format.gz:
+    if options.format.compression:
         shown = printable(str(options.target))
         raise UsageError(
-            f"{shown}: found a gzip output, but --index needs byte offsets, which gzip does not "
-            "have. Choose an -o that does not end in .gz."
+            f"{shown}: found a compressed output, but --index needs byte offsets, which it does "
+            f"not have. Choose an -o that does not end in .{options.format.compression}."
         )
 
 
@@ -314,5 +346,5 @@ def _check_room(target: Path, source: Source, growth: float) -> None:
     if needed > free and total:
         raise OutputError(
             f"{printable(str(target))}: found {free / 1e9:,.2f} GB free, but the output will take "
-            f"about {needed / 1e9:,.2f} GB. Make room, choose another -o, or one that ends in .gz."
+            f"about {needed / 1e9:,.2f} GB. Make room, choose another -o, or one that ends in .zst."
         )

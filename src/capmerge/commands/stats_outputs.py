@@ -13,8 +13,10 @@ from pathlib import Path
 from capmerge.commands.targets import check_target
 from capmerge.errors import UsageError, printable
 from capmerge.files.atomic import write_whole
+from capmerge.files.compression import without_compression
 from capmerge.files.source import Source
 from capmerge.html_page import generator_line
+from capmerge.metadata.format import PARQUET
 from capmerge.stats.document import Document
 
 _ENDINGS = {
@@ -35,7 +37,9 @@ _NEAR_BYTES = 4096
 
 def default_document(path: Path) -> Path:
     """The default path of the document of a metadata file: `<stem>.stats.json` beside it."""
-    name = path.name.removesuffix(".gz").removesuffix(".json").removesuffix(".jsonl")
+    name = without_compression(path).name
+    for ending in (".json", ".jsonl", PARQUET):
+        name = name.removesuffix(ending)
     return path.with_name(f"{name}.stats.json")
 
 

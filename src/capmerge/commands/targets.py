@@ -7,13 +7,14 @@ from pathlib import Path
 
 from capmerge.errors import UsageError, printable
 from capmerge.files.atomic import side_path
+from capmerge.files.backup import check_backup
 from capmerge.files.source import Source
 
 
 def check_target(
-    target: Path, source: Source, *, force: bool, side_suffixes: tuple[str, ...] = ()
+    target: Path, source: Source | None, *, force: bool, side_suffixes: tuple[str, ...] = ()
 ) -> Path:
-    """The real path to write to, links followed.
+    """The real path to write to, links followed; `source` is None where it may be the target.
 
     Raises `UsageError` when it is the source, is not a regular file, is in a folder that does not
     exist, or exists already without `force`; and when a side file would be the source.
@@ -21,13 +22,13 @@ def check_target(
     shown = printable(str(target))
     try:
         target = target.resolve()
-        if source.is_file(target):
+        if source and source.is_file(target):
             raise UsageError(
                 f"{shown}: the output is the source itself, which is never written to. Choose "
                 "another name."
             )
         for suffix in side_suffixes:
-            if source.is_file(side_path(target, suffix)):
+            if source and source.is_file(side_path(target, suffix)):
                 raise UsageError(
                     f"{shown}: the side file with the ending {suffix} would be the source itself. "
                     "Choose another name."
@@ -38,6 +39,24 @@ def check_target(
         raise UsageError(
             f"{shown}: the file system refuses this name ({error}). Choose another."
         ) from error
+
+
+def check_in_place(source: Source) -> Path:
+    """The real path of a source that is to be replaced, links followed.
+
+    Raises `UsageError` when it is no file, or when it has a backup already.
+    """
+    shown = printable(source.name)
+    path = Path(source.name)
+    # A pipe is no file, and a name that led to the source may lead elsewhere by now.
+    if not path.is_file() or not source.is_file(path):
+        raise UsageError(
+            f"{shown}: found a pipe or a device, expected a file that --in-place can replace. "
+            "Give -o OUT instead."
+        )
+    path = check_target(path, None, force=True)
+    check_backup(path)
+    return path
 
 
 def _checked(target: Path, shown: str, *, force: bool) -> Path:

@@ -7,7 +7,7 @@ synced.
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -35,10 +35,11 @@ class AtomicFile:
     def __init__(self, target: Path) -> None:
         self.target = target
         self.written_bytes = 0
-        self._temporary = _temporary_of(target)
+        self.temporary = _temporary_of(target)
+        """The hidden path under which the file is written."""
         self._published = False
         try:
-            self._file = open_locked(self._temporary)
+            self._file = open_locked(self.temporary)
             self._file.truncate(0)
         except BlockingIOError as error:
             raise BusyError(
@@ -72,7 +73,7 @@ class AtomicFile:
         It reads through the writer's descriptor: on POSIX closing another one would give up the
         lock, and on Windows no other one can read a locked file.
         """
-        return FileSource(self._temporary, self._file.fileno())
+        return FileSource(self.temporary, self._file.fileno())
 
     def sync(self) -> None:
         """Put all bytes on disk, under the hidden name."""
@@ -88,7 +89,7 @@ class AtomicFile:
         if sys.platform == "win32":
             self._file.close()
         try:
-            self._temporary.replace(self.target)
+            self.temporary.replace(self.target)
             self._published = True
             sync_folder(self.target.parent)
         except OSError as error:
@@ -100,7 +101,7 @@ class AtomicFile:
         if not self._published:
             if sys.platform == "win32":  # which cannot remove an open file
                 self._file.close()
-            self._temporary.unlink(missing_ok=True)
+            self.temporary.unlink(missing_ok=True)
             self._file.close()
 
     def __enter__(self) -> Self:
@@ -205,13 +206,16 @@ class OutputFiles:
         """Open the side file OUT + `suffix`; each one can be opened once."""
         return self._add(self._absent.pop(suffix))
 
-    def publish(self) -> None:
+    def publish(self, before_naming: Callable[[], None] | None = None) -> None:
         """Sync every file, then name them all.
 
-        Side files of an earlier run that this one did not write are removed.
+        `before_naming` is called in between. Side files of an earlier run that this one did not
+        write are removed.
         """
         for file in self._files:
             file.sync()  # all of them first, so a full disk is noticed before any has its name
+        if before_naming:
+            before_naming()
         for path in self._absent.values():
             _remove(path)
         for file in reversed(self._files):

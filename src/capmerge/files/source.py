@@ -1,15 +1,13 @@
-"""Reading a source - a file or a pipe, plain or gzip - as bytes at any offset.
+"""Reading a source - a file or a pipe, plain or compressed - as bytes at any offset.
 
 A plain file is read at the offset that is asked for, by seek and read: every process opens its own
-handle, so no POSIX-only call is needed. A pipe or a gzip stream is read once, front to back; its
-bytes are kept until they are released.
+handle, so no POSIX-only call is needed. A pipe or a compressed file is read once, front to back;
+its bytes are kept until they are released.
 """
 
-import gzip
 import hashlib
 import os
 import sys
-import zlib
 from contextlib import closing
 from io import FileIO
 from pathlib import Path
@@ -19,8 +17,8 @@ if TYPE_CHECKING:
     import io
 
 from capmerge.errors import DataError, UsageError, printable
+from capmerge.files.compression import BrokenStreamError, Reader, decompressing
 
-_GZIP_MAGIC = b"\x1f\x8b"
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 4096
 
 
@@ -96,10 +94,10 @@ class FileSource:
 
 
 class StreamSource:
-    """A pipe or a gzip file, read once; `release` tells which bytes are no longer needed."""
+    """A pipe or a compressed file, read once; `release` tells which bytes are no longer needed."""
 
     def __init__(
-        self, name: str, stream: IO[bytes] | gzip.GzipFile, compressed: IO[bytes] | None = None
+        self, name: str, stream: IO[bytes] | Reader, compressed: IO[bytes] | None = None
     ) -> None:
         self.name = name
         self.path: Path | None = None  # workers cannot read it themselves
@@ -118,21 +116,15 @@ class StreamSource:
         while not self._ended and self._kept_from + len(self._kept) < start + size:
             try:
                 more = self._stream.read(1 << 18)
-            except (EOFError, zlib.error, OSError) as error:
-                if not isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)):
-                    raise _cannot_read(self.name, error) from error
+            except OSError as error:
+                raise _cannot_read(self.name, error) from error
+            except BrokenStreamError as error:
                 at = (
                     self._compressed.tell()
                     if self._compressed and self._compressed.seekable()
                     else None
                 )
-                raise DataError(
-                    self.name,
-                    at,
-                    None,
-                    f"the gzip data is broken ({error}).",
-                    "Copy or download the file again; `gzip -t` checks it.",
-                ) from error
+                raise DataError(self.name, at, None, error.problem, error.next_step) from error
             self._ended = not more
             self._kept += more
         with memoryview(self._kept) as kept:
@@ -154,7 +146,7 @@ class StreamSource:
         return _is_file((self._compressed or self._stream).fileno(), path)
 
     def check_unchanged(self) -> None:
-        """Raise `DataError` when a gzip file was written to while it was read; a pipe never is."""
+        """Raise `DataError` when a file was written to while it was read; a pipe never is."""
         if self._compressed and _identity(self._compressed.fileno()) != self._opened_as:
             raise _changed(self.name)
 
@@ -190,8 +182,8 @@ Source = FileSource | StreamSource
 def open_source(path: str) -> Source:
     """Open a source; `-` is standard input.
 
-    gzip is recognized by its first two bytes, not by the name of the file. Raises `UsageError` when
-    the file is missing, a folder or not readable.
+    gzip and zstd are recognized by the first bytes, not by the name of the file. Raises
+    `UsageError` when the file is missing, a folder or not readable.
     """
     if path == "-":
         if sys.stdin is None:
@@ -200,15 +192,12 @@ def open_source(path: str) -> Source:
                 "Redirect or pipe the metadata file into it, or name the file."
             )
         stdin = cast("io.BufferedReader", sys.stdin.buffer)
-        # peek() may give fewer bytes than asked for, but at least one before the end.
-        return StreamSource(
-            "standard input", gzip.open(stdin) if stdin.peek(2)[:2] == _GZIP_MAGIC else stdin
-        )
+        return StreamSource("standard input", decompressing(stdin) or stdin)
     try:
         file = Path(path)
         opened = file.open("rb")
-        if opened.peek(2)[:2] == _GZIP_MAGIC:
-            return StreamSource(path, gzip.open(opened), compressed=opened)
+        if (reader := decompressing(opened)) is not None:
+            return StreamSource(path, reader, compressed=opened)
         if not file.is_file():  # a named pipe: it can be opened only once
             return StreamSource(path, opened)
         opened.close()
@@ -249,7 +238,7 @@ def fingerprint(source: Source) -> dict[str, int | str | None]:
     """Return the size and a hash of a source, by which a later run knows it again.
 
     The size is in bytes, and the hash is BLAKE2b of 64 evenly spaced blocks of 4 KiB. Both are None
-    for a pipe or a gzip file, which are read only once, front to back.
+    for a pipe or a compressed file, which are read only once, front to back.
     """
     if isinstance(source, StreamSource) or source.total_bytes is None:
         return {"bytes": None, "blake2b": None}

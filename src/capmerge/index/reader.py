@@ -24,6 +24,7 @@ from capmerge.index.latent_names import hash_of, stem_of
 from capmerge.metadata.blocks import Kind
 from capmerge.metadata.codec import NotJsonError, Stray, decode
 from capmerge.metadata.format import INDEX
+from capmerge.metadata.parquet_columns import MAGIC as PARQUET_MAGIC
 
 KIND, VERSION = "capmerge.index", 2
 
@@ -206,21 +207,29 @@ def open_index(metadata: Path, at: Path | None = None) -> Index:
 
 
 def open_indexable(metadata: Path) -> FileSource:
-    """Open the metadata; raises `UsageError` for gzip and pipes, which have no offsets."""
+    """Open the metadata; raises `UsageError` unless it is a plain file of JSON or JSON lines.
+
+    Nothing else has offsets.
+    """
     shown = printable(str(metadata))
     if metadata.is_fifo():  # opening it would wait for a writer
         raise _no_offsets_of_pipe(shown)
     source = open_source(str(metadata))
-    if isinstance(source, FileSource):
-        return source
-    compressed = source.total_bytes is not None
-    source.close()
-    if compressed:
-        raise UsageError(
-            f"{shown}: found gzip, which has no offsets to read records by. "
-            "Unzip it first (gunzip -k), then index that."
-        )
-    raise _no_offsets_of_pipe(shown)
+    if not isinstance(source, FileSource):
+        compressed = source.total_bytes is not None
+        source.close()
+        raise _no_offsets(shown, "a compressed file") if compressed else _no_offsets_of_pipe(shown)
+    if source.window(0, len(PARQUET_MAGIC)) == PARQUET_MAGIC:
+        source.close()
+        raise _no_offsets(shown, "Parquet")
+    return source
+
+
+def _no_offsets(shown: str, found: str) -> UsageError:
+    return UsageError(
+        f"{shown}: found {found}, which has no offsets to read records by, expected plain JSON or "
+        f"JSON lines. Make that of it first: capmerge convert {shown} -o NEW.json"
+    )
 
 
 def _no_offsets_of_pipe(shown: str) -> UsageError:

@@ -123,6 +123,14 @@ def read_layout(
             "the file is empty, expected a JSON object.",
             "A file without records is written as {}.",
         )
+    if head[:4] == b"PAR1":
+        raise DataError(
+            source.name,
+            0,
+            None,
+            "found Parquet in a pipe or a compressed file, but it is read from its end.",
+            "Write it to a plain file first.",
+        )
     if head[:1] != b"{":
         names = {b"[": "an array", b'"': "a string"}
         found = names.get(head[:1], f"{head[:12].decode('utf-8', 'backslashreplace')!r}")

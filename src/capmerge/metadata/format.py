@@ -1,11 +1,16 @@
 """Defines the layout of a rewritten file: the bytes around its records, and its side files."""
 
-import zlib
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from capmerge.errors import UsageError, printable
 from capmerge.files.atomic import AtomicFile, Buffer, StandardOutput
+from capmerge.files.compression import (
+    Compression,
+    compress,
+    compression_of,
+    without_compression,
+)
 from capmerge.metadata.blocks import FileLayout, Kind
 from capmerge.metadata.scan import IMAGE_PATH
 
@@ -42,43 +47,48 @@ WRITTEN: dict[Kind, FileLayout] = {
 }
 """The layout of the output as a reader of it finds it."""
 
-FormatName = Literal["json", "jsonl", "json.gz", "jsonl.gz"]
+FormatName = Literal["json", "jsonl", "json.gz", "jsonl.gz", "json.zst", "jsonl.zst"]
+PARQUET = ".parquet"
+"""The ending of a Parquet file."""
 
 
 class Format(NamedTuple):
-    """The format of the output: its kind, and whether it is compressed."""
+    """The format of the output: its kind, and how it is compressed."""
 
     kind: Kind
-    gz: bool = False
+    compression: Compression = ""
 
     def parts(self, *parts: Buffer) -> tuple[Buffer, ...]:
-        """The bytes to write for `parts`: unchanged, or compressed together to one gzip member.
+        """The bytes to write for `parts`: unchanged, or compressed together.
 
-        Several members in a row are a gzip file. They have no time stamp, so equal runs give equal
-        bytes.
+        Several compressed parts in a row are one compressed file.
         """
-        return (zlib.compress(b"".join(parts), 6, wbits=31),) if self.gz else parts
+        return (compress(b"".join(parts), self.compression),) if self.compression else parts
 
     @classmethod
     def choose(cls, name: FormatName | None, target: Path | None) -> "Format":
         """The format that `--format` names; without it that of the target's ending, or else JSON.
 
-        Raises `UsageError` when the two disagree, because sd-scripts goes by the ending.
+        Raises `UsageError` when the two disagree, because sd-scripts goes by the ending, and for
+        the ending of Parquet, which is none of these formats.
         """
-        asked = (
-            cls("jsonl" if name.startswith("jsonl") else "json", name.endswith(".gz"))
-            if name
-            else None
-        )
+        if target is not None and target.suffix.lower() == PARQUET:
+            raise UsageError(
+                f"{printable(str(target))}: captions are rewritten to JSON or JSON lines, which "
+                "sd-scripts and the trainer read. Name the output *.json or *.jsonl; "
+                "`capmerge convert` makes Parquet of that."
+            )
+        asked = None
+        if name:
+            compression = compression_of(Path(name))
+            asked = cls("jsonl" if name.startswith("jsonl") else "json", compression)
         if target is None:
             return asked or cls("json")
-        endings = [suffix.lower() for suffix in target.suffixes[-2:]]
-        gz = endings[-1:] == [".gz"]
-        ending = (endings[:-1] if gz else endings)[-1:]
-        by_name = cls("jsonl" if ending == [".jsonl"] else "json", gz)
+        compression, ending = compression_of(target), without_compression(target).suffix.lower()
+        by_name = cls("jsonl" if ending == ".jsonl" else "json", compression)
         if asked is None or asked == by_name:
             return by_name
-        if ending in ([".json"], [".jsonl"]) or asked.kind == "jsonl" or gz:
+        if ending in (".json", ".jsonl") or asked.kind == "jsonl" or compression:
             expected = f".{name}"
             raise UsageError(
                 f"{printable(str(target))}: --format {name} writes a file that ends in {expected}, "
@@ -86,6 +96,12 @@ class Format(NamedTuple):
                 f"Name the output *{expected}, or leave --format out."
             )
         return asked
+
+
+def is_format_ending(path: Path) -> bool:
+    """True if the ending of a name says what format the file has, or how it is compressed."""
+    ending = without_compression(path).suffix.lower()
+    return bool(compression_of(path)) or ending in (".json", ".jsonl", PARQUET)
 
 
 def reserved_fields(out: Format) -> tuple[str, ...]:

@@ -17,15 +17,24 @@ from builders.metadata import (
     run_shell,
 )
 
+from capmerge.files.compression import compress, without_compression
+from capmerge.files.source import open_source
+
 RECORDS = make_records(60)
 needs_shell = pytest.mark.skipif(sys.platform == "win32", reason="the test is written for bash")
 
 
+def unpacked(path: Path) -> bytes:
+    """The bytes of a file, which is compressed as its ending says."""
+    with open_source(str(path)) as source:
+        assert (source.path is None) == (path.suffix in (".gz", ".zst"))
+        return source.window(0, 1 << 30)
+
+
 def records_of(path: Path) -> dict:
     """The records of an output, by the ending of its name."""
-    data = path.read_bytes()
-    if path.suffix == ".gz":
-        data, path = gzip.decompress(data), path.with_suffix("")
+    data = unpacked(path)
+    path = without_compression(path)
     if path.suffix != ".jsonl":
         return json.loads(data)
     lines = [json.loads(line) for line in data.decode().split("\n")[:-1]]
@@ -42,6 +51,8 @@ def records_of(path: Path) -> dict:
         ("indent=4", "out.jsonl"),
         ("compact", "out.json.gz"),
         ("jsonl", "out.jsonl.gz"),
+        ("indent=2", "out.json.zst"),
+        ("compact", "out.jsonl.zst"),
     ],
 )
 def test_every_kind_of_source_and_output(tmp_path, layout, name):
@@ -54,21 +65,23 @@ def test_every_kind_of_source_and_output(tmp_path, layout, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "layout", "compressed"),
+    ("name", "layout", "compression"),
     [
-        ("m.json", "jsonl", False),
-        ("m.jsonl", "indent=2", False),
-        ("m.json.gz", "indent=2", False),
-        ("m.json", "indent=2", True),
-        ("m.txt", "jsonl", True),
-        ("m", "compact", False),
+        ("m.json", "jsonl", ""),
+        ("m.jsonl", "indent=2", ""),
+        ("m.json.gz", "indent=2", ""),
+        ("m.json", "indent=2", "gz"),
+        ("m.txt", "jsonl", "gz"),
+        ("m.json.gz", "jsonl", "zst"),
+        ("m.zst", "indent=2", "gz"),
+        ("m", "compact", ""),
     ],
 )
-def test_the_source_is_told_by_its_content(tmp_path, name, layout, compressed):
-    """A gzip file is known by its magic and JSONL by its first line, never by the name of SRC."""
+def test_the_source_is_told_by_its_content(tmp_path, name, layout, compression):
+    """A compressed file is known by its magic and JSONL by its first line, never by the name."""
     source, out = tmp_path / name, tmp_path / "out.json"
     data = LAYOUTS[layout](RECORDS)
-    source.write_bytes(gzip.compress(data) if compressed else data)
+    source.write_bytes(compress(data, compression))
     run("rewrite", source, "-o", out)
     assert_rewritten(RECORDS, json.loads(out.read_bytes()))
 
@@ -82,6 +95,8 @@ def test_the_source_is_told_by_its_content(tmp_path, name, layout, compressed):
         ("out.JSONL", "jsonl"),
         ("out.json.gz", "json.gz"),
         ("out.gz", "json.gz"),
+        ("out.json.zst", "json.zst"),
+        ("out.ZST", "json.zst"),
     ],
 )
 def test_the_format_may_be_given(tmp_path, name, format_name):
@@ -89,11 +104,14 @@ def test_the_format_may_be_given(tmp_path, name, format_name):
     source, out = tmp_path / "m.json", tmp_path / name
     source.write_bytes(as_indent_2(RECORDS))
     run("rewrite", source, "-o", out, "--format", format_name)
-    data = gzip.decompress(out.read_bytes()) if format_name.endswith("gz") else out.read_bytes()
+    with open_source(str(out)) as found:
+        data = found.window(0, 1 << 20)
     assert data.startswith(b'{"image_path":' if format_name == "jsonl" else b'{\n  "danbooru/')
 
 
-@pytest.mark.parametrize("format_name", ["json", "jsonl", "json.gz", "jsonl.gz"])
+@pytest.mark.parametrize(
+    "format_name", ["json", "jsonl", "json.gz", "jsonl.gz", "json.zst", "jsonl.zst"]
+)
 def test_standard_output_has_the_format_asked_for(tmp_path, format_name):
     """`-o - --format F` writes the bytes that a file of that format holds."""
     source, out = tmp_path / "m.json", tmp_path / f"out.{format_name}"
@@ -204,14 +222,13 @@ def test_an_empty_object_gives_an_empty_object(tmp_path, text):
     run("verify", source, out)
 
 
-@pytest.mark.parametrize("name", ["out.json.gz", "out.jsonl", "out.jsonl.gz"])
+@pytest.mark.parametrize("name", ["out.json.gz", "out.jsonl", "out.jsonl.gz", "out.json.zst"])
 def test_an_empty_object_in_other_formats(tmp_path, name):
     """No records are `{}` in JSON and no bytes in JSONL, and verify accepts that."""
     source, out = tmp_path / "m.json", tmp_path / name
     source.write_bytes(b"{}")
     run("rewrite", source, "-o", out)
-    data = gzip.decompress(out.read_bytes()) if name.endswith("gz") else out.read_bytes()
-    assert data == (b"" if "jsonl" in name else b"{}")
+    assert unpacked(out) == (b"" if "jsonl" in name else b"{}")
     run("verify", source, out)
 
 
@@ -254,12 +271,13 @@ def test_a_gzip_of_several_members_is_read_whole(tmp_path, layout):
     assert_rewritten(RECORDS, json.loads(run("rewrite", source, "-o", "-").out))
 
 
-def test_our_gzip_output_can_be_read_again(tmp_path):
-    """With --allow-rewritten a gzip OUT is passed through with the same bytes."""
-    first, second = tmp_path / "a.json.gz", tmp_path / "b.json.gz"
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+def test_our_compressed_output_can_be_read_again(tmp_path, ending):
+    """With --allow-rewritten a compressed OUT is passed through with the same bytes."""
+    first, second = tmp_path / f"a.json.{ending}", tmp_path / f"b.json.{ending}"
     run("rewrite", "-", "-o", first, stdin=as_indent_2(RECORDS))
     run("rewrite", first, "-o", second, "--allow-rewritten")
-    assert gzip.decompress(first.read_bytes()) == gzip.decompress(second.read_bytes())
+    assert unpacked(first) == unpacked(second)
 
 
 @needs_shell

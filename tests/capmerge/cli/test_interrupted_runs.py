@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,8 @@ from builders.metadata import (
     temporary_files,
     wait_until,
 )
+
+from capmerge.files.compression import compress
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the tests send signals of POSIX")
 RECORDS = big_file_records(5)
@@ -507,6 +510,10 @@ MALFORMED: dict[str, tuple[bytes, int | None, str | None, str]] = {
     ),  # any text may come out
     "garbage behind gzip": (gzip.compress(GOOD.encode()) + b"garbage", None, None, "gzip"),
     "wrong checksum of gzip": (gzip.compress(GOOD.encode())[:-8] + b"12345678", None, None, "gzip"),
+    "truncated zstd": (compress(GOOD.encode(), "zst")[:-5], None, None, "zstd"),
+    "zstd of nothing": (compress(b"", "zst"), 0, None, "empty"),
+    "garbage behind zstd": (compress(GOOD.encode(), "zst") + b"garbage", None, None, "zstd"),
+    "broken JSON in zstd": (compress(b'{"a": {"caption": "x"},}', "zst"), 23, None, "comma"),
     "broken JSON in gzip": (gzip.compress(b'{"a": {"caption": "x"},}'), 23, None, "comma"),
 }
 
@@ -562,16 +569,21 @@ def test_a_malformed_pipe_is_named_standard_input(kind):
 @pytest.mark.parametrize("jobs", ["1", "2"])
 @pytest.mark.parametrize(
     "data",
-    [gzip.compress(DATA, 1)[:-3000], gzip.compress(DATA, 1)[:-8] + b"12345678"],
-    ids=["cut off", "checksum"],
+    [
+        gzip.compress(DATA, 1)[:-3000],
+        gzip.compress(DATA, 1)[:-8] + b"12345678",
+        compress(DATA, "zst")[:-3000],
+        compress(DATA, "zst")[:-4] + b"1234",
+    ],
+    ids=["gzip cut off", "gzip checksum", "zstd cut off", "zstd checksum"],
 )
-def test_a_gzip_that_breaks_far_in_keeps_the_old_output(tmp_path, jobs, data):
+def test_a_compressed_file_that_breaks_far_in_keeps_the_old_output(tmp_path, jobs, data):
     """A late error leaves OUT as it was and no hidden file, with any number of workers."""
     source, out = tmp_path / "m.json.gz", tmp_path / "out.json"
     source.write_bytes(data)
     out.write_text("old")
     error = run("rewrite", source, "-o", out, "--force", "-j", jobs, fails=1).err
     assert error.startswith(f"capmerge: {source}, byte ")
-    assert "the gzip data is broken" in error
+    assert re.search("the (gzip|zstd) data is broken", error)
     assert names(tmp_path) == ["m.json.gz", "out.json"]
     assert out.read_text() == "old"

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from capmerge.errors import DataError, UsageError
+from capmerge.files.compression import compress
 from capmerge.files.source import BytesSource, FileSource, StreamSource, fingerprint, open_source
 
 DATA = random.Random(7).randbytes(1 << 20)
@@ -55,11 +56,11 @@ WINDOWS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["file", "gz", "pipe", "bytes"])
+@pytest.mark.parametrize("kind", ["file", "gz", "zst", "pipe", "bytes"])
 def test_a_window_is_the_bytes_asked_for(kind, tmp_path):
     """Any source gives the bytes [start, start + size), fewer only at its end."""
     path = tmp_path / "x"
-    path.write_bytes(gzip.compress(DATA, 1) if kind == "gz" else DATA)
+    path.write_bytes(compress(DATA, kind) if kind in ("gz", "zst") else DATA)
     source = {
         "pipe": lambda: StreamSource("p", Trickle(DATA)),
         "bytes": lambda: BytesSource("b", DATA, 0),
@@ -161,8 +162,8 @@ def test_a_stream_works_like_a_file_to_its_end(start_first):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-@pytest.mark.parametrize("compressed", [False, True])
-def test_a_named_pipe_is_read_whole(tmp_path, compressed):
+@pytest.mark.parametrize("compression", ["", "gz", "zst"])
+def test_a_named_pipe_is_read_whole(tmp_path, compression):
     """A named pipe, like that of a shell's <(...), is opened once and read from its first byte."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
@@ -174,7 +175,7 @@ def test_a_named_pipe_is_read_whole(tmp_path, compressed):
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
-    path.write_bytes(gzip.compress(DATA[:1000]) if compressed else DATA[:1000])
+    path.write_bytes(compress(DATA[:1000], compression))
     reader.join(10)
     assert found == [DATA[:1000]]
 

@@ -1,6 +1,5 @@
 """The index: its columns, its tie to the metadata, and the commands that write it."""
 
-import gzip
 import json
 import multiprocessing
 import os
@@ -539,10 +538,19 @@ def test_a_stray_line_is_named(tmp_path):
         build_index(path)
 
 
-def test_gzip_and_pipes_have_no_offsets(tmp_path):
-    """The error for gzip and for a pipe names the next step."""
-    path = write(tmp_path / "m.json.gz", gzip.compress(as_indent_2(FEW)))
-    assert "gunzip" in run("index", path, fails=2).err
+@pytest.mark.parametrize("name", ["m.json.gz", "m.json.zst", "m.parquet"])
+def test_what_has_no_offsets_names_convert(tmp_path, name):
+    """The error for compressed files and Parquet gives the command that makes what is needed."""
+    path = write(tmp_path / "m.json", as_indent_2(FEW))
+    run("convert", path, "-o", name, cwd=tmp_path)
+    error = run("index", name, cwd=tmp_path, fails=2).err
+    command = error.rpartition(": capmerge ")[2].split()
+    run(*command, cwd=tmp_path)
+    run("index", command[-1], cwd=tmp_path)
+
+
+def test_pipes_have_no_offsets(tmp_path):
+    """The error for a pipe names the next step."""
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
         # Nobody writes to it: the command does not wait for that.
@@ -554,6 +562,7 @@ def test_gzip_and_pipes_have_no_offsets(tmp_path):
     [
         (["-o", "-", "--index"], "Give a file with -o OUT"),
         (["-o", "o.json.gz", "--index"], "does not end in .gz"),
+        (["-o", "o.json.zst", "--index"], "does not end in .zst"),
     ],
 )
 def test_a_rewrite_that_has_no_offsets_is_refused(tmp_path, options, message):

@@ -2,6 +2,7 @@ import gzip
 import json
 
 import pytest
+import zstandard
 from builders.blocks import RECORDS
 
 from capmerge.files.atomic import AtomicFile
@@ -10,6 +11,14 @@ from capmerge.metadata.blocks import read_layout
 from capmerge.metadata.codec import Records, encode
 from capmerge.metadata.format import WRITTEN, Format, RecordWriter
 from capmerge.metadata.offsets import spans_written
+
+UNPACK = {
+    "": bytes,
+    "gz": gzip.decompress,
+    "zst": lambda data: (
+        zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True).read()
+    ),
+}
 
 
 def write(path, out, blocks):
@@ -34,16 +43,16 @@ def in_blocks(pairs, size):
     return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
 
-@pytest.mark.parametrize("gz", [False, True])
+@pytest.mark.parametrize("compression", ["", "gz", "zst"])
 @pytest.mark.parametrize("count", [0, 1, 2, len(RECORDS)])
 @pytest.mark.parametrize("size", [1, 7, 100])
-def test_framing_and_encoding_make_one_json_file(tmp_path, gz, count, size):
+def test_framing_and_encoding_make_one_json_file(tmp_path, compression, count, size):
     """Framed blocks of any size give the bytes of json.dump(indent=2), also without records."""
     pairs = list(RECORDS.items())[:count]
-    write(tmp_path / "out", Format("json", gz), in_blocks(pairs, size))
+    write(tmp_path / "out", Format("json", compression), in_blocks(pairs, size))
     data = (tmp_path / "out").read_bytes()
     expected = json.dumps(dict(pairs), indent=2, ensure_ascii=False).encode()
-    assert (gzip.decompress(data) if gz else data) == expected
+    assert UNPACK[compression](data) == expected
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, len(RECORDS)])

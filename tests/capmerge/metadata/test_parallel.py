@@ -1,4 +1,3 @@
-import gzip
 import hashlib
 import json
 import subprocess
@@ -24,6 +23,7 @@ from builders.metadata import (
 )
 
 from capmerge.errors import DataError
+from capmerge.files.compression import compress
 from capmerge.files.source import open_source
 from capmerge.metadata.blocks import read_layout
 from capmerge.metadata.parallel import run_blocks
@@ -256,14 +256,13 @@ def test_any_number_of_processes_gives_the_same_bytes_and_counts(source, tmp_pat
 
 
 @some_sources
-@pytest.mark.parametrize(("jobs", "way"), [(1, "gzip"), (2, "gzip"), (2, "pipe")])
+@pytest.mark.parametrize(("jobs", "way"), [(1, "gz"), (2, "gz"), (2, "zst"), (2, "pipe")])
 def test_a_stream_gives_the_bytes_of_a_file(source, tmp_path, jobs, way):
     """A pipe and a compressed file, which workers cannot read themselves, give the same bytes."""
     path, _, expected, _ = source
-    data = path.read_bytes() if way == "pipe" else gzip.compress(path.read_bytes(), 1)
-    given = "-"
-    if way == "gzip":
-        given, data = tmp_path / "m.gz", (tmp_path / "m.gz").write_bytes(data) and b""
+    data, given = path.read_bytes(), "-"
+    if way != "pipe":
+        given, data = tmp_path / "m", (tmp_path / "m").write_bytes(compress(data, way)) and b""
     assert _digest(run("rewrite", given, "-o", "-", "-j", str(jobs), stdin=data).out) == _digest(
         expected
     )
@@ -274,7 +273,7 @@ def test_a_stream_gives_the_bytes_of_a_file(source, tmp_path, jobs, way):
     [
         ("indent=2", "spawn", "file"),
         ("wrong cuts, compact", "spawn", "file"),
-        ("wrong cuts, compact", "spawn", "gzip"),
+        ("wrong cuts, compact", "spawn", "zst"),
         ("wrong cuts, compact", "fork", "file"),
     ],
     indirect=["source"],
@@ -284,9 +283,9 @@ def test_any_start_method_gives_the_same_bytes(source, tmp_path, method, way):
     if method == "fork" and sys.platform != "linux":
         pytest.skip("fork is used on Linux only")
     path, _, expected, _ = source
-    if way == "gzip":
-        compressed = tmp_path / "m.gz"
-        compressed.write_bytes(gzip.compress(path.read_bytes(), 1))
+    if way == "zst":
+        compressed = tmp_path / "m.zst"
+        compressed.write_bytes(compress(path.read_bytes(), way))
         path = compressed
     script, out = tmp_path / "script.py", tmp_path / "out.json"
     script.write_text(SCRIPT)

@@ -11,9 +11,12 @@ from typer.core import TyperGroup
 import capmerge
 from capmerge.cli.collect import collect_command
 from capmerge.cli.convert import convert_command
+from capmerge.cli.filter import filter_command
 from capmerge.cli.index import index_command
+from capmerge.cli.join import join_command
 from capmerge.cli.preview import preview_command
 from capmerge.cli.rewrite import rewrite_command
+from capmerge.cli.split import split_command
 from capmerge.cli.stats import stats_command
 from capmerge.cli.verify import verify_command
 from capmerge.terminal import make_streams_safe
@@ -59,6 +62,9 @@ app.command("verify")(verify_command)
 app.command("stats")(stats_command)
 app.command("preview")(preview_command)
 app.command("index")(index_command)
+app.command("join")(join_command)
+app.command("split")(split_command)
+app.command("filter")(filter_command)
 app.command("convert")(convert_command)
 app.command("collect")(collect_command)
 

@@ -3,6 +3,7 @@
 A command never writes over its source, and over other files only with --force.
 """
 
+import re
 from pathlib import Path
 
 from capmerge.errors import UsageError, printable
@@ -57,6 +58,47 @@ def check_in_place(source: Source) -> Path:
     path = check_target(path, None, force=True)
     check_backup(path)
     return path
+
+
+def check_folder(target: Path, source: Source, names: re.Pattern[str], *, force: bool) -> Path:
+    """The real path of a folder to write, links followed.
+
+    Raises `UsageError` when it cannot be made, or exists and is not empty. With `force` a folder is
+    replaced that holds nothing but files whose names match `names`, and not the source.
+    """
+    shown = printable(str(target))
+    try:
+        target = target.resolve()
+        if not target.exists():
+            if not target.parent.is_dir():
+                raise UsageError(
+                    f"{shown}: there is no folder {printable(str(target.parent))}. Create it "
+                    "first, or choose another folder."
+                )
+            return target
+        if not target.is_dir():
+            raise UsageError(f"{shown}: found a file, expected a folder or a new name.")
+        inside = sorted(target.iterdir())
+        foreign = [path for path in inside if not names.fullmatch(path.name) or path.is_dir()]
+        if foreign:
+            raise UsageError(
+                f"{shown}: the folder holds {printable(foreign[0].name)}, expected a new or an "
+                "empty folder. Choose another name."
+            )
+        if any(source.is_file(path) for path in inside):
+            raise UsageError(
+                f"{shown}: the source is in this folder, which would be replaced. Choose another."
+            )
+        if inside and not force:
+            raise UsageError(
+                f"{shown}: the folder holds an earlier split. Use --force to replace it, or choose "
+                "another name."
+            )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"{shown}: the file system refuses this name ({error}). Choose another."
+        ) from error
+    return target
 
 
 def _checked(target: Path, shown: str, *, force: bool) -> Path:

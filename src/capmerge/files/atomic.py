@@ -47,14 +47,14 @@ class AtomicFile:
                 "Wait for it, or choose another output."
             ) from error
         except OSError as error:
-            raise _cannot_write(target, error) from error
+            raise cannot_write(target, error) from error
 
     def write(self, data: Buffer) -> None:
         """Append `data`."""
         try:
             _write_all(self._file, data)
         except OSError as error:
-            raise _cannot_write(self.target, error) from error
+            raise cannot_write(self.target, error) from error
         self.written_bytes += len(data)
 
     def overwrite(self, offset: int, data: Buffer) -> None:
@@ -65,7 +65,7 @@ class AtomicFile:
             _write_all(self._file, data)
             self._file.seek(self.written_bytes)
         except OSError as error:
-            raise _cannot_write(self.target, error) from error
+            raise cannot_write(self.target, error) from error
 
     def read_back(self) -> FileSource:
         """Return everything written so far as a source, to be closed before writing goes on.
@@ -80,7 +80,7 @@ class AtomicFile:
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise _cannot_write(self.target, error) from error
+            raise cannot_write(self.target, error) from error
 
     def publish(self) -> None:
         """Put all bytes on disk and give the file its name, durably, replacing an older one."""
@@ -93,7 +93,7 @@ class AtomicFile:
             self._published = True
             sync_folder(self.target.parent)
         except OSError as error:
-            raise _cannot_write(self.target, error) from error
+            raise cannot_write(self.target, error) from error
         self._file.close()
 
     def discard(self) -> None:
@@ -123,14 +123,14 @@ class ScratchFile:
         try:
             self._file = TemporaryFile(buffering=0, prefix=".capmerge-", dir=target.parent)  # noqa: SIM115  # close() is ours
         except OSError as error:
-            raise _cannot_write(target, error) from error
+            raise cannot_write(target, error) from error
 
     def write(self, data: Buffer) -> None:
         """Append `data`."""
         try:
             _write_all(self._file, data)
         except OSError as error:
-            raise _cannot_write(self._target, error) from error
+            raise cannot_write(self._target, error) from error
 
     def parts(self, part_bytes: int) -> Iterator[bytes]:
         """Yield all bytes from the start in parts of `part_bytes`; the last one may be shorter."""
@@ -206,6 +206,10 @@ class OutputFiles:
         """Open the side file OUT + `suffix`; each one can be opened once."""
         return self._add(self._absent.pop(suffix))
 
+    def another(self, path: Path) -> AtomicFile:
+        """Open a file of any name, to appear with the others."""
+        return self._add(path)
+
     def publish(self, before_naming: Callable[[], None] | None = None) -> None:
         """Sync every file, then name them all.
 
@@ -259,7 +263,7 @@ def _remove(path: Path) -> None:
         ) from error
 
 
-def _cannot_write(target: Path, error: OSError) -> OutputError:
+def cannot_write(target: Path, error: OSError) -> OutputError:
     shown = printable(str(target))
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return OutputError(

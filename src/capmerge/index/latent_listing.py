@@ -138,7 +138,7 @@ class Listing:
         stem, leads = stem_of(key)
         if not allow_outside and (
             leads == ABOVE
-            or (leads == ABSOLUTE and not any(_is_below(stem, root) for root in self._roots))
+            or (leads == ABSOLUTE and not any(is_below(stem, root) for root in self._roots))
         ):
             raise self._leads_out(key, stem)
         name = self._name(number, stem, wanted, index)
@@ -232,12 +232,12 @@ class Listing:
         """Return whether a path below the folder is still inside it once links are followed."""
         parent = str(path.parent)
         if parent not in self._real_folders:
-            if not _is_below(os.path.realpath(parent) + "/", self._roots[-1]):
+            if not is_below(os.path.realpath(parent) + "/", self._roots[-1]):
                 return False
             if len(self._real_folders) == _MOST_FOLDERS_REMEMBERED:
                 self._real_folders.clear()
             self._real_folders.add(parent)
-        return not path.is_symlink() or _is_below(os.path.realpath(path), self._roots[-1])
+        return not path.is_symlink() or is_below(os.path.realpath(path), self._roots[-1])
 
     def _leads_out(self, key: str, path: str) -> CapmergeError:
         return CapmergeError(
@@ -354,5 +354,5 @@ def roots_of(folder: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys((given, real))) if given != real else (real,)
 
 
-def _is_below(path: str, root: str) -> bool:
+def is_below(path: str, root: str) -> bool:
     return path.replace(os.sep, "/").startswith(root.rstrip("/") + "/")

@@ -11,12 +11,15 @@ from capmerge.files.compression import (
     compression_of,
     without_compression,
 )
+from capmerge.files.scratch import ScratchWriter
 from capmerge.metadata.blocks import FileLayout, Kind
 from capmerge.metadata.scan import IMAGE_PATH
 
 REJECTS, RECEIPT, DATASET, INDEX = ".rejects.jsonl", ".capmerge.json", ".dataset.toml", ".index"
 """The endings that are added to the name of the output for its side files."""
 SIDE_FILES = (REJECTS, RECEIPT, DATASET, INDEX)
+DROPPED = ".dropped.jsonl"
+"""The ending for the list of what a filter leaves out."""
 
 
 class Framing(NamedTuple):
@@ -112,7 +115,7 @@ def reserved_fields(out: Format) -> tuple[str, ...]:
 class RecordWriter:
     """The sink of the stream of records, which adds the bytes around the output of the blocks."""
 
-    def __init__(self, file: AtomicFile | StandardOutput, out: Format) -> None:
+    def __init__(self, file: AtomicFile | StandardOutput | ScratchWriter, out: Format) -> None:
         self._file, self._out = file, out
         self._framing = FRAMINGS[out.kind]
         self._empty = True

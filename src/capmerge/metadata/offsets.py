@@ -9,13 +9,20 @@ an index.
 
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterator
+from itertools import accumulate
 from typing import NamedTuple
 
 from capmerge.errors import DataError
 from capmerge.files.source import BytesSource
 from capmerge.metadata.blocks import BLOCK_BYTES, PIECE_BYTES, Block, FileLayout, Kind
 from capmerge.metadata.borders import Border, BorderCounter
-from capmerge.metadata.codec import NotJsonError, Pair, count_strings, decode, decode_members
+from capmerge.metadata.codec import (
+    NotJsonError,
+    Pair,
+    decode,
+    decode_listed,
+    decode_listed_exactly,
+)
 from capmerge.metadata.format import FRAMINGS, WRITTEN
 from capmerge.metadata.pieces import MiscutError
 from capmerge.metadata.quotes import has_no_more_strings
@@ -37,8 +44,24 @@ class Placed(NamedTuple):
     pair: Pair
 
 
+class PlacedRecords(NamedTuple):
+    """Consecutive records, column by column, and their bytes as in `Placed`."""
+
+    starts: list[int]
+    ends: list[int]
+    pairs: list[Pair]
+
+
 def iter_placed(name: str, layout: FileLayout, block: Block, data: bytes) -> Iterator[Placed]:
-    """The records of a block with their offsets.
+    """The records of a block with their offsets, one by one; see `iter_batches`."""
+    for batch in iter_batches(name, layout, block, data):
+        yield from map(Placed, *batch)
+
+
+def iter_batches(
+    name: str, layout: FileLayout, block: Block, data: bytes
+) -> Iterator[PlacedRecords]:
+    """The records of a block with their offsets, some at a time.
 
     `data` are the bytes of the block, and `name` is the name of the source.
 
@@ -49,21 +72,25 @@ def iter_placed(name: str, layout: FileLayout, block: Block, data: bytes) -> Ite
     return _iter_members(name, layout, block, data)
 
 
-def _iter_lines(layout: FileLayout, block: Block, data: bytes) -> Iterator[Placed]:
+def _iter_lines(layout: FileLayout, block: Block, data: bytes) -> Iterator[PlacedRecords]:
     start = 0
     while start < len(data):
-        end, following = layout.find_cut(data, start) or (len(data), len(data))
-        line = data[start:end]
-        if line.strip(b" \t\r"):
-            yield Placed(
-                block.start + start,
-                block.start + end,
-                _decoded(line, layout.kind, block.start + start)[0],
-            )
-        start = following
+        # The lines of a batch are decoded together. Each of them is proven alone: none of them can
+        # hold a line break.
+        first, starts, ends = start, list[int](), list[int]()
+        while start < len(data) and start - first < PIECE_BYTES:
+            end, following = layout.find_cut(data, start) or (len(data), len(data))
+            if data[start:end].strip(b" \t\r"):
+                starts.append(block.start + start)
+                ends.append(block.start + end)
+            start = following
+        pairs = _decoded(data[first:start], layout.kind, block.start + first)
+        yield PlacedRecords(starts, ends, pairs)
 
 
-def _iter_members(name: str, layout: FileLayout, block: Block, data: bytes) -> Iterator[Placed]:
+def _iter_members(
+    name: str, layout: FileLayout, block: Block, data: bytes
+) -> Iterator[PlacedRecords]:
     # The last block also holds the closing brace of the top-level object.
     whole = data.rstrip(_SPACE)
     if block.last:
@@ -76,17 +103,23 @@ def _iter_members(name: str, layout: FileLayout, block: Block, data: bytes) -> I
     guessing, start = not block.is_whole, 0
     find_cut = _guesses(layout, whole) if guessing else _counted_cuts(whole, start)
     while start < len(whole):
-        spans, batch_end = _next_spans(find_cut, start, len(whole))
-        objects = decode_members([whole[first:end] for first, end in spans])
+        if guessing and layout.separator:
+            spans, text, batch_end = _separated(layout.separator, whole, start)
+        else:
+            spans, batch_end = _next_spans(find_cut, start, len(whole))
+            members = [whole[first:end] for first, end in zip(*spans, strict=True)]
+            text = b"".join((b"[{", b"},{".join(members), b"}]"))
+        count = len(spans[0])
+        found = decode_listed(text, count) or decode_listed_exactly(text, count)
         # An object may also be two members, where no cut was seen between them. If they have equal
         # keys, it has lost one of them.
         if (
-            objects is not None
-            and all(len(members) == 1 for members in objects)
-            and has_no_more_strings(whole[start:batch_end], count_strings(objects))
+            found
+            and len(pairs := [pair for one in found.objects for pair in one.items()]) == count
+            and all(found.objects)
+            and has_no_more_strings(text, found.strings)
         ):
-            for (first, end), members in zip(spans, objects, strict=True):
-                yield Placed(block.start + first, block.start + end, *members.items())
+            yield PlacedRecords(*([block.start + place for place in side] for side in spans), pairs)
             start = batch_end
         elif guessing:
             guessing, find_cut = False, _counted_cuts(whole, start)
@@ -97,14 +130,37 @@ def _iter_members(name: str, layout: FileLayout, block: Block, data: bytes) -> I
             start = following - block.start
 
 
-def _next_spans(find_cut: FindCut, start: int, end: int) -> tuple[list[tuple[int, int]], int]:
-    """The [start, end) of each record in the next `PIECE_BYTES`, and the following start."""
-    spans, target = [], min(start + PIECE_BYTES, end)
+_Spans = tuple[list[int], list[int]]
+"""Where some records start, and where they end."""
+
+
+def _next_spans(find_cut: FindCut, start: int, end: int) -> tuple[_Spans, int]:
+    """The records in the next `PIECE_BYTES`, and the following start."""
+    starts, ends, target = list[int](), list[int](), min(start + PIECE_BYTES, end)
     while start < target:
         cut, following = find_cut(start) or (end, end)
-        spans.append((start, cut))
+        starts.append(start)
+        ends.append(cut)
         start = following
-    return spans, start
+    return (starts, ends), start
+
+
+def _separated(separator: bytes, whole: bytes, start: int) -> tuple[_Spans, bytes, int]:
+    """What `_next_spans` finds where records are separated by known bytes, guessed at once.
+
+    Between them stands the text of the list that `decode_listed` takes.
+    """
+    place = whole.find(separator, start + PIECE_BYTES)
+    end, following = (place + 1, place + len(separator) - 1) if place >= 0 else (len(whole),) * 2
+    batch = whole[start:end]
+    # Of each separator, the first byte belongs to the record before it, and the last to the next.
+    step = len(separator)
+    parts = batch.split(separator)
+    behind = [*accumulate([len(part) + step for part in parts])]
+    starts = [start, *[start + place - 1 for place in behind[:-1]]]
+    ends = [*[start + place - step + 1 for place in behind[:-1]], end]
+    text = b"".join((b"[{", b'}},{"'.join(parts), b"}]"))  # faster than to replace separators
+    return (starts, ends), text, following
 
 
 def _guesses(layout: FileLayout, whole: bytes) -> FindCut:
@@ -135,7 +191,7 @@ def _counted_cuts(whole: bytes, start: int) -> FindCut:
 
 def _iter_walked(
     source: BytesSource, layout: FileLayout, start: int, end: int
-) -> Generator[Placed, None, int]:
+) -> Generator[PlacedRecords, None, int]:
     """The records from `start` on, up to the first that ends at `end` or behind it.
 
     A parser finds where each of them ends. Returns where the next record starts.
@@ -145,7 +201,7 @@ def _iter_walked(
             if record.key is not None:
                 member = source.window(record.start, record.value_end - record.start)
                 (pair,) = _decoded(member, layout.kind, record.start)
-                yield Placed(record.start, record.value_end, pair)
+                yield PlacedRecords([record.start], [record.value_end], [pair])
             start = record.next_start
             if start >= end:
                 break

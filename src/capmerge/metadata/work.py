@@ -4,8 +4,9 @@ This module owns the protocols between the code that runs blocks and the code th
 them.
 """
 
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from capmerge.errors import CapmergeError
 from capmerge.files.atomic import Buffer
@@ -22,16 +23,25 @@ Stream = Literal[
     "loops",
     "keys",
     "doubled",
+    "spans",
+    "missing",
+    "dropped",
 ]
 """The name of a stream of output.
 
 "records" are those of the output file, "rejects" are lines of JSON for the records left out of it,
 and "rows" are those of its index. Statistics have "hashes" of captions, lines of JSON "per_record",
 "places": the offsets of decoded pieces in the source, and "loops": the keys of records whose
-caption loops. For repeated keys there are the "keys",
-and those of records with "doubled" fields."""
+caption loops. For repeated keys there are the "keys", and those of records with "doubled" fields.
+A survey notes the "spans" of records and their "keys". A join has lines of JSON on what is
+"missing", and a filter on the records that are "dropped". A split has `part_stream` of each part."""
 Chunk = tuple[Stream, Buffer]
 """A stream, and bytes to append to it."""
+
+
+def part_stream(number: int) -> Stream:
+    """The stream of the records of one part of a split, counted from 0."""
+    return cast("Stream", f"part {number}")
 
 
 class Sink(Protocol):
@@ -59,6 +69,33 @@ class Counting(Protocol):
 
     def result(self) -> Any:
         """All that was kept since the last call, which is forgotten here."""
+
+
+class NamedCounts:
+    """Counts by name, as `Counting` hands them over."""
+
+    def __init__(self) -> None:
+        self.block: Counter[str] = Counter()
+        """The counts of the block that is worked on."""
+        self._kept: Counter[str] = Counter()
+
+    def take(self) -> Counter[str]:
+        """The counts of the last block, which are forgotten here."""
+        taken, self.block = self.block, Counter()
+        return taken
+
+    def keep(self, counted: Counter[str]) -> None:
+        """Add the counts of a block that is valid."""
+        self._kept.update(counted)
+
+    def is_full(self) -> bool:
+        """False, because there are few names."""
+        return False
+
+    def result(self) -> Counter[str]:
+        """All that was kept since the last call."""
+        kept, self._kept = self._kept, Counter()
+        return kept
 
 
 class Work(Protocol):

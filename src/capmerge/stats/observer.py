@@ -18,9 +18,9 @@ from capmerge.captions.size import Size, size_of
 from capmerge.captions.tally import kind_of
 from capmerge.captions.written import BrokenRecordError
 from capmerge.metadata.codec import Pair, to_json
+from capmerge.metadata.key_bytes import joined_keys
 from capmerge.stats.counts import CaptionStats
 from capmerge.stats.loops import has_loop
-from capmerge.stats.repeated_keys import joined_keys
 from capmerge.tokens.counter import TokenCounter
 from capmerge.tokens.vocabulary import BOS, EOS
 

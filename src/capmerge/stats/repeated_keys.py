@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from capmerge.errors import OutputError, quoted
 from capmerge.files.atomic import Buffer, ScratchFile
+from capmerge.metadata.key_bytes import END, joined_keys, key_text, split_keys
 from capmerge.metadata.work import Sink, Stream
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ _MOST_BITS = 7
 _WITHOUT_NUMPY = 1 << 18
 _EXACT_KEYS = 1 << 14
 _EXACT_BYTES = 16
-_END = b"\xff"  # no byte of UTF-8
 
 
 class RepeatedKeys(NamedTuple):
@@ -93,14 +93,6 @@ class KeyNotes:
         self._keys, self._doubled = [], []
 
 
-def joined_keys(keys: list[str]) -> bytes:
-    """The bytes of all keys, each with `_END` behind it."""
-    text = "\0".join((*keys, ""))
-    if text.count("\0") == len(keys):
-        return text.encode("utf-8", "surrogatepass").replace(b"\0", _END)
-    return b"".join(key.encode("utf-8", "surrogatepass") + _END for key in keys)
-
-
 class _Spilled:
     """A sink of keys that counts them and keeps them in a scratch file."""
 
@@ -115,9 +107,9 @@ class _Spilled:
         """Append keys."""
         self._scratch.write(data)
         if not self.ascending:
-            self.count += bytes(data).count(_END)
+            self.count += bytes(data).count(END)
             return
-        *keys, self._begun = (self._begun + bytes(data)).split(_END)
+        *keys, self._begun = (self._begun + bytes(data)).split(END)
         if keys:
             in_order = all(map(lt, keys, keys[1:]))
             self.ascending = in_order and (self._last < keys[0] or not self.count)
@@ -126,13 +118,7 @@ class _Spilled:
 
     def parts(self) -> Iterator[list[bytes]]:
         """All keys in the order of the file, some at a time."""
-        begun: list[bytes] = []
-        for part in self._scratch.parts(_READ_BYTES):
-            end, *keys = part.split(_END)
-            begun.append(end)
-            if keys:
-                yield [b"".join(begun), *keys[:-1]]
-                begun = keys[-1:]
+        return split_keys(self._scratch.parts(_READ_BYTES))
 
 
 class FirstKeys:
@@ -146,12 +132,12 @@ class FirstKeys:
         """Append keys."""
         if self.count < SHOWN_KEYS:
             self._start += data
-        self.count += bytes(data).count(_END)
+        self.count += bytes(data).count(END)
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The first keys."""
-        return tuple(map(_text, self._start.split(_END)[: min(self.count, SHOWN_KEYS)]))
+        return tuple(map(key_text, self._start.split(END)[: min(self.count, SHOWN_KEYS)]))
 
 
 class KeyCheck:
@@ -226,7 +212,7 @@ class KeyCheck:
         """The keys in these places, which are in ascending order."""
         found, start = [], 0
         for keys in self._keys.parts():
-            found += [_text(keys[p - start]) for p in places if 0 <= p - start < len(keys)]
+            found += [key_text(keys[p - start]) for p in places if 0 <= p - start < len(keys)]
             if len(found) == len(places):
                 break
             start += len(keys)
@@ -237,10 +223,6 @@ class KeyCheck:
 
     def __exit__(self, *_: object) -> None:
         self._scratch.close()
-
-
-def _text(key: bytes) -> str:
-    return key.decode("utf-8", "surrogatepass")
 
 
 def _temporary_folder() -> Path:

@@ -73,7 +73,7 @@ def test_each_byte_is_decoded_a_few_times(monkeypatch, records, objects, layout)
 
         return counted
 
-    for name in ("decode", "decode_members"):
+    for name in ("decode", "decode_listed"):
         monkeypatch.setattr(spans, name, counting(getattr(spans, name)))
     wide = {
         f"k{number}": {"tags": "t", "objects": {f"o{i}": {"x": {"y": i}} for i in range(objects)}}

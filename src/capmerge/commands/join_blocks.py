@@ -1,0 +1,332 @@
+"""The work of a join on each block: its records, each with the others that have its key."""
+
+from collections.abc import Iterator, Sequence
+from itertools import compress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from capmerge.commands.join_fields import (
+    ConflictError,
+    FieldJoiner,
+    FieldRules,
+    OnConflict,
+    same,
+)
+from capmerge.errors import DataError, printable
+from capmerge.files.atomic import Buffer
+from capmerge.files.source import FileSource, Identity, reopen
+from capmerge.metadata.blocks import PIECE_BYTES, Block
+from capmerge.metadata.codec import Records, to_json
+from capmerge.metadata.format import FRAMINGS, Format
+from capmerge.metadata.key_links import KeyLinks, is_first, next_of
+from capmerge.metadata.raw_records import Origin, Passage
+from capmerge.metadata.survey import NUMBER_BYTES, SpanRun, Spans
+from capmerge.metadata.work import Chunk, NamedCounts
+
+_BYTES_BETWEEN = 1 << 14
+"""What is read along between two records, because reading on is faster than reading twice."""
+_BYTES_AT_ONCE = 4 << 20
+
+
+class JoinedFile(NamedTuple):
+    """One of the files that are joined, as each process opens it."""
+
+    origin: Origin
+    path: Path
+    identity: Identity
+    spans: Spans
+
+
+class _Member(NamedTuple):
+    """A record of a file, decoded."""
+
+    source: int
+    """The number of the file."""
+    start: int
+    """Its offset there."""
+    text: bytes
+    key: str
+    value: Any
+    is_exact: bool
+    """True if only the standard library writes it as it is."""
+
+
+class _Head(NamedTuple):
+    """A record of the block that is the first with its key."""
+
+    start: int
+    end: int
+    next: int
+    """The number of the next record with its key; -1 if there is none."""
+
+
+class Joiner:
+    """The work on each block of one of the joined files: the records that are first with their key.
+
+    Its streams are "records", and "missing" where fields are joined by `rules`.
+    """
+
+    def __init__(
+        self,
+        source: int,
+        files: Sequence[JoinedFile],
+        links: KeyLinks,
+        out: Format,
+        on_conflict: OnConflict,
+        rules: FieldRules | None,
+    ) -> None:
+        self._source, self._files, self._links = source, files, links
+        self._on_conflict, self._rules = on_conflict, rules
+        self._fields = FieldJoiner(rules) if rules else None
+        self._out, self._passage = out, Passage(out)
+        self._readers = [_Reader(file) for file in files]
+        self._firsts = [0]
+        """The number of the first record of each file, where all records are numbered through."""
+        for file in files:
+            self._firsts.append(self._firsts[-1] + file.spans.count)
+        self._offset, self._data, self._run = 0, b"", SpanRun(0, (), ())
+        self.counts = NamedCounts()
+
+    def run(self, block: Block, data: bytes) -> Iterator[Chunk]:
+        """Note the records of a block."""
+        self._offset, self._data = block.start, data
+        self._run, miscut = self._files[self._source].spans.in_block(block)
+        if miscut:
+            raise miscut
+        yield from ()
+
+    def flush(self) -> Iterator[Chunk]:
+        """The joined records."""
+        data, run = self._data, self._run
+        self._data, self._run = b"", SpanRun(0, (), ())
+        links = self._links.read(self._firsts[self._source] + run.first, len(run))
+        starts = [start - self._offset for start in run.starts]
+        ends = [end - self._offset for end in run.ends]
+        if not self._rules and links.tobytes().count(0) == NUMBER_BYTES * len(links):
+            # No other record has one of these keys.
+            body = self._passage.copied_run(self._files[self._source].origin, data, starts, ends)
+            if body:
+                yield from (("records", part) for part in self._out.parts(body))
+            return
+        kept = [is_first(link) for link in links]
+        separator = b""
+        for heads in _batches(
+            map(_Head, compress(starts, kept), compress(ends, kept), map(next_of, compress(links, kept)))
+        ):
+            for bodies, missing in self._joined(data, heads):
+                if missing:
+                    yield "missing", missing
+                yield from (("records", part) for part in self._out.parts(separator, bodies))
+                separator = FRAMINGS[self._out.kind].separator
+
+    def _joined(self, data: bytes, heads: list[_Head]) -> Iterator[tuple[Buffer, bytes]]:
+        """The records of some heads with all that have their keys, and the lines on what is missing.
+
+        Where the others are long, they come some at a time.
+        """
+        waiting = [heads]
+        while waiting:
+            heads = waiting.pop()
+            # Without rules only the records that others may give way to are looked into.
+            looked_at = heads if self._rules else [head for head in heads if head.next >= 0]
+            before = self.counts.block.copy()
+            groups = self._groups(data, looked_at)
+            if groups is None:
+                self.counts.block = before
+                middle = len(heads) // 2
+                waiting += heads[middle:], heads[:middle]
+            elif self._fields:
+                yield self._by_fields(groups, self._fields)
+            else:
+                chosen = {head.start: group[0] for head, group in zip(looked_at, groups, strict=True)}
+                yield self._whole(data, heads, chosen), b""
+
+    def _groups(self, data: bytes, heads: list[_Head]) -> list[list[_Member]] | None:
+        """The records with the key of each head: one of each file if fields are joined, else one.
+
+        Returns None where so many bytes would have to be read that they must be read for fewer.
+        """
+        if not heads:
+            return []
+        texts = [data[head.start : head.end] for head in heads]
+        starts = [head.start + self._offset for head in heads]
+        groups = [[member] for member in self._decoded(self._source, starts, texts)]
+        # Follow the links of all groups together, so that the records that are next to each other
+        # in another file are read at once.
+        links = [(head.next, number) for number, head in enumerate(heads) if head.next >= 0]
+        while links:
+            links.sort()
+            following: list[tuple[int, int]] = []
+            for source, first in enumerate(self._firsts[:-1]):
+                end = self._firsts[source + 1]
+                inside = [link for link in links if first <= link[0] < end]
+                if not inside:
+                    continue
+                numbers = [number - first for number, _ in inside]
+                read = self._readers[source].read(
+                    numbers, _BYTES_AT_ONCE if len(heads) > 1 else None
+                )
+                if read is None:
+                    return None
+                noted = self._noted(first, numbers)
+                for (_, group), member, link in zip(
+                    inside, self._decoded(source, *read), noted, strict=True
+                ):
+                    self._take(groups[group], member)
+                    if next_of(link) >= 0:
+                        following.append((next_of(link), group))
+            links = following
+        return groups
+
+    def _noted(self, first: int, numbers: list[int]) -> Iterator[int]:
+        """What the links say of these records, in ascending order, of the file that begins there."""
+        if numbers[-1] - numbers[0] < 2 * len(numbers):  # nearly all of them in a row
+            links = self._links.read(first + numbers[0], numbers[-1] - numbers[0] + 1)
+            return iter([links[number - numbers[0]] for number in numbers])
+        return iter([self._links.read(first + number, 1)[0] for number in numbers])
+
+    def _decoded(
+        self, source: int, starts: Sequence[int], texts: Sequence[bytes]
+    ) -> list[_Member]:
+        """The records of a file with these bytes, which begin at these offsets."""
+        records = self._files[source].origin.decode(texts)
+        self.counts.block["doubled"] += len(records.doubled) if self._fields else 0
+        is_exact = [False] * len(texts)
+        for number in records.exact:
+            is_exact[number] = True
+        return [
+            _Member(source, start, text, key, value, exact)
+            for start, text, (key, value), exact in zip(
+                starts, texts, records.pairs, is_exact, strict=True
+            )
+        ]
+
+    def _take(self, group: list[_Member], member: _Member) -> None:
+        """Add a record to those of its key, or let one of two give way."""
+        before = group[-1]
+        if self._rules and before.source != member.source:
+            group.append(member)
+        elif same(before.value, member.value):
+            self.counts.block["equal"] += 1
+        elif self._on_conflict == "error":
+            raise self._differ(before, member)
+        else:
+            self.counts.block["conflicts"] += 1
+            if self._on_conflict == "last":
+                group[-1] = member
+
+    def _differ(self, before: _Member, member: _Member) -> DataError:
+        name, first = (self._files[one.source].origin.name for one in (member, before))
+        where = "" if first == name else f" of {printable(first)}"
+        problem = f"another record{where}, at byte {before.start:,}, has the same key and differs."
+        return DataError(
+            name,
+            member.start,
+            member.key,
+            problem,
+            "Use --on-conflict first or last to keep one of two such records, --fields to join "
+            "their fields, or --key-prefix to tell their keys apart.",
+        )
+
+    def _whole(self, data: bytes, heads: list[_Head], chosen: dict[int, _Member]) -> bytes:
+        """One record for each head, with its bytes: the chosen one, or else the head itself."""
+        bodies: list[Buffer] = []
+        texts: list[bytes] = []
+        source = self._source
+        for head in heads:
+            member = chosen.get(head.start)
+            of = member.source if member else self._source
+            if of != source:
+                bodies.append(self._passage.copied(self._files[source].origin, texts))
+                source, texts = of, []
+            texts.append(member.text if member else data[head.start : head.end])
+        bodies.append(self._passage.copied(self._files[source].origin, texts))
+        return self._passage.joined(bodies)
+
+    def _by_fields(self, groups: list[list[_Member]], fields: FieldJoiner) -> tuple[Buffer, bytes]:
+        """The records with the fields of all in their group, and the lines on what is missing."""
+        pairs, exact, lines = [], set[int](), []
+        for number, group in enumerate(groups):
+            key = group[0].key
+            parts = [(member.source, member.value) for member in group]
+            try:
+                record, conflicts = fields.join(parts)
+            except ConflictError as error:
+                (start,) = [member.start for member in group if member.source == error.source]
+                name = self._files[error.source].origin.name
+                raise DataError(name, start, key, str(error), error.hint) from None
+            pairs.append((key, record))
+            if any([member.is_exact for member in group]):
+                exact.add(number)
+            if conflicts:
+                self.counts.block["conflicts"] += conflicts
+            if missing := fields.missing(parts):
+                lines.append(to_json({"key": key, "missing": missing}) + "\n")
+                self.counts.block.update(f"missing {name}" for name in missing)
+                having = {member.source for member in group}
+                self.counts.block.update(
+                    f"no record {name}"
+                    for name in missing
+                    if fields.rules.owners[name] not in having
+                )
+        records = Records(pairs, frozenset(exact))
+        body = self._passage.encoded(self._files[self._source].origin.name, records)
+        return body, "".join(lines).encode()
+
+
+def _batches(heads: Iterator[_Head]) -> Iterator[list[_Head]]:
+    """Consecutive records, as many at a time as a piece has bytes."""
+    batch, size = list[_Head](), 0
+    for head in heads:
+        batch.append(head)
+        size += head.end - head.start
+        if size >= PIECE_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class _Reader:
+    """Reads records of one file by their numbers."""
+
+    def __init__(self, file: JoinedFile) -> None:
+        self._joined = file
+        self._file: FileSource | None = None
+
+    def read(
+        self, numbers: list[int], most_bytes: int | None
+    ) -> tuple[list[int], list[bytes]] | None:
+        """The offsets and the bytes of the records of these numbers, which ascend.
+
+        Returns None if they take more than `most_bytes`.
+        """
+        self._file = self._file or reopen(self._joined.path, self._joined.identity)
+        starts, ends = self._spans(numbers)
+        if most_bytes is not None and sum(ends) - sum(starts) > most_bytes:
+            return None
+        texts: list[bytes] = []
+        first = 0
+        for number, end in enumerate(ends, 1):
+            # Records that are near each other are read at once.
+            if number < len(starts) and starts[number] - end <= _BYTES_BETWEEN:
+                continue
+            place = starts[first]
+            data = self._file.window(place, end - place)
+            texts += [
+                data[one - place : other - place]
+                for one, other in zip(starts[first:number], ends[first:number], strict=True)
+            ]
+            first = number
+        return starts, texts
+
+    def _spans(self, numbers: list[int]) -> tuple[list[int], list[int]]:
+        spans, first = self._joined.spans, numbers[0]
+        if numbers[-1] - first < 2 * len(numbers):  # nearly all of them in a row
+            run = spans.run(first, numbers[-1] + 1)
+            return (
+                [run.starts[number - first] for number in numbers],
+                [run.ends[number - first] for number in numbers],
+            )
+        runs = [spans.run(number, number + 1) for number in numbers]
+        return [run.starts[0] for run in runs], [run.ends[0] for run in runs]

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from threading import Thread
 from typing import Any
 
-from capmerge.errors import WorkerError
+from capmerge.errors import CapmergeError, WorkerError
 
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 """Fork is cheap, and safe on Linux as long as no thread runs yet."""
@@ -35,11 +35,17 @@ class WorkerProcess:
             raise self._death() from error
 
     def receive(self) -> Any:
-        """The next message, as soon as it is there; raises `WorkerError` as `send` does."""
+        """The next message, as soon as it is there.
+
+        Raises `WorkerError` as `send` does, and the error that `serve` sends instead of an answer.
+        """
         try:
-            return self.connection.recv()
+            message = self.connection.recv()
         except (EOFError, OSError) as error:
             raise self._death() from error
+        if isinstance(message, CapmergeError):
+            raise message
+        return message
 
     def _death(self) -> WorkerError:
         self.process.join(5)
@@ -107,14 +113,18 @@ def bug_in_worker(trace: str) -> RuntimeError:
 def serve(connection: Connection, answer: Callable[[Any], object]) -> None:
     """Answer one message after the other until the parent closes the pipe, or ends.
 
-    For the `work` of a worker whose messages each have one answer.
+    For the `work` of a worker whose messages each have one answer. A `CapmergeError` that `answer`
+    raises is sent instead of it.
     """
     while True:
         try:
             message = connection.recv()
         except (EOFError, OSError):
             return
-        found = answer(message)
+        try:
+            found = answer(message)
+        except CapmergeError as error:
+            found = error
         try:
             connection.send(found)
         except OSError:

@@ -9,11 +9,13 @@ import typer
 from typer.core import TyperGroup
 
 import capmerge
+from capmerge.cli.check_latents import check_latents_command
 from capmerge.cli.collect import collect_command
 from capmerge.cli.convert import convert_command
 from capmerge.cli.filter import filter_command
 from capmerge.cli.index import index_command
 from capmerge.cli.join import join_command
+from capmerge.cli.pack_latents import pack_latents_command
 from capmerge.cli.preview import preview_command
 from capmerge.cli.rewrite import rewrite_command
 from capmerge.cli.split import split_command
@@ -67,6 +69,8 @@ app.command("split")(split_command)
 app.command("filter")(filter_command)
 app.command("convert")(convert_command)
 app.command("collect")(collect_command)
+app.command("check-latents")(check_latents_command)
+app.command("pack-latents")(pack_latents_command)
 
 
 def main() -> None:

@@ -183,7 +183,7 @@ def _print_index(index: "Index", seconds: float, notes: list[str]) -> None:
 
 def _check(index: "Index", listing: "Listing", jobs: int, *, quiet: bool) -> int:
     """Print each broken file of a listing and a summary, and return how many are broken."""
-    from capmerge.index.latent_check import iter_broken
+    from capmerge.index.latent_check import iter_checked
 
     started, files, broken = time.perf_counter(), 0, 0
 
@@ -194,9 +194,10 @@ def _check(index: "Index", listing: "Listing", jobs: int, *, quiet: bool) -> int
             seen(done)
 
     with count_bar(listing.folder, quiet=quiet) as seen:
-        for found in iter_broken(index, listing, jobs, count):
-            broken += 1
-            print(f"broken: {printable(str(found.path))}: {printable(found.problem)}.")
+        for place, _, _, answer in iter_checked(index, listing, jobs, count):
+            if answer.problem:
+                broken += 1
+                print(f"broken: {printable(str(place))}: {printable(answer.problem)}.")
     if not quiet:
         rate = files / (time.perf_counter() - started)
         print(f"checked: {files:,} files, {broken:,} of them broken, {rate:,.0f} files per second")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from capmerge.captions.fields import MARK
-from capmerge.commands.join_blocks import Joiner, JoinedFile
+from capmerge.commands.join_blocks import JoinedFile, Joiner
 from capmerge.commands.join_fields import FieldRules, OnConflict
 from capmerge.commands.targets import check_target
 from capmerge.errors import UsageError, printable, quoted
@@ -128,9 +128,7 @@ def join(
         records = RecordWriter(output, out)
         sinks: dict[Stream, Sink] = {"records": records, "missing": _Lines(lines)}
         joined = [
-            JoinedFile(
-                Origin(file.name, layout, prefix), file.path, file.identity, found.spans
-            )
+            JoinedFile(Origin(file.name, layout, prefix), file.path, file.identity, found.spans)
             for (file, layout, found), prefix in zip(opened, prefixes, strict=True)
             if file.path
         ]
@@ -142,9 +140,7 @@ def join(
                 run_blocks(
                     file,
                     layout,
-                    partial(
-                        Joiner, number, joined, linked.links, out, options.on_conflict, rules
-                    ),
+                    partial(Joiner, number, joined, linked.links, out, options.on_conflict, rules),
                     sinks,
                     collect=total.update,
                     jobs=useful_jobs(file, options.jobs),
@@ -194,15 +190,11 @@ def _rules(names: Sequence[str], options: JoinOptions) -> FieldRules | None:
     return FieldRules(names, owners, options.on_conflict)
 
 
-def _checked_targets(
-    sources: Sequence[Source], options: JoinOptions
-) -> tuple[Path, Path | None]:
+def _checked_targets(sources: Sequence[Source], options: JoinOptions) -> tuple[Path, Path | None]:
     """The real paths of the output and of the list of what is missing."""
     target, missing = options.target, options.missing
     for source in sources:
-        target = check_target(
-            options.target, source, force=options.force, side_suffixes=SIDE_FILES
-        )
+        target = check_target(options.target, source, force=options.force, side_suffixes=SIDE_FILES)
         missing = options.missing and check_target(options.missing, source, force=options.force)
     if missing == target:
         raise UsageError(

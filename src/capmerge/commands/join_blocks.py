@@ -111,7 +111,12 @@ class Joiner:
         kept = [is_first(link) for link in links]
         separator = b""
         for heads in _batches(
-            map(_Head, compress(starts, kept), compress(ends, kept), map(next_of, compress(links, kept)))
+            map(
+                _Head,
+                compress(starts, kept),
+                compress(ends, kept),
+                map(next_of, compress(links, kept)),
+            )
         ):
             for bodies, missing in self._joined(data, heads):
                 if missing:
@@ -138,7 +143,9 @@ class Joiner:
             elif self._fields:
                 yield self._by_fields(groups, self._fields)
             else:
-                chosen = {head.start: group[0] for head, group in zip(looked_at, groups, strict=True)}
+                chosen = {
+                    head.start: group[0] for head, group in zip(looked_at, groups, strict=True)
+                }
                 yield self._whole(data, heads, chosen), b""
 
     def _groups(self, data: bytes, heads: list[_Head]) -> list[list[_Member]] | None:
@@ -185,9 +192,7 @@ class Joiner:
             return iter([links[number - numbers[0]] for number in numbers])
         return iter([self._links.read(first + number, 1)[0] for number in numbers])
 
-    def _decoded(
-        self, source: int, starts: Sequence[int], texts: Sequence[bytes]
-    ) -> list[_Member]:
+    def _decoded(self, source: int, starts: Sequence[int], texts: Sequence[bytes]) -> list[_Member]:
         """The records of a file with these bytes, which begin at these offsets."""
         records = self._files[source].origin.decode(texts)
         self.counts.block["doubled"] += len(records.doubled) if self._fields else 0

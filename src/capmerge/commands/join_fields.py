@@ -163,9 +163,7 @@ def _caption_source(parts: Sequence[Part], rules: FieldRules) -> tuple[int | Non
 
 def _caption_of(record: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: value
-        for name, value in record.items()
-        if name == "caption" or name.startswith(MARK)
+        name: value for name, value in record.items() if name == "caption" or name.startswith(MARK)
     }
 
 

@@ -120,6 +120,7 @@ class ScratchFile:
 
     def __init__(self, target: Path) -> None:
         self._target = target
+        self.written_bytes = 0
         try:
             self._file = TemporaryFile(buffering=0, prefix=".capmerge-", dir=target.parent)  # noqa: SIM115  # close() is ours
         except OSError as error:
@@ -131,6 +132,7 @@ class ScratchFile:
             _write_all(self._file, data)
         except OSError as error:
             raise cannot_write(self._target, error) from error
+        self.written_bytes += len(data)
 
     def parts(self, part_bytes: int) -> Iterator[bytes]:
         """Yield all bytes from the start in parts of `part_bytes`; the last one may be shorter."""

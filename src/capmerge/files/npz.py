@@ -17,7 +17,7 @@ from functools import lru_cache
 from io import BytesIO, FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import IO, TYPE_CHECKING, NamedTuple, Protocol, Self, cast
 
 import numpy as np
 from numpy.lib import format as npy
@@ -59,18 +59,58 @@ class _Member(NamedTuple):
     crc: int
 
 
+class BinaryFile(Protocol):
+    """What is needed of an open file, which may lie in memory or inside of another one."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Move to an offset from the start (0) or the end (2), and return the new offset."""
+        ...
+
+    def read(self, size: int = -1, /) -> bytes | None:
+        """Return the next `size` bytes, fewer only at the end."""
+        ...
+
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        """Fill `buffer` with the next bytes, and return their number."""
+        ...
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+class Openable(Protocol):
+    """A file that is no file of its own, such as a member of a shard. Its text is its name."""
+
+    def open(self) -> BinaryFile:
+        """Open it for reading."""
+        ...
+
+
+class InMemory(NamedTuple):
+    """The bytes of a file that was read already."""
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+    def open(self) -> BinaryFile:
+        """Open the bytes."""
+        return BytesIO(self.data)
+
+
 class Npz:
     """An open `.npz` file: the names of its arrays, and by name each array.
 
     Raises one of `READ_ERRORS` when the file cannot be read, as `numpy.load` does.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, place: Path | Openable) -> None:
         self._slow: np.lib.npyio.NpzFile | None = None
         with ExitStack() as closing:
-            self._file = closing.enter_context(FileIO(path, opener=_open_at_once))
-            if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
-                raise ValueError("not a regular file")
+            self._file = open_npz(place)
+            closing.callback(self._file.close)
             self._members = _members(self._file)
             self.names: Collection[str] = (
                 self._through_numpy().files if self._members is None else self._members.keys()
@@ -87,6 +127,11 @@ class Npz:
         trace: TracebackType | None,
     ) -> None:
         self._closing.close()
+
+    @property
+    def read_by_numpy(self) -> bool:
+        """True if numpy.load has read anything of the file, since it has an unusual layout."""
+        return self._slow is not None
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
         """Return a fresh copy of the array of this name.
@@ -121,8 +166,19 @@ class Npz:
             if self._file.read(2) != b"PK":
                 raise zipfile.BadZipFile("not a zip of arrays")  # numpy would try to unpickle it
             self._file.seek(0)
-            self._slow = np.load(self._file, allow_pickle=False)
+            self._slow = np.load(cast("IO[bytes]", self._file), allow_pickle=False)
         return self._slow
+
+
+def open_npz(place: Path | Openable) -> BinaryFile:
+    """Open a regular file or a member of a shard; raises one of `READ_ERRORS`."""
+    if not isinstance(place, Path):
+        return place.open()
+    file = FileIO(place, opener=_open_at_once)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError("not a regular file")
+    return file
 
 
 def _open_at_once(path: str, flags: int) -> int:
@@ -130,7 +186,7 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _members(file: FileIO) -> dict[str, _Member] | None:
+def _members(file: BinaryFile) -> dict[str, _Member] | None:
     """Return the members by array name, in order.
 
     Returns None if the zip is not laid out as `numpy.savez` writes it.
@@ -138,7 +194,7 @@ def _members(file: FileIO) -> dict[str, _Member] | None:
     # Read the end of the file, which holds the central directory and its end record.
     size = file.seek(0, 2)
     tail_start = file.seek(max(0, size - _TAIL_BYTES))
-    tail = file.read(_TAIL_BYTES)
+    tail = file.read(_TAIL_BYTES) or b""
     if len(tail) < _END.size:
         return None
     signature, disk, _, _, count, directory_bytes, directory, comment = _END.unpack_from(
@@ -171,7 +227,7 @@ def _members(file: FileIO) -> dict[str, _Member] | None:
             entry[9],
         )
         name_bytes, extra_bytes, comment_bytes, start = entry[10], entry[11], entry[12], entry[16]
-        name = tail[place + _ENTRY.size : place + _ENTRY.size + name_bytes]
+        encoded = tail[place + _ENTRY.size : place + _ENTRY.size + name_bytes]
         place += _ENTRY.size + name_bytes + extra_bytes + comment_bytes
         plain = (
             signature == b"PK\1\2"
@@ -180,10 +236,10 @@ def _members(file: FileIO) -> dict[str, _Member] | None:
             and packed == unpacked < _ZIP64
             and start < _ZIP64
         )
-        if not plain or not name.endswith(b".npy") or not name.isascii():
+        if not plain or not encoded.endswith(b".npy") or not encoded.isascii():
             return None
         starts.append(start)
-        found.append((name[:-4].decode("ascii"), unpacked, crc))
+        found.append((encoded[:-4].decode("ascii"), unpacked, crc))
 
     # A member must have room for its array before the next one begins.
     ends = [*starts, directory][1:]
@@ -195,11 +251,11 @@ def _members(file: FileIO) -> dict[str, _Member] | None:
 
 
 def _read_header(
-    file: FileIO, name: str, member: _Member
+    file: BinaryFile, name: str, member: _Member
 ) -> tuple[tuple[int, ...], np.dtype[np.generic]] | None:
     """Return shape and type of a member; None if its head is not a plain one."""
     file.seek(member.start)
-    head = file.read(min(member.end - member.start, _HEADER_BYTES))
+    head = file.read(min(member.end - member.start, _HEADER_BYTES)) or b""
     if len(head) < _LOCAL.size:
         return None
     local = _LOCAL.unpack_from(head)
@@ -218,7 +274,7 @@ def _read_header(
     return shape, dtype
 
 
-def _read(file: FileIO, name: str, member: _Member) -> NDArray[np.generic] | None:
+def _read(file: BinaryFile, name: str, member: _Member) -> NDArray[np.generic] | None:
     """Return the array of one member; None if it is damaged, or no plain array in C order."""
     buffer = np.empty(member.end - member.start, np.uint8)
     file.seek(member.start)

@@ -170,6 +170,7 @@ class BytesSource:
     def __init__(self, name: str, data: bytes, offset: int) -> None:
         self.name = name
         self._data, self._offset = data, offset
+        self.total_bytes = offset + len(data)
 
     def window(self, start: int, size: int) -> bytes:
         """Return the bytes [start, start + size), fewer only at the end of the bytes in memory."""
@@ -234,7 +235,7 @@ def reopen(path: Path, identity: Identity) -> FileSource:
     return source
 
 
-def fingerprint(source: Source) -> dict[str, int | str | None]:
+def fingerprint(source: Source | BytesSource) -> dict[str, int | str | None]:
     """Return the size and a hash of a source, by which a later run knows it again.
 
     The size is in bytes, and the hash is BLAKE2b of 64 evenly spaced blocks of 4 KiB. Both are None
@@ -251,7 +252,7 @@ def fingerprint(source: Source) -> dict[str, int | str | None]:
     return {"bytes": source.total_bytes, "blake2b": hashed.hexdigest()}
 
 
-def fingerprint_text(source: Source) -> str:
+def fingerprint_text(source: Source | BytesSource) -> str:
     """Return the `fingerprint` of a file as one string of hexadecimal digits."""
     found = fingerprint(source)
     return f"{found['bytes']:012x}{found['blake2b']}"

@@ -85,19 +85,31 @@ def build_index(
     jobs: int = 1,
     progress: Progress | None = None,
     tokens: bool = True,
+    rewritten: bool = True,
     max_record_bytes: int = MAX_RECORD_BYTES,
     start_method: str | None = None,
 ) -> Index:
     """Build a new index of `metadata`, even if there is one already.
 
     It is written `at` that path, or beside the metadata. Any number of `jobs` gives the same bytes.
+    An index that is not of `rewritten` records takes records of any kind, and cannot be trained by:
+    it has no `tokens`.
     Raises `UsageError` for a file that has no offsets or another file `at` that path, `DataError`
     for one that is damaged or not rewritten, `OutputError` (`BusyError` while another process
     builds it) or `WorkerError`; an older index then stays as it was.
     """
     open_indexable(metadata).close()  # raises its errors before there is a file
     with AtomicFile(index_path(metadata, at)) as file:
-        return _build(metadata, file, jobs, progress, max_record_bytes, start_method, tokens=tokens)
+        return _build(
+            metadata,
+            file,
+            jobs,
+            progress,
+            max_record_bytes,
+            start_method,
+            tokens=tokens and rewritten,
+            rewritten=rewritten,
+        )
 
 
 class Indexing:
@@ -114,14 +126,15 @@ class Indexing:
         block_start: Callable[[], int] | None = None,
         *,
         tokens: bool = True,
+        rewritten: bool = True,
     ) -> None:
-        self._kind, self._tokens = kind, tokens
+        self._kind, self._tokens, self._rewritten = kind, tokens, rewritten
         self._scratch = ScratchFile(path)
         self.rows = RowSink(self._scratch, block_start)
 
     def make_rows(self) -> Callable[[], RowMaker]:
         """Return a function that makes each worker its `RowMaker`; it can be pickled."""
-        return partial(RowMaker, tokens=self._tokens)
+        return partial(RowMaker, tokens=self._tokens, rewritten=self._rewritten)
 
     def write(self, file: AtomicFile, metadata: FileSource) -> None:
         """Write the index of the whole `metadata` into `file`."""
@@ -143,14 +156,15 @@ def _build(
     start_method: str | None,
     *,
     tokens: bool,
+    rewritten: bool = True,
 ) -> Index:
     with open_indexable(metadata) as source:
         layout = read_layout(source, max_record_bytes, may_be_empty=True)
-        with Indexing(file.target, layout.kind, tokens=tokens) as indexing:
+        with Indexing(file.target, layout.kind, tokens=tokens, rewritten=rewritten) as indexing:
             run_blocks(
                 source,
                 layout,
-                partial(_Indexer, source.name, layout, indexing.make_rows()),
+                partial(_Indexer, source.name, layout, indexing.make_rows(), rewritten=rewritten),
                 {"rows": indexing.rows},
                 jobs=useful_jobs(source, jobs),
                 progress=progress,
@@ -168,15 +182,22 @@ class _Indexer:
 
     counts = None
 
-    def __init__(self, name: str, layout: FileLayout, make_rows: Callable[[], RowMaker]) -> None:
-        self._name, self._layout = name, layout
+    def __init__(
+        self,
+        name: str,
+        layout: FileLayout,
+        make_rows: Callable[[], RowMaker],
+        *,
+        rewritten: bool,
+    ) -> None:
+        self._name, self._layout, self._rewritten = name, layout, rewritten
         self._rows = make_rows()
 
     def run(self, block: Block, data: bytes) -> Iterator[Chunk]:
         """Note the records of a block and yield nothing; `flush` makes their rows together."""
         view = memoryview(data)
         for start, end, (key, record) in iter_placed(self._name, self._layout, block, data):
-            if not is_rewritten(record):
+            if not (is_rewritten(record) if self._rewritten else isinstance(record, dict)):
                 raise self._error(start, key, record)
             try:
                 member = view[start - block.start : end - block.start]
@@ -193,6 +214,9 @@ class _Indexer:
     def _error(self, start: int, key: str, record: Any) -> DataError:
         if isinstance(record, Stray):
             return DataError(self._name, start, None, record.problem, "Mend the line.")
+        if not self._rewritten:
+            problem = f"found {type(record).__name__} as the record, expected an object."
+            return DataError(self._name, start, key, problem, "Mend the record.")
         problem = f'found a record without "{MARK}", expected one that capmerge rewrite wrote.'
         return DataError(
             self._name,

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 from capmerge.errors import StaleError, UsageError, printable
 from capmerge.files.atomic import AtomicFile
 from capmerge.files.columns import Column, opened_or_made, write_columns
+from capmerge.files.shards import Shards, is_packed
 from capmerge.index.latent_listing import (
     KIND,
+    PACKED_KIND,
     REMEDY,
     ROWS_AT_ONCE,
     VERSION,
@@ -26,8 +29,14 @@ from capmerge.index.latent_listing import (
 )
 from capmerge.index.latent_names import ABSOLUTE, INSIDE
 from capmerge.index.latent_pool import FilePool
-from capmerge.index.latent_scan import CHOICE, Found, folders_of, iter_latents, latents_in
-from capmerge.index.latent_sizes import read_sizes
+from capmerge.index.latent_scan import (
+    Found,
+    folders_of,
+    iter_latents,
+    latents_in,
+    members_of,
+    sizes_of,
+)
 from capmerge.index.reader import Index
 
 
@@ -89,21 +98,23 @@ def _make(
     outside: bool,
 ) -> None:
     """List `folder` and write the listing into `file`."""
-    with FilePool(read_sizes, jobs) as pool:
+    shards = Shards(folder) if is_packed(folder) else None
+    with FilePool(partial(sizes_of, shards), jobs) as pool:
         # Walk the folder. An absolute key can name a file below it by either path of the folder.
-        found, top = Found(index, pool, progress), absolute(folder)
-        roots = (
-            [f"{root.rstrip('/')}/" for root in roots_of(folder)]
-            if bool((index.leads == ABSOLUTE).any())
-            else []
-        )
-        for below, name in iter_latents(top):
-            found.add([below, *(root + below for root in roots)], f"{top}/{below}", name)
+        found, top = Found(index, pool, progress, packed=shards is not None), absolute(folder)
+        roots = roots_for(index, folder)
+        if shards is not None:
+            roots += shards.roots
+            for number, (below, name) in enumerate(members_of(shards)):
+                found.add([below, *(root + below for root in roots)], number, name)
+        else:
+            for below, name in iter_latents(top):
+                found.add([below, *(root + below for root in roots)], f"{top}/{below}", name)
         found.match()
 
         # List what lies outside, which only the keys without a file inside can lead to.
         leading_out = np.flatnonzero((index.leads != INSIDE) & ~found.is_found)
-        if outside:
+        if outside and shards is None:
             for prefix, path in folders_of(index, folder, leading_out):
                 for name in latents_in(path):
                     found.add([prefix], str(path), name)
@@ -121,7 +132,7 @@ def _make(
     # Choose between several files of one picture, then write.
     rows, order = found.settle(folder)
     about = {
-        "kind": KIND,
+        "kind": KIND if shards is None else PACKED_KIND,
         "version": VERSION,
         "fingerprint": index.fingerprint,
         "folder": absolute(folder),
@@ -132,11 +143,21 @@ def _make(
         "opened": found.opened,
         "differing": _count_differing(rows, index),
     }
+    if shards is not None:
+        about["shards"] = shards.identity
     columns = {
-        name: Column(CHOICE[name], _parts_of(rows[name], order)) for name in CHOICE.names or ()
+        name: Column(rows.dtype[name], _parts_of(rows[name], order))
+        for name in rows.dtype.names or ()
     }
     write_columns(file, about, len(order), columns)
     file.publish()
+
+
+def roots_for(index: Index, folder: Path) -> list[str]:
+    """Return what absolute keys can begin with to lead into the folder; nothing without such."""
+    if not bool((index.leads == ABSOLUTE).any()):
+        return []
+    return [f"{root.rstrip('/')}/" for root in roots_of(folder)]
 
 
 def _parts_of(column: NDArray[Any], order: NDArray[np.int64]) -> Iterator[bytes]:

@@ -6,6 +6,7 @@ hash can give a name that does not exist, but never the name of another record's
 that is opened the listing has the sizes of its latents, which decide the bucket of its record.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from hashlib import blake2b
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from capmerge.errors import CapmergeError, StaleError, printable, quoted
 from capmerge.files.atomic import side_path
 from capmerge.files.columns import Columns, Schema
+from capmerge.files.shards import Member, Shards, is_packed
 from capmerge.index.latent_names import (
     ABOVE,
     ABSOLUTE,
@@ -28,12 +30,12 @@ from capmerge.index.latent_names import (
     sized_name,
     stem_of,
 )
-from capmerge.index.latent_scan import CHOICE
+from capmerge.index.latent_scan import CHOICE, PACKED_CHOICE
 from capmerge.index.latent_sizes import MOST_PX
 from capmerge.index.reader import Index
 from capmerge.metadata.format import INDEX
 
-KIND, VERSION = "capmerge.listing", 2
+KIND, PACKED_KIND, VERSION = "capmerge.listing", "capmerge.packed-listing", 2
 _SCHEMA = Schema(
     KIND,
     VERSION,
@@ -48,6 +50,12 @@ _SCHEMA = Schema(
         "differing": int,
     },
     {name: CHOICE[name] for name in CHOICE.names or ()},
+)
+_PACKED_SCHEMA = Schema(
+    PACKED_KIND,
+    VERSION,
+    {**_SCHEMA.entries, "shards": str},
+    {name: PACKED_CHOICE[name] for name in PACKED_CHOICE.names or ()},
 )
 
 REMEDY = "List the folder again: capmerge index FILE --latents DIR --relist"
@@ -87,12 +95,14 @@ class Buckets(NamedTuple):
 class Listing:
     """The opened listing of `folder`: one row per latents file, or per size in such a file.
 
+    The files of a folder with `shards` are their members.
+
     Each column is a read-only array mapped from disk. A pickled listing is opened again by its
     path.
     """
 
-    def __init__(self, folder: Path, columns: Columns) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, columns: Columns, shards: Shards | None = None) -> None:
+        self.folder, self.shards = folder, shards
         self.path = columns.path
         self.fingerprint: str = columns.about["fingerprint"]
         """The fingerprint of the index that the listing belongs to."""
@@ -108,15 +118,18 @@ class Listing:
         """The number of files that were opened to see their sizes."""
         self.differing: int = columns.about["differing"]
         """The number of records whose opened files hold no latents of their `train_resolution`."""
-        self._rows = {name: columns[name] for name in CHOICE.names or ()}
-        self._roots = roots_of(folder)
+        dtype = CHOICE if shards is None else PACKED_CHOICE
+        self._rows = {name: columns[name] for name in dtype.names or ()}
+        self._roots = roots_of(folder) if shards is None else (*shards.roots, *roots_of(folder))
         self._real_folders: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._rows["record"])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_listing, (self.folder, self.path, self.fingerprint, self.records)
+        if self.shards is None:
+            return open_listing, (self.folder, self.path, self.fingerprint, self.records)
+        return _open_packed, (self.shards, self.folder, self.path, self.fingerprint, self.records)
 
     @property
     def broken(self) -> int:
@@ -129,7 +142,7 @@ class Listing:
 
     def file_of(
         self, number: int, key: str, wanted: Wanted, index: Index, *, allow_outside: bool = False
-    ) -> Path | None:
+    ) -> Path | Member | None:
         """Return the latents file of record `number` with this `key`; None if there was none.
 
         Raises `CapmergeError` when the key leads out of the folder, by itself or through a link,
@@ -141,10 +154,13 @@ class Listing:
             or (leads == ABSOLUTE and not any(is_below(stem, root) for root in self._roots))
         ):
             raise self._leads_out(key, stem)
-        name = self._name(number, stem, wanted, index)
-        if name is None:
+        row = self._best_row(number, wanted, index)
+        if row is None:
             return None
-        path = self.folder / name
+        if self.shards is not None:
+            return self.shards[int(self._rows["member"][row])]
+        names = ("form", "name_width", "name_height")
+        path = self.folder / _file_name(stem, *(int(self._rows[name][row]) for name in names))
         if not allow_outside and not self._stays(path):
             raise self._leads_out(key, os.path.realpath(path))
         return path
@@ -153,10 +169,7 @@ class Listing:
         """Return the bucket of every record of `index`: that of the choice that `file_of` takes."""
         if not self.opened and wanted.resolution is None:
             # All files have legacy names, and their sizes are those of the index.
-            found = np.zeros(len(index), np.bool_)
-            for rows in self._parts():
-                found[rows["record"]] = True
-            return Buckets(index.width, index.height, found, 0, 0, 0)
+            return Buckets(index.width, index.height, self.has_file(), 0, 0, 0)
         # Sides of a `train_resolution` may need more bits than those of a listing.
         most = max(int(side.max(initial=0)) for side in (index.width, index.height))
         side_type: type[np.uint16 | np.uint32] = np.uint16 if most <= MOST_PX else np.uint32
@@ -190,20 +203,50 @@ class Listing:
             several += _count_several(records[usable], sides[0][usable], sides[1][usable])
         return Buckets(width, height, found, several, answering, differing)
 
-    def iter_files(self, index: Index) -> Iterator[tuple[Path, int]]:
-        """Yield the path of every listed file once, with the number of a record that it is of."""
-        before: tuple[int, ...] = ()
-        stem = ""
+    def has_file(self) -> NDArray[np.bool_]:
+        """Return for every record of the index whether it has a file, even a broken one."""
+        found = np.zeros(self.records, np.bool_)
         for rows in self._parts():
-            columns = (rows["record"], rows["form"], rows["name_width"], rows["name_height"])
-            for entry in zip(*(column.tolist() for column in columns), strict=True):
+            found[rows["record"]] = True
+        return found
+
+    def iter_files(self, index: Index) -> Iterator[tuple[Path | Member, int, str]]:
+        """Yield every listed file, once per record that it is of, with the record's number and key.
+
+        They come in the order of the records, and of one record's files the preferred first.
+        """
+        before: tuple[int, ...] = ()
+        key = stem = ""
+        for rows in self._parts():
+            names = ("record", "form", "name_width", "name_height")
+            members = rows["member"] if self.shards is not None else None
+            columns = [rows[name] for name in names]
+            entries = zip(*(column.tolist() for column in columns), strict=True)
+            for row, entry in enumerate(entries):
                 if entry == before:
                     continue
                 number, form, width, height = entry
                 if before[:1] != entry[:1]:
-                    stem = stem_of(index.read(number)[0]).text
+                    key = index.read(number)[0]
+                    stem = stem_of(key).text
                 before = entry
-                yield self.folder / _file_name(stem, form, width, height), number
+                if self.shards is not None and members is not None:
+                    yield self.shards[int(members[row])], number, key
+                else:
+                    yield self.folder / _file_name(stem, form, width, height), number, key
+
+    def below(self, path: Path) -> str:
+        """Return the path of a listed file below the folder; an absolute key leads there too."""
+        text = path.as_posix()
+        starts = (self.folder.as_posix(), *self._roots)
+        return next(
+            text.removeprefix(start.rstrip("/") + "/") for start in starts if _is_below(text, start)
+        )
+
+    def check_inside(self, path: Path) -> None:
+        """Raise `OSError` when the folder of a listed file lies outside, behind a link."""
+        if not _is_below(os.path.realpath(path.parent) + "/", self._roots[-1]):
+            raise OSError(errno.EXDEV, "a link leads out of the folder of latents")
 
     def _parts(self) -> Iterator[dict[str, NDArray[Any]]]:
         """All rows in parts, each with all rows of its records."""
@@ -214,7 +257,7 @@ class Listing:
             yield {name: column[start:end] for name, column in self._rows.items()}
             start = end
 
-    def _name(self, number: int, stem: str, wanted: Wanted, index: Index) -> str | None:
+    def _best_row(self, number: int, wanted: Wanted, index: Index) -> int | None:
         records, record = self._rows["record"], np.uint32(number)
         start, end = (int(np.searchsorted(records, record, side)) for side in ("left", "right"))
         if start == end:
@@ -223,10 +266,7 @@ class Listing:
             {name: column[start:end] for name, column in self._rows.items()}, wanted, index
         )
         best = int(np.argmax(scores))
-        if not scores[best]:
-            return None
-        names = ("form", "name_width", "name_height")
-        return _file_name(stem, *(int(self._rows[name][start + best]) for name in names))
+        return start + best if scores[best] else None
 
     def _stays(self, path: Path) -> bool:
         """Return whether a path below the folder is still inside it once links are followed."""
@@ -312,9 +352,21 @@ def listing_path(index: Index, folder: Path, beside: Path | None = None) -> Path
 
 
 def open_listing(folder: Path, path: Path, fingerprint: str, records: int) -> Listing:
-    """Open the listing of `folder` for the index that has this fingerprint and so many records."""
-    columns = Columns(path, _SCHEMA, REMEDY)
-    if (columns.about["fingerprint"], columns.about["folder"]) != (fingerprint, absolute(folder)):
+    """Open the listing of `folder` for the index that has this fingerprint and so many records.
+
+    Raises `StaleError`, also for shards in the folder that are damaged.
+    """
+    shards = Shards(folder) if is_packed(folder) else None
+    return _open_packed(shards, folder, path, fingerprint, records)
+
+
+def _open_packed(
+    shards: Shards | None, folder: Path, path: Path, fingerprint: str, records: int
+) -> Listing:
+    """Open the listing of a folder whose shards are open; None for loose files."""
+    columns = Columns(path, _SCHEMA if shards is None else _PACKED_SCHEMA, REMEDY)
+    expected = (fingerprint, absolute(folder), None if shards is None else shards.identity)
+    if tuple(columns.about.get(name) for name in ("fingerprint", "folder", "shards")) != expected:
         raise StaleError(
             f"{printable(str(path))}: it was made for other metadata or another folder. {REMEDY}"
         )
@@ -335,7 +387,7 @@ def open_listing(folder: Path, path: Path, fingerprint: str, records: int) -> Li
             f"{max(columns.about['records'], last + 1):,} records, "
             f"expected the index's {records:,}. {REMEDY}"
         )
-    return Listing(folder, columns)
+    return Listing(folder, columns, shards)
 
 
 def absolute(folder: Path) -> str:

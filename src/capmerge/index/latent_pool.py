@@ -1,6 +1,6 @@
 """Work on many files in several processes, with the results in the order of the files.
 
-Unlike `metadata.pool`, which cuts one big file into blocks, a worker here is sent the paths of some
+Unlike `metadata.pool`, which cuts one big file into blocks, a worker here is sent the names of some
 files and sends back one small result for each.
 """
 
@@ -12,21 +12,26 @@ from typing import Generic, Self, TypeVar
 
 from capmerge.processes import START_METHOD, WorkerProcess, WorkerProcesses, serve
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _FILES_PER_MESSAGE = 128
 
 
-class FilePool(Generic[Result]):
-    """Up to `jobs` processes that apply `work`, a function of a path, to files.
+class FilePool(Generic[Item, Result]):
+    """Up to `jobs` processes that apply `work` to items, each of which names a file or several.
 
     They start when there is enough work for two, and live as long as the context of the pool. With
-    one job there are none, and the work is done here.
+    one job there are none, and the work is done here. A message to a process has `per_message`
+    items, where there is much to do for one item.
     """
 
-    def __init__(self, work: Callable[[str], Result], jobs: int) -> None:
+    def __init__(
+        self, work: Callable[[Item], Result], jobs: int, *, per_message: int | None = None
+    ) -> None:
         self._work, self._jobs = work, jobs
         self._workers: WorkerProcesses | None = None
+        self._per_message = per_message or _FILES_PER_MESSAGE
 
     def __enter__(self) -> Self:
         return self
@@ -35,15 +40,16 @@ class FilePool(Generic[Result]):
         if self._workers:
             self._workers.end(at_once=kind is not None)
 
-    def map(self, paths: Iterable[str]) -> Iterator[Result]:
-        """Yield the result of each file, in the order of the paths.
+    def map(self, items: Iterable[Item]) -> Iterator[Result]:
+        """Yield the result of each item, in their order.
 
-        Raises `WorkerError` when a process has ended before its work was done.
+        Raises `WorkerError` when a process has ended before its work was done, and a
+        `CapmergeError` that `work` raises.
         """
-        rest = iter(paths)
-        parts = iter(lambda: list(islice(rest, _FILES_PER_MESSAGE)), [])
+        rest = iter(items)
+        parts = iter(lambda: list(islice(rest, self._per_message)), [])
         first = next(parts, [])
-        if self._jobs > 1 and not self._workers and len(first) == _FILES_PER_MESSAGE:
+        if self._jobs > 1 and not self._workers and len(first) == self._per_message:
             self._workers = WorkerProcesses(
                 _serve, [(self._work,)] * self._jobs, START_METHOD, "while it read latents"
             )
@@ -68,6 +74,6 @@ class FilePool(Generic[Result]):
             yield from results
 
 
-def _serve(connection: Connection, work: Callable[[str], object]) -> None:
-    """Work on the files of one message after the other. Runs in a worker."""
-    serve(connection, lambda paths: [work(path) for path in paths])
+def _serve(connection: Connection, work: Callable[[Item], object]) -> None:
+    """Work on the items of one message after the other. Runs in a worker."""
+    serve(connection, lambda items: [work(item) for item in items])

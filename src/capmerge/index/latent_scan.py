@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from capmerge.captions.size import picture_size
 from capmerge.errors import CapmergeError, printable
+from capmerge.files.shards import Shards, is_packed
 from capmerge.index.latent_names import (
     BROKEN,
     ENDING,
@@ -29,7 +30,7 @@ from capmerge.index.latent_names import (
     stem_of,
 )
 from capmerge.index.latent_pool import FilePool
-from capmerge.index.latent_sizes import Sizes
+from capmerge.index.latent_sizes import Sizes, read_sizes
 from capmerge.index.reader import Index
 
 CHOICE = np.dtype(
@@ -44,6 +45,12 @@ CHOICE = np.dtype(
 )
 """The columns of a listing: 17 bytes per latents file, or per size where a file has several."""
 
+PACKED_CHOICE = np.dtype([*CHOICE.descr, ("member", "<u4")])
+"""The columns of a listing of shards, which also have the number of the member."""
+
+Entry = tuple[str | int, str]
+"""A found file: its folder, or the number of a member of shards, and its name without `ENDING`."""
+
 _FILES_AT_ONCE = 1 << 15
 _FILES_PER_REPORT = 1 << 10
 
@@ -52,9 +59,13 @@ def iter_latents(folder: str) -> Iterator[tuple[str, str]]:
     """Yield every latents file in `folder` and below, links to folders followed.
 
     A file is given as its folder, written as a prefix of stems, and its name without `ENDING`. A
-    link to a folder that contains the link is skipped, since it would never end. Raises
-    `CapmergeError` for a folder that cannot be listed.
+    link to a folder that contains the link is skipped, since it would never end. In a folder of
+    shards, the members take the place of files. Raises `CapmergeError` for a folder that cannot be
+    listed.
     """
+    if is_packed(Path(folder)):
+        yield from members_of(Shards(Path(folder)))
+        return
     # Each entry has a path, its prefix, and the real folders that links on the way led out of.
     waiting: list[tuple[str, str, tuple[str, ...]]] = [(folder, "", ())]
     while waiting:
@@ -71,6 +82,22 @@ def iter_latents(folder: str) -> Iterator[tuple[str, str]]:
                         if any((above + os.sep).startswith(target + os.sep) for above in here):
                             continue
                     waiting.append((entry.path, f"{prefix}{entry.name}/", here))
+
+
+def members_of(shards: Shards) -> Iterator[tuple[str, str]]:
+    """Yield every member of shards in their order, by the rule of `iter_latents`."""
+    for name in shards.names():
+        below, slash, last = name.rpartition("/")
+        yield below + slash, last.removesuffix(ENDING)
+
+
+def sizes_of(shards: Shards | None, entry: Entry) -> Sizes:
+    """Return the sizes of the latents in a found file, which is a member if there are `shards`."""
+    place, name = entry
+    if isinstance(place, int):
+        assert shards is not None
+        return read_sizes(shards[place])
+    return read_sizes(Path(f"{place}/{name}{ENDING}"))
 
 
 def latents_in(folder: Path) -> Iterator[str]:
@@ -114,16 +141,19 @@ class Found:
     """The listing in memory while files come in: the choices that each record has.
 
     Hashes of file names are collected and then looked up together in the sorted hashes of the
-    records' stems, because one search for many names is much faster than many for one. `progress`
-    is told the number of files that are done.
+    records' stems, because one search for many names is much faster than many for one. `pool`
+    applies `sizes_of`. `progress` is told the number of files that are done.
     """
 
     def __init__(
         self,
         index: Index,
-        pool: FilePool[Sizes],
+        pool: FilePool[Entry, Sizes],
         progress: Callable[[int], None] | None = None,
+        *,
+        packed: bool = False,
     ) -> None:
+        self._dtype = PACKED_CHOICE if packed else CHOICE
         self._index, self._pool, self._progress = index, pool, progress
         order = np.argsort(index.stem_hash)
         self._hashes = index.stem_hash[order]
@@ -137,15 +167,18 @@ class Found:
         self.opening_seconds = 0.0
         """The time that opening them took."""
         self._done = 0
-        self._files: list[tuple[str, str]] = []
+        self._files: list[Entry] = []
         self._waiting: list[tuple[bytes, int, int, int, int]] = []
         self._parts: list[NDArray[Any]] = []
 
-    def add(self, prefixes: list[str], folder: str, name: str) -> None:
-        """Note the file `name`.npz in `folder`, where stems begin with any of `prefixes`."""
+    def add(self, prefixes: list[str], place: str | int, name: str) -> None:
+        """Note the file `name`.npz at this place, where stems begin with any of `prefixes`.
+
+        The place is a folder, or the number of a member of shards.
+        """
         self.seen += 1
         number = len(self._files)
-        self._files.append((folder, name))
+        self._files.append((place, name))
         sized = parse_sized(name)
         for prefix in prefixes:
             self._waiting.append((hash_of(prefix + name), LEGACY, 0, 0, number))
@@ -173,10 +206,12 @@ class Found:
         records = self._order[
             np.arange(len(which)) - np.repeat(np.cumsum(times) - times - first, times)
         ]
-        choices = np.zeros(len(which), CHOICE)
+        choices = np.zeros(len(which), self._dtype)
         choices["record"] = records
         self.is_found[records] = True
         choices["form"], choices["name_width"], choices["name_height"], files = rest[which].T
+        if self._dtype is PACKED_CHOICE:
+            choices["member"] = np.array([place for place, _ in self._files], np.uint32)[files]
         self._parts.append(self._with_sizes(choices, files))
         self._files.clear()
         self._report(self.seen)
@@ -191,9 +226,9 @@ class Found:
             return choices
         started, before = time.perf_counter(), self.seen - len(self._files)
         numbers, which = np.unique(files[to_open], return_inverse=True)
-        paths = (os.path.join(*self._files[number]) + ENDING for number in numbers.tolist())  # noqa: PTH118  # half the time of Path
+        entries = (self._files[number] for number in numbers.tolist())
         found = []
-        for sizes, _ in self._pool.map(paths):
+        for sizes, _ in self._pool.map(entries):
             found.append(sizes)
             self._report(before + len(found))
         # Repeat every opened file once per size.
@@ -222,7 +257,7 @@ class Found:
         newest first. Nothing can be added afterwards.
         """
         del self._hashes, self._order
-        rows = np.concatenate(self._parts) if self._parts else np.zeros(0, CHOICE)
+        rows = np.concatenate(self._parts) if self._parts else np.zeros(0, self._dtype)
         self._parts.clear()
         order = np.argsort(rows["record"], kind="stable")
         records = rows["record"][order]
@@ -261,7 +296,10 @@ class Found:
         return rows, order[kept]
 
     def _preferred(self, choices: NDArray[Any], folder: Path) -> list[int]:
-        """The numbers of the choices to keep among those of one record and form, the best first."""
+        """The numbers of the choices to keep among those of one record and form, the best first.
+
+        Shards have no times: they hold the newest file of a picture first.
+        """
         key, record = self._index.read(int(choices["record"][0]))
         names = list(
             zip(choices["name_width"].tolist(), choices["name_height"].tolist(), strict=True)
@@ -274,7 +312,10 @@ class Found:
         if suffix is None:
             return list(range(len(names)))
         stem = stem_of(key).text
-        ages = {name: _written(folder / sized_name(stem, *name, suffix)) for name in set(names)}
+        if self._dtype is PACKED_CHOICE:
+            ages = dict(zip(names, (-choices["member"].astype(np.int64)).tolist(), strict=True))
+        else:
+            ages = {name: _written(folder / sized_name(stem, *name, suffix)) for name in set(names)}
         return sorted(
             range(len(names)),
             key=lambda number: (ages[names[number]], names[number][0] * names[number][1], number),

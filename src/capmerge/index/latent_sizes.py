@@ -8,7 +8,7 @@ sd-scripts wrote for several resolutions holds several of them. Source: sd-scrip
 from pathlib import Path
 from typing import NamedTuple
 
-from capmerge.files.npz import READ_ERRORS, Npz
+from capmerge.files.npz import READ_ERRORS, Npz, Openable
 from capmerge.index.latent_names import PIXELS_PER_LATENT, parse_array
 
 MOST_PX = (1 << 16) - 1
@@ -32,17 +32,22 @@ class Sizes(NamedTuple):
     """The reason in words, as a part of a sentence."""
 
 
-def read_sizes(path: str) -> Sizes:
+def read_sizes(place: Path | Openable) -> Sizes:
     """Return the sizes of all latents in the file, whose values are not read."""
     try:
-        with Npz(Path(path)) as npz:
-            names = [name for name in npz.names if name.startswith("latents")]
-            sizes = {size for name in names[:_MOST_SIZES] if (size := size_of_array(npz, name))}
-            if sizes:
-                return Sizes(sorted(sizes))
-            arrays = ", ".join(f'"{name}"' for name in sorted(npz.names)[:8]) or "no arrays"
+        with Npz(place) as npz:
+            return sizes_in(npz)
     except READ_ERRORS as error:
         return Sizes([], problem_of(error))
+
+
+def sizes_in(npz: Npz) -> Sizes:
+    """Return the sizes of all latents in an open file. Raises what `Npz` raises."""
+    names = [name for name in npz.names if name.startswith("latents")]
+    sizes = {size for name in names[:_MOST_SIZES] if (size := size_of_array(npz, name))}
+    if sizes:
+        return Sizes(sorted(sizes))
+    arrays = ", ".join(f'"{name}"' for name in sorted(npz.names)[:8]) or "no arrays"
     expected = "latents of the shape (channels, height / 8, width / 8)"
     return Sizes([], f"found {arrays}, expected {expected}")
 

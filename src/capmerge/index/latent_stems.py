@@ -36,9 +36,7 @@ class LatentStems:
         self._roots = roots_of(folder)
         self._stems = DigestSet(self._iter_stems(folder, progress))
 
-    def _iter_stems(
-        self, folder: Path, progress: Callable[[int], None] | None
-    ) -> Iterator[bytes]:
+    def _iter_stems(self, folder: Path, progress: Callable[[int], None] | None) -> Iterator[bytes]:
         for below, name in iter_latents(absolute(folder)):
             self.files += 1
             yield key_bytes(below + name)
@@ -54,8 +52,7 @@ class LatentStems:
         stems = list(map(self._stem, keys))
         found = self._stems.contains([key_bytes(stem or "") for stem in stems])
         return [
-            None if stem is None else has_file
-            for stem, has_file in zip(stems, found, strict=True)
+            None if stem is None else has_file for stem, has_file in zip(stems, found, strict=True)
         ]
 
     def _stem(self, key: str) -> str | None:

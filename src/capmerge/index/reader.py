@@ -6,8 +6,6 @@ reading of one record by its number. `build` makes an index.
 
 import hashlib
 import os
-import sys
-import threading
 import weakref
 import zlib
 from pathlib import Path
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 from capmerge.errors import StaleError, UsageError, printable
 from capmerge.files.atomic import side_path
 from capmerge.files.columns import Columns, Schema, has_columns
+from capmerge.files.positioned import read_at
 from capmerge.files.source import FileSource, fingerprint_text, open_source
 from capmerge.index.latent_names import hash_of, stem_of
 from capmerge.metadata.blocks import Kind
@@ -136,7 +135,7 @@ class Index:
         Lone surrogates, NaN and big integers are read too. Raises `StaleError` when the metadata
         do not hold the record there, or one with other bytes.
         """
-        data = _read_at(self._descriptor, int(self.length[number]), int(self.offset[number]))
+        data = read_at(self._descriptor, int(self.length[number]), int(self.offset[number]))
         if zlib.crc32(data) != self.checksum[number]:
             raise self._changed(number)
         try:
@@ -262,21 +261,3 @@ def remedy(metadata: Path, path: Path) -> str:
     """Return the last sentence of every message about an index that has to be made anew."""
     out = "" if path == index_path(metadata) else f" --out {printable(str(path))}"
     return f"Build it again: capmerge index {printable(str(metadata))}{out}"
-
-
-if sys.platform == "win32":
-    _LOCK = threading.Lock()
-
-    def _read_at(descriptor: int, size: int, offset: int) -> bytes:
-        with _LOCK:
-            os.lseek(descriptor, offset, os.SEEK_SET)
-            return os.read(descriptor, size)
-else:
-
-    def _read_at(descriptor: int, size: int, offset: int) -> bytes:
-        data = os.pread(descriptor, size, offset)
-        while len(data) < size and (
-            more := os.pread(descriptor, size - len(data), offset + len(data))
-        ):
-            data += more
-        return data

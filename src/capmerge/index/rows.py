@@ -26,10 +26,11 @@ _ROWS_AT_ONCE = 1 << 16
 class RowMaker:
     """The maker of rows, which notes the records of a block and then makes their rows together.
 
-    With `tokens` the rows have token lengths.
+    With `tokens` the rows have token lengths. Records that are not `rewritten` have no texts.
     """
 
-    def __init__(self, *, tokens: bool) -> None:
+    def __init__(self, *, tokens: bool, rewritten: bool = True) -> None:
+        self._rewritten = rewritten
         self._lengths = TextLengths() if tokens else None
         self._places: list[tuple[int, int, int]] = []
         self._hashes: list[bytes] = []
@@ -43,7 +44,7 @@ class RowMaker:
 
         Raises `BrokenRecordError` when its fields do not agree; the record is then not noted.
         """
-        texts = texts_of(record)
+        texts = texts_of(record) if self._rewritten else ("",)
         stem, leads = stem_of(key)
         self._places.append((start, len(data), crc32(data)))
         self._hashes.append(hash_of(stem))

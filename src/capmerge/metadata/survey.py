@@ -153,4 +153,6 @@ def survey(
             start_method=start_method,
         )
     source.check_unchanged()
-    return Survey(Spans(spans.path, spans.written_bytes // _ROW_BYTES), noted.path if keys else None)
+    return Survey(
+        Spans(spans.path, spans.written_bytes // _ROW_BYTES), noted.path if keys else None
+    )

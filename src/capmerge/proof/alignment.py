@@ -49,9 +49,7 @@ class Alignment:
         next_start, start = self._next
         if block.start != next_start:
             start = self._find(block.start, None)
-        end = (
-            self._output.total_bytes if block.last else self._find(block.next_start, block, start)
-        )
+        end = self._output.total_bytes if block.last else self._find(block.next_start, block, start)
         self._next = block.next_start, end
         return None if start is None or end is None else OutputRange(start, end)
 

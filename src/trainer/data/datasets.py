@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from capmerge.cores import usable_cores
 from capmerge.errors import printable, quoted
-from capmerge.files.source import FileSource, fingerprint_text
+from capmerge.files.shards import Member
+from capmerge.files.source import BytesSource, FileSource, fingerprint_text
 from capmerge.index.latent_listing import Buckets, Listing, Wanted
 from capmerge.index.latent_sizes import read_sizes
 from capmerge.index.reader import Index
@@ -29,7 +30,7 @@ from trainer.config.settings import (
     family_of,
 )
 from trainer.data.buckets import WINDOW, SetRows
-from trainer.data.latents import FILES_CHECKED, check_latent_scale, with_way_out
+from trainer.data.latents import FILES_CHECKED, LatentsFile, check_latent_scale, with_way_out
 from trainer.data.side_files import open_side_files
 from trainer.errors import LatentsError
 from trainer.families import Family
@@ -59,7 +60,7 @@ class DataSet:
     notes: tuple[str, ...]
     """Notes for the user: records left out, latents that look like those of another family."""
 
-    def latents_file(self, record: int, key: str) -> Path | None:
+    def latents_file(self, record: int, key: str) -> LatentsFile | None:
         """The latents file of `record` of the index, whose key is `key`; None when none was listed.
 
         Raises `CapmergeError` when it is outside of the folder and `allow_outside` is off.
@@ -140,13 +141,17 @@ def _open(config: Config, number: int, jobs: int, *, relist: bool) -> DataSet:
 
 
 def latents_fingerprint(dataset: DataSet) -> str:
-    """A fingerprint of up to 64 latents files, the same wherever their folder is."""
+    """A fingerprint of up to 64 latents files, the same wherever they lie, packed or not."""
     hashed = hashlib.blake2b(digest_size=16)
-    for path in _some_files(dataset):
-        if path.is_file():
-            source = FileSource(path)
-            hashed.update(os.fsencode(f"{path.name} {fingerprint_text(source)}\n"))
-            source.close()
+    for file in _some_files(dataset):
+        if isinstance(file, Member):
+            content = fingerprint_text(BytesSource(file.name, file.read(), 0))
+        elif file.is_file():
+            with FileSource(file) as source:
+                content = fingerprint_text(source)
+        else:
+            continue
+        hashed.update(os.fsencode(f"{file.name} {content}\n"))
     return hashed.hexdigest()
 
 
@@ -292,8 +297,8 @@ def _broken_file(
     )
     # It was found broken when it was listed, so it has a name.
     assert path is not None
-    problem = read_sizes(str(path)).problem or "it was broken when it was listed"
-    return f"{_shown(path)}: {printable(problem)}"
+    problem = read_sizes(path).problem or "it was broken when it was listed"
+    return f"{printable(str(path))}: {printable(problem)}"
 
 
 def _endings(family: Family) -> list[str]:
@@ -316,7 +321,7 @@ def _chunks(index: Index, family: Family, text: TextSettings) -> NDArray[np.uint
     return chunks
 
 
-def _some_files(dataset: DataSet) -> list[Path]:
+def _some_files(dataset: DataSet) -> list[LatentsFile]:
     """The latents files of up to `FILES_CHECKED` evenly spaced usable records."""
     usable, records = dataset.rows.usable, len(dataset.index)
     numbers = [place * records // FILES_CHECKED for place in range(FILES_CHECKED)]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from capmerge.files.npz import READ_ERRORS, Npz
+from capmerge.files.shards import DamagedShardError, Member
 from capmerge.index.latent_names import PIXELS_PER_LATENT, parse_array
 from capmerge.index.latent_values import LatentTypeError, read_values
 from trainer.errors import LatentsError
@@ -28,6 +29,9 @@ LEAST_DEVIATION, LARGEST_DEVIATION = 0.85, 1.18
 
 The factors of the families differ by 1.40, so latents of another family are at 0.71 or 1.40.
 """
+
+LatentsFile = Path | Member
+"""A file of latents: one of its own, or a member of a shard."""
 
 SizeConditioning = tuple[float, float, float, float, float, float]
 
@@ -47,7 +51,7 @@ class Latents(NamedTuple):
 
 
 def load_latents(
-    path: Path, *, family: Family, width: int, height: int, flipped: bool, alpha_mask: bool
+    path: LatentsFile, *, family: Family, width: int, height: int, flipped: bool, alpha_mask: bool
 ) -> Latents:
     """The latents in the file `path` for a bucket of `width` x `height` pixels.
 
@@ -64,10 +68,20 @@ def load_latents(
             )
     except READ_ERRORS as error:
         raise unreadable(path, error) from error
+    except LatentsError as error:
+        if isinstance(path, Member):
+            raise LatentsError(f"{error} {_PACK_AGAIN}") from error
+        raise
 
 
-def unreadable(path: Path, error: Exception) -> LatentsError:
+def unreadable(path: LatentsFile, error: Exception) -> LatentsError:
     """The error for a file that cannot be opened, or whose bytes are not an npz."""
+    if isinstance(path, Member):
+        found = error if isinstance(error, DamagedShardError) else _one_line(error)
+        return LatentsError(
+            f"{path}: {found}, expected the .npz that was packed. Copy the shard again from where "
+            "it is whole, or run capmerge pack-latents again."
+        )
     if isinstance(error, FileNotFoundError):
         return LatentsError(
             f"{path}: no such file, expected cached latents. Cache them again, "
@@ -92,6 +106,7 @@ def with_way_out(error: LatentsError) -> LatentsError:
 
 
 _CACHE_AGAIN = "Cache the latents of this picture again."
+_PACK_AGAIN = "Then pack them again: capmerge pack-latents."
 _WRONG_SIZE = (
     "Cache the latents of this picture again, or rewrite the metadata that they were cached with. "
     "If they were cached anew since the folder was listed, list it again: "
@@ -104,7 +119,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _latents(
-    path: Path,
+    path: LatentsFile,
     npz: Npz,
     family: Family,
     width: int,
@@ -161,7 +176,7 @@ def _names(npz: Npz) -> str:
     return ", ".join(f'"{name}"' for name in sorted(npz.names)[:8]) or "no arrays"
 
 
-def _scaled(path: Path, npz: Npz, name: str, family: Family) -> Tensor:
+def _scaled(path: LatentsFile, npz: Npz, name: str, family: Family) -> Tensor:
     """The latents as the U-Net takes them; raises `LatentsError` unless all of them are finite."""
     try:
         latents = torch.from_numpy(read_values(npz, name))
@@ -182,7 +197,9 @@ def _scaled(path: Path, npz: Npz, name: str, family: Family) -> Tensor:
     return latents
 
 
-def _mask(path: Path, npz: Npz, suffix: str, width: int, height: int, *, flipped: bool) -> Tensor:
+def _mask(
+    path: LatentsFile, npz: Npz, suffix: str, width: int, height: int, *, flipped: bool
+) -> Tensor:
     """The alpha mask at latent size, each value the mean of the pixels of one latent position."""
     name = "alpha_mask" + suffix
     if name not in npz.names:
@@ -208,7 +225,7 @@ def _mask(path: Path, npz: Npz, suffix: str, width: int, height: int, *, flipped
 
 
 def _size_conditioning(
-    path: Path, npz: Npz, suffix: str, width: int, height: int, *, flipped: bool
+    path: LatentsFile, npz: Npz, suffix: str, width: int, height: int, *, flipped: bool
 ) -> SizeConditioning:
     original_width, original_height = _numbers(path, npz, "original_size" + suffix, 2)
     left, top, right, _ = _numbers(path, npz, "crop_ltrb" + suffix, 4)
@@ -222,7 +239,7 @@ def _size_conditioning(
     )  # type: ignore[return-value]
 
 
-def _numbers(path: Path, npz: Npz, name: str, count: int) -> list[float]:
+def _numbers(path: LatentsFile, npz: Npz, name: str, count: int) -> list[float]:
     array = npz[name]
     if array.shape != (count,) or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
         raise LatentsError(
@@ -233,7 +250,7 @@ def _numbers(path: Path, npz: Npz, name: str, count: int) -> list[float]:
 
 
 def check_latent_scale(
-    paths: Sequence[Path], family: Family, *, skip_broken: bool = False
+    paths: Sequence[LatentsFile], family: Family, *, skip_broken: bool = False
 ) -> str | None:
     """A warning when the latents in `paths` do not have the scale of `family`, else None.
 
@@ -270,7 +287,7 @@ def check_latent_scale(
     )
 
 
-def _any_latents(path: Path, family: Family) -> Tensor:
+def _any_latents(path: LatentsFile, family: Family) -> Tensor:
     """The first unflipped latents in the file, as `load_latents` reads them."""
     try:
         with Npz(path) as npz:

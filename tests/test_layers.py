@@ -28,6 +28,7 @@ LIGHT = [
         "trainer.run",
         "trainer.from_sd_scripts",
         "trainer.report.__main__",
+        "trainer.cache",
         "trainer.errors",
         "trainer.families",
         "trainer.config.load",

@@ -5,6 +5,7 @@ The Python interface, loaded at its first use so that `import capmerge` costs no
     rewrite_file(source, target)    rewrites a metadata file, as `capmerge rewrite` does
     verify_files(source, target)    proves that `target` is `source` rewritten
     iter_records(path)              yields the (key, record) pairs of a file of any size
+    set_fields(source, target, f)   copies a file of any size with fields of its records set
     count_tokens(texts)             gives exact CLIP token counts, without torch
     draw_line(caption, key, ...)    gives the line that a seed and an epoch draw
     MergeOptions(...)               says how captions and tags are merged
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         draw_line,
         iter_records,
         rewrite_file,
+        set_fields,
         verify_files,
     )
 
@@ -30,6 +32,7 @@ __all__ = [
     "draw_line",
     "iter_records",
     "rewrite_file",
+    "set_fields",
     "verify_files",
 ]
 

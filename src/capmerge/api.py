@@ -4,7 +4,7 @@
 of `CapmergeError`, with messages that say where the problem is and what to do about it.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from os import PathLike, fspath
 from pathlib import Path
@@ -16,6 +16,7 @@ from capmerge.captions.templates import MergeOptions as MergeOptions  # noqa: PL
 from capmerge.commands.merge_blocks import OnError
 from capmerge.commands.receipt import load_receipt
 from capmerge.commands.rewrite import Outcome, RewriteOptions, rewrite
+from capmerge.commands.set_fields import set_fields as set_fields_of
 from capmerge.commands.verify import Verified, verify
 from capmerge.errors import DataError
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, read_layout
@@ -117,6 +118,30 @@ def iter_records(path: FileName) -> Iterator[tuple[str, Any]]:
                 place = place_of(source.name, layout, piece, number)
                 raise DataError(source.name, place, None, record.problem, "Fix the line.")
             yield key, record
+
+
+def set_fields(
+    source: FileName,
+    target: FileName,
+    fields_of: Callable[[int, str], Mapping[str, Any] | None],
+    *,
+    force: bool = False,
+) -> int:
+    """Write the metadata file `source` to `target` with fields of its records set; count them.
+
+    `fields_of` takes the number of a record, from 0, and its key, and returns the fields to set,
+    or None for none: texts, whole numbers below 2**63, true, false, and lists of these. A field
+    that is there already keeps its place, others come last. All other fields and the order of the
+    records stay, in one pass and in memory that does not grow with the file. A record that is not
+    an object is written as it is. `target` has the kind of `source`, .json or .jsonl, and may end
+    in .gz; it appears whole or not at all.
+
+    Raises `UsageError` when the source cannot be opened, and for a target of another kind or, if
+    not `force`, one that exists; `DataError` for a damaged source; `OutputError` when the disk is
+    full or not writable; and what `fields_of` raises.
+    """
+    with open_source(fspath(source)) as opened:
+        return set_fields_of(opened, Path(target), fields_of, force=force)
 
 
 def count_tokens(texts: Iterable[str], family: TokenizerFamily = "sd1") -> list[int]:

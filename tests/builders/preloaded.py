@@ -41,12 +41,13 @@ LAUNCHER = {
 """The variables of the environment that no package reads while it is imported."""
 PACKAGES = {
     "capmerge": "multiprocessing.shared_memory numpy orjson tqdm typer",
-    "trainer.run": "multiprocessing.shared_memory accelerate diffusers.optimization ftfy "
+    "trainer": "multiprocessing.shared_memory PIL.Image accelerate diffusers.optimization ftfy "
     "matplotlib.figure numpy orjson pydantic.main safetensors.torch tokenizers torch tqdm typer "
     "diffusers:UNet2DConditionModel transformers:CLIPTextModel "
     "transformers:CLIPTextModelWithProjection",
 }
-"""What the server of a module imports: packages, or names that a package imports when asked."""
+"""What the server of one of our packages imports: packages of others, or names that such a package
+imports when asked."""
 LARGEST_REQUEST = 1 << 20
 
 
@@ -85,7 +86,7 @@ class Process:
 
 def can_start(module: str, env: Mapping[str, str]) -> bool:
     """True when a server has imported under an environment like this one."""
-    _, started_with = _server(module)
+    _, started_with = _server_of(module)
     different = {name for name, _ in env.items() ^ started_with.items()}
     return different <= LAUNCHER
 
@@ -104,7 +105,7 @@ def start(
 
     `code` is run in place of the module, as by `python -c`.
     """
-    channel, _ = _server(module)
+    channel, _ = _server_of(module)
     request = {
         "module": module,
         "code": code,
@@ -166,17 +167,22 @@ def _read(end: int) -> bytes:
         return file.read()
 
 
+def _server_of(module: str) -> tuple[socket.socket, dict[str, str]]:
+    """The connection to the server of a module's package, and its environment."""
+    return _server(module.partition(".")[0])
+
+
 @cache
-def _server(module: str) -> tuple[socket.socket, dict[str, str]]:
-    """The connection to the server of a module, which ends with it, and its environment."""
+def _server(package: str) -> tuple[socket.socket, dict[str, str]]:
+    """The connection to the server of a package, which ends with it, and its environment."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LARGEST_REQUEST)
     env = dict(os.environ)
-    if module == "trainer.run":
+    if package == "trainer":
         env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with theirs:
         server = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno()), *PACKAGES[module].split()],
+            [sys.executable, __file__, str(theirs.fileno()), *PACKAGES[package].split()],
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

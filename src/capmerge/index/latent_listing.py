@@ -240,12 +240,12 @@ class Listing:
         text = path.as_posix()
         starts = (self.folder.as_posix(), *self._roots)
         return next(
-            text.removeprefix(start.rstrip("/") + "/") for start in starts if _is_below(text, start)
+            text.removeprefix(start.rstrip("/") + "/") for start in starts if is_below(text, start)
         )
 
     def check_inside(self, path: Path) -> None:
         """Raise `OSError` when the folder of a listed file lies outside, behind a link."""
-        if not _is_below(os.path.realpath(path.parent) + "/", self._roots[-1]):
+        if not is_below(os.path.realpath(path.parent) + "/", self._roots[-1]):
             raise OSError(errno.EXDEV, "a link leads out of the folder of latents")
 
     def _parts(self) -> Iterator[dict[str, NDArray[Any]]]:

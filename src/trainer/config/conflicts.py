@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from capmerge.toml import to_toml
 from trainer.config.engine_conflicts import iter_engine_conflicts
 from trainer.config.rules import RULES, Rule
-from trainer.config.settings import CaptionSettings, Config, Section, SettingPath
+from trainer.config.settings import CaptionSettings, Config, Section, SettingPath, family_of
 
 
 class Conflict(NamedTuple):
@@ -142,6 +142,7 @@ def iter_impossible(config: Config) -> Iterator[Conflict]:
         _shapes_without_end,
         _no_fused_backward,
         _no_kahan_sum,
+        _no_buckets,
     ):
         yield from check(config)
     for setting, text in iter_engine_conflicts(config):
@@ -307,6 +308,28 @@ def _no_kahan_sum(config: Config) -> Iterator[Conflict]:
         f"lose, and the optimizer steps weights in fp32. Remove it, or {instead}."
     )
     yield Conflict(("optimizer", "arguments", "kahan_sum"), frozenset({"train", "optimizer"}), text)
+
+
+def _no_buckets(config: Config) -> Iterator[Conflict]:
+    """Limits that the square bucket of `[cache]` lies outside of, so pictures would fit nowhere."""
+    cache = config.cache
+    resolution = cache.resolution or family_of(config.model).side_px
+    for key, found, wrong, needed in (
+        ("bucket_steps", cache.bucket_steps, cache.bucket_steps > resolution, "at most"),
+        ("bucket_min", cache.bucket_min, (cache.bucket_min or 0) > resolution, "at most"),
+        (
+            "bucket_max",
+            cache.bucket_max,
+            cache.bucket_max is not None and cache.bucket_max < resolution,
+            "at least",
+        ),
+    ):
+        if wrong:
+            text = (
+                f"`cache.{key} = {found}`, expected {needed} `cache.resolution`, which is "
+                f"{resolution}. Change one of them."
+            )
+            yield Conflict(("cache", key), frozenset({"cache", "model"}), text)
 
 
 def _separators_alike(config: Config) -> Iterator[Conflict]:

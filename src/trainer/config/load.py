@@ -42,20 +42,24 @@ _STAND_INS: dict[str, Any] = {
 
 
 def load_config(
-    path: str | Path, overrides: Sequence[str] = (), *, asks_model: bool = True
+    path: str | Path, overrides: Sequence[str] = (), *, asks_model: bool = True, trains: bool = True
 ) -> Config:
     """The settings of a TOML file with `--set` overrides, checked one by one and together.
 
     Relative paths in it count from the current directory, not from the file. The files of the model
     add what they tell: family, prediction and latents; without `asks_model` they are not opened,
-    for a resolved config, whose model may lie elsewhere now. Raises `ConfigError` with a line for
-    each mistake: the file or the override, what was found, what was expected, the next step; and
+    for a resolved config, whose model may lie elsewhere now. A config that is not to be trained by
+    may lack `[[data]]` and `[train]`, in whose place are then stand-ins. Raises `ConfigError` with
+    a line for each mistake: the file or the override, what was found, what was expected, the next step; and
     `ModelError` for a file that is no model to train.
     """
     name = printable(str(path))
     document = read_toml(Path(path), name)
     given, problems = apply_overrides(document, overrides)
     _check_depth(document, name)
+    if not trains:
+        for section in ("data", "train"):
+            document.setdefault(section, deepcopy(_STAND_INS[section]))
     problems += ask_model(document) if asks_model else []
     lines = [f"{_where(setting, given, name)}: {text}" for setting, text in iter_problems(document)]
     if problems or lines:
@@ -209,7 +213,8 @@ def resolved_toml(config: Config) -> str:
     """The whole config, defaults included, as TOML that loads to an equal config.
 
     Settings that are not set, or that have no effect in this combination, are comments in it,
-    because the latter would be refused if they were given.
+    because the latter would be refused if they were given. `[cache]`, which no training reads, is
+    left out if it is not given.
     """
     ignored = {conflict.setting: conflict.text for conflict in iter_ignored(config, given=True)}
     parts = []
@@ -219,7 +224,7 @@ def resolved_toml(config: Config) -> str:
                 "[[data]]\n" + _section(one, ("data", number), ignored)
                 for number, one in enumerate(config.data)
             ]
-        else:
+        elif name != "cache" or config.cache.model_fields_set:
             parts.append(f"[{name}]\n" + _section(getattr(config, name), (name,), ignored))
     return "\n".join(parts)
 

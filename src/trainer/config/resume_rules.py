@@ -34,6 +34,7 @@ FREE = (
     "validation.every_steps",
     "log.*",
     "samples.*",
+    "cache.*",
     "train.on_nonfinite",
     "data.*.on_missing",
     # Moved files: their fingerprints are compared in place of their paths.

@@ -235,4 +235,11 @@ RULES = (
     Rule(("ema.warmup_steps", "ema.device"), {"ema.decay": (0,)}, "set ema.decay"),
     Rule(("samples.every_steps",), {"samples.prompts": ((),)}, "add [[samples.prompts]]"),
     Rule(("log.project",), {"log.trackers": ((),)}, "set log.trackers"),
+    Rule(("cache.seed",), {"cache.latents": ("mean",)}, 'set cache.latents to "sample"'),
+    Rule(
+        ("cache.bucket_min", "cache.bucket_max"),
+        {"cache.upscale": (False,)},
+        "set cache.upscale to true",
+    ),
+    Rule(("cache.metadata_output",), {"cache.metadata": ("",)}, "set cache.metadata"),
 )

@@ -16,12 +16,16 @@ from trainer.model.source import Held, find_vae
 from trainer.model.tensor_file import ReadTensors
 
 
-def load_vae(config: Config) -> Any | None:
+_WITHOUT_SAMPLES = "remove [[samples.prompts]]"
+
+
+def load_vae(config: Config, *, instead: str = _WITHOUT_SAMPLES) -> Any | None:
     """The VAE of the model or of `model.vae`, float32 on the CPU; None when there is none.
 
-    Raises `ModelError` when it is damaged, or makes no latents of the kind that are trained.
+    Raises `ModelError` when it is damaged, or makes no latents of the kind that are trained;
+    `instead` says there what else the user can do.
     """
-    vae, held = _checked_vae(config)
+    vae, held = _checked_vae(config, instead)
     if vae is None:
         return None
     with ReadTensors() as tensors:
@@ -35,10 +39,10 @@ def load_vae(config: Config) -> Any | None:
 
 def has_vae(config: Config) -> bool:
     """True if there is a VAE to load; raises `ModelError` as `load_vae` does, except for damage."""
-    return _checked_vae(config)[0] is not None
+    return _checked_vae(config, _WITHOUT_SAMPLES)[0] is not None
 
 
-def _checked_vae(config: Config) -> tuple[Any | None, dict[str, Held]]:
+def _checked_vae(config: Config, instead: str) -> tuple[Any | None, dict[str, Held]]:
     """The VAE, without memory for its weights, and where its tensors are."""
     path = config.model.path
     file = read_header(Path(path)) if path != RANDOM and is_model_file(path) else None
@@ -47,8 +51,7 @@ def _checked_vae(config: Config) -> tuple[Any | None, dict[str, Held]]:
         vae, held, _ = find_vae(config, file)
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(
-            f"{shown}: the VAE cannot be read ({error}). Copy it again, or remove "
-            "[[samples.prompts]]."
+            f"{shown}: the VAE cannot be read ({error}). Copy it again, or {instead}."
         ) from error
     if vae is None:
         return None, {}
@@ -59,7 +62,7 @@ def _checked_vae(config: Config) -> tuple[Any | None, dict[str, Held]]:
         raise ModelError(
             f"{shown}: a VAE with {found[0]} latent channels and {found[1]} pixels per latent "
             f"position, expected {expected[0]} and {expected[1]}, as the latents have. "
-            "Take the VAE that made them, or remove [[samples.prompts]]."
+            f"Take the VAE that made them, or {instead}."
         )
     return vae, held
 

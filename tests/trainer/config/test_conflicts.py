@@ -31,6 +31,8 @@ ALWAYS = frozenset(
         "export": "formats dtype",
         "samples": "prompts",
         "log": "every_steps samples trackers",
+        "cache": "images metadata output vae vae_precision resolution bucket_steps upscale "
+        "exif_rotation alpha_mask flip latents dtype suffix batch_size workers",
     }.items()
     for key in keys.split()
 )
@@ -90,6 +92,10 @@ ASKED = {
     "ema.warmup_steps": 5,
     "ema.device": "gpu",
     "log.project": "trainer",
+    "cache.seed": 5,
+    "cache.bucket_min": 256,
+    "cache.bucket_max": 1024,
+    "cache.metadata_output": "meta_lat.json",
     "engine.zero_stage": 2,
     "engine.offload_optimizer_device": "cpu",
     "engine.offload_optimizer_nvme_path": "a/folder",
@@ -140,6 +146,9 @@ ELSEWHERE = {
     "export.formats": ["diffusers", "single"],
     "samples.prompts": [{"prompt": "a hat"}],
     "log.trackers": ["tensorboard"],
+    "cache.latents": "sample",
+    "cache.upscale": True,
+    "cache.metadata": "meta_cap.json",
     "engine.kind": "deepspeed",
     "engine.zero_stage": 3,
     "engine.offload_optimizer_device": "nvme",

@@ -20,7 +20,7 @@ TRAIN_KEYS = (
 )
 SECTIONS = (
     "Sections are model, data, caption, text, noise, loss, optimizer, train, speed, engine, ema, "
-    "validation, checkpoint, export, samples and log."
+    "validation, checkpoint, export, samples, log and cache."
 )
 TWO_SETS = ("data.1.metadata=second.json", "data.1.latents=second")
 
@@ -481,8 +481,12 @@ def assert_comes_back(config, folder):
 
 
 def test_resolved_config_names_every_setting(tmp_path):
-    """The resolved config holds every setting, as a value or in a comment with the reason."""
-    config = load(tmp_path)
+    """The resolved config holds every setting, as a value or in a comment with the reason.
+
+    `[cache]`, which no training reads, is there only if it is given.
+    """
+    assert "[cache]" not in resolved_toml(load(tmp_path))
+    config = load(tmp_path, {"cache.images": "pictures"})
     sections = resolved_toml(config).split("\n\n")
     assert len(sections) == len(type(config).model_fields)
     for section, (name, value) in zip(sections, config, strict=True):

@@ -1,0 +1,1 @@
+"""Latents from pictures, in sd-scripts' files."""

@@ -144,7 +144,20 @@ def test_the_command_line_loads_nothing_heavy():
     """Importing the command line loads neither torch nor transformers, numpy nor tqdm."""
     code = (
         "import sys, capmerge.cli.app; "
+        "from capmerge.cli import index, preview, rewrite, stats, verify; "
         "print(sorted({'torch', 'transformers', 'tqdm', 'numpy', 'trainer'} & sys.modules.keys()))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
+
+
+def test_a_rewrite_loads_only_what_it_uses():
+    """The command `rewrite` loads neither other commands, statistics, tokenizers nor processes."""
+    code = (
+        "import sys; from capmerge.cli import rewrite; found = sys.modules.keys() & {"
+        "'capmerge.cli.stats', 'capmerge.commands.verify', 'capmerge.stats.observer', "
+        "'capmerge.tokens.tokenizer', 'capmerge.metadata.pool', 'multiprocessing', 'rich'}; "
+        "print(sorted(found))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"

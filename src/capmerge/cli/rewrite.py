@@ -4,7 +4,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,11 +19,9 @@ from capmerge.cli.options import (
     TokenizerOption,
     with_merge_options,
 )
-from capmerge.cli.stats import command_line, print_statistics
 from capmerge.commands.latent_files import count_names, with_image_size
 from capmerge.commands.rewrite import RewriteOptions, rewrite
 from capmerge.commands.rewrite_summary import Summary
-from capmerge.commands.stats_outputs import StatsFiles, default_document
 from capmerge.cores import usable_cores
 from capmerge.errors import UsageError, printable
 from capmerge.files.backup import backup_path
@@ -32,8 +30,10 @@ from capmerge.files.source import Source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
 from capmerge.metadata.format import DATASET, Format, FormatName
 from capmerge.metadata.opened import open_metadata
-from capmerge.stats.collector import Tokenizers
 from capmerge.terminal import count_bar, errors_as_exit_codes, progress_bar, warn
+
+if TYPE_CHECKING:
+    from capmerge.stats.collector import Tokenizers
 
 
 @with_merge_options()
@@ -122,7 +122,11 @@ def rewrite_command(
     with errors_as_exit_codes():
         # Options
         target = _target(src, out, format_name, in_place=in_place)
-        tokenizers = Tokenizers(merge.family or "sd1", tokenizer)
+        tokenizers = None
+        if stats or dry_run is not None:
+            from capmerge.stats.collector import Tokenizers
+
+            tokenizers = Tokenizers(merge.family or "sd1", tokenizer)
         options = RewriteOptions(
             target,
             Format.choose(format_name, target),
@@ -148,11 +152,15 @@ def rewrite_command(
                 "--tokenizer out."
             )
         with open_metadata(src) as source:
-            document = default_document(target) if target and stats else None
-            files = StatsFiles(document, plot, report).checked(source, force=force)
+            files = None
+            if stats:
+                from capmerge.commands.stats_outputs import StatsFiles, default_document
+
+                document = default_document(target) if target else None
+                files = StatsFiles(document, plot, report).checked(source, force=force)
 
             # Run
-            if dry_run is not None:
+            if dry_run is not None and tokenizers:
                 _show_first_records(source, options, dry_run, tokenizers, quiet=quiet)
                 return
             started = time.perf_counter()
@@ -166,7 +174,11 @@ def rewrite_command(
                     progress=progress,
                     listing=listing,
                 )
-            written = files.save(outcome.statistics, command_line()) if outcome.statistics else []
+            written: list[Path] = []
+            if files and outcome.statistics:
+                from capmerge.cli.stats import command_line
+
+                written = files.save(outcome.statistics, command_line())
             seconds = time.perf_counter() - started
 
         # Report
@@ -187,6 +199,8 @@ def rewrite_command(
             if in_place and target:
                 print(f"kept: {printable(str(backup_path(target.resolve())))}", file=screen)
             if outcome.statistics:
+                from capmerge.cli.stats import print_statistics
+
                 print_statistics(outcome.statistics, written, to=screen)
 
 
@@ -214,7 +228,7 @@ def _target(
 
 
 def _show_first_records(
-    source: Source, options: RewriteOptions, count: int, tokenizers: Tokenizers, *, quiet: bool
+    source: Source, options: RewriteOptions, count: int, tokenizers: "Tokenizers", *, quiet: bool
 ) -> None:
     """Print the first `count` records as `capmerge preview` does, and warn of what stops a run."""
     from capmerge.cli.preview_text import print_previews

@@ -11,34 +11,37 @@ from capmerge.captions.templates import MergeOptions
 from capmerge.captions.written import BrokenRecordError
 from capmerge.errors import DataError, RecordError
 from capmerge.files.atomic import Buffer
-from capmerge.metadata.blocks import Block, FileLayout
+from capmerge.metadata.blocks import PIECE_BYTES, Block, FileLayout
 from capmerge.metadata.codec import Records, Stray, encode, to_json
 from capmerge.metadata.format import FRAMINGS, Format, reserved_fields
 from capmerge.metadata.offsets import spans_written
 from capmerge.metadata.pieces import Piece, iter_block, place_of
 from capmerge.metadata.work import Chunk
-from capmerge.stats.counts import CaptionStats
-from capmerge.stats.duplicates import RecordPlaces
-from capmerge.stats.observer import Observer
 from capmerge.stats.repeated_keys import KeyNotes
 
 if TYPE_CHECKING:
     from capmerge.index.rows import RowMaker
+    from capmerge.stats.counts import CaptionStats
+    from capmerge.stats.observer import Observer
 
 OnError = Literal["stop", "skip"]
+_PIECE_BYTES_TO_FIT = 4 * PIECE_BYTES
+"""Pieces of a block leave the processor's cache, and those of `PIECE_BYTES` have few lines."""
 
 
 class Counted(NamedTuple):
     """The counts of a worker."""
 
     tally: Tally
-    stats: CaptionStats
+    stats: "CaptionStats | None" = None
+    """None where no observer counts."""
 
     def add(self, other: "Counted") -> None:
         """Add the counts of `other`, which is not used again."""
         add_counts(self.tally, other.tally)
         keep_few_names(self.tally)
-        self.stats.merge(other.stats)
+        if self.stats and other.stats:
+            self.stats.merge(other.stats)
 
 
 class BlockMerger:
@@ -57,7 +60,7 @@ class BlockMerger:
         merge: MergeOptions,
         on_error: str,
         out: Format | None,
-        make_observer: Callable[[], Observer] | None = None,
+        make_observer: "Callable[[], Observer] | None" = None,
         make_rows: "Callable[[], RowMaker] | None" = None,
         make_keys: Callable[[], KeyNotes] | None = None,
     ) -> None:
@@ -71,10 +74,10 @@ class BlockMerger:
 
     def run(self, block: Block, data: bytes) -> Iterator[Chunk]:
         """The merged records of a block as the output holds them, and those that were left out."""
-        # --fit counts the tokens of many records at a time, so it takes the block in one piece.
-        whole = self._merger.options.fit_tokens is not None
+        # --fit counts the tokens of some hundred records at a time.
+        piece_bytes = _PIECE_BYTES_TO_FIT if self._merger.options.fit_tokens else PIECE_BYTES
         written_bytes = 0
-        for piece in iter_block(data, self._layout, block, whole=whole):
+        for piece in iter_block(data, self._layout, block, piece_bytes):
             records, left_out, rejects = self.merge(piece)
             if self._observer:
                 self._observe(self._observer, piece, left_out)
@@ -108,8 +111,10 @@ class BlockMerger:
         if self._keys:
             yield from self._keys.take()
 
-    def _observe(self, observer: Observer, piece: Piece, left_out: Collection[int]) -> None:
+    def _observe(self, observer: "Observer", piece: Piece, left_out: Collection[int]) -> None:
         """Note the records of a merged piece."""
+        from capmerge.stats.duplicates import RecordPlaces
+
         place = RecordPlaces.entry(
             piece.start, len(piece.data), len(piece.records.pairs), last=piece.last
         )
@@ -212,16 +217,18 @@ class BlockMerger:
 class _MergeCounts:
     """The counts of a `BlockMerger`: those of its merge, and of its observer if it has one."""
 
-    def __init__(self, merger: Merger, observer: Observer | None) -> None:
+    def __init__(self, merger: Merger, observer: "Observer | None") -> None:
         self._merger, self._observer = merger, observer
-        self._kept = Counted(Tally(), CaptionStats())
+        self._kept = self._nothing()
 
     def take(self) -> Counted:
         """The counts of the last block."""
-        stats = self._observer.take() if self._observer else CaptionStats()
-        counted = Counted(self._merger.tally.take(), stats)
-        counted.stats.records.rewritten_before = counted.tally.passed
-        return counted
+        tally = self._merger.tally.take()
+        if self._observer is None:
+            return Counted(tally)
+        stats = self._observer.take()
+        stats.records.rewritten_before = tally.passed
+        return Counted(tally, stats)
 
     def keep(self, counted: Counted) -> None:
         """Add the counts of a block that is valid."""
@@ -229,10 +236,18 @@ class _MergeCounts:
 
     def is_full(self) -> bool:
         """True if the kept counts take so much memory that the parent should add them up."""
-        return self._kept.stats.is_large
+        return self._kept.stats is not None and self._kept.stats.is_large
 
     def result(self) -> Counted:
         """The counts of this process since the last call."""
-        kept, self._kept = self._kept, Counted(Tally(), CaptionStats())
-        kept.stats.count_tags()
+        kept, self._kept = self._kept, self._nothing()
+        if kept.stats:
+            kept.stats.count_tags()
         return kept
+
+    def _nothing(self) -> Counted:
+        if self._observer is None:
+            return Counted(Tally())
+        from capmerge.stats.counts import CaptionStats
+
+        return Counted(Tally(), CaptionStats())

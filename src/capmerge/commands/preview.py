@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from capmerge.captions.alternatives import WrittenAlternative, written_alternatives
 from capmerge.captions.draw import Drawn, draw_line
-from capmerge.captions.fit import FitResult, longest_texts
-from capmerge.captions.merge import Merger, copy_of
-from capmerge.captions.record_texts import RecordTexts, UnmergeableError
+from capmerge.captions.fit import FitResult
+from capmerge.captions.longest_texts import longest_texts
+from capmerge.captions.merge import Merger
+from capmerge.captions.record_texts import RecordTexts, UnmergeableError, copy_of
 from capmerge.captions.tally_notes import missing_text_notes
 from capmerge.captions.template_choice import Choice
 from capmerge.captions.wildcard import parse_line

@@ -3,6 +3,7 @@
 import heapq
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -88,7 +89,8 @@ def named_records(
     Raises `UsageError` at the end when the source has no record of a key.
     """
     if isinstance(source, FileSource) and len(set(keys)) <= _MOST_SEARCHED:
-        starts = _indexed_records(source, keys) or _searched_records(source, layout, keys)
+        starts = _indexed_records(source, keys)
+        starts = starts or _searched_records(source, layout, keys, progress)
         if starts is not None:
             for start in sorted(starts):
                 yield read_record(source, layout, start)
@@ -133,16 +135,27 @@ def _indexed_records(source: FileSource, keys: tuple[str, ...]) -> list[int] | N
 
 
 def _searched_records(
-    source: FileSource, layout: FileLayout, keys: tuple[str, ...]
+    source: FileSource, layout: FileLayout, keys: tuple[str, ...], progress: Progress | None
 ) -> list[int] | None:
-    """The offset of the first record of each key; None where one of them has none."""
+    """The offset of the first record of each key; None where one of them has none.
+
+    `progress` is told a share of the file, as if all searches together read it once.
+    """
     starts: list[int] = []
-    for key in dict.fromkeys(keys):
-        start = find_record(source, layout, key)
+    total = source.total_bytes or 0
+    wanted = dict.fromkeys(keys)
+    for number, key in enumerate(wanted):
+        told = progress and partial(_tell_share, progress, number * total, len(wanted))
+        start = find_record(source, layout, key, told)
         if start is None:
             return None
         starts.append(start)
     return starts
+
+
+def _tell_share(progress: Progress, before: int, searches: int, done: int) -> None:
+    """Tell the progress of one of some searches, `before` which so many bytes were searched."""
+    progress((before + done) // searches)
 
 
 def _read(source: Source, layout: FileLayout, progress: Progress | None) -> Iterator[Piece]:

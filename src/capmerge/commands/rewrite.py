@@ -40,14 +40,13 @@ from capmerge.metadata.format import (
 )
 from capmerge.metadata.parallel import run_blocks, useful_jobs
 from capmerge.metadata.pieces import iter_source
-from capmerge.stats.collector import Gathered, Tokenizers
-from capmerge.stats.counts import CaptionStats
-from capmerge.stats.document import Document
 from capmerge.stats.repeated_keys import KeyCheck, KeyNotes, RepeatedKeys
 
 if TYPE_CHECKING:
     from capmerge.index.build import Indexing
     from capmerge.metadata.work import Sink, Stream
+    from capmerge.stats.collector import Tokenizers
+    from capmerge.stats.document import Document
 
 # A pipe cannot be read twice, so the bytes of the sample stay in memory.
 _SAMPLE_RECORDS, _SAMPLE_BYTES = 1000, 8 << 20
@@ -71,7 +70,7 @@ class RewriteOptions:
     force: bool = False
     in_place: bool = False
     """True to replace the source, which keeps the name of its backup."""
-    stats: Tokenizers | None = None
+    stats: "Tokenizers | None" = None
     """The tokenizers that count the output in the same pass; None to count nothing."""
     index: bool = False
     """True to write the index of the output in the same pass."""
@@ -93,7 +92,7 @@ class Outcome:
     """The kind of the cached latents, by their names or by the sizes in the records."""
     repeated: RepeatedKeys
     """The keys, and the fields of records, that occur more than once."""
-    statistics: Document | None = None
+    statistics: "Document | None" = None
     """The statistics of the output; None when they were not asked for."""
 
 
@@ -145,6 +144,8 @@ def rewrite(
             indexing = stack.enter_context(_indexing(target, options.format, records))
             sinks["rows"] = indexing.rows
         if options.stats:
+            from capmerge.stats.collector import Gathered
+
             gathered = Gathered(options.stats)
             sinks |= gathered.sinks()
         keys = stack.enter_context(KeyCheck(target))
@@ -162,7 +163,7 @@ def rewrite(
             indexing.make_rows() if indexing else None,
             KeyNotes,
         )
-        total = Counted(Tally(), gathered.stats if gathered else CaptionStats())
+        total = Counted(Tally(), gathered.stats if gathered else None)
         end = run_blocks(
             source,
             layout,

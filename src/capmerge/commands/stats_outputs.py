@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from capmerge.commands.targets import check_target
 from capmerge.errors import UsageError, printable
@@ -17,7 +18,9 @@ from capmerge.files.compression import without_compression
 from capmerge.files.source import Source
 from capmerge.html_page import generator_line
 from capmerge.metadata.format import PARQUET
-from capmerge.stats.document import Document
+
+if TYPE_CHECKING:
+    from capmerge.stats.document import Document
 
 _ENDINGS = {
     "document": ("-o", (".json",)),
@@ -81,7 +84,7 @@ class StatsFiles:
                 )
         return replace(self, **real)
 
-    def save(self, document: Document, command: str) -> list[Path]:
+    def save(self, document: "Document", command: str) -> list[Path]:
         """Write the document and the views drawn from it, and return the paths in that order.
 
         `command` is the command line, which the footer of the page shows with today's date.

@@ -12,7 +12,6 @@ record, and the two streams of digests are compared here. A record is read again
 differs. Only a few blocks of each file are in memory.
 """
 
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +37,7 @@ from capmerge.proof.digests import (
     Task,
     digest_of,
 )
+from capmerge.proof.output import OutputPlace
 from capmerge.proof.pool import Here, Workers
 from capmerge.proof.rejects import Listed, iter_rejects, wrong_reject
 from capmerge.proof.streams import AnswerStream
@@ -159,23 +159,17 @@ class _Comparison:
         *,
         forked: bool,
     ) -> None:
-        self._source, self._output, self._forked = source, output, forked
+        self._source, self._forked = source, forked
+        self._output, self._out_name = OutputPlace(output, workers), output.source.name
         self._workers, self._merger, self._rejects = workers, merger, rejects
         self._verified = Verified()
-        # Where the next record of the output begins, while whole blocks are compared.
-        self._out_start: int | None = output.layout.first
-        # While digests are: the block of the output, and how many of its records were compared.
-        self._out_block: Block | None = None
-        self._out_digests, self._out_number = array("q"), 0
-        self._out_following: int | None = None  # where the next block begins, if that is proven
 
     def run(self, progress: Callable[[int], None] | None) -> Verified:
         """Compare all records; raises `DataError` at the first difference."""
         verified = self._verified
-        is_whole = False
-        while found := self._next(self._source):
+        while found := self._next_block():
             (_, block, _, out), answer = found
-            if out and answer.same is not None and not self._is_at(out.start):
+            if out and answer.same is not None and not self._output.is_at(out.start):
                 # Its bytes were guessed wrong, although they hold these records, too.
                 answer = self._source.again(self._workers, block)
             # Records that need a word of their own stand between runs of records that do not.
@@ -186,7 +180,7 @@ class _Comparison:
                 self._check_event(block, event)
             self._match(block, answer, done, answer.same or len(answer.digests))
             if out and answer.same is not None:
-                self._out_start, is_whole = out.end, block.last
+                self._output.go_behind(out, last=block.last)
             verified.add(answer.counts)
             if answer.broken_at is None:
                 self._source.source.release(block.next_start)
@@ -194,51 +188,18 @@ class _Comparison:
                     progress(block.end)
 
         # Nothing else may be in the output or among the rejects.
-        if not is_whole and self._has_more_output():
+        if self._output.has_record():
             raise self._wrong_output(
                 "found a record that is not in the source, expected the end of the file."
             )
         if (listed := next(self._rejects, None)) is not None:
-            raise wrong_reject(listed, None, None, self._output.source.name)
+            raise wrong_reject(listed, None, None, self._out_name)
         return verified
 
-    def _next(self, stream: AnswerStream) -> tuple[Task, Answer] | None:
-        """Return the next block of a file and its answer; hand out more blocks first."""
+    def _next_block(self) -> tuple[Task, Answer] | None:
+        """Return the next block of the source and its answer; hand out more blocks first."""
         self._source.fill(self._workers)
-        if self._out_start is None:
-            self._output.fill(self._workers)
-        return stream.next()
-
-    def _is_at(self, start: int) -> bool:
-        """Return whether the next record of the output begins at `start`."""
-        if self._out_start is None and self._out_block:
-            if self._out_number < len(self._out_digests):
-                place, _, _ = record_at(
-                    self._output.source, self._output.layout, self._out_block, self._out_number
-                )
-                self._out_start = place
-            else:
-                self._out_start = self._out_following
-        return self._out_start == start
-
-    def _has_more_output(self) -> bool:
-        """Return whether the output has another record, and go to its block if it has."""
-        if self._out_start is not None:
-            self._output.go_to(self._out_start)
-            self._out_start = self._out_block = None
-            self._out_digests, self._out_number = array("q"), 0
-        while self._out_number == len(self._out_digests):
-            found = self._next(self._output)
-            if found is None:
-                return False
-            (_, block, _, _), answer = found
-            if self._out_block:
-                self._output.source.release(block.start)
-            self._out_block = block
-            is_proven = answer.broken_at is None and not block.last
-            self._out_following = block.next_start if is_proven else None
-            self._out_digests, self._out_number = answer.digests, 0
-        return True
+        return self._source.next()
 
     def _match(self, block: Block, answer: Answer, start: int, end: int) -> None:
         """Compare the records that digests [start, end) of a block of the source ask for."""
@@ -246,17 +207,14 @@ class _Comparison:
             self._verified.records += end - start
             return
         while start < end:
-            if not self._has_more_output():
+            if not self._output.has_record():
                 key, _ = self._source_record(block, answer.events, start)
                 problem = f"the output ends before record {quoted(key)} of the source."
-                raise DataError(self._output.source.name, None, None, problem, RUN_AGAIN)
-            found = self._out_digests[self._out_number : self._out_number + end - start]
-            expected = answer.digests[start : start + len(found)]
-            same = _count_equal(expected, found)
+                raise DataError(self._out_name, None, None, problem, RUN_AGAIN)
+            same, is_other = self._output.go_on(answer.digests[start:end])
             self._verified.records += same
-            self._out_number += same
             start += same
-            if same < len(found):
+            if is_other:
                 raise self._difference(block, answer, start)
 
     def _check_event(self, block: Block, event: Event) -> None:
@@ -268,7 +226,7 @@ class _Comparison:
                     _, (key, record), _ = record_at(
                         self._source.source, self._source.layout, block, event.number
                     )
-                    raise wrong_reject(listed, key, record, self._output.source.name)
+                    raise wrong_reject(listed, key, record, self._out_name)
                 self._verified.rejected += 1
             case "rewritten":
                 source = self._source
@@ -276,7 +234,7 @@ class _Comparison:
                 problem = f'found a field "{MARK}" in the source: it is rewritten already.'
                 raise DataError(source.source.name, place, key, problem, "Give the original file.")
             case "misread":
-                self._out_number -= 1
+                self._output.go_back()
                 raise self._wrong_output(event.problem)
 
     def _is_listed(self, listed: Listed | None, event: Event) -> bool:
@@ -289,10 +247,7 @@ class _Comparison:
         """Return the error for the next record of the output, which is not as digest `number`."""
         key, record = self._source_record(block, answer.events, number)
         self._merger.merge_all([record])
-        assert self._out_block is not None
-        _, (found_key, found), is_doubled = record_at(
-            self._output.source, self._output.layout, self._out_block, self._out_number
-        )
+        _, (found_key, found), is_doubled = self._output.record()
         problem = difference(key, record, found_key, found)
         if not problem:
             assert is_doubled, f"two equal records {key!r} have different digests"
@@ -309,17 +264,5 @@ class _Comparison:
 
     def _wrong_output(self, problem: str) -> DataError:
         """Return the error for the next record of the output."""
-        assert self._out_block is not None
-        output = self._output
-        place, (key, _), _ = record_at(
-            output.source, output.layout, self._out_block, self._out_number
-        )
-        return DataError(output.source.name, place, key, problem, RUN_AGAIN)
-
-
-def _count_equal(expected: "array[int]", found: "array[int]") -> int:
-    """Return how many digests are equal before the first that differs."""
-    if expected == found:
-        return len(found)
-    pairs = enumerate(zip(expected, found, strict=True))
-    return next(number for number, (ours, theirs) in pairs if ours != theirs)
+        place, (key, _), _ = self._output.record()
+        return DataError(self._out_name, place, key, problem, RUN_AGAIN)

@@ -97,6 +97,8 @@ def texts_of(record: dict[str, Any]) -> Collection[str]:
         and "{" not in caption
         and "}" not in caption
     ):
+        if not caption and not letters:
+            return ("",)
         lines = caption.split("\n")
         if len(lines) == len(letters) and not letters.strip("tcb"):
             if "b" in letters:

@@ -194,17 +194,17 @@ def _first_line_is_record(source: Window, start: int, max_record_bytes: int) -> 
 
 
 def iter_pieces(
-    data: bytes, layout: FileLayout, block: Block, *, whole: bool = False
+    data: bytes, layout: FileLayout, block: Block, piece_bytes: int = PIECE_BYTES
 ) -> Iterator[tuple[int, memoryview, bool]]:
-    """The pieces of a block's bytes, each of about `PIECE_BYTES`.
+    """The pieces of a block's bytes, each of about `piece_bytes`.
 
     Yields the offset of each piece in the block, its bytes, and whether it reaches the end of the
-    source. With `whole`, the block is one piece.
+    source.
     """
     view = memoryview(data)
     start = 0
     while True:
-        cut = None if block.is_whole or whole else layout.find_cut(data, start + PIECE_BYTES)
+        cut = None if block.is_whole else layout.find_cut(data, start + piece_bytes)
         if cut is None:
             yield start, view[start:], block.last
             return

@@ -32,17 +32,24 @@ _BEHIND_BYTES = 64  # in which a colon stands behind a key, or only white space
 _NOWHERE = 1 << 62
 
 
-def find_record(source: FileSource, layout: FileLayout, key: str) -> int | None:
+def find_record(
+    source: FileSource,
+    layout: FileLayout,
+    key: str,
+    progress: Callable[[int], None] | None = None,
+) -> int | None:
     """Return the offset of the first record with this key; None if there is none.
 
     That is the offset of the quote of its key, or of its line. The source must be valid.
-    Raises `DataError` where a record that is looked at is not.
+    `progress` is told from time to time how many bytes of the file one search for all spellings
+    would have seen. Raises `DataError` where a record that is looked at is not valid.
     """
     end = source.total_bytes or 0
-    search = _Search(source, layout, key)
+    search = _Search(source, layout, key, progress)
     if not key.isascii() or not key.isprintable() or '"' in key or "\\" in key:
         return search.first(_any_spelling(key), layout.first, end)
     # Before the usual spelling there may be another one. PHP escapes every slash.
+    search.searches = 3 if "/" in key else 2
     found = search.first(_literal(key), layout.first, end)
     limit = end if found is None else found
     if "/" in key:
@@ -50,7 +57,7 @@ def find_record(source: FileSource, layout: FileLayout, key: str) -> int | None:
             search.first(_literal(key.replace("/", r"\/")), layout.first, limit), found
         )
         limit = end if found is None else found
-    escape = next(_hits(source, _escapes(key), layout.first, limit, _UNIT_BYTES), None)
+    escape = next(search.hits(_escapes(key), layout.first, limit, _UNIT_BYTES), None)
     if escape is None:
         return found
     start = max(layout.first, escape[0] - search.longest_bytes)
@@ -76,7 +83,16 @@ def _earlier(place: int | None, other: int | None) -> int | None:
 class _Search:
     """The search for one key."""
 
-    def __init__(self, source: FileSource, layout: FileLayout, key: str) -> None:
+    def __init__(
+        self,
+        source: FileSource,
+        layout: FileLayout,
+        key: str,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self._progress, self._begun = progress, 0
+        self.searches = 1
+        """How many times the file may be searched."""
         self._source, self._layout, self._key = source, layout, key
         self._counter = BorderCounter(layout.first)
         self._counts_to_end = True
@@ -87,7 +103,7 @@ class _Search:
         """Return the offset of the first record of the key whose hit is in [start, end)."""
         self._counter = BorderCounter(self._layout.first)
         done = start
-        for hit, data in _hits(self._source, find, start, end, self.longest_bytes):
+        for hit, data in self.hits(find, start, end, self.longest_bytes):
             if hit < done:
                 continue
             if self._layout.kind == "jsonl":
@@ -101,6 +117,23 @@ class _Search:
             ):
                 return hit
         return None
+
+    def hits(
+        self, find: _Find, start: int, end: int, longest_bytes: int
+    ) -> Iterator[tuple[int, bytes]]:
+        """Yield the offset of each hit in [start, end), and some bytes behind it."""
+        overlap = longest_bytes + _BEHIND_BYTES
+        before, total = self._begun, self._source.total_bytes or 0
+        self._begun = min(before + 1, self.searches - 1)
+        while start < end:
+            data = self._source.window(start, BLOCK_BYTES + overlap)
+            found = find(data, 0)
+            while found and found[0] < min(BLOCK_BYTES, end - start):
+                yield start + found[0], data[found[1] : found[1] + _BEHIND_BYTES]
+                found = find(data, found[0] + 1)
+            start += BLOCK_BYTES
+            if self._progress:
+                self._progress((before * total + min(start, end)) // self.searches)
 
     def _line_around(self, place: int) -> tuple[int, int]:
         """Return where the line at an offset begins and where the next one does."""
@@ -142,20 +175,6 @@ class _Search:
             data = self._source.window(counter.place, min(BLOCK_BYTES, end - counter.place))
             for _ in counter.feed(data, _NOWHERE):
                 pass
-
-
-def _hits(
-    source: FileSource, find: _Find, start: int, end: int, longest_bytes: int
-) -> Iterator[tuple[int, bytes]]:
-    """The offset of each hit in [start, end), and some bytes behind it."""
-    overlap = longest_bytes + _BEHIND_BYTES
-    while start < end:
-        data = source.window(start, BLOCK_BYTES + overlap)
-        found = find(data, 0)
-        while found and found[0] < min(BLOCK_BYTES, end - start):
-            yield start + found[0], data[found[1] : found[1] + _BEHIND_BYTES]
-            found = find(data, found[0] + 1)
-        start += BLOCK_BYTES
 
 
 def _literal(spelling: str) -> _Find:

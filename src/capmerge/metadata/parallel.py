@@ -11,12 +11,10 @@ from capmerge.files.source import Source
 from capmerge.metadata.blocks import BLOCK_BYTES, FileLayout
 from capmerge.metadata.cuts import next_block
 from capmerge.metadata.pieces import MiscutError, recut
-from capmerge.metadata.pool import Pool
 from capmerge.metadata.quotes import prepare_to_count
 from capmerge.metadata.receiver import Receiver
+from capmerge.metadata.steady_memory import steady_memory
 from capmerge.metadata.work import Sink, Stream, Work, iter_output
-from capmerge.metadata.worker import steady_memory
-from capmerge.processes import START_METHOD
 
 
 def run_blocks(
@@ -44,13 +42,10 @@ def run_blocks(
     if jobs == 1:
         with steady_memory():
             return _run_here(source, layout, make_work(), receiver)
-    with Pool(
-        source,
-        layout,
-        make_work,
-        jobs,
-        start_method or START_METHOD,
-    ) as pool:
+    from capmerge.metadata.pool import Pool
+    from capmerge.processes import START_METHOD
+
+    with Pool(source, layout, make_work, jobs, start_method or START_METHOD) as pool:
         return pool.run(receiver)
 
 

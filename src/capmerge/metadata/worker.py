@@ -4,14 +4,10 @@ This module owns the messages between parent and worker, and the slots of memory
 answers. It does not know the order of the blocks.
 """
 
-import ctypes
-import gc
 import mmap
-import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
@@ -22,36 +18,13 @@ from capmerge.errors import CapmergeError
 from capmerge.files.source import FileSource, Identity, reopen
 from capmerge.metadata.blocks import Block
 from capmerge.metadata.pieces import MiscutError
+from capmerge.metadata.steady_memory import steady_memory
 from capmerge.metadata.work import Stream, Work, iter_output
 
 # A slot holds the output of a block; pages that are not used take no memory.
 _SLOT_BYTES = 2 << 20
 # A block that weights make six times longer does not have to wait for the blocks before it.
 _SLOTS = 6
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
-
-
-@contextmanager
-def steady_memory() -> Iterator[None]:
-    """A context in which memory is freed at once and used again at once.
-
-    Python does not look for reference cycles: records have none, so reference counts free them, and
-    looking for cycles would cost a fifth of the time. And the allocator keeps up to 16 MiB that are
-    free, because block after block needs about as much: giving pages back to the kernel and getting
-    them again took another eighth.
-    """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):  # glibc
-            libc.mallopt(_M_MMAP_THRESHOLD, 4 << 20)
-            libc.mallopt(_M_TRIM_THRESHOLD, 16 << 20)
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,13 @@ from capmerge.metadata.blocks import Block, FileLayout
 from capmerge.metadata.scan import IMAGE_PATH
 
 _DECODE = JSONDecoder().raw_decode
-_LONGEST_KEY_BYTES = 1 << 12  # with all of the line in JSONL
+_LONGEST_KEY_BYTES, _LONGEST_LINE_BYTES = 1 << 12, 1 << 16
 _NEAR_BYTES, _FAR_BYTES = 1 << 17, 1 << 22
 """How far from where it is expected a key is looked for, at first and then.
 
 The records of a block are so many that their size is known to some percent."""
+_MOST_TIMES = 8
+"""How many times as long as the block its range may be: both are in the memory of a worker."""
 
 
 class OutputRange(NamedTuple):
@@ -51,7 +53,10 @@ class Alignment:
             start = self._find(block.start, None)
         end = self._output.total_bytes if block.last else self._find(block.next_start, block, start)
         self._next = block.next_start, end
-        return None if start is None or end is None else OutputRange(start, end)
+        if start is None or end is None:
+            return None
+        most = _MOST_TIMES * (block.end - block.start) + _FAR_BYTES
+        return OutputRange(start, end) if end - start <= most else None
 
     def _find(self, place: int, block: Block | None, start: int | None = None) -> int | None:
         """Return where the output has the record that begins at `place` in the source.
@@ -76,9 +81,10 @@ class Alignment:
 
     def _needle(self, place: int) -> "_Needle | None":
         """Return the bytes that the record at `place` in the source begins with in the output."""
-        head = self._source.window(place, _LONGEST_KEY_BYTES)
+        is_line = self._layout.kind == "jsonl"
+        head = self._source.window(place, _LONGEST_LINE_BYTES if is_line else _LONGEST_KEY_BYTES)
         try:
-            if self._layout.kind == "jsonl":
+            if is_line:
                 key = json.loads(head[: head.find(b"\n") + 1 or len(head)])[IMAGE_PATH]
             else:
                 key, _ = _DECODE(head.decode("utf-8", "replace"))

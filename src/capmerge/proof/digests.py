@@ -1,8 +1,9 @@
 """What a worker does with a block of the source or of the output.
 
 It knows where the output probably has the records of a block of the source, and compares them at
-once (`at_once`). Where they are not equal, or not found, it makes digests: of each record of the source it makes the record that the merge gives, proves its draws, and answers
-with a digest of it; of each record of the output it answers with a digest of the record as it is.
+once (`at_once`). Where they are not equal, or not found, it makes digests: of each record of the
+source it makes the record that the merge gives, proves its draws, and answers with a digest of it;
+of each record of the output it answers with a digest of the record as it is.
 Then the parent finds out which records differ.
 """
 
@@ -18,7 +19,8 @@ from typing import Any, Literal, NamedTuple
 from orjson import JSONEncodeError, dumps
 
 from capmerge.captions.fields import MARK
-from capmerge.captions.merge import Merger, RewrittenError, copy_of
+from capmerge.captions.merge import Merger, RewrittenError
+from capmerge.captions.record_texts import copy_of
 from capmerge.captions.templates import MergeOptions
 from capmerge.captions.wildcard import TooManyOutcomesError
 from capmerge.captions.written import BrokenRecordError
@@ -84,8 +86,7 @@ class Answer(NamedTuple):
     counts: Counter[str]
     """The records that are worth a line at the end, by the names of `verify.Verified`."""
     same: int | None = None
-    """How many records the output has in the range of the task, if these are just as they should be.
-    """
+    """How many records the output has in the range of the task, if all are as they should be."""
 
 
 class _Made(NamedTuple):
@@ -186,9 +187,10 @@ class BlockDigests:
             return None
         made.counts["doubled"] += len(reading.doubled)
         made.counts["by_json"] += reading.by_json
-        befores = [copy_of(record) for _, record in reading.pairs]
-        failures = self._merger.merge_all([record for _, record in reading.pairs])
         pairs = reading.pairs
+        records = [record for _, record in pairs]
+        befores = [record.copy() if record.__class__ is dict else record for record in records]
+        failures = self._merger.merge_all(records)
         if failures:
             for rejected, (number, error) in enumerate(failures):
                 if isinstance(error, RewrittenError):

@@ -7,9 +7,8 @@ the reading of the source's texts, the choice of templates and what `--fit` leav
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
-from operator import itemgetter
 from typing import Any
 
 from capmerge.captions.fields import MARK, WEIGHTS
@@ -28,55 +27,12 @@ from capmerge.captions.wildcard import (
 )
 from capmerge.captions.written import read_spans, read_written
 from capmerge.errors import quoted
+from capmerge.proof.draw_plan import DrawPlan
 from capmerge.proof.parsers import Pair
 
 _SPACES_BEFORE_BRACES = re.compile(r" +(?=[{}])")
 _ANY_SPACES = re.compile(r" +")
 _MOST_PLANS = 512
-
-
-class _Plan:
-    """What all records of one shape are meant to train: the text of each draw, and its weight.
-
-    A draw is given by its fields, each of them "tags" or "caption", by the fixed texts before,
-    between and after these, and by the number of the caption line.
-    """
-
-    def __init__(
-        self,
-        draws: list[tuple[tuple[str, ...], list[str], int]],
-        letters: Sequence[str],
-        weights: list[int],
-    ) -> None:
-        self._draws = draws
-        self.weights = weights
-        # Places in a list of the tags and all caption lines, where every text is one of these.
-        bare = all(len(fields) == 1 and not any(literals) for fields, literals, _ in draws)
-        places = [0 if fields[0] == "tags" else 1 + number for fields, _, number in draws]
-        numbers = [n for n, weight in enumerate(weights) for _ in range(weight)]
-        self._bare = _picker(places) if bare else None
-        self._repeats = _picker(numbers)
-        self._is_repeated = set(weights) > {1}
-        self.letters = "".join([letters[n] for n in numbers])
-        """The letter of each line of a record in which no two lines are equal."""
-        self.lines_of = _picker([places[n] for n in numbers]) if bare else None
-        """Picks these lines from the tags and all caption lines, if each is one of them."""
-
-    def texts(self, tags: str, captions: Sequence[str]) -> Sequence[str]:
-        """Return the text of each draw."""
-        if self._bare:
-            return self._bare((tags, *captions))
-        texts: list[str] = []
-        for fields, (first, *literals), number in self._draws:
-            text = first
-            for field, literal in zip(fields, literals, strict=True):
-                text += (tags if field == "tags" else captions[number]) + literal
-            texts.append(text)
-        return texts
-
-    def repeated(self, texts: Sequence[str]) -> Sequence[str]:
-        """Return the texts of the draws, each as often as its weight says."""
-        return self._repeats(texts) if self._is_repeated else texts
 
 
 class DrawProof:
@@ -89,7 +45,7 @@ class DrawProof:
         self._chooser = TemplateChooser(options)
         self._has_others = bool(options.other_fields())
         self._edits_tags = bool(options.tag_editor()) or options.underscores != "keep"
-        self._plans: dict[tuple[bool, int], _Plan] = {}
+        self._plans: dict[tuple[bool, int], DrawPlan] = {}
 
     def problem(self, before: Record, record: Record, draws: list[Draw] | None) -> str:
         """Return how the draws of `record` differ from what its source `before` asks for; else "".
@@ -118,7 +74,7 @@ class DrawProof:
         has_simple_lines = (
             self._options.caption_lines == "each"
             and self._options.weights != "field"
-            and not (self._edits_tags or self._options.inline)
+            and not (self._edits_tags or self._options.inline or self._options.caption_wildcards)
         )
         doubted: list[int] = []
         for number, (before, (_, record)) in enumerate(zip(befores, pairs, strict=True)):
@@ -129,20 +85,22 @@ class DrawProof:
                 tags, caption = before.get(tags_field, ""), before.get(caption_field, "")
                 if tags.__class__ is str and caption.__class__ is str:
                     tags, caption = tags.strip(), caption.strip()
-                    lines = (tags, caption) if caption else (tags,)
+                    lines: tuple[str, ...] = (tags, caption) if caption else (tags,)
                     if "\n" in caption:
                         lines = (tags, *filter(None, map(str.strip, caption.split("\n"))))
                     plan = plans.get((not tags, len(lines) - 1))
-                    written = record["caption"]
                     if (
                         plan
                         and plan.lines_of
-                        and written == "\n".join(plan.lines_of(lines))
                         and record[MARK] == plan.letters
-                        and not ("{" in written or "}" in written)
                         and not ("\r" in tags or "\n" in tags or "\r" in caption)
                     ):
-                        continue
+                        meant: str | None = "\n".join(plan.lines_of(lines))
+                        # Without a brace the grammar leaves every line as it is.
+                        if meant and ("{" in meant or "}" in meant):
+                            meant = _doubled(meant)
+                        if meant == record["caption"]:
+                            continue
             if not is_right(before, record):
                 doubted.append(number)
         return doubted
@@ -156,13 +114,13 @@ class DrawProof:
         caption, letters = record["caption"], record[MARK]
         tags, captions = self._texts(before)
         plan = self._plans.get((not tags, len(captions))) or self._plan(not tags, len(captions))
-        texts = plan.texts(tags, captions)
+        drawn = texts = plan.texts(tags, captions)
         has_weights = WEIGHTS in record
         if not has_weights:
-            texts = plan.repeated(texts)
+            texts = plan.repeated(drawn)
         elif record[WEIGHTS] != plan.weights:
             return False
-        if letters.strip("tcb"):
+        if letters.strip("tcb") or (caption and not letters):
             return False
         if "{" not in caption and "}" not in caption:
             # Without a brace the grammar leaves every line as it is.
@@ -175,10 +133,19 @@ class DrawProof:
             return False
         else:
             lines = caption.split("\n")
-            read = [text for line in lines if (text := only_outcome(line)) is not None]
+            known = {line: only_outcome(line) for line in dict.fromkeys(lines)}
+            read = [text for line in lines if (text := known[line]) is not None]
+            if has_stand_in(caption):
+                # Spaces keep these and braces apart.
+                read = [text.replace(" ", "") for text in read]
+                texts = [text.replace(" ", "") for text in texts]
         return (
             len(lines) == len(read) == len(letters)
-            and (read == list(texts) or (not has_weights and _have_equal_shares(read, texts)))
+            and (
+                read == list(texts)
+                or (not has_weights and _have_equal_shares(read, texts))
+                or (not has_weights and plan.is_rounded_to(read, drawn))
+            )
             and ("b" not in letters or _hold_tags(record, lines, letters, tags))
         )
 
@@ -200,32 +167,22 @@ class DrawProof:
         texts = self._reader.texts(before)
         return texts.tags, texts.captions
 
-    def _plan(self, no_tags: bool, captions: int) -> _Plan:  # noqa: FBT001
+    def _plan(self, no_tags: bool, captions: int) -> DrawPlan:  # noqa: FBT001
         """Return what every record with tags or not and so many caption lines trains."""
         texts = RecordTexts("" if no_tags else "tags", [str(number) for number in range(captions)])
         draws = self._chooser.choose(texts).draws
         if len(self._plans) >= _MOST_PLANS:
             self._plans.clear()
-        plan = self._plans[no_tags, captions] = _Plan(
-            [
-                (
-                    draw.template.fields,
-                    self._merger.lines.literals(draw.template),
-                    int(draw.caption or 0),
-                )
-                for draw in draws
-            ],
-            [draw.template.style for draw in draws],
-            whole_weights([draw.share for draw in draws]),
-        )
+        plan = self._plans[no_tags, captions] = DrawPlan(draws, self._merger.lines.literals)
         return plan
 
 
-def _picker(places: list[int]) -> Callable[[Sequence[str]], Sequence[str]]:
-    """Return a function that picks the items at these places."""
-    if len(places) < 2:  # itemgetter would give the bare item
-        return lambda items: [items[place] for place in places]
-    return itemgetter(*places)
+def _doubled(text: str) -> str | None:
+    """Return `text` with doubled braces, of which the grammar makes `text` again.
+
+    It is None for texts with the characters that it hides doubled braces behind.
+    """
+    return None if has_stand_in(text) else text.replace("{", "{{").replace("}", "}}")
 
 
 def _is_plain_wildcard(caption: str, texts: Sequence[str]) -> bool:

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection, wait
 from typing import NamedTuple, Protocol, Self
 
 from capmerge.errors import CapmergeError
-from capmerge.metadata.worker import steady_memory
+from capmerge.metadata.steady_memory import steady_memory
 from capmerge.processes import WorkerProcess, WorkerProcesses, bug_in_worker, serve
 from capmerge.proof.digests import Answer, BlockDigests, Task
 

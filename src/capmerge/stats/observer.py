@@ -164,7 +164,7 @@ class Observer:
                 if self._t5:
                     stats.t5_lines.add(t5_counts[start + number : end : width], keys, share)
             if self._per_record:
-                of_records = range(start, end, width)
+                of_records = range(start, end, width) if width else [start] * len(keys)
                 found += [
                     (place, key, counts[first : first + width])
                     for place, key, first in zip(places, keys, of_records, strict=True)

@@ -5,10 +5,12 @@ This module also owns the numbers of a chunk: 75 tokens, 77 ids, BOS and EOS.
 
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from capmerge.errors import UsageError
-from capmerge.tokens.tokenizer import ClipTokenizer
+
+if TYPE_CHECKING:
+    from capmerge.tokens.tokenizer import ClipTokenizer
 
 CHUNK_TOKENS = 75
 CHUNK_IDS = 77  # BOS, 75 tokens, EOS or padding
@@ -26,7 +28,7 @@ def chunks_needed(n_tokens: int) -> int:
     return max(1, -(-n_tokens // CHUNK_TOKENS))
 
 
-def kohya(ids: Sequence[int], max_tokens: int, tokenizer: ClipTokenizer) -> list[list[int]]:
+def kohya(ids: Sequence[int], max_tokens: int, tokenizer: "ClipTokenizer") -> list[list[int]]:
     """The chunks that sd-scripts gives the text encoder for `ids`.
 
     They are always `max_tokens` / 75 lists of 77 ids; tokens that exceed them are dropped. If the
@@ -107,7 +109,7 @@ def _unescaped(text: str) -> str:
     return "\\".join([part.replace("\\", "") for part in text.split("\\\\")])
 
 
-def a1111(text: str, tokenizer: ClipTokenizer) -> A1111Chunks:
+def a1111(text: str, tokenizer: "ClipTokenizer") -> A1111Chunks:
     """The chunks that AUTOMATIC1111 makes of `text`: any number of them, but at least one.
 
     A chunk closes at `BREAK`, even if it is empty, and at 75 tokens. But if the 76th token is not a
@@ -206,7 +208,7 @@ class CutText(NamedTuple):
 class Chunker(NamedTuple):
     """The one rule by which captions are cut, for training and for `capmerge preview` alike."""
 
-    tokenizers: tuple[ClipTokenizer, ...]
+    tokenizers: "tuple[ClipTokenizer, ...]"
     """The tokenizers of one family, which may differ in their padding, but not in their ids."""
     chunking: Chunking
     max_chunks: int | None

@@ -8,6 +8,8 @@ counts are of tokens. It is numpy and not a dict because a look-up among 300,000
 """
 
 from collections.abc import Iterator, Sequence
+from copy import copy
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +73,13 @@ class Pieces:
         spans = zip(starts.tolist(), ends.tolist(), strict=True)
         return [self.bytes[start:end].decode("utf-8", "surrogatepass") for start, end in spans]
 
+    def without_last_byte(self, numbers: Integers) -> Self:
+        """The pieces with these numbers, each without its last byte; `first` is of no use there."""
+        shorter = copy(self)
+        shorter.starts = self.starts.take(numbers)
+        shorter.lengths = self.lengths.take(numbers) - 1
+        return shorter
+
     def places(self, numbers: Integers) -> list[int]:
         """The numbers of the texts that contain the pieces with these numbers."""
         places: list[int] = (np.searchsorted(self.first, numbers, side="right") - 1).tolist()
@@ -86,6 +95,26 @@ class Pieces:
         mine = chosen[texts]
         found = found[mine]
         return found, np.searchsorted(self.starts, found, side="right") - 1, texts[mine]
+
+    def is_between(self, places: Integers, not_before: bytes, behind: bytes) -> NDArray[np.bool_]:
+        """True for places with none of the bytes `not_before` in front, and one of `behind` behind.
+
+        Between two texts there is a NUL. There is nothing before the first text, which is no place
+        between bytes.
+        """
+        may_be_before, may_be_behind = np.ones(256, bool), np.zeros(256, bool)
+        may_be_before[[*not_before]], may_be_behind[[*behind]] = False, True
+        before, after = self._padded[places - 1], self._padded[places + 1]
+        found: NDArray[np.bool_] = (places > 0) & may_be_before[before] & may_be_behind[after]
+        return found
+
+    def are_ascii(self) -> NDArray[np.bool_]:
+        """True for each piece without characters outside of ASCII."""
+        found = np.ones(len(self), bool)
+        if not self.bytes.isascii():
+            others = np.flatnonzero(self._padded.view(np.int8) < 0)
+            found[np.searchsorted(self.starts, others, side="right") - 1] = False
+        return found
 
     def ends_a_word(self, places: Integers, numbers: Integers) -> NDArray[np.bool_]:
         """True for each character that ends its piece, alone or after an ASCII letter or digit.
@@ -157,11 +186,11 @@ class CountTable:
         for rows, chosen in self._by_width(pieces.lengths.take(numbers)):
             keys = pieces.keys(numbers.take(chosen), rows.shape[1])
             slots = self._slots(keys)
-            # A free row of the group is taken. If there is none, the four rows of the group are
-            # replaced in turn.
+            # The first free row of the group is taken, because it is looked at first. If there is
+            # none, the four rows of the group are replaced in turn.
             self._turn += 1
             target = slots ^ (self._turn % _WAYS)
-            for way in range(_WAYS):
+            for way in reversed(range(_WAYS)):
                 free = rows[slots ^ way, 0] == 0
                 target[free] = slots[free] ^ way
             keys[:, -1] |= counts.take(chosen).astype(np.uint64) << _COUNT_SHIFT

@@ -3,7 +3,7 @@
 This module owns the sums over remembered pieces. It knows neither limits nor chunks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from capmerge.tokens.clean import is_local, is_plain
@@ -21,6 +21,7 @@ _SLOTS = 1 << 18
 _BATCH = 512
 _FEW = 4  # fewer texts than this are not worth a batch
 _MOST_PIECES_WITH_COMMAS = 1 << 16
+_MOST_ODD_PIECES, _LONGEST_ODD_PIECE = 1 << 13, 256
 
 
 class TokensAndCommas(NamedTuple):
@@ -51,6 +52,8 @@ class TokenCounter:
 
         self.tokenizer = tokenizer
         self._table = CountTable(n_slots)
+        self._odd: dict[str, int] = {}
+        """The counts of pieces that are too long for the table, and -1 for those that have none."""
         self._commas_of_piece: dict[str, list[int]] = {}
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
@@ -58,15 +61,25 @@ class TokenCounter:
 
         ["a cat", "1girl, solo"] gives [2, 4]. It is fastest for hundreds of texts at once.
         """
+        return [count for _, counts, _ in self.batches(texts) for count in counts]
+
+    def batches(
+        self, texts: Sequence[str]
+    ) -> "Iterator[tuple[Sequence[str], list[int], CountedBatch | None]]":
+        """Count as `count_tokens` does, some hundred texts after the other.
+
+        Yields texts, the number of tokens of each, and the counts of their pieces, or None where
+        the texts were counted one by one.
+        """
         tokenizer = self.tokenizer
-        if isinstance(tokenizer, FileTokenizer) or not tokenizer.adds_up:
-            return [len(tokenizer.encode(text)) for text in texts]
-        counts: list[int] = []
         for start in range(0, len(texts), _BATCH):
             batch = texts[start : start + _BATCH]
+            if isinstance(tokenizer, FileTokenizer) or not tokenizer.adds_up:
+                yield batch, [len(tokenizer.encode(text)) for text in batch], None
+                continue
             counted = None if len(batch) < _FEW else self._count_batch(tokenizer, batch)
-            counts += counted.totals.tolist() if counted else tokenizer.count_each(batch)
-        return counts
+            counts = counted.totals.tolist() if counted else tokenizer.count_each(batch)
+            yield batch, counts, counted
 
     def count_tokens_and_commas(
         self, texts: Sequence[str], asked: "Callable[[Integers], Integers]"
@@ -103,7 +116,29 @@ class TokenCounter:
             done += int(totals.sum())
         return TokensAndCommas(np.concatenate(counts), np.sort(np.concatenate(commas)))
 
-    def _count_batch(self, tokenizer: ClipTokenizer, texts: Sequence[str]) -> "_Counted | None":
+    def count_without_comma(
+        self, batch: "CountedBatch", places: "Integers", numbers: "Integers"
+    ) -> "Integers":
+        """The counts of pieces of a batch without the commas that are their last characters.
+
+        `places` are the offsets of the commas, and `numbers` those of the pieces. The count is -1
+        where it depends on the neighbours of the piece.
+        """
+        import numpy as np
+
+        tokenizer, pieces = self.tokenizer, batch.pieces
+        assert isinstance(tokenizer, ClipTokenizer)  # no other has batches
+        # Behind a letter or digit, CLIP's pattern makes the comma a word of its own. A part of a
+        # piece of ASCII that is cleaned by itself is, too; of other pieces that is not certain.
+        counts = batch.counts.take(numbers) - 1
+        plain = pieces.ends_a_word(places, numbers) & pieces.are_ascii()[numbers]
+        if any("," in literal for literal in tokenizer.added):
+            plain[:] = False
+        others = np.flatnonzero(~plain)
+        counts[others] = self._counts_of(tokenizer, pieces.without_last_byte(numbers.take(others)))
+        return counts
+
+    def _count_batch(self, tokenizer: ClipTokenizer, texts: Sequence[str]) -> "CountedBatch | None":
         """The counts of `texts` and of their pieces; None if a text contains a NUL of its own."""
         import numpy as np
 
@@ -112,35 +147,54 @@ class TokenCounter:
         pieces = Pieces(texts)
         if pieces.hold_nul:
             return None
-        # Most pieces were counted before. A new one is encoded once and remembered, if the clean-up
-        # of it does not depend on its neighbours; else its text is encoded whole.
-        counts, unknown = self._table.look_up(pieces)
-        whole: set[int] = set()
-        if len(unknown):
-            unknown_texts = pieces.texts(unknown)
-            numbers = dict(zip(unknown_texts, unknown.tolist(), strict=True))
-            plain = [text for text in numbers if is_plain(text)]
-            others = [text for text in numbers if not is_plain(text) and is_local(text)]
-            new = dict(zip(plain, tokenizer.count_ascii(plain), strict=True))
-            new |= zip(others, tokenizer.count_each(others), strict=True)
-            counts[unknown] = [new.get(text, -1) for text in unknown_texts]
-            foreign = unknown[counts[unknown] < 0]
-            counts[foreign] = 0
-            whole.update(pieces.places(foreign))
-            self._table.store(
-                pieces,
-                np.array([numbers[text] for text in new], np.int64),
-                np.array([*new.values()], np.int64),
-            )
+        counts = self._counts_of(tokenizer, pieces)
+        foreign = np.flatnonzero(counts < 0)
+        counts[foreign] = 0
+        whole = set(pieces.places(foreign))
         totals: Integers = np.add.reduceat(counts, pieces.first)
         for place in whole:
             totals[place] = len(tokenizer.encode(texts[place]))
-        return _Counted(pieces, counts, totals, whole)
+        return CountedBatch(pieces, counts, totals, whole)
+
+    def _counts_of(self, tokenizer: ClipTokenizer, pieces: "Pieces") -> "Integers":
+        """The count of each piece, -1 where its clean-up depends on its neighbours.
+
+        Most pieces were counted before. A new one is encoded once and remembered.
+        """
+        import numpy as np
+
+        from capmerge.tokens.count_table import LONGEST_BYTES
+
+        counts, unknown = self._table.look_up(pieces)
+        if not len(unknown):
+            return counts
+        unknown_texts = pieces.texts(unknown)
+        numbers = dict(zip(unknown_texts, unknown.tolist(), strict=True))
+        odd = {text: self._odd[text] for text in numbers.keys() & self._odd.keys()}
+        new_texts = [text for text in numbers if text not in odd] if odd else list(numbers)
+        plain = [text for text in new_texts if is_plain(text)]
+        others = [text for text in new_texts if not is_plain(text) and is_local(text)]
+        new = dict(zip(plain, tokenizer.count_ascii(plain), strict=True))
+        new |= zip(others, tokenizer.count_each(others), strict=True)
+        self._table.store(
+            pieces,
+            np.array([numbers[text] for text in new], np.int64),
+            np.array([*new.values()], np.int64),
+        )
+        # Those that the table has no room for are remembered here.
+        new |= dict.fromkeys(set(new_texts) - new.keys(), -1)
+        for text, count in new.items():
+            if count < 0 or LONGEST_BYTES < len(text) <= _LONGEST_ODD_PIECE:
+                if len(self._odd) >= _MOST_ODD_PIECES:
+                    self._odd.clear()
+                self._odd[text] = count
+        counts[unknown] = [odd[text] if text in odd else new[text] for text in unknown_texts]
+        return counts
 
     def _find_commas(
         self,
         tokenizer: ClipTokenizer,
-        counted: "_Counted",
+        counted: "CountedBatch",
         starts: "Integers",
         chosen: "NDArray[np.bool_]",
     ) -> "Integers":
@@ -187,7 +241,7 @@ class TokenCounter:
         return commas
 
 
-class _Counted(NamedTuple):
+class CountedBatch(NamedTuple):
     """A batch of texts with their counts."""
 
     pieces: "Pieces"

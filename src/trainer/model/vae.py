@@ -15,7 +15,6 @@ from trainer.model.original_layout import VAE
 from trainer.model.source import Held, find_vae
 from trainer.model.tensor_file import ReadTensors
 
-
 _WITHOUT_SAMPLES = "remove [[samples.prompts]]"
 
 

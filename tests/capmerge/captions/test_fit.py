@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from capmerge.captions.alternatives import written_alternatives
 from capmerge.captions.fields import MARK, TAG_SPANS, WEIGHTS
-from capmerge.captions.fit import longest_texts
+from capmerge.captions.longest_texts import longest_texts
 from capmerge.captions.merge import Merger
 from capmerge.captions.templates import MergeOptions
 from capmerge.captions.wildcard import outcomes

@@ -564,3 +564,19 @@ def test_a_key_is_looked_up_in_the_index(tmp_path, monkeypatch, repeated):
         out.write_text(out.read_text().replace("tag 99", "tag 100"))
         shown = run("preview", out, "--key", "k99")
         assert "tag 100" in shown.stdout, shown.stderr
+
+
+def test_the_search_for_several_keys_tells_its_progress(tmp_path):
+    """The file counts as read once, however many keys are searched for."""
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps({f"k{n}": {"tags": "t" * 40} for n in range(100_000)}))
+    told = []
+    with FileSource(path) as source:
+        layout = read_layout(source)
+        found = dict(
+            preview_records.named_records(source, layout, ("k99999", "k99998"), told.append)
+        )
+    assert list(found) == ["k99998", "k99999"]
+    assert told == sorted(told)
+    assert len(told) > 10
+    assert path.stat().st_size * 0.9 < told[-1] <= path.stat().st_size

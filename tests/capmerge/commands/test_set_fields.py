@@ -38,7 +38,14 @@ def test_only_the_fields_change(tmp_path, ending):
     written = pairs_of((gzip.decompress(data) if ending.endswith("gz") else data).decode())
     assert [key for key, _ in written] == ["a", "", "a", "no object", "b"]
     (_, first), (_, second), (_, third), (_, fourth), (_, fifth) = written
-    assert [name for name, _ in first] == "tags train_resolution big odd lone image_size".split()
+    assert [name for name, _ in first] == [
+        "tags",
+        "train_resolution",
+        "big",
+        "odd",
+        "lone",
+        "image_size",
+    ]
     assert dict(first)["train_resolution"] == [0, 64]
     assert dict(first)["big"] == 123456789012345678901234567890
     assert dict(first)["odd"] != dict(first)["odd"]

@@ -85,3 +85,16 @@ def test_a_key_at_the_end_is_found_without_decoding_the_file(tmp_path, monkeypat
         fed.clear()
         assert find_record(source, layout, "k2999") is not None
         assert sum(fed) < 1000
+
+
+@pytest.mark.parametrize("key", ["k/99999", "k\u00e9"])
+def test_a_search_tells_its_progress(tmp_path, key):
+    """All passes over the file together are told as one, whose offsets never go back."""
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps({f"k/{n}": {"tags": "t" * 40} for n in range(100_000)}))
+    told = []
+    with FileSource(path) as source:
+        find_record(source, read_layout(source), key, told.append)
+    assert told == sorted(told)
+    assert len(told) > 5
+    assert path.stat().st_size * 0.9 < told[-1] <= path.stat().st_size

@@ -21,6 +21,12 @@ PLACES = {
     "rewrite --tokenizer": "rewrite meta.json -o new.json --stats --tokenizer HERE",
     "rewrite --drop-tags": "rewrite meta.json -o new.json --force --drop-tags HERE",
     "rewrite --replace-tags": "rewrite meta.json -o new.json --force --replace-tags HERE",
+    "rewrite --in-place": "rewrite HERE --in-place",
+    "convert SRC": "convert HERE -o new.jsonl --force",
+    "convert --out": "convert meta.json --format json --force -o HERE",
+    "convert --out parquet": "convert meta.json --format parquet --force -o HERE",
+    "collect DIR": "collect HERE -o new.json --force",
+    "collect --out": "collect folder --format json --force -o HERE",
     "verify SRC": "verify HERE out.json --layout lines",
     "verify OUT": "verify meta.json HERE",
     "verify OUT with options": "verify meta.json HERE --layout lines",
@@ -60,6 +66,9 @@ KINDS = {
 }
 READS_PIPES = {
     "rewrite SRC",
+    "rewrite --in-place",
+    "convert SRC",
+    "collect DIR",
     "verify SRC",
     "verify OUT with options",
     "stats SRC",
@@ -120,6 +129,8 @@ def test_any_file_argument_ends_in_a_message(folder, program):
         "stats meta.json --force",
         "preview meta.json -n 1",
         "index out.json --force",
+        "convert meta.json -o new.parquet --force",
+        "collect folder -o new.json --force",
         "rewrite - -o -",
     ],
 )
@@ -154,12 +165,14 @@ main()
 
 
 @pytest.mark.parametrize(
-    "package", ["click", "ftfy", "numpy", "orjson", "regex", "tokenizers", "typer"]
+    "package", ["click", "ftfy", "numpy", "orjson", "regex", "tokenizers", "typer", "zstandard"]
 )
 def test_a_missing_package_is_named(folder, package):
     """A package that capmerge needs and that is missing is one message and exit code 2."""
     (folder / "odd.json").write_text('{"a": {"caption": "\u00e9t\u00e9 \u201cnow\u201d"}}')
     options = "-o n.json --stats --index --force"
+    if package == "zstandard":
+        options = "-o n.json.zst --force"
     arguments = ["capmerge", "rewrite", "odd.json", *options.split()]
     script = MISSING.format(packages=[package], arguments=arguments, module="capmerge.__main__")
     done = subprocess.run(

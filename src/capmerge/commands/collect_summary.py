@@ -39,7 +39,7 @@ def _folder_notes(done: Collected, options: CollectOptions) -> Iterator[str]:
     for name, ending in options.endings.items():
         if done.walked.pictures and not done.texts[name]:
             yield f"no picture has a readable text that ends in {ending}, so no record has {name}."
-        elif done.without[name].count:
+        elif done.without[name].count and len(options.endings) > 1:
             yield f"{_counted(done.without[name], 'picture')} no {ending} file and no {name}."
     if done.without_any.count:
         yield f"{_counted(done.without_any, 'picture')} no text at all: left out."

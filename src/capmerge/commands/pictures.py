@@ -77,13 +77,22 @@ class PictureWalk:
         self.walked = Walked()
 
     def __iter__(self) -> Iterator[Picture]:
-        return self._pictures(self._folder)
+        under_way = [self._found(self._folder)]
+        while under_way:
+            found = next(under_way[-1], None)
+            if found is None:
+                under_way.pop()
+            elif isinstance(found, Path):
+                under_way.append(self._found(found))
+            else:
+                self.walked.pictures += 1
+                yield found
 
     def _is_wanted(self, name: str) -> bool:
         return _is_picture(name) or name.endswith(tuple(self._endings.values()))
 
-    def _pictures(self, folder: Path) -> Iterator[Picture]:
-        """The pictures of one folder, and of those in it at the place of their names."""
+    def _found(self, folder: Path) -> Iterator[Picture | Path]:
+        """The pictures of one folder, and the folders in it at the place of their names."""
         entries = sorted_entries(
             folder, self._is_wanted, folders=self._recursive, scratch_beside=self._scratch_beside
         )
@@ -94,7 +103,7 @@ class PictureWalk:
             while waiting and (
                 waiting[0].is_folder or _stem(waiting[0].name) + self._last_text < name
             ):
-                yield from self._take(waiting.popleft(), folder, beside)
+                yield beside.complete(waiting.popleft())
             if is_folder:
                 waiting.append(_Waiting(name, is_folder=True))
             elif _is_picture(name):
@@ -105,17 +114,8 @@ class PictureWalk:
             if number % _SWEEP == _SWEEP - 1:
                 beside.forget(waiting[0].name if waiting else name)
         while waiting:
-            yield from self._take(waiting.popleft(), folder, beside)
+            yield beside.complete(waiting.popleft())
         beside.forget(None)
-
-    def _take(self, item: "_Waiting", folder: Path, beside: "_Window") -> Iterator[Picture]:
-        path = folder / item.name
-        if item.is_folder:
-            yield from self._pictures(path)
-            return
-        self.walked.pictures += 1
-        stem = _stem(item.name)
-        yield Picture(path, stem, item.is_repeated, beside.texts_of(stem))
 
 
 class _Waiting(NamedTuple):
@@ -127,7 +127,7 @@ class _Waiting(NamedTuple):
 
 
 class _Window:
-    """The texts and the stems of pictures that are near in the order of names."""
+    """The texts and the stems of pictures of one folder that are near in the order of names."""
 
     def __init__(self, folder: Path, endings: Mapping[str, str], walked: Walked) -> None:
         self._folder, self._endings, self._walked = folder, endings, walked
@@ -147,14 +147,16 @@ class _Window:
         self._stems.add(stem)
         return is_repeated
 
-    def texts_of(self, stem: str) -> dict[str, Path]:
-        """The texts that were noted for the pictures with this stem."""
-        texts = {}
+    def complete(self, found: _Waiting) -> Picture | Path:
+        """The picture with the texts that were noted for its stem, or the folder."""
+        if found.is_folder:
+            return self._folder / found.name
+        stem, texts = _stem(found.name), {}
         for name, ending in self._endings.items():
             if stem + ending in self._texts:
                 self._texts[stem + ending] = True
                 texts[name] = self._folder / (stem + ending)
-        return texts
+        return Picture(self._folder / found.name, stem, found.is_repeated, texts)
 
     def forget(self, before: str | None) -> None:
         """Forget what no picture at or behind the name `before` can have; None for all."""

@@ -1,6 +1,8 @@
 """Small text files, decoded by the first encoding that fits."""
 
 import codecs
+import os
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,13 +43,14 @@ def read_text(path: Path, encodings: tuple[str, ...]) -> Text:
     place is that at which the first one fails.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
+        with FileIO(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            data = file.readall() if size <= MOST_BYTES else b""
     except OSError as error:
         problem = f"the text cannot be read ({in_words(error)})."
         raise DataError(str(path), None, None, problem, _SKIP) from error
-    if len(data) > MOST_BYTES:
-        problem = f"found more than {MOST_BYTES:,} bytes, expected a text."
+    if size > MOST_BYTES:
+        problem = f"found {size:,} bytes, expected a text of at most {MOST_BYTES:,}."
         raise DataError(str(path), None, None, problem, _SKIP)
     first: UnicodeDecodeError | None = None
     for encoding in encodings:

@@ -154,13 +154,26 @@ def read_layout(
 
 
 def _after_space(source: Window, place: int) -> int:
-    """The offset of the first byte at or after `place` that is not JSON white space."""
+    """The offset of the first byte at or after `place` that is not JSON white space.
+
+    Raises `DataError` for more of it than a record may have bytes: a small compressed file can
+    become so much, and a stream keeps it in memory.
+    """
+    start = place
     while window := source.window(place, 64 << 10):
         space = _SPACE_BYTES.match(window)
         assert space is not None  # the pattern matches the empty text
         place += space.end()
         if space.end() < len(window):
             break
+        if place - start > MAX_RECORD_BYTES:
+            raise DataError(
+                source.name,
+                place,
+                None,
+                f"found nothing but white space in {place - start:,} bytes, expected JSON.",
+                "Write or download the file again.",
+            )
     return place
 
 

@@ -67,9 +67,8 @@ class _Rows:
         self._is_ours = MARK.items() <= (columns.metadata or {}).items()
         self._check(columns)
         # orjson writes null for NaN.
-        kinds = list(_kinds_in(columns))
-        exact = any(self._pa.types.is_floating(kind) for kind in kinds)
-        self._dumps: Callable[[Any], bytes] = _exact_json if exact else orjson.dumps
+        has_floats = any(map(self._pa.types.is_floating, _kinds_in(columns)))
+        self._dumps: Callable[[Any], bytes] = _exact_json if has_floats else orjson.dumps
 
     def iter_members(self) -> Iterator[list[bytes]]:
         """Yield the records batch by batch, as members."""
@@ -201,10 +200,11 @@ class _Rows:
             yield
         except (self._pa.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = printable(str(error).partition("\n")[0].removesuffix("."))
-            raise self._error(self._row, f"the Parquet data is broken ({reason}).") from error
+            row = self._row or None  # without a row, nothing of the file could be read
+            raise self._error(row, f"the Parquet data is broken ({reason}).") from error
 
-    def _error(self, row: int, problem: str) -> DataError:
-        where = f"row {row + 1:,}: " if row else ""
+    def _error(self, row: int | None, problem: str) -> DataError:
+        where = "" if row is None else f"row {row + 1:,}: "
         return DataError(
             self._name, None, None, f"{where}{problem}", "Write or download the file again."
         )
@@ -232,21 +232,19 @@ def _exact_json(value: Any) -> bytes:
     return to_json(value).encode()
 
 
-def _kinds_in(kinds: "pa.Schema | pa.DataType") -> Iterator["pa.DataType"]:
+def _kinds_in(columns: "pa.Schema") -> Iterator["pa.DataType"]:
     """The types of the columns and of all that is in them."""
-    for field in kinds:
-        yield field.type
-        yield from _inner(field.type)
-
-
-def _inner(kind: "pa.DataType") -> Iterator["pa.DataType"]:
-    for number in range(kind.num_fields):
-        field = kind.field(number)
-        yield field.type
-        yield from _inner(field.type)
+    waiting = [field.type for field in columns]
+    while waiting:
+        kind = waiting.pop()
+        yield kind
+        if isinstance(kind, import_pyarrow().DictionaryType):
+            waiting.append(kind.value_type)
+        waiting += [kind.field(number).type for number in range(kind.num_fields)]
 
 
 def _is_text(types: Any, kind: "pa.DataType") -> bool:
+    """True for strings, also where each different one is stored once."""
     if types.is_dictionary(kind):
         kind = kind.value_type
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))

@@ -48,12 +48,12 @@ class ParquetWriter:
     """
 
     def __init__(self, file: AtomicFile | StandardOutput) -> None:
+        self._file = _File(file)
         self._pa = import_pyarrow()
         self._rows = Rows()
         self._batches: list[pa.RecordBatch] = []
         self._waiting_bytes = 0
         self._schema = schema()
-        self._file = _File(file)
         self._writer = self._pa.parquet.ParquetWriter(
             self._pa.PythonFile(self._file, "w"),
             self._schema,

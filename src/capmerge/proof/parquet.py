@@ -48,7 +48,7 @@ def _iter_members(pa: Any, name: str, opened: Any, *, is_ours: bool) -> Iterator
                 row += 1
             if members:
                 yield members
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         # What JSON cannot say is a TypeError, a column that is missing a KeyError.
         raise _broken(name, row, error) from error
 
@@ -63,14 +63,26 @@ def _record(columns: dict[str, Any]) -> tuple[Any, Any]:
     """The key and the record of a row as `capmerge` writes it."""
     other, exact = columns.pop(OTHER, None), columns.pop(EXACT, None)
     key, record = _of_any_table(columns)
-    record.update(json.loads(other or "{}"))
-    told = json.loads(exact or "{}")
+    record.update(_object(other))
+    told = _object(exact)
     if "value" in told:
         record = told["value"]
     elif "order" in told:
+        if not isinstance(told["order"], list) or set(map(type, told["order"])) - {str}:
+            raise ValueError(f"{EXACT} holds no order of fields")
         named = {field: record[field] for field in told["order"] if field in record}
         record = {**named, **record}
     return told.get("key", key), record
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    """The object that a column of JSON text holds; an empty one for null."""
+    if text is None:
+        return {}
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"{text[:40]!r} is no JSON object")  # noqa: TRY004  # told with its row
+    return value
 
 
 def _broken(name: str, row: int, error: Exception) -> DataError:

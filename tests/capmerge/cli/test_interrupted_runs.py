@@ -510,6 +510,12 @@ MALFORMED: dict[str, tuple[bytes, int | None, str | None, str]] = {
     ),  # any text may come out
     "garbage behind gzip": (gzip.compress(GOOD.encode()) + b"garbage", None, None, "gzip"),
     "wrong checksum of gzip": (gzip.compress(GOOD.encode())[:-8] + b"12345678", None, None, "gzip"),
+    "bomb of white space": (
+        b"".join(compress(b" " * (1 << 20), "zst") for _ in range(100)),
+        67_174_400,
+        None,
+        "nothing but white space",
+    ),
     "truncated zstd": (compress(GOOD.encode(), "zst")[:-5], None, None, "zstd"),
     "zstd of nothing": (compress(b"", "zst"), 0, None, "empty"),
     "garbage behind zstd": (compress(GOOD.encode(), "zst") + b"garbage", None, None, "zstd"),

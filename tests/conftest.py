@@ -24,6 +24,7 @@ SLOW = {
     "capmerge/commands/test_verify.py",
     "capmerge/index/test_build.py",
     "capmerge/metadata/test_parallel.py",
+    "trainer/caching/test_story.py",
     "trainer/model/test_attention.py",
     "trainer/model/test_load_and_save.py",
     "trainer/test_bench_step.py",

@@ -1,4 +1,4 @@
-"""Runs commands of both programs in forked children, and prints how each of them ended.
+"""Runs commands of all programs in forked children, and prints how each of them ended.
 
 It reads a list of cases from standard input as JSON and prints one result per case. A child has
 the programs imported already, so that hundreds of commands take seconds.
@@ -15,10 +15,13 @@ from pathlib import Path
 import torch
 
 import capmerge.cli.app
+import trainer.cache
+import trainer.caching.story
 import trainer.run
 import trainer.training.dry_run
 import trainer.training.loop
 
+PROGRAMS = {"capmerge": capmerge.cli.app, "trainer": trainer.run, "cache": trainer.cache}
 _SECONDS = 20
 
 
@@ -33,7 +36,7 @@ def _run(program: str, arguments: list[str]) -> int:
         sys.argv = [program, *arguments]
         code = 0
         try:
-            (trainer.run if program == "trainer" else capmerge.cli.app).main()
+            PROGRAMS[program].main()
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
         except BaseException:  # noqa: BLE001  # Python would show it like this

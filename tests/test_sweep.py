@@ -10,6 +10,8 @@ import pytest
 from builders.commands import RECORDS
 from builders.config import LEAST, write
 from builders.metadata import run, run_shell
+from builders.packed import write_sound
+from builders.pictures import write_pictures, write_vae
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sweep needs files of Linux")
 
@@ -40,6 +42,23 @@ PLACES = {
     "preview --tokenizer": "preview meta.json --tokenizer HERE",
     "index FILE": "index HERE",
     "index --latents": "index out.json --latents HERE",
+    "join FILE": "join meta.json HERE -o new.json --force",
+    "join --out": "join meta.json --force -o HERE",
+    "join --missing": "join meta.json -o new.json --force --fields tags=meta.json --missing HERE",
+    "split SRC": "split HERE -n 2 -o parts --force",
+    "split --out": "split meta.json -n 2 --force -o HERE",
+    "filter SRC": "filter HERE -o new.json --force --require tags",
+    "filter --out": "filter meta.json --force --require tags -o HERE",
+    "filter --latents": "filter meta.json -o new.json --force --latents HERE",
+    "filter --keys": "filter meta.json -o new.json --force --keys HERE",
+    "filter --exclude": "filter meta.json -o new.json --force --exclude HERE",
+    "check-latents SRC": "check-latents HERE --latents folder",
+    "check-latents --latents": "check-latents meta.json --latents HERE",
+    "check-latents --out": "check-latents meta.json --latents folder --force -o HERE",
+    "check-latents --quarantine": "check-latents meta.json --latents folder --quarantine HERE",
+    "pack-latents SRC": "pack-latents HERE --latents folder -o new.shards",
+    "pack-latents --latents": "pack-latents meta.json --latents HERE -o new.shards",
+    "pack-latents --out": "pack-latents meta.json --latents folder -o HERE",
     "trainer CONFIG": "HERE --dry-run",
     "trainer --resume": "--resume HERE",
     "trainer --resume with CONFIG": "config.toml --resume HERE",
@@ -47,6 +66,12 @@ PLACES = {
     "trainer latents": "config.toml --dry-run --set data.latents=HERE",
     "trainer model": "config.toml --dry-run --set model.path=HERE",
     "trainer output": "config.toml --dry-run --set train.output_dir=HERE",
+    "cache CONFIG": "HERE",
+    "cache images": "cache.toml --set cache.images=HERE",
+    "cache metadata": "cache.toml --set cache.metadata=HERE",
+    "cache metadata_output": "cache.toml --set cache.metadata_output=HERE",
+    "cache output": "cache.toml --set cache.output=HERE",
+    "cache vae": "cache.toml --set cache.vae=HERE",
 }
 """Commands with a file argument each, where HERE stands for the path that is tried."""
 KINDS = {
@@ -73,7 +98,13 @@ READS_PIPES = {
     "verify OUT with options",
     "stats SRC",
     "preview SRC",
+    "join FILE",
+    "split SRC",
+    "filter SRC",
+    "filter --keys",
+    "filter --exclude",
     "trainer CONFIG",
+    "cache CONFIG",
 }
 """A named pipe is a source like any other there, and opening it waits for its writer."""
 
@@ -82,23 +113,29 @@ READS_PIPES = {
 def folder(tmp_path_factory):
     """A folder with metadata, their rewrite, a config, and files of many kinds."""
     folder = tmp_path_factory.mktemp("sweep")
+    write_sound(folder, ["danbooru/1"]).rename(folder / "sound.json")
     (folder / "meta.json").write_text(json.dumps(RECORDS))
     run("rewrite", "meta.json", "-o", "out.json", cwd=folder)
     write(folder / "config.toml", LEAST)
+    cache = {"images": "pictures", "metadata": "pictures.json", "vae": "vae", "resolution": 64}
+    write(folder / "cache.toml", {"model": LEAST["model"], "cache": cache})
+    write_pictures(folder / "pictures", 1)
+    (folder / "pictures.json").write_text('{"sub/p0": {}}')
+    write_vae(folder)
     (folder / "folder").mkdir()
     (folder / "loop").symlink_to("loop")
     os.mkfifo(folder / "fifo")
     return folder
 
 
-@pytest.mark.parametrize("program", ["capmerge", "trainer"])
+@pytest.mark.parametrize("program", ["capmerge", "trainer", "cache"])
 def test_any_file_argument_ends_in_a_message(folder, program):
     """Every file argument of every command, of any kind, gives success or a message in time."""
     cases = {
         (place, kind): [program, [word.replace("HERE", path) for word in words.split()]]
         for place, words in PLACES.items()
         for kind, path in KINDS.items()
-        if place.startswith("trainer") == (program == "trainer")
+        if (place.split()[0] if place.split()[0] in ("trainer", "cache") else "capmerge") == program
         and not (kind == "a named pipe" and place in READS_PIPES)
     }
     (folder / "junk").write_bytes(bytes(range(256)))
@@ -131,6 +168,7 @@ def test_any_file_argument_ends_in_a_message(folder, program):
         "index out.json --force",
         "convert meta.json -o new.parquet --force",
         "collect folder -o new.json --force",
+        "check-latents sound.json --latents latents",
         "rewrite - -o -",
     ],
 )
@@ -198,7 +236,19 @@ def test_training_without_a_package_says_what_to_install(folder, package):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("module", ["capmerge", "trainer.run"])
+def test_caching_without_pillow_says_what_to_install(folder):
+    """`trainer.cache` without Pillow names the extra that installs it; training needs none."""
+    arguments = ["trainer.cache", "cache.toml"]
+    script = MISSING.format(packages=["PIL"], arguments=arguments, module="trainer.cache")
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=folder, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the package PIL cannot be imported" in done.stderr
+    assert "pip install 'capmerge[train,cache]'" in done.stderr
+
+
+@pytest.mark.parametrize("module", ["capmerge", "trainer.run", "trainer.cache"])
 def test_the_help_is_shown_where_warnings_are_errors(module):
     """Deprecations in the packages under the command line do not stop it."""
     command = [sys.executable, "-W", "error", "-m", module, "--help"]
@@ -207,7 +257,7 @@ def test_the_help_is_shown_where_warnings_are_errors(module):
     assert "Usage:" in done.stdout
 
 
-@pytest.mark.parametrize("module", ["capmerge.__main__", "trainer.run"])
+@pytest.mark.parametrize("module", ["capmerge.__main__", "trainer.run", "trainer.cache"])
 def test_ctrl_c_during_imports_is_a_message(module):
     """Ctrl-C while a program is imported ends it with exit code 130 and one line."""
     script = (

@@ -140,7 +140,7 @@ def set_fields(
     not `force`, one that exists; `DataError` for a damaged source; `OutputError` when the disk is
     full or not writable; and what `fields_of` raises.
     """
-    with open_source(fspath(source)) as opened:
+    with open_metadata(fspath(source)) as opened:
         return set_fields_of(opened, Path(target), fields_of, force=force)
 
 

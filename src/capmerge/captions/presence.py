@@ -1,5 +1,6 @@
 """Whether a record has a field, by the rule of a rewrite, in original and in rewritten records."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from capmerge.captions.fields import MARK
@@ -19,10 +20,26 @@ def has_field(record: Any, field: str) -> bool:
     """
     if not isinstance(record, dict):
         return False
-    mark = record.get(MARK)
-    if isinstance(mark, str) and field in _LETTERS:
+    if MARK in record and field in _LETTERS and isinstance(mark := record[MARK], str):
         return any(letter in mark for letter in _LETTERS[field])
     value = record.get(field)
-    if isinstance(value, str):
+    if value.__class__ is str:
         return bool(value.strip())
-    return value is not None and value != [] and value != {}
+    return value is not None and value not in ([], {})
+
+
+def numbers_without(records: Iterable[Any], field: str) -> list[int]:
+    """Return the numbers of the records that do not have this field, counted from 0."""
+    numbers = []
+    for number, record in enumerate(records):
+        # Nearly all values are texts that do not begin with white space, and lists of numbers.
+        if record.__class__ is dict and MARK not in record:
+            value = record.get(field)
+            if value.__class__ is str:
+                if value[:1] > " " and not value[0].isspace():
+                    continue
+            elif value.__class__ is list and value:
+                continue
+        if not has_field(record, field):
+            numbers.append(number)
+    return numbers

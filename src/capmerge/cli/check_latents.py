@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from capmerge.cli.options import JobsOption, MaxRecordOption, QuietOption
+from capmerge.commands.targets import check_target
 from capmerge.cores import usable_cores
 from capmerge.errors import CapmergeError, printable
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
@@ -63,10 +64,9 @@ def check_latents_command(
     latents have the size of their record. Exit with 1 if anything is broken or missing.
     """
     with errors_as_exit_codes():
-        from capmerge.commands.check_latents import CheckOptions, check_latents, check_options
+        from capmerge.commands.check_latents import CheckOptions, check_folders, check_latents
         from capmerge.index.reader import open_indexable
 
-        options = CheckOptions(latents, out, quarantine, force, jobs or usable_cores(), max_record)
         printed = 0
 
         def show(finding: "Finding") -> None:
@@ -85,7 +85,9 @@ def check_latents_command(
                 print(f"not moved: {where}: {printable(str(finding.not_moved))}")
 
         with open_indexable(src) as source:
-            check_options(options)
+            report = check_target(out, source, force=force) if out else None
+            options = CheckOptions(latents, report, quarantine, jobs or usable_cores(), max_record)
+            check_folders(options)
             with (
                 progress_bar(source, quiet=quiet) as indexing,
                 count_bar(latents, quiet=quiet) as listing,

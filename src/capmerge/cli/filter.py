@@ -25,7 +25,7 @@ def filter_command(
             "-o",
             "--out",
             metavar="OUT",
-            help="The file to write: .json or .jsonl, or either with .gz.",
+            help="The file to write: .json or .jsonl, or either with .gz or .zst.",
             show_default=False,
         ),
     ],
@@ -104,8 +104,8 @@ def filter_command(
     """Keep the records that pass every test, and list the others with the reasons.
 
     The records that are kept are not changed. The others are listed in OUT.dropped.jsonl, one line
-    of JSON each, with the key and all reasons. SRC is a .json or .jsonl metadata file, rewritten or
-    not, a .gz file of either, or - for standard input.
+    of JSON each, with the key and all reasons. SRC is metadata, rewritten or not: a .json, .jsonl
+    or .parquet file, a .gz or .zst file of the first two, or - for standard input.
     """
     with errors_as_exit_codes():
         if family and min_tokens is None and max_tokens is None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from capmerge.metadata.blocks import MAX_RECORD_BYTES
 from capmerge.metadata.opened import open_metadata
 from capmerge.terminal import errors_as_exit_codes, progress_bar
 
+if TYPE_CHECKING:
+    from capmerge.files.source import Source
+
 
 def join_command(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", show_default=False)],
@@ -27,7 +30,7 @@ def join_command(
             "-o",
             "--out",
             metavar="OUT",
-            help="The file to write: .json or .jsonl, or either with .gz.",
+            help="The file to write: .json or .jsonl, or either with .gz or .zst.",
             show_default=False,
         ),
     ],
@@ -78,8 +81,8 @@ def join_command(
     """Join metadata files: all their records, or with --fields the fields of equal keys.
 
     Records come in the order of the first file; then come those that only the second has, and so
-    on. Files are .json or .jsonl, .gz files of either, in any mixture and order; - is standard
-    input. A record that several files hold unchanged is written once.
+    on. Files are .json, .jsonl or .parquet, or .gz or .zst files of the first two, in any mixture
+    and order; - is standard input. A record that several files hold unchanged is written once.
     """
     with errors_as_exit_codes():
         options = JoinOptions(
@@ -93,7 +96,10 @@ def join_command(
             max_record_bytes=max_record,
         )
         with ExitStack() as stack:
-            sources = [stack.enter_context(open_metadata(file)) for file in files]
+            sources: list[Source] = []
+            for file in files:
+                sources.append(open_metadata(file))
+                stack.enter_context(sources[-1])
             outcome = join(sources, options, progress=partial(progress_bar, quiet=quiet))
         if not quiet:
             _print_outcome(outcome, out)

@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 
 from capmerge.cli.options import JobsOption, MaxRecordOption, QuietOption, SourceArgument
-from capmerge.commands.split import MOST_PARTS, By, Part, SplitOptions, split
+from capmerge.commands.split import MOST_PARTS, By, Part, PartFormat, SplitOptions, split
 from capmerge.cores import usable_cores
 from capmerge.errors import printable
-from capmerge.metadata.blocks import MAX_RECORD_BYTES, Kind
+from capmerge.metadata.blocks import MAX_RECORD_BYTES
 from capmerge.metadata.opened import open_metadata
 from capmerge.terminal import errors_as_exit_codes, progress_bar
 
@@ -52,10 +52,10 @@ def split_command(
         ),
     ] = "count",
     format_name: Annotated[
-        Kind | None,
+        PartFormat | None,
         typer.Option(
             "--format",
-            help="The format of the parts. Default: that of SRC.",
+            help="The format of the parts. Default: jsonl if SRC has JSON lines, else json.",
             show_default=False,
         ),
     ] = None,
@@ -69,7 +69,8 @@ def split_command(
     """Split a metadata file into N files that hold its records unchanged.
 
     DIR gets part-00000.json, part-00001.json and so on. `capmerge join` puts them together again.
-    SRC is a .json or .jsonl metadata file, a .gz file of either, or - for standard input.
+    SRC is a .json, .jsonl or .parquet file, a .gz or .zst file of the first two, or - for standard
+    input.
     """
     with errors_as_exit_codes():
         options = SplitOptions(

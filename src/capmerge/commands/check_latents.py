@@ -17,7 +17,7 @@ from heapq import merge
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capmerge.commands.check_notes import CheckNotes, line_of
+from capmerge.commands.check_notes import CheckNotes, has_notes, line_of
 from capmerge.errors import BusyError, OutputError, UsageError, printable
 from capmerge.files.atomic import AtomicFile
 from capmerge.files.lock import open_locked
@@ -36,8 +36,8 @@ class CheckOptions:
 
     latents: Path
     report: Path | None
+    """Its real path, links followed."""
     quarantine: Path | None
-    force: bool
     jobs: int
     max_record_bytes: int
 
@@ -79,8 +79,8 @@ class CheckSummary:
         return sum(self.faults.values())
 
 
-def check_options(options: CheckOptions) -> None:
-    """Raise `UsageError` when the folders and the report cannot be used as given."""
+def check_folders(options: CheckOptions) -> None:
+    """Raise `UsageError` when the folders cannot be used as given."""
     from capmerge.files.shards import is_packed
 
     shown = printable(str(options.latents))
@@ -88,19 +88,6 @@ def check_options(options: CheckOptions) -> None:
         raise UsageError(
             f"--latents {shown}: there is no such folder. Name the folder of the cached latents."
         )
-    if (report := options.report) is not None:
-        name = printable(str(report))
-        if report.exists() and not report.is_file():
-            raise UsageError(f"{name}: found a folder or a device, expected the name of a file.")
-        if os.path.lexists(report) and not options.force:
-            raise UsageError(
-                f"{name}: the file exists. Use --force to replace it, or choose another name."
-            )
-        if not report.name or not report.parent.is_dir():
-            raise UsageError(
-                f"{name}: there is no folder {printable(str(report.parent))}. Create it first, or "
-                "choose another folder."
-            )
     if options.quarantine is not None:
         quarantine = printable(str(options.quarantine))
         if is_packed(options.latents):
@@ -147,7 +134,7 @@ def check_latents(
         summary.records = len(index)
         report = notes = None
         if options.report is not None:
-            report = closing.enter_context(AtomicFile(options.report.resolve()))
+            report = closing.enter_context(AtomicFile(options.report))
             shards = listing.shards.identity if listing.shards else None
             about = {"metadata": index.fingerprint, "latents": str(listing.folder.absolute())}
             notes = closing.enter_context(CheckNotes(work, {**about, "shards": shards}))
@@ -202,14 +189,14 @@ def check_latents(
 def _work_folder(report: Path | None) -> Iterator[Path]:
     """A folder for what is needed on the way: a hidden one beside the report, else a temporary one.
 
-    That beside the report stays when the check is interrupted.
+    That beside the report stays when the check is interrupted, for the notes in it.
     """
     if report is None:
         with tempfile.TemporaryDirectory(prefix="capmerge-") as folder:
             yield Path(folder)
         return
     shown = printable(str(report))
-    work = report.resolve().with_name(f".{report.name}.capmerge-tmp.d")
+    work = report.with_name(f".{report.name}.capmerge-tmp.d")
     try:
         work.mkdir(exist_ok=True)
         lock = open_locked(work / "lock")
@@ -223,7 +210,12 @@ def _work_folder(report: Path | None) -> Iterator[Path]:
             "choose another folder."
         ) from error
     with lock:
-        yield work
+        try:
+            yield work
+        except BaseException:
+            if not has_notes(work):
+                shutil.rmtree(work, ignore_errors=True)
+            raise
         shutil.rmtree(work, ignore_errors=True)
 
 

@@ -23,6 +23,11 @@ def line_of(entry: dict[str, Any]) -> bytes:
     return json.dumps(entry).encode() + b"\n"
 
 
+def has_notes(work: Path) -> bool:
+    """Return whether a check has begun to write notes in the folder `work`."""
+    return any((work / name).exists() for name in (_OLD, _NEW))
+
+
 class CheckNotes:
     """The notes in the folder `work`, of a check that `about` describes.
 

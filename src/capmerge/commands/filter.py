@@ -5,19 +5,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from capmerge.commands.filter_blocks import Filter, Wanted
 from capmerge.commands.key_files import iter_listed_keys
 from capmerge.commands.targets import check_target
 from capmerge.errors import UsageError, printable
-from capmerge.files.atomic import AtomicFile, Buffer, OutputFiles
+from capmerge.files.atomic import AtomicFile, Buffer, OutputFiles, side_path
 from capmerge.files.source import Source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, read_layout
 from capmerge.metadata.format import DROPPED, SIDE_FILES, Format, RecordWriter
 from capmerge.metadata.parallel import run_blocks, useful_jobs
-from capmerge.metadata.work import Sink, Stream
 from capmerge.tokens.families import TokenizerFamily
+
+if TYPE_CHECKING:
+    from capmerge.files.digest_set import DigestSet
+    from capmerge.metadata.work import Sink, Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,20 +112,15 @@ def filter_records(
         count,
         kept,
         dict(total.most_common()),
-        wanted.latents and wanted.latents.files,
-        dropped.file and dropped.file.target,
+        wanted.latents.files if wanted.latents else None,
+        side_path(options.target, DROPPED) if dropped.file else None,
         output.written_bytes,
     )
 
 
 def _wanted(options: FilterOptions, listing: Callable[[int], None] | None) -> Wanted:
     """What a record must be like, with the lists of keys and of latents files read."""
-    keys = exclude = latents = None
-    if options.keys or options.exclude:
-        from capmerge.files.digest_set import DigestSet
-
-        keys = options.keys and DigestSet(iter_listed_keys(options.keys))
-        exclude = options.exclude and DigestSet(iter_listed_keys(options.exclude))
+    latents = None
     if options.latents:
         from capmerge.index.latent_stems import LatentStems
 
@@ -138,9 +136,18 @@ def _wanted(options: FilterOptions, listing: Callable[[int], None] | None) -> Wa
         options.min_tokens,
         options.max_tokens,
         options.family,
-        keys,
-        exclude,
+        _listed(options.keys),
+        _listed(options.exclude),
     )
+
+
+def _listed(file: Path | None) -> "DigestSet | None":
+    """The keys that a file lists."""
+    if file is None:
+        return None
+    from capmerge.files.digest_set import DigestSet
+
+    return DigestSet(iter_listed_keys(file))
 
 
 class _Dropped:

@@ -1,10 +1,11 @@
 """The work of a filter on each block: the records that are kept, and why the others are not."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from capmerge.captions.presence import has_field
+from capmerge.captions.presence import numbers_without
 from capmerge.commands.filter_lengths import AlternativeLengths, Lengths
 from capmerge.metadata.blocks import Block, FileLayout
 from capmerge.metadata.codec import Pair, to_json
@@ -70,18 +71,17 @@ class Filter:
         keys = [key for key, _ in pairs]
         reasons = self._reasons(keys, [record for _, record in pairs])
         lines = []
-        if any(reasons):
+        if reasons:
             kept = [
                 data[start:end]
-                for start, end, found in zip(starts, ends, reasons, strict=True)
-                if not found
+                for number, (start, end) in enumerate(zip(starts, ends, strict=True))
+                if number not in reasons
             ]
             body = self._passage.copied(self._origin, kept)
-            for key, found in zip(keys, reasons, strict=True):
-                if found:
-                    self.counts.block.update(kind for kind, _ in found)
-                    texts = [text for _, text in found]
-                    lines.append(to_json({"key": key, "reasons": texts}) + "\n")
+            for number, found in sorted(reasons.items()):
+                self.counts.block.update(kind for kind, _ in found)
+                texts = [text for _, text in found]
+                lines.append(to_json({"key": keys[number], "reasons": texts}) + "\n")
         else:
             body = self._passage.copied_run(self._origin, data, starts, ends)
         self.counts.block["records"] += len(keys)
@@ -96,32 +96,32 @@ class Filter:
         self._starts, self._ends = list[int](), list[int]()
         self._pairs = list[Pair]()
 
-    def _reasons(self, keys: list[str], records: list[Any]) -> list[list[Reason]]:
-        """The reasons why each record is dropped; none for one that is kept."""
+    def _reasons(self, keys: list[str], records: list[Any]) -> dict[int, list[Reason]]:
+        """The reasons why records are dropped, by their numbers."""
         wanted = self._wanted
-        reasons: list[list[Reason]] = [[] for _ in keys]
+        reasons = defaultdict[int, list[Reason]](list)
         for listed, is_right, text in (
             (wanted.keys, True, "not among --keys"),
             (wanted.exclude, False, "among --exclude"),
         ):
             if listed is not None:
                 are_listed = listed.contains(list(map(key_bytes, keys)))
-                for found, is_listed in zip(reasons, are_listed, strict=True):
+                for number, is_listed in enumerate(are_listed):
                     if is_listed != is_right:
-                        found.append((text, text))
+                        reasons[number].append((text, text))
         if wanted.latents:
-            for found, has_file in zip(reasons, wanted.latents.have(keys), strict=True):
+            for number, has_file in enumerate(wanted.latents.have(keys)):
                 if not has_file:
                     place = " in the folder, which the key leads out of" * (has_file is None)
-                    found.append(("no latents", f"no latents{place}"))
+                    reasons[number].append(("no latents", f"no latents{place}"))
         for name in wanted.require:
-            for found, record in zip(reasons, records, strict=True):
-                if not has_field(record, name):
-                    found.append((f"no {name}", f"no {name}"))
+            for number in numbers_without(records, name):
+                reasons[number].append((f"no {name}", f"no {name}"))
         # The records are changed where tokens are counted, so that comes last.
         if self._lengths:
-            for found, lengths in zip(reasons, self._lengths.measure(records), strict=True):
-                found += self._too_short_or_long(lengths)
+            for number, lengths in enumerate(self._lengths.measure(records)):
+                for reason in self._too_short_or_long(lengths):
+                    reasons[number].append(reason)
         return reasons
 
     def _too_short_or_long(self, lengths: Lengths | str) -> Iterator[Reason]:

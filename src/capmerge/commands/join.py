@@ -7,11 +7,11 @@ key it looks up the others. So no file is in memory, and files may be in any ord
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from capmerge.captions.fields import MARK
 from capmerge.commands.join_blocks import JoinedFile, Joiner
@@ -28,7 +28,9 @@ from capmerge.metadata.key_links import KeyedSource, link_keys
 from capmerge.metadata.parallel import run_blocks, useful_jobs
 from capmerge.metadata.raw_records import Origin
 from capmerge.metadata.survey import Survey, survey
-from capmerge.metadata.work import Sink, Stream
+
+if TYPE_CHECKING:
+    from capmerge.metadata.work import Sink, Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,11 @@ class Outcome(NamedTuple):
     written_bytes: int
 
 
-Progress = Callable[[Source], "nullcontext[Callable[[int], None] | None]"]
+Progress = Callable[[Source], AbstractContextManager[Callable[[int], None] | None]]
+
+
+def _silent(_: Source) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def join(
@@ -81,7 +87,7 @@ def join(
     told the offset that is done. Raises `UsageError`, `DataError`, `OutputError` or `WorkerError`;
     then no file was written or replaced.
     """
-    bar = progress or (lambda _: nullcontext())
+    bar = progress or _silent
     names = [source.name for source in sources]
     rules = _rules(names, options)
     target, missing = _checked_targets(sources, options)
@@ -94,13 +100,13 @@ def join(
         # Find the records of every file, and their keys.
         opened: list[tuple[FileSource, FileLayout, Survey]] = []
         for number, source in enumerate(sources):
+            layout = read_layout(source, options.max_record_bytes, may_be_empty=True)
             with bar(source) as done:
                 file = (
                     stack.enter_context(spooled(source, scratch, f"{number}.copy", done))
                     if isinstance(source, StreamSource)
                     else source
                 )
-            layout = read_layout(file, options.max_record_bytes, may_be_empty=True)
             with bar(file) as done:
                 found = survey(
                     file,
@@ -152,7 +158,7 @@ def join(
             file.check_unchanged()
         files.publish()
     return Outcome(
-        [(name, one.count) for name, one in zip(names, keyed, strict=True)],
+        [(name, one.records) for name, one in zip(names, keyed, strict=True)],
         sum(linked.firsts),
         total["equal"],
         total["conflicts"],

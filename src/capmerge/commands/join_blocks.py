@@ -1,6 +1,8 @@
 """The work of a join on each block: its records, each with the others that have its key."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +12,15 @@ from capmerge.commands.join_fields import (
     FieldJoiner,
     FieldRules,
     OnConflict,
+    Part,
     same,
 )
 from capmerge.errors import DataError, printable
 from capmerge.files.atomic import Buffer
-from capmerge.files.source import FileSource, Identity, reopen
+from capmerge.files.scratch import SharedFile
+from capmerge.files.source import Identity, reopen
 from capmerge.metadata.blocks import PIECE_BYTES, Block
-from capmerge.metadata.codec import Records, to_json
+from capmerge.metadata.codec import Pair, Records, to_json
 from capmerge.metadata.format import FRAMINGS, Format
 from capmerge.metadata.key_links import KeyLinks, is_first, next_of
 from capmerge.metadata.raw_records import Origin, Passage
@@ -109,23 +113,18 @@ class Joiner:
                 yield from (("records", part) for part in self._out.parts(body))
             return
         kept = [is_first(link) for link in links]
+        following = map(next_of, compress(links, kept))
         separator = b""
-        for heads in _batches(
-            map(
-                _Head,
-                compress(starts, kept),
-                compress(ends, kept),
-                map(next_of, compress(links, kept)),
-            )
-        ):
-            for bodies, missing in self._joined(data, heads):
+        heads = map(_Head, compress(starts, kept), compress(ends, kept), following)
+        for batch in _batches(list(heads)):
+            for bodies, missing in self._joined(data, batch):
                 if missing:
                     yield "missing", missing
                 yield from (("records", part) for part in self._out.parts(separator, bodies))
                 separator = FRAMINGS[self._out.kind].separator
 
     def _joined(self, data: bytes, heads: list[_Head]) -> Iterator[tuple[Buffer, bytes]]:
-        """The records of some heads with all that have their keys, and the lines on what is missing.
+        """The records of some heads with all that have their keys, and lines on what is missing.
 
         Where the others are long, they come some at a time.
         """
@@ -186,7 +185,7 @@ class Joiner:
         return groups
 
     def _noted(self, first: int, numbers: list[int]) -> Iterator[int]:
-        """What the links say of these records, in ascending order, of the file that begins there."""
+        """What the links say of these records, which ascend, of the file whose first is `first`."""
         if numbers[-1] - numbers[0] < 2 * len(numbers):  # nearly all of them in a row
             links = self._links.read(first + numbers[0], numbers[-1] - numbers[0] + 1)
             return iter([links[number - numbers[0]] for number in numbers])
@@ -250,54 +249,55 @@ class Joiner:
 
     def _by_fields(self, groups: list[list[_Member]], fields: FieldJoiner) -> tuple[Buffer, bytes]:
         """The records with the fields of all in their group, and the lines on what is missing."""
-        pairs, exact, lines = [], set[int](), []
+        pairs, exact, all_parts = list[Pair](), set[int](), list[list[Part]]()
         for number, group in enumerate(groups):
-            key = group[0].key
-            parts = [(member.source, member.value) for member in group]
+            parts = []
+            for member in group:
+                parts.append((member.source, member.value))
+                if member.is_exact:
+                    exact.add(number)
+            all_parts.append(parts)
             try:
                 record, conflicts = fields.join(parts)
             except ConflictError as error:
-                (start,) = [member.start for member in group if member.source == error.source]
-                name = self._files[error.source].origin.name
-                raise DataError(name, start, key, str(error), error.hint) from None
-            pairs.append((key, record))
-            if any([member.is_exact for member in group]):
-                exact.add(number)
+                raise self._not_joined(group, error) from None
+            pairs.append((group[0].key, record))
             if conflicts:
                 self.counts.block["conflicts"] += conflicts
-            if missing := fields.missing(parts):
-                lines.append(to_json({"key": key, "missing": missing}) + "\n")
-                self.counts.block.update(f"missing {name}" for name in missing)
-                having = {member.source for member in group}
-                self.counts.block.update(
-                    f"no record {name}"
-                    for name in missing
-                    if fields.rules.owners[name] not in having
-                )
+        lines = []
+        for number, names in sorted(fields.missing(all_parts).items()):
+            lines.append(to_json({"key": pairs[number][0], "missing": names}) + "\n")
+            having = {source for source, _ in all_parts[number]}
+            for name in names:
+                self.counts.block[f"missing {name}"] += 1
+                if fields.rules.owners[name] not in having:
+                    self.counts.block[f"no record {name}"] += 1
         records = Records(pairs, frozenset(exact))
         body = self._passage.encoded(self._files[self._source].origin.name, records)
         return body, "".join(lines).encode()
 
+    def _not_joined(self, group: list[_Member], error: ConflictError) -> DataError:
+        """The error for records whose fields cannot be joined."""
+        (member,) = [member for member in group if member.source == error.source]
+        name = self._files[member.source].origin.name
+        return DataError(name, member.start, member.key, str(error), error.hint)
 
-def _batches(heads: Iterator[_Head]) -> Iterator[list[_Head]]:
+
+def _batches(heads: list[_Head]) -> Iterator[list[_Head]]:
     """Consecutive records, as many at a time as a piece has bytes."""
-    batch, size = list[_Head](), 0
-    for head in heads:
-        batch.append(head)
-        size += head.end - head.start
-        if size >= PIECE_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+    starts, first = [head.start for head in heads], 0
+    while first < len(heads):
+        end = max(first + 1, bisect_left(starts, starts[first] + PIECE_BYTES))
+        yield heads[first:end]
+        first = end
 
 
 class _Reader:
     """Reads records of one file by their numbers."""
 
     def __init__(self, file: JoinedFile) -> None:
-        self._joined = file
-        self._file: FileSource | None = None
+        self._spans_of = file.spans
+        self._file = SharedFile(partial(reopen, file.path, file.identity))
 
     def read(
         self, numbers: list[int], most_bytes: int | None
@@ -306,7 +306,6 @@ class _Reader:
 
         Returns None if they take more than `most_bytes`.
         """
-        self._file = self._file or reopen(self._joined.path, self._joined.identity)
         starts, ends = self._spans(numbers)
         if most_bytes is not None and sum(ends) - sum(starts) > most_bytes:
             return None
@@ -326,7 +325,7 @@ class _Reader:
         return starts, texts
 
     def _spans(self, numbers: list[int]) -> tuple[list[int], list[int]]:
-        spans, first = self._joined.spans, numbers[0]
+        spans, first = self._spans_of, numbers[0]
         if numbers[-1] - first < 2 * len(numbers):  # nearly all of them in a row
             run = spans.run(first, numbers[-1] + 1)
             return (

@@ -1,11 +1,12 @@
 """Joins the fields of the records that several files have under one key. Pure: it reads no file."""
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from capmerge.captions.fields import MARK
-from capmerge.captions.presence import has_field
+from capmerge.captions.presence import numbers_without
 from capmerge.errors import printable, quoted
 
 OnConflict = Literal["error", "first", "last"]
@@ -60,8 +61,9 @@ class FieldJoiner:
 
     def join(self, parts: Sequence[Part]) -> tuple[dict[str, Any], int]:
         """What `join_fields` returns for `parts`; raises as it does."""
-        if not all([record.__class__ is dict for _, record in parts]):
-            return join_fields(parts, self.rules)
+        for _, record in parts:
+            if record.__class__ is not dict:
+                return join_fields(parts, self.rules)
         names = tuple([(source, *record) for source, record in parts])
         if names not in self._plans:
             if len(self._plans) == _MOST_PLANS:
@@ -84,14 +86,17 @@ class FieldJoiner:
             return None
         return None if conflicts else list(record.values())
 
-    def missing(self, parts: Sequence[Part]) -> list[str]:
-        """The fields of `FieldRules.owners` that their file lacks for this record."""
-        by_source = dict(parts)
-        return [
-            name
-            for name, source in self.rules.owners.items()
-            if not has_field(by_source.get(source), name)
-        ]
+    def missing(self, groups: Sequence[Sequence[Part]]) -> dict[int, list[str]]:
+        """The fields of `FieldRules.owners` that their files lack, by the numbers of the groups."""
+        columns = [[None] * len(groups) for _ in self.rules.names]
+        for number, parts in enumerate(groups):
+            for source, record in parts:
+                columns[source][number] = record
+        missing = defaultdict[int, list[str]](list)
+        for name, source in self.rules.owners.items():
+            for number in numbers_without(columns[source], name):
+                missing[number].append(name)
+        return missing
 
 
 def join_fields(parts: Sequence[Part], rules: FieldRules) -> tuple[dict[str, Any], int]:

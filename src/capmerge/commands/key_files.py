@@ -7,6 +7,7 @@ command wrote. Any other file is UTF-8 text with one key per line. Each may be a
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,8 @@ def _key_in_text(name: str, start: int, line: bytes) -> bytes:
 
 def _key_in_json(name: str, start: int, line: bytes) -> bytes:
     key: Any = None
-    try:
+    with suppress(ValueError, RecursionError):
         key = json.loads(line)
-    except (ValueError, RecursionError):
-        pass
     if isinstance(key, dict):
         key = key.get("key", key.get(IMAGE_PATH))
     if not isinstance(key, str):

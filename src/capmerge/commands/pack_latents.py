@@ -105,24 +105,26 @@ def pack(
     pack or what was packed is not what was read, `OutputError` (`BusyError` while another run
     packs to the same name), and what `build_index` and `ensure_listing` raise.
     """
+    from capmerge.index.latent_pack import has_finished_shards
     from capmerge.index.latent_records import index_of_any, listing_anew
 
     started = time.perf_counter()
     work = options.out.with_name(f".{options.out.name}.capmerge-tmp")
     with _locked(work, options.out):
         shards = work / "shards"
-        shards.mkdir(exist_ok=True)
-        index = index_of_any(metadata, work, options.jobs, indexing, options.max_record_bytes)
-        listing = listing_anew(index, options.latents, work, options.jobs, listing_files)
-        summary = _write(index, listing, shards, options, packing, verifying)
         try:
+            shards.mkdir(exist_ok=True)
+            index = index_of_any(metadata, work, options.jobs, indexing, options.max_record_bytes)
+            listing = listing_anew(index, options.latents, work, options.jobs, listing_files)
+            summary = _write(index, listing, shards, options, packing, verifying)
             publish_folder(shards, options.out)
-            shutil.rmtree(work)
-        except OSError as error:
-            raise OutputError(
-                f"{printable(str(options.out))}: cannot write, {error.strerror}. Check the folder "
-                "and its permissions, or choose another folder."
-            ) from error
+        except BaseException as error:
+            if not has_finished_shards(shards):
+                shutil.rmtree(work, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise _cannot_write(options.out, error) from error
+            raise
+        shutil.rmtree(work, ignore_errors=True)
     summary.seconds = time.perf_counter() - started
     return summary
 
@@ -138,10 +140,14 @@ def _locked(work: Path, out: Path) -> LockedFile:
             f"{shown}: another run is packing to this name. Wait for it, or choose another."
         ) from error
     except OSError as error:
-        raise OutputError(
-            f"{shown}: cannot write, {error.strerror}. Check the folder and its permissions, or "
-            "choose another folder."
-        ) from error
+        raise _cannot_write(out, error) from error
+
+
+def _cannot_write(out: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{printable(str(out))}: cannot write, {error.strerror}. Check the folder and its "
+        "permissions, or choose another folder."
+    )
 
 
 def _write(
@@ -157,13 +163,13 @@ def _write(
     from capmerge.index.latent_pack import (
         LeftOut,
         ShardWriter,
-        Verifier,
         iter_plans,
         remove_notes,
         write_shard_index,
     )
     from capmerge.index.latent_pool import FilePool
     from capmerge.index.latent_records import iter_missing
+    from capmerge.index.latent_verify import Verifier
 
     summary = PackSummary(records=len(index))
     with AtomicFile(folder / LEFT_OUT) as left_out:

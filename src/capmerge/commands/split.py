@@ -22,19 +22,23 @@ from capmerge.files.atomic import AtomicFile, Buffer
 from capmerge.files.folders import publish_folder
 from capmerge.files.scratch import ScratchFolder, ScratchWriter, spooled
 from capmerge.files.source import Source, StreamSource
-from capmerge.metadata.blocks import MAX_RECORD_BYTES, Block, FileLayout, Kind, read_layout
-from capmerge.metadata.codec import Pair
+from capmerge.metadata.blocks import MAX_RECORD_BYTES, Block, FileLayout, read_layout
+from capmerge.metadata.codec import Pair, decode
 from capmerge.metadata.format import Format, RecordWriter
 from capmerge.metadata.key_bytes import key_bytes
 from capmerge.metadata.parallel import run_blocks, useful_jobs
+from capmerge.metadata.parquet_writer import ParquetWriter
 from capmerge.metadata.raw_records import Origin, Passage, iter_raw
 from capmerge.metadata.survey import Spans, survey
 from capmerge.metadata.work import Chunk, NamedCounts, Sink, Stream, part_stream
 
 By = Literal["count", "bytes", "hash"]
+PartFormat = Literal["json", "jsonl", "parquet"]
 MOST_PARTS = 99_999
 MOST_BY_HASH = 500
 """All parts of a split by hash are open at once, and systems allow some 1,000 open files."""
+_MOST_PARQUET_BY_HASH = 16
+"""Each open Parquet file waits for the rows of a group, some 64 MB."""
 _PART_NAME = re.compile(r"part-\d{5}\.(json|jsonl|parquet)")
 
 
@@ -45,8 +49,8 @@ class SplitOptions:
     folder: Path
     parts: int
     by: By = "count"
-    format: Kind | None = None
-    """The format of the parts; None for that of the source."""
+    format: PartFormat | None = None
+    """The format of the parts; None for JSON lines if the source has them, and else JSON."""
     jobs: int = 1
     force: bool = False
     max_record_bytes: int = MAX_RECORD_BYTES
@@ -74,10 +78,12 @@ def split(
     `WorkerError`; then there is no new folder.
     """
     # Checks
-    if options.by == "hash" and options.parts > MOST_BY_HASH:
+    most = _MOST_PARQUET_BY_HASH if options.format == "parquet" else MOST_BY_HASH
+    if options.by == "hash" and options.parts > most:
+        of_parquet = " of Parquet" * (options.format == "parquet")
         raise UsageError(
-            f"-n {options.parts}: a split by hash has at most {MOST_BY_HASH} parts, because all of "
-            "them are written at the same time. Use --by count or --by bytes."
+            f"-n {options.parts}: a split by hash has at most {most} parts{of_parquet}, because "
+            "all of them are written at the same time. Use --by count or --by bytes."
         )
     target = check_folder(options.folder, source, _PART_NAME, force=options.force)
     with ExitStack() as stack:
@@ -87,9 +93,9 @@ def split(
         scratch = stack.enter_context(ScratchFolder(target.with_name(f"{target.name}.spans")))
 
         # What has to be known of the whole source is found first.
+        layout = read_layout(source, options.max_record_bytes, may_be_empty=True)
         if isinstance(source, StreamSource) and options.by != "hash":
             source = stack.enter_context(spooled(source, scratch, "copy", progress))
-        layout = read_layout(source, options.max_record_bytes, may_be_empty=True)
         spans = None
         if options.by == "hash":
             chosen: Choice = ByHash(options.parts)
@@ -111,8 +117,10 @@ def split(
             chosen = ByPlace.of_numbers(spans, options.parts)
 
         # Write the parts.
-        out = Format(options.format or layout.kind)
-        parts = _Parts(unfinished, out, options.parts, in_order=options.by != "hash")
+        name: PartFormat = options.format or layout.kind
+        # Workers hand records on as the source has them, where they become rows of Parquet here.
+        out = Format(layout.kind if name == "parquet" else name)
+        parts = _Parts(unfinished, name, out, options.parts, in_order=options.by != "hash")
         total: Counter[str] = Counter()
         run_blocks(
             source,
@@ -246,10 +254,12 @@ class _Parts:
     Where parts come `in_order`, one of them is open at a time.
     """
 
-    def __init__(self, folder: ScratchFolder, out: Format, count: int, *, in_order: bool) -> None:
-        self._folder, self._out, self._in_order = folder, out, in_order
-        self._names = [f"part-{number:05}.{out.kind}" for number in range(count)]
-        self._open: dict[int, tuple[ScratchWriter, RecordWriter]] = {}
+    def __init__(
+        self, folder: ScratchFolder, name: PartFormat, out: Format, count: int, *, in_order: bool
+    ) -> None:
+        self._folder, self._name, self._out, self._in_order = folder, name, out, in_order
+        self._names = [f"part-{number:05}.{name}" for number in range(count)]
+        self._open: dict[int, tuple[ScratchWriter, RecordWriter | _ParquetPart]] = {}
         self._sizes = dict[int, int]()
         self.sinks: dict[Stream, Sink] = {
             part_stream(number): _PartSink(self, number) for number in range(count)
@@ -266,10 +276,12 @@ class _Parts:
         self._finish(range(len(self._sizes), len(self._names)))
         return [(name, self._sizes[number]) for number, name in enumerate(self._names)]
 
-    def _writer(self, number: int) -> RecordWriter:
+    def _writer(self, number: int) -> "RecordWriter | _ParquetPart":
         if number not in self._open:
             file = self._folder.file(self._names[number])
-            self._open[number] = file, RecordWriter(file, self._out)
+            is_parquet = self._name == "parquet"
+            writer = _ParquetPart(file, self._out) if is_parquet else RecordWriter(file, self._out)
+            self._open[number] = file, writer
         return self._open[number][1]
 
     def _finish(self, numbers: Iterable[int]) -> None:
@@ -278,6 +290,31 @@ class _Parts:
             file, _ = self._open.pop(number)
             file.close()
             self._sizes[number] = file.written_bytes
+
+
+class _ParquetPart:
+    """Writes the records of a part as rows of Parquet; they come in the format `out`."""
+
+    def __init__(self, file: ScratchWriter, out: Format) -> None:
+        self._writer, self._kind = ParquetWriter(file), out.kind
+        self._block: list[bytes] = []
+
+    def write(self, data: Buffer, *, new_block: bool) -> None:
+        """Append records; those of a block may come in several pieces of any length."""
+        if new_block:
+            self._write_block()
+        self._block.append(bytes(data))
+
+    def finish(self) -> None:
+        """Write what is waiting, and the end of the file."""
+        self._write_block()
+        self._writer.finish()
+
+    def _write_block(self) -> None:
+        text = b"".join(self._block)
+        self._block.clear()
+        if text:
+            self._writer.write(decode(text, self._kind, last=False).pairs)
 
 
 class _PartSink:

@@ -266,6 +266,7 @@ def _remove(path: Path) -> None:
 
 
 def cannot_write(target: Path, error: OSError) -> OutputError:
+    """The error for a failed write that serves the output `target`."""
     shown = printable(str(target))
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return OutputError(

@@ -10,6 +10,7 @@ import math
 import os
 import stat
 import struct
+import tokenize
 import zipfile
 import zlib
 from contextlib import ExitStack
@@ -36,6 +37,9 @@ READ_ERRORS = (
     zlib.error,
 )
 """The errors of numpy and zipfile for a file that is unreadable, damaged or holds objects."""
+
+# The errors of numpy for an npy header that is no Python literal of the right kind.
+_HEADER_ERRORS = (SyntaxError, tokenize.TokenError, TypeError, RecursionError)
 
 # The records of a zip file: the end of the central directory without a comment, one entry of the
 # directory, and the local header of a member.
@@ -138,14 +142,25 @@ class Npz:
 
         Raises `KeyError` when there is none, and one of `READ_ERRORS` when it cannot be read.
         """
-        array = None if self._members is None else _read(self._file, name, self._members[name])
-        return self._through_numpy()[name] if array is None else array
+        try:
+            array = None if self._members is None else _read(self._file, name, self._members[name])
+            return self._through_numpy()[name] if array is None else array
+        except _HEADER_ERRORS as error:
+            raise ValueError(f'the header of "{name}" is damaged') from error
+        except MemoryError as error:
+            raise ValueError(f'"{name}" claims more bytes than there is memory') from error
 
     def header(self, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
         """Return the shape and the type of the array of this name; its values are not read.
 
         Raises what reading the array raises, except for damage behind its header.
         """
+        try:
+            return self._header(name)
+        except _HEADER_ERRORS as error:
+            raise ValueError(f'the header of "{name}" is damaged') from error
+
+    def _header(self, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
         found = (
             None if self._members is None else _read_header(self._file, name, self._members[name])
         )

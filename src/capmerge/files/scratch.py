@@ -1,5 +1,6 @@
-"""A folder of temporary files that worker processes read too, beside the output they serve."""
+"""Temporary files that worker processes read too, in a folder beside the output they serve."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,32 @@ class ScratchWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class SharedFile:
+    """A file that several processes read, each by a handle of its own that it opens at first use.
+
+    The handle is closed when nothing refers to this object any more.
+    """
+
+    def __init__(self, open_file: Callable[[], FileSource]) -> None:
+        self._open_file = open_file
+        self._file: FileSource | None = None
+        self._process = 0
+
+    def window(self, start: int, size: int) -> bytes:
+        """Return the bytes [start, start + size), fewer only at the end of the file."""
+        # A handle from before a fork has one position for both processes.
+        if self._file is None or self._process != os.getpid():
+            self._file, self._process = self._open_file(), os.getpid()
+        return self._file.window(start, size)
+
+    def __reduce__(self) -> tuple[type["SharedFile"], tuple[Callable[[], FileSource]]]:
+        return SharedFile, (self._open_file,)
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def spooled(

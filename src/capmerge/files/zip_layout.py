@@ -22,6 +22,8 @@ mask of them 256 MiB.
 _END = struct.Struct("<4s4H2LH")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
+_NEWEST = 63
+"""The version of the format that all readers know, times ten."""
 _LONGEST_COMMENT = (1 << 16) - 1
 _LONGEST_DIRECTORY = 1 << 22
 _UNKNOWN = (1 << 32) - 1
@@ -35,6 +37,8 @@ class _Entry(NamedTuple):
     unpacked: int
     start: int
     flags: int
+    version: int
+    """The version of the format that it needs, times ten."""
 
 
 class LayoutError(zipfile.BadZipFile):
@@ -105,7 +109,9 @@ def _directory(file: BinaryFile) -> tuple[int, list[_Entry]]:
         fields = _ENTRY.unpack_from(data, at)
         name_bytes, extra_bytes, comment_bytes = fields[10:13]
         name = data[at + _ENTRY.size : at + _ENTRY.size + name_bytes]
-        entries.append(_Entry(name, fields[4], fields[8], fields[9], fields[16], fields[3]))
+        entries.append(
+            _Entry(name, fields[4], fields[8], fields[9], fields[16], fields[3], fields[2])
+        )
         at += _ENTRY.size + name_bytes + extra_bytes + comment_bytes
         _check_entry(entries[-1])
     if at != length:
@@ -116,6 +122,11 @@ def _directory(file: BinaryFile) -> tuple[int, list[_Entry]]:
 def _check_entry(entry: _Entry) -> None:
     if entry.flags & 1:
         raise LayoutError(f"its member {_shown(entry.name)} is encrypted")
+    if entry.version > _NEWEST:
+        raise LayoutError(
+            f"its member {_shown(entry.name)} needs version {entry.version / 10} of the zip "
+            f"format, expected at most {_NEWEST / 10}"
+        )
     if entry.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise LayoutError(
             f"its member {_shown(entry.name)} is compressed by method {entry.method}, expected "

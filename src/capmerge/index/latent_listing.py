@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,11 @@ from capmerge.errors import CapmergeError, StaleError, printable, quoted
 from capmerge.files.atomic import side_path
 from capmerge.files.columns import Columns, Schema
 from capmerge.files.shards import Member, Shards, is_packed
+from capmerge.index.latent_choice import ANSWERING_BIT, Buckets, Wanted, count_several, scored
 from capmerge.index.latent_names import (
     ABOVE,
     ABSOLUTE,
     BROKEN,
-    LEGACY,
     SIZED,
     legacy_name,
     sized_name,
@@ -63,33 +63,6 @@ REMEDY = "List the folder again: capmerge index FILE --latents DIR --relist"
 ROWS_AT_ONCE = 1 << 18
 """The rows of a listing that are handled together."""
 _MOST_FOLDERS_REMEMBERED = 1 << 16
-_AREA_BITS = 33
-
-
-class Wanted(NamedTuple):
-    """The latents that a run takes, where a record has several."""
-
-    suffixes: tuple[str, ...]
-    """The forms of `SIZED` that the model takes, the best first; a legacy name goes before them
-    all, as in sd-scripts."""
-    resolution: int | None = None
-    """The side in px of a square that has the area of the wanted buckets; None: the largest."""
-
-
-class Buckets(NamedTuple):
-    """The choices of a run: one row per record."""
-
-    width: NDArray[np.unsignedinteger]
-    """The width in px of its bucket; 0 where it has none."""
-    height: NDArray[np.unsignedinteger]
-    found: NDArray[np.bool_]
-    """True where it has a file, even a broken one."""
-    several: int
-    """The number of records that have latents of several sizes."""
-    answering: int
-    """The number of records whose bucket has the wanted resolution."""
-    differing: int
-    """The number of records whose bucket is another one than their `train_resolution`."""
 
 
 class Listing:
@@ -179,7 +152,7 @@ class Listing:
         several = answering = differing = 0
         for rows in self._parts():
             records = rows["record"]
-            sides, scores = _scored(rows, wanted, index)
+            sides, scores = scored(rows, wanted, index)
             starts = np.flatnonzero(np.concatenate(([True], records[1:] != records[:-1])))
             best = np.maximum.reduceat(scores, starts)
             ends = np.append(starts[1:], len(records))
@@ -190,7 +163,7 @@ class Listing:
             mine = records[taken]
             found[mine] = True
             width[mine], height[mine] = sides[0][taken], sides[1][taken]
-            answering += int(np.count_nonzero(best >> np.uint64(_AREA_BITS + 2)))
+            answering += int(np.count_nonzero(best >> np.uint64(ANSWERING_BIT)))
             before = index.width[mine], index.height[mine]
             differing += int(
                 np.count_nonzero(
@@ -200,7 +173,7 @@ class Listing:
                 )
             )
             usable = scores > 1
-            several += _count_several(records[usable], sides[0][usable], sides[1][usable])
+            several += count_several(records[usable], sides[0][usable], sides[1][usable])
         return Buckets(width, height, found, several, answering, differing)
 
     def has_file(self) -> NDArray[np.bool_]:
@@ -262,7 +235,7 @@ class Listing:
         start, end = (int(np.searchsorted(records, record, side)) for side in ("left", "right"))
         if start == end:
             return None
-        _, scores = _scored(
+        _, scores = scored(
             {name: column[start:end] for name, column in self._rows.items()}, wanted, index
         )
         best = int(np.argmax(scores))
@@ -292,52 +265,6 @@ def _file_name(stem: str, form: int, width: int, height: int) -> str:
         if form & ~BROKEN == value:
             return sized_name(stem, width, height, suffix)
     return legacy_name(stem)
-
-
-def _scored(
-    rows: dict[str, NDArray[Any]], wanted: Wanted, index: Index
-) -> tuple[tuple[NDArray[Any], NDArray[Any]], NDArray[np.uint64]]:
-    """Return the sides in px of each choice, and a score: the highest of a record's is taken.
-
-    0 is a file that the model does not take, and 1 a broken one. Otherwise the wanted resolution
-    decides first, then the form of the name, then the area.
-    """
-    record, opened = rows["record"], rows["width"] != 0
-    is_broken = (rows["form"] & BROKEN) != 0
-    if opened.all():
-        width, height = rows["width"].astype(np.uint64), rows["height"].astype(np.uint64)
-    else:
-        width, height = (
-            np.where(opened | is_broken, rows[name], side[record]).astype(np.uint64)
-            for name, side in (("width", index.width), ("height", index.height))
-        )
-    rank = np.zeros(256, np.uint64)
-    for place, suffix in enumerate(reversed(wanted.suffixes)):
-        rank[SIZED[suffix]] = place + 1
-    rank[LEGACY] = len(wanted.suffixes) + 1
-    ranks = rank[rows["form"] & ~np.uint8(BROKEN)]
-    area = np.minimum(width * height, np.uint64((1 << _AREA_BITS) - 1))
-    scores = (ranks << np.uint64(_AREA_BITS)) + area
-    if wanted.resolution is not None:
-        square = np.uint64(wanted.resolution**2)
-        scores += (
-            ((area <= square) & (area * np.uint64(2) > square)).astype(np.uint64)
-        ) << np.uint64(_AREA_BITS + 2)
-    scores[is_broken] = 1
-    scores[ranks == 0] = 0
-    return (width, height), scores
-
-
-def _count_several(records: NDArray[Any], width: NDArray[Any], height: NDArray[Any]) -> int:
-    """The number of records, which are in ascending order, that have more than one size."""
-    if not len(records):
-        return 0
-    starts = np.flatnonzero(np.concatenate(([True], records[1:] != records[:-1])))
-    spread = [
-        np.maximum.reduceat(side, starts) != np.minimum.reduceat(side, starts)
-        for side in (width, height)
-    ]
-    return int(np.count_nonzero(spread[0] | spread[1]))
 
 
 def listing_path(index: Index, folder: Path, beside: Path | None = None) -> Path:
@@ -407,4 +334,5 @@ def roots_of(folder: Path) -> tuple[str, ...]:
 
 
 def is_below(path: str, root: str) -> bool:
+    """True if a path is inside the folder `root`; no links are followed."""
     return path.replace(os.sep, "/").startswith(root.rstrip("/") + "/")

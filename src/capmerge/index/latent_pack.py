@@ -5,7 +5,6 @@ number of workers writes the same bytes. Each worker writes whole shards. Beside
 lies a note of what is in it, by which an interrupted run knows that it need not be written again.
 """
 
-import contextlib
 import json
 import os
 import tarfile
@@ -17,16 +16,13 @@ from zlib import crc32
 
 import numpy as np
 
-from capmerge.errors import CapmergeError, printable
 from capmerge.files.atomic import AtomicFile, ScratchFile, write_whole
-from capmerge.files.npz import READ_ERRORS, InMemory, Npz, Openable, open_npz
-from capmerge.files.shards import END, ROW, Shards, padded, shard_name, write_index
+from capmerge.files.npz import READ_ERRORS, InMemory, open_npz
+from capmerge.files.shards import END, ROW, padded, shard_name, write_index
 from capmerge.index.latent_check import check_file
-from capmerge.index.latent_half import half_of, in_half
+from capmerge.index.latent_half import in_half
 from capmerge.index.latent_listing import Listing
-from capmerge.index.latent_names import parse_array
 from capmerge.index.latent_sizes import problem_of
-from capmerge.index.latent_values import read_values
 from capmerge.index.reader import Index
 
 Dtype = Literal["keep", "fp16"]
@@ -198,6 +194,11 @@ class ShardWriter:
         return half, ""
 
 
+def has_finished_shards(folder: Path) -> bool:
+    """Return whether a later run could take over a shard in `folder`."""
+    return any(folder.glob(f"*{_NOTE}"))
+
+
 def _note_of(shard: Path) -> Path:
     return shard.with_name(shard.name + _NOTE)
 
@@ -242,7 +243,7 @@ def write_shard_index(
     hashed, done, name_end = blake2b(dtype.encode(), digest_size=16), 0, 0
     with ScratchFile(folder / "rows") as rows, ScratchFile(folder / "names") as names:
         for number in range(shards):
-            members = _members(folder, number)
+            members = members_of(folder, number)
             if not members:
                 continue
             firsts.append((number, done))
@@ -264,7 +265,12 @@ def write_shard_index(
     return firsts
 
 
-def _members(folder: Path, number: int) -> list[list[Any]]:
+def members_of(folder: Path, number: int) -> list[list[Any]]:
+    """Return the members of a finished shard from its note, in their order.
+
+    Each is its name, the path of the file, the offset of its bytes, their number, and the CRC-32 of
+    the last 4096 of them.
+    """
     note = _read_note(folder / shard_name(number))
     assert note is not None  # it was written before this process read the answer about the shard
     members: list[list[Any]] = note["members"]
@@ -279,65 +285,3 @@ def remove_notes(folder: Path, shards: int) -> None:
             path.unlink()
     for path in folder.glob(".*"):
         path.unlink()
-
-
-class Verifier:
-    """The work of a process: to compare the members of one shard after the other with the files.
-
-    They are read by the index, as a run reads them.
-    """
-
-    def __init__(self, folder: Path, dtype: Dtype) -> None:
-        self._folder, self._dtype = folder, dtype
-        self._shards: Shards | None = None
-
-    def __call__(self, shard: tuple[int, int]) -> int:
-        """Return the number of members of a shard, all of them right. Raises `CapmergeError`."""
-        if self._shards is None:
-            self._shards = Shards(self._folder)
-        number, first = shard
-        _drop_from_cache(self._shards.shard(number).descriptor)
-        members = _members(self._folder, number)
-        for member, (name, path, _, _, _) in enumerate(members, start=first):
-            try:
-                problem = self._difference(self._shards[member], Path(path))
-            except READ_ERRORS as error:
-                problem = problem_of(error)
-            if not problem and self._shards.name(member) != name:
-                problem = f"the index names it {self._shards.name(member)!r}"
-            if problem:
-                raise CapmergeError(
-                    f"{printable(shard_name(number))}, member {printable(name)}: {problem}, "
-                    f"expected the latents in {printable(path)}. Nothing was packed. If the file "
-                    "was changed meanwhile, run again; otherwise check the disk."
-                )
-        return len(members)
-
-    def _difference(self, member: Openable, path: Path) -> str:
-        packed, loose = (_read(place) for place in (member, path))
-        if packed == loose:
-            return ""
-        if self._dtype == "keep":
-            return "found other bytes"
-        with Npz(member) as found, Npz(path) as given:
-            if list(found.names) != list(given.names):
-                return f"found the arrays {sorted(found.names)}"
-            for name in given.names:
-                array, expected = found[name], half_of(given, name)
-                if parse_array(name):
-                    array, expected = read_values(found, name), expected.astype(np.float32)
-                if array.dtype != expected.dtype or array.tobytes() != expected.tobytes():
-                    return f'found other values of "{name}"'
-        return ""
-
-
-def _read(place: Path | Openable) -> bytes:
-    file = open_npz(place)
-    with contextlib.closing(file):
-        return file.read() or b""
-
-
-def _drop_from_cache(descriptor: int) -> None:
-    """Let the next reads come from the disk, where the system can be asked for that."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -77,9 +77,9 @@ class Format(NamedTuple):
         """
         if target is not None and target.suffix.lower() == PARQUET:
             raise UsageError(
-                f"{printable(str(target))}: captions are rewritten to JSON or JSON lines, which "
-                "sd-scripts and the trainer read. Name the output *.json or *.jsonl; "
-                "`capmerge convert` makes Parquet of that."
+                f"{printable(str(target))}: found the ending of Parquet, expected JSON or "
+                "JSON lines, which sd-scripts and the trainer read. Name the output *.json or "
+                "*.jsonl; `capmerge convert` makes Parquet of that."
             )
         asked = None
         if name:

@@ -9,10 +9,11 @@ import mmap
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from capmerge.files.scratch import ScratchFolder
+from capmerge.files.scratch import ScratchFolder, SharedFile
 from capmerge.files.source import FileSource
 from capmerge.metadata.key_bytes import END, split_keys
 from capmerge.metadata.survey import NUMBER_BYTES
@@ -31,7 +32,7 @@ class KeyedSource(NamedTuple):
     """The keys of one source, as a survey noted them."""
 
     keys: Path
-    count: int
+    records: int
     prefix: bytes = b""
     """What is put before each of them."""
 
@@ -40,15 +41,10 @@ class KeyLinks:
     """For each record, whether it is the first with its key, and which one is the next with it."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: FileSource | None = None
-
-    def __reduce__(self) -> tuple[type["KeyLinks"], tuple[Path]]:
-        return KeyLinks, (self._path,)  # each process opens the file itself
+        self._file = SharedFile(partial(FileSource, path))
 
     def read(self, first: int, count: int) -> "array[int]":
         """What is noted of `count` records from the number `first` on: see `next_of`."""
-        self._file = self._file or FileSource(self._path)
         return array("Q", self._file.window(first * NUMBER_BYTES, count * NUMBER_BYTES))
 
 
@@ -75,14 +71,14 @@ def link_keys(sources: Sequence[KeyedSource], folder: ScratchFolder) -> Linked:
 
     Keys are equal if they are the same text with the prefixes of their sources.
     """
-    total = sum(source.count for source in sources)
+    total = sum(source.records for source in sources)
     with folder.file("links") as file:
         for start in range(0, total * NUMBER_BYTES, _READ_BYTES):
             file.write(bytes(min(_READ_BYTES, total * NUMBER_BYTES - start)))
     links = KeyLinks(file.path)
     if not total:
         return Linked(links, [0] * len(sources))
-    sizes = (source.keys.stat().st_size + source.count * len(source.prefix) for source in sources)
+    sizes = (source.keys.stat().st_size + source.records * len(source.prefix) for source in sources)
     parts = 1 + max(total // _KEYS_AT_ONCE, sum(sizes) // _KEY_BYTES_AT_ONCE)
     with (
         file.path.open("r+b") as opened,
@@ -97,7 +93,7 @@ def link_keys(sources: Sequence[KeyedSource], folder: ScratchFolder) -> Linked:
                 _link(part, words)
         firsts, start = [], 0
         for source in sources:
-            end = start + source.count
+            end = start + source.records
             firsts.append(sum(words[number] < _NOT_FIRST for number in range(start, end)))
             start = end
     return Linked(links, firsts)

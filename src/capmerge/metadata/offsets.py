@@ -119,7 +119,8 @@ def _iter_members(
             and all(found.objects)
             and has_no_more_strings(text, found.strings)
         ):
-            yield PlacedRecords(*([block.start + place for place in side] for side in spans), pairs)
+            starts, ends = ([block.start + place for place in side] for side in spans)
+            yield PlacedRecords(starts, ends, pairs)
             start = batch_end
         elif guessing:
             guessing, find_cut = False, _counted_cuts(whole, start)

@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from capmerge.files.atomic import AtomicFile, Buffer, StandardOutput
+from capmerge.files.scratch import ScratchWriter
 from capmerge.metadata.codec import Pair, to_json
 from capmerge.metadata.parquet_columns import (
     COLUMNS,
@@ -47,7 +48,7 @@ class ParquetWriter:
     Raises `UsageError` where pyarrow is missing, and what `file.write` raises.
     """
 
-    def __init__(self, file: AtomicFile | StandardOutput) -> None:
+    def __init__(self, file: AtomicFile | StandardOutput | ScratchWriter) -> None:
         self._file = _File(file)
         self._pa = import_pyarrow()
         self._rows = Rows()
@@ -174,7 +175,7 @@ class _File:
 
     closed = False
 
-    def __init__(self, file: AtomicFile | StandardOutput) -> None:
+    def __init__(self, file: AtomicFile | StandardOutput | ScratchWriter) -> None:
         self._file, self._start = file, file.written_bytes
         self.is_abandoned = False
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from capmerge.files.atomic import Buffer
-from capmerge.files.scratch import ScratchFolder, ScratchWriter
+from capmerge.files.scratch import ScratchFolder, ScratchWriter, SharedFile
 from capmerge.files.source import FileSource
 from capmerge.metadata.blocks import Block, FileLayout
 from capmerge.metadata.key_bytes import joined_keys
@@ -44,15 +44,11 @@ class Spans:
     """The bytes of every record of a source, as a survey noted them in the file `path`."""
 
     def __init__(self, path: Path, count: int) -> None:
-        self.path, self.count = path, count
-        self._file: FileSource | None = None
-
-    def __reduce__(self) -> tuple[type["Spans"], tuple[Path, int]]:
-        return Spans, (self.path, self.count)  # each process opens the file itself
+        self.count = count
+        self._file = SharedFile(partial(FileSource, path))
 
     def run(self, first: int, end: int) -> SpanRun:
         """The records numbered [first, end), as far as there are so many."""
-        self._file = self._file or FileSource(self.path)
         found = array("Q", self._file.window(first * _ROW_BYTES, (end - first) * _ROW_BYTES))
         return SpanRun(first, found[::2], found[1::2])
 
@@ -72,8 +68,8 @@ class Spans:
             more = self.run(first + len(starts), first + len(starts) + _ROWS_AT_ONCE)
             if not more:
                 break
-            starts.extend(more.starts)  # type: ignore[arg-type]  # an array
-            ends.extend(more.ends)  # type: ignore[arg-type]
+            starts.extend(more.starts)
+            ends.extend(more.ends)
         count = bisect_right(ends, block.end)
         miscut = None
         if count < len(starts) and starts[count] < block.end:
@@ -82,7 +78,7 @@ class Spans:
 
 
 class Surveyor:
-    """The work of a survey on each block: the "spans" of its records and, if asked, their "keys"."""
+    """The work of a survey on each block: the "spans" of its records, and "keys" if asked."""
 
     counts = None
 

@@ -34,7 +34,7 @@ and "rows" are those of its index. Statistics have "hashes" of captions, lines o
 "places": the offsets of decoded pieces in the source, and "loops": the keys of records whose
 caption loops. For repeated keys there are the "keys", and those of records with "doubled" fields.
 A survey notes the "spans" of records and their "keys". A join has lines of JSON on what is
-"missing", and a filter on the records that are "dropped". A split has `part_stream` of each part."""
+"missing", and a filter on the records that are "dropped". A split has a `part_stream` per part."""
 Chunk = tuple[Stream, Buffer]
 """A stream, and bytes to append to it."""
 

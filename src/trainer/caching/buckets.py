@@ -36,8 +36,8 @@ class Buckets:
 
     def __init__(self, *, resolution: int, step: int, least: int, most: int, upscale: bool) -> None:
         self.resolution, self.step, self.upscale = resolution, step, upscale
-        # As sd-scripts adjusts both for its training.
-        self.least, self.most = least - least % step, most + -most % step
+        # As sd-scripts adjusts both for its training, but for sides of 0, by which it divides.
+        self.least, self.most = max(step, least - least % step), most + -most % step
 
     @cached_property
     def sides(self) -> list[SidesWH]:

@@ -38,7 +38,7 @@ class Encoder:
         self.fingerprint = _fingerprint(vae)
         """A hash of the values of its weights."""
         self._device, self._dtype = device, _PRECISION[config.cache.vae_precision]
-        # The method of diffusers would speak of modules that are to stay in float32; a VAE has none.
+        # The method of diffusers speaks of modules that stay in float32; a VAE has none.
         self._vae: Any = torch.nn.Module.to(vae, device, self._dtype)
 
     def encode(
@@ -47,16 +47,25 @@ class Encoder:
         """The `latents` of each picture, and its `latents_flipped` if they are asked for.
 
         Pictures are (height, width, 3) of one size. Latents are (C, H, W), unscaled, in the type of
-        the settings. Raises `LatentsError` for latents that are not finite.
+        the settings. Raises `LatentsError` for latents that are not finite, and where a GPU has
+        not enough memory.
         """
         pixels_BHWC = torch.from_numpy(np.stack(pictures)).to(self._device)
         # The order of operations is that of torchvision, with which sd-scripts makes its pictures.
         pictures_BCHW = (pixels_BHWC.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
         pictures_BCHW = pictures_BCHW.to(self._dtype)
-        made = {"latents": self._latents(pictures_BCHW, stems, "latents")}
-        if self._settings.flip:
-            flipped_BCHW = pictures_BCHW.flip(3)
-            made["latents_flipped"] = self._latents(flipped_BCHW, stems, "latents flipped")
+        try:
+            made = {"latents": self._latents(pictures_BCHW, stems, "latents")}
+            if self._settings.flip:
+                flipped_BCHW = pictures_BCHW.flip(3)
+                made["latents_flipped"] = self._latents(flipped_BCHW, stems, "latents flipped")
+        except torch.OutOfMemoryError as error:
+            count, _, height, width = pictures_BCHW.shape
+            raise LatentsError(
+                f"{printable(stems[0])}: not enough memory on {self._device} for {count} pictures "
+                f"of {width} x {height} px. Lower cache.batch_size, or set cache.vae_precision to "
+                '"bf16".'
+            ) from error
         return [
             {name: self._stored(latents[number], stem) for name, latents in made.items()}
             for number, stem in enumerate(stems)

@@ -5,7 +5,6 @@ scaled to 8 bits, where sd-scripts makes every value above 255 white; and `exif_
 pictures, which sd-scripts never does (sd-scripts #1316).
 """
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 Image.init()
-FORMATS = [
+FORMATS: list[str] = [
     name
     for name in ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
     if name in Image.OPEN
@@ -38,6 +37,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What shows a picture upright, by its EXIF orientation. 1 is upright already."""
+_PNG_EXIF = {"exif", "Raw profile type exif"}
 
 
 class PictureError(Exception):
@@ -90,11 +90,8 @@ def read_pixels(path: Path, *, exif_rotation: bool, alpha: bool) -> NDArray[np.u
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The opened picture; every error of Pillow in the block becomes a `PictureError`."""
     try:
-        with warnings.catch_warnings():
-            # Of half of `MOST_PIXELS`, and of damaged EXIF data.
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
-                yield image
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
     except FileNotFoundError:
         raise PictureError("there is no such file") from None
     except UnidentifiedImageError:
@@ -112,6 +109,8 @@ def _one_line(error: Exception) -> str:
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation from 1 to 8; 1 where there is none or the EXIF data are damaged."""
+    if image.format == "PNG" and _PNG_EXIF.isdisjoint(image.info):
+        return 1  # Pillow would decode the whole picture to look for EXIF data behind it
     try:
         found: Any = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # noqa: BLE001  # damaged EXIF data do not make a picture unreadable

@@ -4,11 +4,11 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -17,29 +17,20 @@ from capmerge import set_fields
 from capmerge.errors import printable
 from capmerge.files.atomic import AtomicFile
 from capmerge.terminal import count_bar
-from trainer.caching.buckets import SidesWH, buckets_of
+from trainer.caching.buckets import Buckets, SidesWH, buckets_of
 from trainer.caching.encoding import Encoder
-from trainer.caching.finding import Item, PictureFolder, items_of_folder, items_of_metadata
+from trainer.caching.finding import Item, items_of_folder, items_of_metadata
 from trainer.caching.latents_file import fingerprint_of
+from trainer.caching.places import Places, check_places
 from trainer.caching.results import Cached, Results
-from trainer.caching.work import RankWork
+from trainer.caching.work import RankWork, Rule
 from trainer.config.settings import CacheSettings, Config, family_of
-from trainer.errors import ConfigError, LatentsError
+from trainer.errors import LatentsError
 
 SKIPPED_FILE = "cache_skipped.jsonl"
 """The list of the pictures without latents, in the folder of the latents."""
 _LONGEST_WAIT = timedelta(days=30)
 _SECONDS_BETWEEN_LINES = 60
-
-
-class Places(NamedTuple):
-    """Where everything lies that is read or written."""
-
-    images: Path
-    output: Path
-    metadata: Path | None
-    metadata_output: Path | None
-    """None if there is no metadata."""
 
 
 @dataclass
@@ -65,128 +56,58 @@ def cache(config: Config, name: str, *, force: bool, recache: bool) -> None:
     settings, family = config.cache, family_of(config.model)
     places = check_places(settings, name, force=force)
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_LONGEST_WAIT)
+    rank, ranks, is_first = state.process_index, state.num_processes, state.is_main_process
+    encoder = Encoder(config, state.device)
     suffix = settings.suffix
     if suffix is None:
         suffix = "_sdxl" if family.name == "sdxl" else "_sd"
-    encoder = Encoder(config, state.device)
-    fingerprint = fingerprint_of(_decisive(settings, encoder.fingerprint, family.side_px))
-    results = Results(places.output)
+    buckets = buckets_of(settings, family)
+    fingerprint = fingerprint_of(_decisive(settings, buckets, encoder))
+    work = RankWork(Rule(settings, buckets, suffix, fingerprint), places, encoder, recache=recache)
 
-    # Encode. The list of rank 0 locks the folder against a second run.
-    with AtomicFile(places.output / SKIPPED_FILE) if state.is_main_process else _nothing() as list_:
-        if state.is_main_process:
+    # Rank 0 locks the folder against a second run by the list that it is going to write.
+    results = Results(places.output)
+    with AtomicFile(places.output / SKIPPED_FILE) if is_first else nullcontext() as skipped:
+        if is_first:
             results.begin()
         state.wait_for_everyone()
-        work = RankWork(
-            settings,
-            (PictureFolder(places.images), places.output),
-            buckets_of(settings, family),
-            suffix,
-            encoder,
-            fingerprint,
-            recache=recache,
-        )
-        started = time.monotonic()
-        with _progress(places.output, shown=state.is_main_process) as progress:
-            work.run(
-                _items(places),
-                state.process_index,
-                state.num_processes,
-                lambda found: results.add(state.process_index, found),
-                progress,
-            )
+
+        # Encode.
+        started, done = time.monotonic(), 0
+        with _progress(places.output, shown=is_first) as progress:
+            for found in work.iter_results(_items(places), rank, ranks):
+                results.add(rank, found)
+                done += len(found)
+                progress(done)
         state.wait_for_everyone()
         seconds = time.monotonic() - started
 
         # Rank 0 lists what was skipped, and writes the metadata.
-        if list_ is not None:
-            counts = _list_skipped(results, list_)
+        if skipped is not None:
+            counts = _list_skipped(results, skipped)
             if counts.encoded + counts.kept == 0:
                 raise LatentsError(_none_made(places, counts))
-            if counts.skipped:
-                list_.publish()
-            else:
-                list_.target.unlink(missing_ok=True)
             if places.metadata and places.metadata_output:
-                _write_metadata(places.metadata, places.metadata_output, results, suffix, force)
+                _write_metadata(
+                    places.metadata, places.metadata_output, results, suffix, force=force
+                )
             results.remove()
             _tell(counts, seconds, places, settings)
     state.wait_for_everyone()
-    if state.num_processes > 1:
+    if ranks > 1:
         state.destroy_process_group()
 
 
-def check_places(settings: CacheSettings, name: str, *, force: bool) -> Places:
-    """The places that `[cache]` names; the folder of the latents is made if it is missing.
-
-    Raises `ConfigError` for what is missing, or is there and would be replaced without `force`.
-    """
-    images = Path(settings.images)
-    if not settings.images:
-        raise ConfigError(
-            f"{name}: found no `cache.images`, expected the folder of the pictures. "
-            'Add images = "..." to [cache].'
-        )
-    if not images.is_dir():
-        raise ConfigError(
-            f"cache.images: {printable(settings.images)} is no folder, expected that of the "
-            "pictures. Set cache.images."
-        )
-    output = Path(settings.output or images)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"cache.output: {printable(str(output))} cannot be made ({error.strerror}), expected a "
-            "folder for the latents. Set cache.output."
-        ) from error
-    if not settings.metadata:
-        return Places(images, output, None, None)
-
-    metadata = Path(settings.metadata)
-    if not metadata.is_file():
-        raise ConfigError(
-            f"cache.metadata: {printable(settings.metadata)} is no file, expected metadata whose "
-            "keys name the pictures. Set cache.metadata, or remove it to take all pictures."
-        )
-    stem, dot, endings = metadata.name.partition(".")
-    target = Path(settings.metadata_output or metadata.with_name(f"{stem}_lat{dot}{endings}"))
-    shown = f"cache.metadata_output: {printable(str(target))}"
-    if target.exists() and not force:
-        raise ConfigError(f"{shown} exists. Give --force to replace it, or set another name.")
-    if _is_json_lines(target) != _is_json_lines(metadata):
-        raise ConfigError(
-            f"{shown} does not end as cache.metadata does, expected the same kind of file: .json "
-            "or .jsonl. Set another name."
-        )
-    if not target.parent.is_dir():
-        raise ConfigError(f"{shown} is in a folder that does not exist. Make the folder first.")
-    return Places(images, output, metadata, target)
-
-
-def _is_json_lines(path: Path) -> bool:
-    return ".jsonl" in [ending.lower() for ending in path.suffixes[-2:]]
-
-
-def _decisive(settings: CacheSettings, vae: str, side_px: int) -> dict[str, object]:
+def _decisive(settings: CacheSettings, buckets: Buckets, encoder: Encoder) -> dict[str, Any]:
     """Everything that decides the latents of a picture, besides the picture and rounding."""
-    names = (
-        "vae_precision",
-        "bucket_steps",
-        "upscale",
-        "exif_rotation",
-        "alpha_mask",
-        "flip",
-        "latents",
-        "dtype",
-    )
-    decisive: dict[str, object] = {name: getattr(settings, name) for name in names}
-    decisive |= {"vae": vae, "resolution": settings.resolution or side_px}
-    if settings.upscale:
-        decisive |= {"least": settings.bucket_min, "most": settings.bucket_max}
-    if settings.latents == "sample":
-        decisive["seed"] = settings.seed
-    return decisive
+    return {
+        "vae": [encoder.fingerprint, settings.vae_precision],
+        "buckets": [buckets.resolution, buckets.step],
+        "limits": [buckets.least, buckets.most] if buckets.upscale else None,
+        "picture": [settings.exif_rotation, settings.alpha_mask, settings.flip],
+        "latents": [settings.latents, settings.seed if settings.latents == "sample" else None],
+        "dtype": settings.dtype,
+    }
 
 
 def _items(places: Places) -> Iterator[Item]:
@@ -194,11 +115,6 @@ def _items(places: Places) -> Iterator[Item]:
     if places.metadata is None:
         return items_of_folder(places.images)
     return items_of_metadata(places.metadata)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield None
 
 
 @contextmanager
@@ -220,7 +136,7 @@ def _progress(output: Path, *, shown: bool) -> Iterator[Callable[[int], None]]:
 
 
 def _list_skipped(results: Results, target: AtomicFile) -> Counts:
-    """Write the pictures without latents to the list, and count all of them."""
+    """Write the list of the pictures without latents, if there are any, and count all pictures."""
     counts = Counts()
     for result in results.read():
         if isinstance(result, Cached):
@@ -231,6 +147,10 @@ def _list_skipped(results: Results, target: AtomicFile) -> Counts:
             counts.skipped += 1
             line = {"key": result.key, "reason": result.reason}
             target.write(json.dumps(line).encode() + b"\n")
+    if counts.skipped:
+        target.publish()
+    else:
+        target.target.unlink(missing_ok=True)
     return counts
 
 
@@ -245,7 +165,9 @@ def _none_made(places: Places, counts: Counts) -> str:
     )
 
 
-def _write_metadata(source: Path, target: Path, results: Results, suffix: str, force: bool) -> None:
+def _write_metadata(
+    source: Path, target: Path, results: Results, suffix: str, *, force: bool
+) -> None:
     """Copy the metadata with the sizes of every picture that has latents.
 
     `train_resolution` is the bucket. `image_size` is the size of the picture, from which sd-scripts

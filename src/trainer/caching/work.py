@@ -5,22 +5,24 @@ together. A rank has every n-th window, so the batches, and with them every bit 
 not depend on the number of ranks. Threads read and write, some batches ahead of the VAE.
 """
 
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.caching.buckets import Buckets, Placed, crop_of
+from trainer.caching.buckets import Buckets, Placed, SidesWH, crop_of
 from trainer.caching.encoding import DTYPE_NAMES, Encoder
 from trainer.caching.finding import Found, Item, PictureFolder
 from trainer.caching.latents_file import Encoded, file_name, is_finished, write_latents
 from trainer.caching.pictures import MOST_PIXELS, Header, PictureError, read_header, read_pixels
-from trainer.caching.resize import fit_to_bucket
+from trainer.caching.places import Places
+from trainer.caching.resize import Pixels, fit_to_bucket
 from trainer.caching.results import Cached, Result, Skipped
 from trainer.config.settings import CacheSettings
 from trainer.errors import ConfigError, LatentsError
@@ -28,7 +30,18 @@ from trainer.errors import ConfigError, LatentsError
 _WINDOW_BATCHES = 32
 
 
-class Picture(NamedTuple):
+class Rule(NamedTuple):
+    """What decides the latents of a picture, and the name of their file."""
+
+    settings: CacheSettings
+    buckets: Buckets
+    suffix: str
+    """The end of the names."""
+    fingerprint: str
+    """It stands for all settings that decide the latents."""
+
+
+class _Picture(NamedTuple):
     """A picture that has a bucket."""
 
     item: Item
@@ -40,102 +53,91 @@ class Picture(NamedTuple):
     is_finished: bool
 
     @property
+    def sides(self) -> SidesWH:
+        return self.header.width, self.header.height
+
+    @property
     def result(self) -> Cached:
         """What became of the picture once it has latents."""
-        return Cached(
-            self.item.number,
-            (self.header.width, self.header.height),
-            self.placed.bucket,
-            not self.is_finished,
-            self.header.is_turned,
-        )
+        number, is_new = self.item.number, not self.is_finished
+        return Cached(number, self.sides, self.placed.bucket, is_new, self.header.is_turned)
 
 
 class _Batch(NamedTuple):
-    pictures: list[Picture]
-    pixels: "list[Future[NDArray[np.uint8] | PictureError]]"
+    pictures: list[_Picture]
+    pixels: list[Future[Pixels | PictureError]]
 
 
-class _End(NamedTuple):
-    """The end of a window, with the results that are known before its pictures are read."""
-
+class _WindowEnd(NamedTuple):
     results: dict[int, Result]
+    """What is known before the pictures are read, by the numbers of the items."""
 
 
 class RankWork:
-    """The work of one rank. `fingerprint` stands for all settings that decide the latents.
+    """The work of one rank; with `recache`, files that others made are replaced."""
 
-    With `recache`, files that others made are replaced.
-    """
+    def __init__(self, rule: Rule, places: Places, encoder: Encoder, *, recache: bool) -> None:
+        self._rule, self._settings = rule, rule.settings
+        self._folder, self._places = PictureFolder(places.images), places
+        self._encoder, self._recache = encoder, recache
+        self._threads = ThreadPoolExecutor(rule.settings.workers, "pictures")
+        self._writes: list[Future[None]] = []
 
-    def __init__(
-        self,
-        settings: CacheSettings,
-        folders: tuple[PictureFolder, Path],
-        buckets: Buckets,
-        suffix: str,
-        encoder: Encoder,
-        fingerprint: str,
-        *,
-        recache: bool,
-    ) -> None:
-        self._settings, self._buckets, self._suffix = settings, buckets, suffix
-        self._folder, self._output = folders
-        self._encoder, self._fingerprint, self._recache = encoder, fingerprint, recache
-        self._threads = ThreadPoolExecutor(settings.workers, "pictures")
-        self._writes: deque[Future[None]] = deque()
-
-    def run(
-        self,
-        items: Iterable[Item],
-        rank: int,
-        ranks: int,
-        keep: Callable[[Iterable[Result]], None],
-        progress: Callable[[int], None],
-    ) -> None:
+    def iter_results(self, items: Iterable[Item], rank: int, ranks: int) -> Iterator[list[Result]]:
         """Make the latents of this rank's share of the items.
 
-        `keep` takes the results of each window, in the order of the items; `progress` takes the
-        number of pictures looked at so far. Raises `LatentsError` for a file of others and for
-        latents that are not finite, `OutputError` when one cannot be written, and what `items`
-        raises.
+        Yields the results of each window, in the order of the items, when its files are on disk.
+        Raises `LatentsError` for a file of others and for latents that are not finite,
+        `OutputError` when one cannot be written, and what `items` raises.
         """
-        done = 0
-        read_ahead: deque[_Batch | _End] = deque()
-        # Twice as many pictures as threads are read ahead of the VAE.
-        most = 1 + -(-2 * self._settings.workers // self._settings.batch_size)
         failed: dict[int, Result] = {}
         try:
-            for step in self._steps(items, rank, ranks):
-                read_ahead.append(step)
-                while len(read_ahead) > most:
-                    done = self._finish(read_ahead.popleft(), failed, keep, progress, done)
-            while read_ahead:
-                done = self._finish(read_ahead.popleft(), failed, keep, progress, done)
+            for step in self._ahead(self._steps(items, rank, ranks)):
+                if isinstance(step, _Batch):
+                    failed |= self._encode(step)
+                else:
+                    for write in self._writes:
+                        write.result()
+                    self._writes.clear()
+                    yield list((step.results | failed).values())
+                    failed.clear()
         finally:
             self._threads.shutdown(cancel_futures=True)
 
-    def _steps(self, items: Iterable[Item], rank: int, ranks: int) -> Iterator[_Batch | _End]:
+    def _ahead(self, steps: Iterator[_Batch | _WindowEnd]) -> Iterator[_Batch | _WindowEnd]:
+        """The steps, of which so many are made ahead that every thread has two pictures to read."""
+        made: deque[_Batch | _WindowEnd] = deque()
+        most = -(-2 * self._settings.workers // self._settings.batch_size)
+        with warnings.catch_warnings():
+            # Of damaged EXIF data, and of half of the largest number of pixels.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            for step in steps:
+                made.append(step)
+                if len(made) > most:
+                    yield made.popleft()
+            yield from made
+
+    def _steps(self, items: Iterable[Item], rank: int, ranks: int) -> Iterator[_Batch | _WindowEnd]:
         """The batches of this rank, whose pictures are being read, and the ends of its windows."""
         every, size = iter(items), _WINDOW_BATCHES * self._settings.batch_size
         number = 0
         while window := list(islice(every, size)):
             if number % ranks == rank:
                 looked = list(self._threads.map(self._look, window))
-                pictures = [one for one in looked if isinstance(one, Picture)]
+                pictures = [one for one in looked if isinstance(one, _Picture)]
                 for batch in self._batches(pictures):
                     yield _Batch(batch, [self._threads.submit(self._read, one) for one in batch])
-                results = [one.result if isinstance(one, Picture) else one for one in looked]
-                yield _End({one.number: one for one in results})
+                results = [one.result if isinstance(one, _Picture) else one for one in looked]
+                yield _WindowEnd({one.number: one for one in results})
             number += 1
 
-    def _batches(self, pictures: list[Picture]) -> Iterator[list[Picture]]:
+    def _batches(self, pictures: list[_Picture]) -> Iterator[list[_Picture]]:
         """The pictures by buckets, without the batches that are finished.
 
         A batch of which some are finished is encoded as a whole, so that the others get the same
         bits as in a run that was not interrupted.
         """
-        by_bucket: dict[tuple[int, int], list[Picture]] = {}
+        by_bucket: dict[SidesWH, list[_Picture]] = {}
         for picture in pictures:
             by_bucket.setdefault(picture.placed.bucket, []).append(picture)
         size = self._settings.batch_size
@@ -145,38 +147,40 @@ class RankWork:
                 if not all(picture.is_finished for picture in batch):
                     yield batch
 
-    def _look(self, item: Item) -> Picture | Skipped:
+    # In threads: look a picture up, read it, and write its latents.
+
+    def _look(self, item: Item) -> _Picture | Skipped:
         """Find a picture, its bucket, and its latents if they are there."""
         if item.problem:
-            return Skipped(item.number, item.key, item.problem)
+            return Skipped(*item)
         try:
             found = self._folder.find(item.key)
             header = read_header(found.path, exif_rotation=self._settings.exif_rotation)
             sides = header.width, header.height
-            placed = self._buckets.place(*sides)
+            placed = self._rule.buckets.place(*sides)
         except (PictureError, ValueError) as error:
             return Skipped(item.number, item.key, str(error))
         if placed.resized[0] * placed.resized[1] > MOST_PIXELS:
-            reason = f"{sides[0]} x {sides[1]} px is too narrow for the bucket"
+            reason = f"{sides[0]} x {sides[1]} px is too narrow for any bucket"
             return Skipped(item.number, item.key, reason)
-        if found.is_absolute and self._output != self._folder.images:
+        if found.is_absolute and self._places.output != self._places.images:
             raise ConfigError(
-                f"cache.output: found {self._output}, but keys are absolute paths, whose latents "
-                "lie beside the pictures. Remove cache.output."
+                f"cache.output: found {self._places.output}, but keys are absolute paths, whose "
+                "latents lie beside the pictures. Remove cache.output."
             )
-        target = self._output / file_name(found.stem, sides, self._suffix)
+        target = self._places.output / file_name(found.stem, sides, self._rule.suffix)
         try:
             finished = is_finished(target, self._mark(header))
         except LatentsError:
             if not self._recache:
                 raise
             finished = False
-        return Picture(item, found, header, placed, target, finished)
+        return _Picture(item, found, header, placed, target, finished)
 
     def _mark(self, header: Header) -> str:
-        return f"{self._fingerprint} {header.n_bytes}"
+        return f"{self._rule.fingerprint} {header.n_bytes}"
 
-    def _read(self, picture: Picture) -> NDArray[np.uint8] | PictureError:
+    def _read(self, picture: _Picture) -> Pixels | PictureError:
         """The pixels at the size of the bucket, or why there are none."""
         try:
             pixels = read_pixels(
@@ -186,58 +190,41 @@ class RankWork:
             )
         except PictureError as error:
             return error
-        if pixels.shape[1::-1] != (picture.header.width, picture.header.height):
+        if pixels.shape[1::-1] != picture.sides:
             return PictureError("its size has changed while it was read")
         return fit_to_bucket(pixels, picture.placed)
 
-    def _finish(
-        self,
-        step: _Batch | _End,
-        failed: dict[int, Result],
-        keep: Callable[[Iterable[Result]], None],
-        progress: Callable[[int], None],
-        done: int,
-    ) -> int:
-        """Encode a batch, or keep the results of a window; how many pictures were looked at."""
-        if isinstance(step, _End):
-            while self._writes:
-                self._writes.popleft().result()
-            keep((step.results | failed).values())
-            failed.clear()
-            progress(done + len(step.results))
-            return done + len(step.results)
-        read = [(picture, future.result()) for picture, future in zip(*step, strict=True)]
-        pictures, pixels = [], []
-        for picture, one in read:
-            if isinstance(one, PictureError):
-                number, key, _ = picture.item
-                failed[number] = Skipped(number, key, str(one))
-            else:
-                pictures.append(picture)
-                pixels.append(one)
-        if not pictures:
-            return done
-        stems = [picture.found.stem for picture in pictures]
-        made = self._encoder.encode([one[..., :3] for one in pixels], stems)
-        for picture, one, arrays in zip(pictures, pixels, made, strict=True):
-            if not picture.is_finished:
-                self._writes.append(self._threads.submit(self._write, picture, one, arrays))
-        return done
-
-    def _write(
-        self, picture: Picture, pixels: NDArray[np.uint8], arrays: dict[str, NDArray[np.generic]]
-    ) -> None:
-        sides = picture.header.width, picture.header.height
+    def _write(self, picture: _Picture, pixels: Pixels, arrays: dict[str, NDArray[Any]]) -> None:
         mask = None
         if self._settings.alpha_mask:
             mask = pixels[..., 3].astype(np.float32) / np.float32(255)
-        encoded = Encoded(
-            arrays,
-            DTYPE_NAMES[self._settings.dtype],
-            sides,
-            crop_of(picture.placed.bucket, *sides),
-            mask,
-        )
-        if self._output != self._folder.images:
+        crop = crop_of(picture.placed.bucket, *picture.sides)
+        dtype = DTYPE_NAMES[self._settings.dtype]
+        if self._places.output != self._places.images:
             picture.target.parent.mkdir(parents=True, exist_ok=True)
+        encoded = Encoded(arrays, dtype, picture.sides, crop, mask)
         write_latents(picture.target, encoded, self._mark(picture.header))
+
+    # In the main thread: the VAE.
+
+    def _encode(self, batch: _Batch) -> dict[int, Result]:
+        """Encode a batch and hand its latents to the threads; the pictures that are damaged."""
+        failed: dict[int, Result] = {}
+        read: list[tuple[_Picture, Pixels]] = []
+        for picture, future in zip(*batch, strict=True):
+            pixels = future.result()
+            if isinstance(pixels, PictureError):
+                number, key, _ = picture.item
+                failed[number] = Skipped(number, key, str(pixels))
+            else:
+                read.append((picture, pixels))
+        if read:
+            made = self._encoder.encode(
+                [pixels[..., :3] for _, pixels in read], [picture.found.stem for picture, _ in read]
+            )
+            self._writes += [
+                self._threads.submit(self._write, picture, pixels, arrays)
+                for (picture, pixels), arrays in zip(read, made, strict=True)
+                if not picture.is_finished
+            ]
+        return failed

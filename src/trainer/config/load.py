@@ -50,8 +50,8 @@ def load_config(
     add what they tell: family, prediction and latents; without `asks_model` they are not opened,
     for a resolved config, whose model may lie elsewhere now. A config that is not to be trained by
     may lack `[[data]]` and `[train]`, in whose place are then stand-ins. Raises `ConfigError` with
-    a line for each mistake: the file or the override, what was found, what was expected, the next step; and
-    `ModelError` for a file that is no model to train.
+    a line for each mistake: the file or the override, what was found, what was expected, the next
+    step; and `ModelError` for a file that is no model to train.
     """
     name = printable(str(path))
     document = read_toml(Path(path), name)

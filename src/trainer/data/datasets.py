@@ -18,7 +18,8 @@ from capmerge.cores import usable_cores
 from capmerge.errors import printable, quoted
 from capmerge.files.shards import Member
 from capmerge.files.source import BytesSource, FileSource, fingerprint_text
-from capmerge.index.latent_listing import Buckets, Listing, Wanted
+from capmerge.index.latent_choice import Buckets, Wanted
+from capmerge.index.latent_listing import Listing
 from capmerge.index.latent_sizes import read_sizes
 from capmerge.index.reader import Index
 from capmerge.tokens.chunks import CHUNK_TOKENS

@@ -12,6 +12,8 @@ import pytest
 from builders.metadata import COMMAND, run
 from builders.packed import BROKEN, EXACT, arrays, write_broken, write_sound
 
+from capmerge.files.lock import open_locked
+
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it needs pipes and links")
 UNREADABLE = {"dangling": "No such file or directory", "loop": "Too many levels of symbolic links"}
 
@@ -42,7 +44,7 @@ def check(folder, *arguments, fails=1):
 def test_every_fault_is_named_and_counted(tmp_path):
     """Broken files of every kind are told apart from sound ones of unusual layouts."""
     write_broken(tmp_path)
-    before = sorted(os.listdir(tmp_path / "latents"))
+    before = sorted(path.name for path in (tmp_path / "latents").iterdir())
     found, counts = check(tmp_path)
     for name, (_, problem) in BROKEN.items():
         assert (found[name]["fault"], problem in found[name]["problem"]) == ("broken", True), name
@@ -59,7 +61,7 @@ def test_every_fault_is_named_and_counted(tmp_path):
     assert counts["files"] == counts["records"] - 2
     assert counts["files broken"] == len(BROKEN) + 1
     assert (counts["files of another size"], counts["files unreadable"]) == (1, 2)
-    assert sorted(os.listdir(tmp_path / "latents")) == before
+    assert sorted(path.name for path in (tmp_path / "latents").iterdir()) == before
 
 
 def test_sound_latents_are_exit_code_0(tmp_path):
@@ -198,8 +200,6 @@ def test_notes_of_other_metadata_are_not_taken(tmp_path):
 
 def test_two_checks_of_one_report(tmp_path):
     """The second one is refused while the first one runs."""
-    from capmerge.files.lock import open_locked
-
     write_sound(tmp_path, ["a"])
     work = tmp_path / ".report.jsonl.capmerge-tmp.d"
     work.mkdir()
@@ -213,7 +213,7 @@ def test_two_checks_of_one_report(tmp_path):
                 str(tmp_path / "latents"),
                 "-o",
                 str(tmp_path / "report.jsonl"),
-            ],  # fmt: skip
+            ],
             capture_output=True,
             text=True,
             check=False,

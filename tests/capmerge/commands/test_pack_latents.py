@@ -12,14 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders.metadata import COMMAND, run
+from builders.metadata import COMMAND, run, run_shell
 from builders.packed import BROKEN, EXACT, SIZE, arrays, write_broken, write_metadata, write_sound
 from builders.paths import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from capmerge.commands import pack_latents
+from capmerge.errors import CapmergeError
 from capmerge.files.npz import Npz
 from capmerge.files.shards import Shards
+from capmerge.index import latent_pack
 from capmerge.index.latent_values import read_values
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it needs pipes and links")
@@ -122,7 +125,21 @@ def test_nothing_sound_is_an_error_and_leaves_nothing(tmp_path):
     (tmp_path / "latents").mkdir()
     done = pack(tmp_path, fails=1)
     assert "nothing was packed" in done.err
-    assert not (tmp_path / "shards").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latents", "meta.json"]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_full_disk_is_one_message(tmp_path, jobs):
+    """A shard that cannot be written ends the command, whichever process writes it."""
+    write_sound(tmp_path, [f"d/{number}" for number in range(300)])
+    done = run_shell(
+        f"ulimit -f 600; CAPMERGE pack-latents meta.json --latents latents -o shards -j {jobs} "
+        "--shard-mb 1",
+        cwd=tmp_path,
+    )
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "latents-00000.tar: cannot write, File too large" in done.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latents", "meta.json"]
 
 
 @pytest.mark.parametrize("problem", ["exists", "packed", "nowhere"])
@@ -246,7 +263,7 @@ def test_round_trip_of_any_names(tmp_path_factory, names):
 
 def test_an_interrupted_packing_goes_on(tmp_path):
     """A killed run leaves no folder; the next one takes over whole shards, with the same bytes."""
-    names = [f"d/{number:04d}" for number in range(2500)]
+    names = [f"d/{number:04d}" for number in range(1200)]
     write_sound(tmp_path, names)
     pack(tmp_path, "--shard-mb", "1", out="whole")
     command = [
@@ -277,10 +294,6 @@ def test_an_interrupted_packing_goes_on(tmp_path):
 
 def test_verify_notices_a_difference(tmp_path, monkeypatch):
     """A member with other bytes than the loose file stops the packing with its name."""
-    from capmerge.commands import pack_latents
-    from capmerge.errors import CapmergeError
-    from capmerge.index import latent_pack
-
     write_sound(tmp_path, ["a", "b"])
     write = latent_pack.write_shard_index
 

@@ -15,7 +15,8 @@ from capmerge.errors import CapmergeError, StaleError, UsageError
 from capmerge.index import latent_scan as listing_search
 from capmerge.index.build import build_index, ensure_index
 from capmerge.index.latent_build import ensure_listing
-from capmerge.index.latent_listing import Wanted, listing_path
+from capmerge.index.latent_choice import Wanted
+from capmerge.index.latent_listing import listing_path
 from capmerge.index.latent_names import ABOVE, ABSOLUTE, INSIDE, stem_of
 
 SD, SDXL = Wanted(("_sd", "_sdxl")), Wanted(("_sdxl",))

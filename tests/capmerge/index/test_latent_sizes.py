@@ -17,7 +17,7 @@ from capmerge.index import latent_pool
 from capmerge.index.build import build_index
 from capmerge.index.latent_build import ensure_listing
 from capmerge.index.latent_check import check_file
-from capmerge.index.latent_listing import Wanted
+from capmerge.index.latent_choice import Wanted
 from capmerge.index.latent_sizes import read_sizes
 
 SDXL = Wanted(("_sdxl",))

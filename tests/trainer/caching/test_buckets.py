@@ -41,3 +41,10 @@ def test_what_is_not_set_follows_from_the_family():
     set_all = CacheSettings(resolution=640, bucket_steps=32, bucket_min=300, bucket_max=1000)
     buckets = buckets_of(set_all, FAMILIES["sdxl"])
     assert (buckets.resolution, buckets.step, buckets.least, buckets.most) == (640, 32, 288, 1024)
+
+
+def test_limits_below_a_step_are_a_step():
+    """Buckets as small as a step are found, where sd-scripts divides by zero."""
+    buckets = Buckets(resolution=64, step=64, least=32, most=128, upscale=True)
+    assert buckets.sides == [(64, 64)]
+    assert buckets.place(9, 5) == Placed((64, 64), (115, 64))

@@ -49,7 +49,7 @@ def test_a_half_precision_gives_nearly_the_same(tmp_path, precision):
 def test_a_vae_that_overflows_names_the_remedy(tmp_path):
     """fp16 that overflows names the precision and the mended VAE; in fp32 the same VAE works."""
     encoder = _encoder(tmp_path, 1e6, vae_precision="fp16")
-    with pytest.raises(LatentsError, match="a/b: .* NaN or infinite") as raised:
+    with pytest.raises(LatentsError, match=r"a/b: .* NaN or infinite") as raised:
         encoder.encode([PIXELS], ["a/b"])
     assert 'vae_precision to "bf16" or "fp32"' in str(raised.value)
     assert "mended for fp16" in str(raised.value)
@@ -62,12 +62,24 @@ def test_a_damaged_vae_is_named(tmp_path):
         _encoder(tmp_path, float("nan")).encode([PIXELS], ["a"])
 
 
+def test_a_full_gpu_names_what_to_lower(tmp_path, monkeypatch):
+    """Where a GPU has no memory left, the message names the batch and both settings."""
+    encoder = _encoder(tmp_path)
+
+    def full(_pictures):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(encoder._vae, "encode", full)
+    with pytest.raises(LatentsError, match=r"memory on cpu for 2 pictures of 64 x 32 px.*batch_si"):
+        encoder.encode([PIXELS] * 2, ["a", "b"])
+
+
 def test_latents_past_fp16_name_the_type(tmp_path):
     """Latents that fp16 cannot hold are refused, with the types that can."""
     encoder = _encoder(tmp_path, dtype="fp16", latents="mean")
     with torch.no_grad():
         encoder._vae.quant_conv.weight *= 1e7
-    with pytest.raises(LatentsError, match='too large for fp16.*"fp32" or "bf16"'):
+    with pytest.raises(LatentsError, match=r'too large for fp16.*"fp32" or "bf16"'):
         encoder.encode([PIXELS], ["a"])
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -105,6 +106,7 @@ def test_an_unknown_orientation_turns_nothing(tmp_path, number):
     assert read_pixels(path, exif_rotation=True, alpha=False).shape == (10, 20, 3)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_damaged_exif_data_do_no_harm(tmp_path):
     """A picture whose EXIF data are noise is read as it is stored."""
     path = tmp_path / "picture"
@@ -121,6 +123,12 @@ def test_sixteen_bits_are_scaled(tmp_path):
     pixels = read_pixels(path, exif_rotation=False, alpha=True)
     assert np.array_equal(pixels[..., 1], grey >> 8)
     assert (pixels[..., 3] == 255).all()
+
+
+def _read(path):
+    """The header and the pixels of a picture."""
+    header = read_header(path, exif_rotation=True)
+    return header, read_pixels(path, exif_rotation=True, alpha=False)
 
 
 WHOLE = _bytes_of(_corners().resize((200, 100)), "PNG")
@@ -144,11 +152,11 @@ def test_a_damaged_picture_says_why(tmp_path, name):
     path = tmp_path / "a.png"
     path.write_bytes(content)
     with pytest.raises(PictureError, match=reason) as raised:
-        read_header(path, exif_rotation=False)
-        read_pixels(path, exif_rotation=False, alpha=False)
+        _read(path)
     assert str(tmp_path) not in str(raised.value)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_any_damage_is_told(tmp_path):
     """Bytes that are cut off or changed give pixels or a reason, never another error."""
     path = tmp_path / "picture"
@@ -160,14 +168,8 @@ def test_any_damage_is_told(tmp_path):
             for place in rng.integers(0, len(damaged), 3):
                 damaged[place] = rng.integers(0, 256)
             path.write_bytes(damaged)
-            try:
-                header = read_header(path, exif_rotation=True)
-                if header.width * header.height > 1 << 20:
-                    continue
-                pixels = read_pixels(path, exif_rotation=True, alpha=False)
-            except PictureError as error:
-                assert str(error)
-            else:
+            with suppress(PictureError):
+                header, pixels = _read(path)
                 assert pixels.shape == (header.height, header.width, 3)
 
 

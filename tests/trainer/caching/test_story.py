@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +26,6 @@ from builders.runs import ENVIRONMENT, run
 from builders.single_files import tiny_vae
 from PIL import Image
 
-from capmerge.index.latent_names import parse_sized
 from trainer.caching.buckets import Buckets, crop_of
 from trainer.data.latents import load_latents
 from trainer.families import FAMILIES
@@ -219,7 +219,7 @@ def test_finished_files_are_kept_and_others_left_alone(folder):
 def _kill_in_the_middle(folder):
     """Start the command, and kill it when some files are there but not all."""
     pictures = folder / "pictures"
-    with (folder / "out").open("wb") as out, open("/dev/null", "rb") as nothing:
+    with (folder / "out").open("wb") as out, Path("/dev/null").open("rb") as nothing:
         streams = [nothing.fileno(), out.fileno(), out.fileno()]
         process = preloaded.start(
             "trainer.cache", ["cache.toml"], streams, cwd=folder, env=ENVIRONMENT, new_session=True
@@ -354,7 +354,7 @@ def test_mistakes_are_told_before_any_work(folder):
         ("cache.images=none", 2, "cache.images: none is no folder"),
         ("cache.metadata=none.json", 2, "cache.metadata: none.json is no file"),
         ("cache.metadata_output=none/x.json", 2, "in a folder that does not exist"),
-        ("cache.metadata_output=meta_cap.json", 2, "meta_cap.json exists"),
+        ("cache.metadata_output=meta_cap.json", 2, "is cache.metadata itself"),
         ("cache.output=meta_cap.json", 2, "cache.output: meta_cap.json cannot be made"),
         ("cache.vae=none", 1, "none/config.json"),
         (
@@ -381,11 +381,3 @@ def test_two_runs_at_once_are_kept_apart(folder):
     assert done.returncode == 1
     assert "another run is writing this file" in done.stderr
     assert latents_in(folder / "pictures") == {}
-
-
-def test_sizes_come_from_the_names(folder):
-    """The size in a name is that of the picture, as sd-scripts looks for it."""
-    for name in latents_in(cached(folder) / "pictures"):
-        stem, width, height, suffix = parse_sized(name.removesuffix(".npz"))
-        (picture,) = (folder / "pictures").glob(f"{stem}.[!n]*")
-        assert (Image.open(picture).size, suffix) == ((width, height), "_sd")

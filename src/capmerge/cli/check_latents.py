@@ -96,6 +96,8 @@ def check_latents_command(
                 summary = check_latents(src, options, show, show_moved, indexing, listing, checking)
         if not quiet:
             _print(summary, options)
+            if out:
+                print(f"report: {printable(str(out))}")
         if summary.found:
             raise CapmergeError(_verdict(summary, options))
 
@@ -119,8 +121,6 @@ def _print(summary: "CheckSummary", options: "CheckOptions") -> None:
         ("files per second", f"{summary.files / max(1e-9, summary.seconds):,.0f}"),
     ]
     print("\n".join(f"{name:<24} {value:>10}" for name, value in rows))
-    if options.report:
-        print(f"report: {printable(str(options.report))}")
 
 
 def _verdict(summary: "CheckSummary", options: "CheckOptions") -> str:

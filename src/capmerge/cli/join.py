@@ -87,7 +87,7 @@ def join_command(
     with errors_as_exit_codes():
         options = JoinOptions(
             out,
-            {file: text for text, file in _of_files("--key-prefix", key_prefix, files)},
+            {number: text for text, number in _of_files("--key-prefix", key_prefix, files)},
             dict(_of_files("--fields", fields, files)),
             on_conflict,
             missing,
@@ -107,14 +107,14 @@ def join_command(
 
 def _of_files(
     option: str, values: Sequence[str] | None, files: Sequence[str]
-) -> list[tuple[str, str]]:
-    """The text and the file of each value `TEXT=FILE` of an option, whose file must be given."""
-    found = list[tuple[str, str]]()
+) -> list[tuple[str, int]]:
+    """The text of each value `TEXT=FILE` of an option, and the number of FILE among `files`."""
+    found = list[tuple[str, int]]()
     for value in values or ():
         # Both may hold an equals sign.
         places = [place for place, letter in enumerate(value) if letter == "="]
         pairs = [(value[:place], value[place + 1 :]) for place in places]
-        known = [(text, file) for text, file in pairs if text and file in files]
+        known = [(text, files.index(file)) for text, file in pairs if text and file in files]
         if not known:
             raise UsageError(
                 f"{option} {printable(value)}: expected TEXT=FILE, where FILE is one of the files "
@@ -122,9 +122,9 @@ def _of_files(
             )
         part = {"--key-prefix": 1, "--fields": 0}[option]
         if any(pair[part] == known[0][part] for pair in found):
+            again = known[0][0] if part == 0 else files[known[0][1]]
             raise UsageError(
-                f"{option} {printable(value)}: {printable(known[0][part])} is given twice. "
-                "Give it once."
+                f"{option} {printable(value)}: {printable(again)} is given twice. Give it once."
             )
         found.append(known[0])
     return found

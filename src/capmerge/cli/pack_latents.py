@@ -96,6 +96,8 @@ def pack_latents_command(
             ):
                 summary = pack(src, options, indexing, listing, packing, verifying)
         _print(summary, options, quiet=quiet)
+        if not quiet:
+            print(f"shards: {printable(str(out))}")
 
 
 def _print(summary: "PackSummary", options: "PackOptions", *, quiet: bool) -> None:
@@ -130,4 +132,3 @@ def _print(summary: "PackSummary", options: "PackOptions", *, quiet: bool) -> No
         ("files per second", f"{summary.files / max(1e-9, summary.seconds):,.0f}"),
     ]
     print("\n".join(f"{name:<24} {value:>14}" for name, value in rows))
-    print(f"shards: {printable(str(options.out))}")

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from capmerge.cli.options import JobsOption, MaxRecordOption, QuietOption, SourceArgument
-from capmerge.commands.split import MOST_PARTS, By, Part, PartFormat, SplitOptions, split
+from capmerge.commands.split import MOST_PARTS, By, Part, SplitOptions, split
+from capmerge.commands.split_parts import PartFormat
 from capmerge.cores import usable_cores
 from capmerge.errors import printable
 from capmerge.metadata.blocks import MAX_RECORD_BYTES

@@ -117,10 +117,10 @@ def check_latents(
     """Check the latents of all records of `metadata`, and return the counts.
 
     `found` is told each finding in the order of the records, the same with any number of jobs, and
-    `moved` each file that was to be moved. The
-    other arguments are told the byte of the metadata that was read, and the numbers of files that
-    were listed and checked. Raises `OutputError` (`BusyError` while another check writes the same
-    report), and what `build_index` and `ensure_listing` raise.
+    `moved` each file that was to be moved. The other arguments are told the byte of the metadata
+    that was read, and the numbers of files that were listed and checked. A file that several
+    records have counts for each of them. Raises `OutputError` (`BusyError` while another check
+    writes the same report), and what `build_index` and `ensure_listing` raise.
     """
     from capmerge.index.latent_check import iter_checked
     from capmerge.index.latent_records import index_of_any, iter_missing, listing_anew
@@ -172,8 +172,9 @@ def check_latents(
         for line in findings:
             finding = Finding(**json.loads(line))
             if options.quarantine is not None and finding.file is not None:
+                is_there = os.path.lexists(finding.file)
                 finding = _moved(finding, options.quarantine, listing)
-                summary.moved += finding.moved_to is not None
+                summary.moved += is_there and finding.moved_to is not None
                 summary.not_moved += finding.not_moved is not None
                 moved(finding)
             if report:
@@ -232,5 +233,7 @@ def _moved(finding: Finding, quarantine: Path, listing: "Listing") -> Finding:
     except FileExistsError:
         return replace(finding, not_moved=f"{target} exists already")
     except OSError as error:
-        return replace(finding, not_moved=error.strerror or str(error))
+        # Two records may have one file.
+        if not isinstance(error, FileNotFoundError) or not os.path.lexists(target):
+            return replace(finding, not_moved=error.strerror or str(error))
     return replace(finding, moved_to=str(target))

@@ -125,5 +125,5 @@ class CheckNotes:
                         return
                     entry = json.loads(line)
                     yield entry["record"], entry
-        except (FileNotFoundError, ValueError, KeyError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return

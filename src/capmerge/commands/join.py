@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from capmerge.captions.fields import MARK
-from capmerge.commands.join_blocks import JoinedFile, Joiner
+from capmerge.commands.join_blocks import Joiner
 from capmerge.commands.join_fields import FieldRules, OnConflict
+from capmerge.commands.join_reader import JoinedFile
 from capmerge.commands.targets import check_target
 from capmerge.errors import UsageError, printable, quoted
 from capmerge.files.atomic import AtomicFile, Buffer, OutputFiles
@@ -35,13 +36,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class JoinOptions:
-    """The options of one run of `capmerge join`; files are named as they were given."""
+    """The options of one run of `capmerge join`, where sources are numbered from 0."""
 
     target: Path
-    prefixes: Mapping[str, str] = field(default_factory=dict)
-    """What is put before the keys of a file."""
-    fields: Mapping[str, str] = field(default_factory=dict)
-    """The file that gives a field; if there are any, records are joined field by field."""
+    prefixes: Mapping[int, str] = field(default_factory=dict)
+    """What is put before the keys of a source."""
+    fields: Mapping[str, int] = field(default_factory=dict)
+    """The source that gives a field; if there are any, records are joined field by field."""
     on_conflict: OnConflict = "error"
     missing: Path | None = None
     """The file that gets a line of JSON for each record that lacks one of `fields`."""
@@ -91,6 +92,7 @@ def join(
     names = [source.name for source in sources]
     rules = _rules(names, options)
     target, missing = _checked_targets(sources, options)
+    out = Format.choose(None, target)
     with ExitStack() as stack:
         files = stack.enter_context(OutputFiles(target, SIDE_FILES))
         output = files.open()
@@ -121,7 +123,7 @@ def join(
             opened.append((file, layout, found))
 
         # Link the records with equal keys.
-        prefixes = [options.prefixes.get(name, "") for name in names]
+        prefixes = [options.prefixes.get(number, "") for number in range(len(sources))]
         keyed = [
             KeyedSource(found.keys, found.spans.count, key_bytes(prefix))
             for (_, _, found), prefix in zip(opened, prefixes, strict=True)
@@ -130,7 +132,6 @@ def join(
         linked = link_keys(keyed, scratch)
 
         # Write the records, each where its key comes first.
-        out = Format.choose(None, target)
         records = RecordWriter(output, out)
         sinks: dict[Stream, Sink] = {"records": records, "missing": _Lines(lines)}
         joined = [
@@ -192,8 +193,7 @@ def _rules(names: Sequence[str], options: JoinOptions) -> FieldRules | None:
             )
     if not options.fields:
         return None
-    owners = {name: names.index(file) for name, file in options.fields.items()}
-    return FieldRules(names, owners, options.on_conflict)
+    return FieldRules(names, options.fields, options.on_conflict)
 
 
 def _checked_targets(sources: Sequence[Source], options: JoinOptions) -> tuple[Path, Path | None]:

@@ -2,9 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import compress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from capmerge.commands.join_fields import (
@@ -15,30 +13,18 @@ from capmerge.commands.join_fields import (
     Part,
     same,
 )
+from capmerge.commands.join_reader import JoinedFile, RecordReader
 from capmerge.errors import DataError, printable
 from capmerge.files.atomic import Buffer
-from capmerge.files.scratch import SharedFile
-from capmerge.files.source import Identity, reopen
 from capmerge.metadata.blocks import PIECE_BYTES, Block
 from capmerge.metadata.codec import Pair, Records, to_json
 from capmerge.metadata.format import FRAMINGS, Format
 from capmerge.metadata.key_links import KeyLinks, is_first, next_of
-from capmerge.metadata.raw_records import Origin, Passage
-from capmerge.metadata.survey import NUMBER_BYTES, SpanRun, Spans
+from capmerge.metadata.raw_records import Passage
+from capmerge.metadata.survey import NUMBER_BYTES, SpanRun
 from capmerge.metadata.work import Chunk, NamedCounts
 
-_BYTES_BETWEEN = 1 << 14
-"""What is read along between two records, because reading on is faster than reading twice."""
 _BYTES_AT_ONCE = 4 << 20
-
-
-class JoinedFile(NamedTuple):
-    """One of the files that are joined, as each process opens it."""
-
-    origin: Origin
-    path: Path
-    identity: Identity
-    spans: Spans
 
 
 class _Member(NamedTuple):
@@ -83,7 +69,7 @@ class Joiner:
         self._on_conflict, self._rules = on_conflict, rules
         self._fields = FieldJoiner(rules) if rules else None
         self._out, self._passage = out, Passage(out)
-        self._readers = [_Reader(file) for file in files]
+        self._readers = [RecordReader(file) for file in files]
         self._firsts = [0]
         """The number of the first record of each file, where all records are numbered through."""
         for file in files:
@@ -223,14 +209,10 @@ class Joiner:
         name, first = (self._files[one.source].origin.name for one in (member, before))
         where = "" if first == name else f" of {printable(first)}"
         problem = f"another record{where}, at byte {before.start:,}, has the same key and differs."
-        return DataError(
-            name,
-            member.start,
-            member.key,
-            problem,
-            "Use --on-conflict first or last to keep one of two such records, --fields to join "
-            "their fields, or --key-prefix to tell their keys apart.",
-        )
+        next_step = "Use --on-conflict first or last to keep one of two such records"
+        if first != name:
+            next_step += ", --fields to join their fields, or --key-prefix to tell their keys apart"
+        return DataError(name, member.start, member.key, problem, f"{next_step}.")
 
     def _whole(self, data: bytes, heads: list[_Head], chosen: dict[int, _Member]) -> bytes:
         """One record for each head, with its bytes: the chosen one, or else the head itself."""
@@ -290,47 +272,3 @@ def _batches(heads: list[_Head]) -> Iterator[list[_Head]]:
         end = max(first + 1, bisect_left(starts, starts[first] + PIECE_BYTES))
         yield heads[first:end]
         first = end
-
-
-class _Reader:
-    """Reads records of one file by their numbers."""
-
-    def __init__(self, file: JoinedFile) -> None:
-        self._spans_of = file.spans
-        self._file = SharedFile(partial(reopen, file.path, file.identity))
-
-    def read(
-        self, numbers: list[int], most_bytes: int | None
-    ) -> tuple[list[int], list[bytes]] | None:
-        """The offsets and the bytes of the records of these numbers, which ascend.
-
-        Returns None if they take more than `most_bytes`.
-        """
-        starts, ends = self._spans(numbers)
-        if most_bytes is not None and sum(ends) - sum(starts) > most_bytes:
-            return None
-        texts: list[bytes] = []
-        first = 0
-        for number, end in enumerate(ends, 1):
-            # Records that are near each other are read at once.
-            if number < len(starts) and starts[number] - end <= _BYTES_BETWEEN:
-                continue
-            place = starts[first]
-            data = self._file.window(place, end - place)
-            texts += [
-                data[one - place : other - place]
-                for one, other in zip(starts[first:number], ends[first:number], strict=True)
-            ]
-            first = number
-        return starts, texts
-
-    def _spans(self, numbers: list[int]) -> tuple[list[int], list[int]]:
-        spans, first = self._spans_of, numbers[0]
-        if numbers[-1] - first < 2 * len(numbers):  # nearly all of them in a row
-            run = spans.run(first, numbers[-1] + 1)
-            return (
-                [run.starts[number - first] for number in numbers],
-                [run.ends[number - first] for number in numbers],
-            )
-        runs = [spans.run(number, number + 1) for number in numbers]
-        return [run.starts[0] for run in runs], [run.ends[0] for run in runs]

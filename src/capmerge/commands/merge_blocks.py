@@ -75,7 +75,7 @@ class BlockMerger:
     def run(self, block: Block, data: bytes) -> Iterator[Chunk]:
         """The merged records of a block as the output holds them, and those that were left out."""
         # --fit counts the tokens of some hundred records at a time.
-        piece_bytes = _PIECE_BYTES_TO_FIT if self._merger.options.fit_tokens else PIECE_BYTES
+        piece_bytes = _PIECE_BYTES_TO_FIT if self._merger.options.fit_tokens else None
         written_bytes = 0
         for piece in iter_block(data, self._layout, block, piece_bytes):
             records, left_out, rejects = self.merge(piece)

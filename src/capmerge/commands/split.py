@@ -8,7 +8,7 @@ import re
 import sys
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -16,24 +16,23 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from capmerge.commands.split_parts import PartFormat, Parts
 from capmerge.commands.targets import check_folder
 from capmerge.errors import UsageError
 from capmerge.files.atomic import AtomicFile, Buffer
 from capmerge.files.folders import publish_folder
-from capmerge.files.scratch import ScratchFolder, ScratchWriter, spooled
+from capmerge.files.scratch import ScratchFolder, spooled
 from capmerge.files.source import Source, StreamSource
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, Block, FileLayout, read_layout
-from capmerge.metadata.codec import Pair, decode
-from capmerge.metadata.format import Format, RecordWriter
+from capmerge.metadata.codec import Pair
+from capmerge.metadata.format import Format
 from capmerge.metadata.key_bytes import key_bytes
 from capmerge.metadata.parallel import run_blocks, useful_jobs
-from capmerge.metadata.parquet_writer import ParquetWriter
 from capmerge.metadata.raw_records import Origin, Passage, iter_raw
 from capmerge.metadata.survey import Spans, survey
-from capmerge.metadata.work import Chunk, NamedCounts, Sink, Stream, part_stream
+from capmerge.metadata.work import Chunk, NamedCounts, part_stream
 
 By = Literal["count", "bytes", "hash"]
-PartFormat = Literal["json", "jsonl", "parquet"]
 MOST_PARTS = 99_999
 MOST_BY_HASH = 500
 """All parts of a split by hash are open at once, and systems allow some 1,000 open files."""
@@ -120,7 +119,7 @@ def split(
         name: PartFormat = options.format or layout.kind
         # Workers hand records on as the source has them, where they become rows of Parquet here.
         out = Format(layout.kind if name == "parquet" else name)
-        parts = _Parts(unfinished, name, out, options.parts, in_order=options.by != "hash")
+        parts = Parts(unfinished, name, out, options.parts, in_order=options.by != "hash")
         total: Counter[str] = Counter()
         run_blocks(
             source,
@@ -246,83 +245,3 @@ class Splitter:
         noted, self._bodies = self._bodies, {}
         for part, bodies in noted.items():
             yield part_stream(part), self._passage.joined(bodies)
-
-
-class _Parts:
-    """The files of the parts, in a folder that is not finished yet.
-
-    Where parts come `in_order`, one of them is open at a time.
-    """
-
-    def __init__(
-        self, folder: ScratchFolder, name: PartFormat, out: Format, count: int, *, in_order: bool
-    ) -> None:
-        self._folder, self._name, self._out, self._in_order = folder, name, out, in_order
-        self._names = [f"part-{number:05}.{name}" for number in range(count)]
-        self._open: dict[int, tuple[ScratchWriter, RecordWriter | _ParquetPart]] = {}
-        self._sizes = dict[int, int]()
-        self.sinks: dict[Stream, Sink] = {
-            part_stream(number): _PartSink(self, number) for number in range(count)
-        }
-
-    def write(self, number: int, data: Buffer, *, new_block: bool) -> None:
-        """Append records to a part."""
-        if number not in self._open and self._in_order:
-            self._finish(range(len(self._sizes), number))
-        self._writer(number).write(data, new_block=new_block)
-
-    def finish(self) -> list[tuple[str, int]]:
-        """Finish all parts; the name and the size in bytes of each."""
-        self._finish(range(len(self._sizes), len(self._names)))
-        return [(name, self._sizes[number]) for number, name in enumerate(self._names)]
-
-    def _writer(self, number: int) -> "RecordWriter | _ParquetPart":
-        if number not in self._open:
-            file = self._folder.file(self._names[number])
-            is_parquet = self._name == "parquet"
-            writer = _ParquetPart(file, self._out) if is_parquet else RecordWriter(file, self._out)
-            self._open[number] = file, writer
-        return self._open[number][1]
-
-    def _finish(self, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            self._writer(number).finish()
-            file, _ = self._open.pop(number)
-            file.close()
-            self._sizes[number] = file.written_bytes
-
-
-class _ParquetPart:
-    """Writes the records of a part as rows of Parquet; they come in the format `out`."""
-
-    def __init__(self, file: ScratchWriter, out: Format) -> None:
-        self._writer, self._kind = ParquetWriter(file), out.kind
-        self._block: list[bytes] = []
-
-    def write(self, data: Buffer, *, new_block: bool) -> None:
-        """Append records; those of a block may come in several pieces of any length."""
-        if new_block:
-            self._write_block()
-        self._block.append(bytes(data))
-
-    def finish(self) -> None:
-        """Write what is waiting, and the end of the file."""
-        self._write_block()
-        self._writer.finish()
-
-    def _write_block(self) -> None:
-        text = b"".join(self._block)
-        self._block.clear()
-        if text:
-            self._writer.write(decode(text, self._kind, last=False).pairs)
-
-
-class _PartSink:
-    """The sink of one part."""
-
-    def __init__(self, parts: _Parts, number: int) -> None:
-        self._parts, self._number = parts, number
-
-    def write(self, data: Buffer, *, new_block: bool) -> None:
-        """Append records."""
-        self._parts.write(self._number, data, new_block=new_block)

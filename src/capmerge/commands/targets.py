@@ -21,6 +21,11 @@ def check_target(
     exist, or exists already without `force`; and when a side file would be the source.
     """
     shown = printable(str(target))
+    if shown == "-":
+        raise UsageError(
+            "-: standard output has no place for temporary and side files. Name a file, or ./- if "
+            "that is its name."
+        )
     try:
         target = target.resolve()
         if source and source.is_file(target):

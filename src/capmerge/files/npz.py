@@ -7,22 +7,22 @@ from the page cache), checksums included. Every other layout, and every damaged 
 """
 
 import math
-import os
-import stat
 import struct
 import tokenize
 import zipfile
 import zlib
 from contextlib import ExitStack
 from functools import lru_cache
-from io import BytesIO, FileIO
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, NamedTuple, Protocol, Self, cast
+from typing import IO, TYPE_CHECKING, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
+
+from capmerge.files.openable import BinaryFile, Openable, open_file
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -63,47 +63,6 @@ class _Member(NamedTuple):
     crc: int
 
 
-class BinaryFile(Protocol):
-    """What is needed of an open file, which may lie in memory or inside of another one."""
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        """Move to an offset from the start (0) or the end (2), and return the new offset."""
-        ...
-
-    def read(self, size: int = -1, /) -> bytes | None:
-        """Return the next `size` bytes, fewer only at the end."""
-        ...
-
-    def readinto(self, buffer: memoryview, /) -> int | None:
-        """Fill `buffer` with the next bytes, and return their number."""
-        ...
-
-    def close(self) -> None:
-        """Close the file."""
-
-
-class Openable(Protocol):
-    """A file that is no file of its own, such as a member of a shard. Its text is its name."""
-
-    def open(self) -> BinaryFile:
-        """Open it for reading."""
-        ...
-
-
-class InMemory(NamedTuple):
-    """The bytes of a file that was read already."""
-
-    name: str
-    data: bytes
-
-    def __str__(self) -> str:
-        return self.name
-
-    def open(self) -> BinaryFile:
-        """Open the bytes."""
-        return BytesIO(self.data)
-
-
 class Npz:
     """An open `.npz` file: the names of its arrays, and by name each array.
 
@@ -113,7 +72,7 @@ class Npz:
     def __init__(self, place: Path | Openable) -> None:
         self._slow: np.lib.npyio.NpzFile | None = None
         with ExitStack() as closing:
-            self._file = open_npz(place)
+            self._file = open_file(place)
             closing.callback(self._file.close)
             self._members = _members(self._file)
             self.names: Collection[str] = (
@@ -183,22 +142,6 @@ class Npz:
             self._file.seek(0)
             self._slow = np.load(cast("IO[bytes]", self._file), allow_pickle=False)
         return self._slow
-
-
-def open_npz(place: Path | Openable) -> BinaryFile:
-    """Open a regular file or a member of a shard; raises one of `READ_ERRORS`."""
-    if not isinstance(place, Path):
-        return place.open()
-    file = FileIO(place, opener=_open_at_once)
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise ValueError("not a regular file")
-    return file
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """A descriptor of the file; a named pipe without a writer would be waited for otherwise."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _members(file: BinaryFile) -> dict[str, _Member] | None:

@@ -10,7 +10,7 @@ import struct
 import zipfile
 from typing import NamedTuple
 
-from capmerge.files.npz import BinaryFile
+from capmerge.files.openable import BinaryFile
 
 MOST_BYTES = 1 << 30
 """The bytes that all members may have together when they are unpacked.

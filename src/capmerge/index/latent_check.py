@@ -15,7 +15,8 @@ from typing import IO, Literal, NamedTuple, cast
 
 import numpy as np
 
-from capmerge.files.npz import READ_ERRORS, Npz, Openable, open_npz
+from capmerge.files.npz import READ_ERRORS, Npz
+from capmerge.files.openable import Openable, open_file
 from capmerge.files.shards import Member, Shards
 from capmerge.files.zip_layout import check_layout
 from capmerge.index.latent_listing import Listing
@@ -178,7 +179,7 @@ def check_file(place: Path | Openable, expected: Size | None = None) -> tuple[Fa
 
 
 def _checked_layout(place: Path | Openable) -> dict[str, int]:
-    file = open_npz(place)
+    file = open_file(place)
     try:
         return check_layout(file)
     finally:
@@ -237,7 +238,7 @@ def _check_whole(place: Path | Openable) -> None:
     numpy stops reading a member where its array ends, and so never compares the checksum of a
     member that goes on.
     """
-    file = open_npz(place)
+    file = open_file(place)
     try:
         with zipfile.ZipFile(cast("IO[bytes]", file)) as zipped:
             for info in zipped.infolist():

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from capmerge.files.npz import Npz, Openable
+from capmerge.files.npz import Npz
+from capmerge.files.openable import Openable
 from capmerge.index.latent_names import parse_array
 from capmerge.index.latent_values import read_values
 

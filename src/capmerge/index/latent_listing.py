@@ -210,11 +210,10 @@ class Listing:
 
     def below(self, path: Path) -> str:
         """Return the path of a listed file below the folder; an absolute key leads there too."""
-        text = path.as_posix()
-        starts = (self.folder.as_posix(), *self._roots)
-        return next(
-            text.removeprefix(start.rstrip("/") + "/") for start in starts if is_below(text, start)
-        )
+        for start in (self.folder, *map(Path, self._roots)):
+            if path.is_relative_to(start):
+                return path.relative_to(start).as_posix()
+        raise AssertionError(f"{path} was not listed")
 
     def check_inside(self, path: Path) -> None:
         """Raise `OSError` when the folder of a listed file lies outside, behind a link."""

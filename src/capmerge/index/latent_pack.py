@@ -17,8 +17,10 @@ from zlib import crc32
 import numpy as np
 
 from capmerge.files.atomic import AtomicFile, ScratchFile, write_whole
-from capmerge.files.npz import READ_ERRORS, InMemory, open_npz
+from capmerge.files.npz import READ_ERRORS
+from capmerge.files.openable import InMemory, open_file
 from capmerge.files.shards import END, ROW, padded, shard_name, write_index
+from capmerge.files.zip_layout import MOST_BYTES
 from capmerge.index.latent_check import check_file
 from capmerge.index.latent_half import in_half
 from capmerge.index.latent_listing import Listing
@@ -133,14 +135,13 @@ class ShardWriter:
         self._folder, self._dtype = folder, dtype
 
     def __call__(self, plan: Plan) -> Packed:
-        """Write a shard, unless an earlier run has. Raises `OutputError`."""
+        """Write a shard, unless an earlier run has written it whole. Raises `OutputError`."""
         shard = self._folder / shard_name(plan.number)
-        digest = blake2b(
-            json.dumps([self._dtype, [file[1:] for file in plan.files]]).encode(), digest_size=16
-        ).hexdigest()
-        if (note := _read_note(shard)) and note["digest"] == digest and _has_size(shard, note):
+        digest = blake2b(json.dumps([self._dtype, plan.files]).encode(), digest_size=16).hexdigest()
+        note = _read_note(shard)
+        if note and note["digest"] == digest and not note["left_out"] and _has_size(shard, note):
             return _packed(plan, note, reused=True)
-        _note_of(shard).unlink(missing_ok=True)
+        forget(shard)
         note = {"digest": digest, **self._write(shard, plan)}
         write_whole(_note_of(shard), json.dumps(note))
         return _packed(plan, note, reused=False)
@@ -174,8 +175,10 @@ class ShardWriter:
 
     def _bytes_of(self, loose: Loose) -> tuple[bytes | None, str]:
         """Return the bytes to pack and what is to be told of them; None for a broken file."""
+        if loose.size > MOST_BYTES:
+            return None, f"it takes {loose.size:,} bytes, expected at most {MOST_BYTES:,}"
         try:
-            file = open_npz(Path(loose.path))
+            file = open_file(Path(loose.path))
             try:
                 data = file.read() or b""
             finally:
@@ -199,6 +202,11 @@ def has_finished_shards(folder: Path) -> bool:
     return any(folder.glob(f"*{_NOTE}"))
 
 
+def forget(shard: Path) -> None:
+    """Remove the note of a shard, so that no later run takes the shard over."""
+    _note_of(shard).unlink(missing_ok=True)
+
+
 def _note_of(shard: Path) -> Path:
     return shard.with_name(shard.name + _NOTE)
 
@@ -212,8 +220,6 @@ def _read_note(shard: Path) -> dict[str, Any] | None:
 
 
 def _has_size(shard: Path, note: dict[str, Any]) -> bool:
-    if not note["size"]:
-        return not shard.exists()
     try:
         return bool(shard.stat().st_size == note["size"])
     except OSError:

@@ -8,7 +8,8 @@ sd-scripts wrote for several resolutions holds several of them. Source: sd-scrip
 from pathlib import Path
 from typing import NamedTuple
 
-from capmerge.files.npz import READ_ERRORS, Npz, Openable
+from capmerge.files.npz import READ_ERRORS, Npz
+from capmerge.files.openable import Openable
 from capmerge.index.latent_names import PIXELS_PER_LATENT, parse_array
 
 MOST_PX = (1 << 16) - 1

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from capmerge.errors import CapmergeError, printable
-from capmerge.files.npz import READ_ERRORS, Npz, Openable, open_npz
+from capmerge.files.npz import READ_ERRORS, Npz
+from capmerge.files.openable import Openable, open_file
 from capmerge.files.shards import Shards, shard_name
 from capmerge.index.latent_half import half_of
 from capmerge.index.latent_names import parse_array
-from capmerge.index.latent_pack import Dtype, members_of
+from capmerge.index.latent_pack import Dtype, forget, members_of
 from capmerge.index.latent_sizes import problem_of
 from capmerge.index.latent_values import read_values
 
@@ -41,6 +42,7 @@ class Verifier:
             if not problem and self._shards.name(member) != name:
                 problem = f"the index names it {self._shards.name(member)!r}"
             if problem:
+                forget(self._folder / shard_name(number))
                 raise CapmergeError(
                     f"{printable(shard_name(number))}, member {printable(name)}: {problem}, "
                     f"expected the latents in {printable(path)}. Nothing was packed. If the file "
@@ -67,7 +69,7 @@ class Verifier:
 
 
 def _read(place: Path | Openable) -> bytes:
-    file = open_npz(place)
+    file = open_file(place)
     with contextlib.closing(file):
         return file.read() or b""
 

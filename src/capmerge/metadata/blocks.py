@@ -207,17 +207,17 @@ def _first_line_is_record(source: Window, start: int, max_record_bytes: int) -> 
 
 
 def iter_pieces(
-    data: bytes, layout: FileLayout, block: Block, piece_bytes: int = PIECE_BYTES
+    data: bytes, layout: FileLayout, block: Block, piece_bytes: int | None = None
 ) -> Iterator[tuple[int, memoryview, bool]]:
-    """The pieces of a block's bytes, each of about `piece_bytes`.
+    """The pieces of a block's bytes, each of about `piece_bytes`, or else `PIECE_BYTES`.
 
     Yields the offset of each piece in the block, its bytes, and whether it reaches the end of the
     source.
     """
     view = memoryview(data)
-    start = 0
+    start, size = 0, piece_bytes or PIECE_BYTES
     while True:
-        cut = None if block.is_whole else layout.find_cut(data, start + piece_bytes)
+        cut = None if block.is_whole else layout.find_cut(data, start + size)
         if cut is None:
             yield start, view[start:], block.last
             return

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from capmerge.errors import DataError
 from capmerge.files.source import BytesSource, Source
-from capmerge.metadata.blocks import PIECE_BYTES, Block, FileLayout, iter_pieces
+from capmerge.metadata.blocks import Block, FileLayout, iter_pieces
 from capmerge.metadata.codec import NotJsonError, Pair, Records, decode
 from capmerge.metadata.cuts import counted_block, next_block, walked_block
 from capmerge.metadata.walk import WalkedRecord, walk
@@ -60,7 +60,7 @@ class Piece(NamedTuple):
 
 
 def iter_block(
-    data: bytes, layout: FileLayout, block: Block, piece_bytes: int = PIECE_BYTES
+    data: bytes, layout: FileLayout, block: Block, piece_bytes: int | None = None
 ) -> Iterator[Piece]:
     """The decoded pieces of one block, each of about `piece_bytes`.
 

@@ -108,14 +108,6 @@ class Pieces:
         found: NDArray[np.bool_] = (places > 0) & may_be_before[before] & may_be_behind[after]
         return found
 
-    def are_ascii(self) -> NDArray[np.bool_]:
-        """True for each piece without characters outside of ASCII."""
-        found = np.ones(len(self), bool)
-        if not self.bytes.isascii():
-            others = np.flatnonzero(self._padded.view(np.int8) < 0)
-            found[np.searchsorted(self.starts, others, side="right") - 1] = False
-        return found
-
     def ends_a_word(self, places: Integers, numbers: Integers) -> NDArray[np.bool_]:
         """True for each character that ends its piece, alone or after an ASCII letter or digit.
 

@@ -117,12 +117,16 @@ class TokenCounter:
         return TokensAndCommas(np.concatenate(counts), np.sort(np.concatenate(commas)))
 
     def count_without_comma(
-        self, batch: "CountedBatch", places: "Integers", numbers: "Integers"
+        self,
+        batch: "CountedBatch",
+        places: "Integers",
+        numbers: "Integers",
+        of_text: "Integers",
     ) -> "Integers":
         """The counts of pieces of a batch without the commas that are their last characters.
 
-        `places` are the offsets of the commas, and `numbers` those of the pieces. The count is -1
-        where it depends on the neighbours of the piece.
+        `places` are the offsets of the commas, `numbers` those of the pieces, and `of_text` those
+        of their texts. The count is -1 where it depends on the neighbours of the piece.
         """
         import numpy as np
 
@@ -131,7 +135,8 @@ class TokenCounter:
         # Behind a letter or digit, CLIP's pattern makes the comma a word of its own. A part of a
         # piece of ASCII that is cleaned by itself is, too; of other pieces that is not certain.
         counts = batch.counts.take(numbers) - 1
-        plain = pieces.ends_a_word(places, numbers) & pieces.are_ascii()[numbers]
+        are_ascii = np.fromiter(map(str.isascii, batch.texts), bool, len(batch.texts))
+        plain = pieces.ends_a_word(places, numbers) & are_ascii[of_text]
         if any("," in literal for literal in tokenizer.added):
             plain[:] = False
         others = np.flatnonzero(~plain)
@@ -154,7 +159,7 @@ class TokenCounter:
         totals: Integers = np.add.reduceat(counts, pieces.first)
         for place in whole:
             totals[place] = len(tokenizer.encode(texts[place]))
-        return CountedBatch(pieces, counts, totals, whole)
+        return CountedBatch(texts, pieces, counts, totals, whole)
 
     def _counts_of(self, tokenizer: ClipTokenizer, pieces: "Pieces") -> "Integers":
         """The count of each piece, -1 where its clean-up depends on its neighbours.
@@ -244,6 +249,7 @@ class TokenCounter:
 class CountedBatch(NamedTuple):
     """A batch of texts with their counts."""
 
+    texts: Sequence[str]
     pieces: "Pieces"
     counts: "Integers"
     """The count of each piece, which is of no use in texts that were encoded whole."""

@@ -104,7 +104,7 @@ def _commas(
         & (places - starts[of_text] >= commas_from[of_text])
     )
     places, of_piece, of_text = places[near], of_piece[near], of_text[near]
-    shorter = counter.count_without_comma(batch, places, of_piece)
+    shorter = counter.count_without_comma(batch, places, of_piece, of_text)
     certain[of_text[shorter < 0]] = False
     fits = before[of_piece] + shorter - base[of_text] <= limit
     # The commas are in the order of the text, so the last one that fits overwrites the others.

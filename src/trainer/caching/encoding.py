@@ -27,7 +27,7 @@ class Encoder:
     """A VAE on a device. Raises `ModelError` when the model has none, or a damaged one."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
-        self._settings: CacheSettings = config.cache
+        self._cache: CacheSettings = config.cache
         vae_of = config.model.model_copy(update={"vae": config.cache.vae or config.model.vae})
         vae = load_vae(config.model_copy(update={"model": vae_of}), instead="set cache.vae")
         if vae is None:
@@ -56,7 +56,7 @@ class Encoder:
         pictures_BCHW = pictures_BCHW.to(self._dtype)
         try:
             made = {"latents": self._latents(pictures_BCHW, stems, "latents")}
-            if self._settings.flip:
+            if self._cache.flip:
                 flipped_BCHW = pictures_BCHW.flip(3)
                 made["latents_flipped"] = self._latents(flipped_BCHW, stems, "latents flipped")
         except torch.OutOfMemoryError as error:
@@ -76,17 +76,15 @@ class Encoder:
         """float32 latents on the CPU."""
         distribution = self._vae.encode(pictures_BCHW).latent_dist
         latents_BCHW: Tensor = distribution.mean.float().cpu()
-        if self._settings.latents == "mean":
+        if self._cache.latents == "mean":
             return latents_BCHW
         deviations_BCHW: Tensor = distribution.std.float().cpu()
         shape = latents_BCHW.shape[1:]
-        noise_BCHW = torch.stack(
-            [_noise(shape, self._settings.seed, stem, purpose) for stem in stems]
-        )
+        noise_BCHW = torch.stack([_noise(shape, self._cache.seed, stem, purpose) for stem in stems])
         return latents_BCHW + deviations_BCHW * noise_BCHW
 
     def _stored(self, latents_CHW: Tensor, stem: str) -> NDArray[Any]:
-        stored_CHW = latents_CHW.to(_PRECISION[self._settings.dtype])
+        stored_CHW = latents_CHW.to(_PRECISION[self._cache.dtype])
         if not torch.isfinite(stored_CHW).all():
             raise LatentsError(self._not_finite(latents_CHW, stem))
         if stored_CHW.dtype == torch.bfloat16:
@@ -105,7 +103,7 @@ class Encoder:
                 f"{printable(stem)}: its latents are too large for fp16, expected numbers up to "
                 '65,504. Set cache.dtype to "fp32" or "bf16".'
             )
-        if self._settings.vae_precision == "fp16":
+        if self._cache.vae_precision == "fp16":
             return problem + (
                 "The VAE of SDXL overflows in fp16. Set cache.vae_precision to "
                 '"bf16" or "fp32", or cache.vae to an SDXL VAE that was mended for fp16.'

@@ -9,6 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from capmerge.errors import BusyError
 from trainer.caching.buckets import Buckets, Placed, SidesWH, crop_of
 from trainer.caching.encoding import DTYPE_NAMES, Encoder
 from trainer.caching.finding import Found, Item, PictureFolder
@@ -33,7 +35,7 @@ _WINDOW_BATCHES = 32
 class Rule(NamedTuple):
     """What decides the latents of a picture, and the name of their file."""
 
-    settings: CacheSettings
+    cache: CacheSettings
     buckets: Buckets
     suffix: str
     """The end of the names."""
@@ -77,10 +79,10 @@ class RankWork:
     """The work of one rank; with `recache`, files that others made are replaced."""
 
     def __init__(self, rule: Rule, places: Places, encoder: Encoder, *, recache: bool) -> None:
-        self._rule, self._settings = rule, rule.settings
+        self._rule, self._cache = rule, rule.cache
         self._folder, self._places = PictureFolder(places.images), places
         self._encoder, self._recache = encoder, recache
-        self._threads = ThreadPoolExecutor(rule.settings.workers, "pictures")
+        self._threads = ThreadPoolExecutor(rule.cache.workers, "pictures")
         self._writes: list[Future[None]] = []
 
     def iter_results(self, items: Iterable[Item], rank: int, ranks: int) -> Iterator[list[Result]]:
@@ -107,7 +109,7 @@ class RankWork:
     def _ahead(self, steps: Iterator[_Batch | _WindowEnd]) -> Iterator[_Batch | _WindowEnd]:
         """The steps, of which so many are made ahead that every thread has two pictures to read."""
         made: deque[_Batch | _WindowEnd] = deque()
-        most = -(-2 * self._settings.workers // self._settings.batch_size)
+        most = -(-2 * self._cache.workers // self._cache.batch_size)
         with warnings.catch_warnings():
             # Of damaged EXIF data, and of half of the largest number of pixels.
             warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -119,7 +121,7 @@ class RankWork:
 
     def _steps(self, items: Iterable[Item], rank: int, ranks: int) -> Iterator[_Batch | _WindowEnd]:
         """The batches of this rank, whose pictures are being read, and the ends of its windows."""
-        every, size = iter(items), _WINDOW_BATCHES * self._settings.batch_size
+        every, size = iter(items), _WINDOW_BATCHES * self._cache.batch_size
         number = 0
         while window := list(islice(every, size)):
             if number % ranks == rank:
@@ -140,7 +142,7 @@ class RankWork:
         by_bucket: dict[SidesWH, list[_Picture]] = {}
         for picture in pictures:
             by_bucket.setdefault(picture.placed.bucket, []).append(picture)
-        size = self._settings.batch_size
+        size = self._cache.batch_size
         for those in by_bucket.values():
             for start in range(0, len(those), size):
                 batch = those[start : start + size]
@@ -155,7 +157,7 @@ class RankWork:
             return Skipped(*item)
         try:
             found = self._folder.find(item.key)
-            header = read_header(found.path, exif_rotation=self._settings.exif_rotation)
+            header = read_header(found.path, exif_rotation=self._cache.exif_rotation)
             sides = header.width, header.height
             placed = self._rule.buckets.place(*sides)
         except (PictureError, ValueError) as error:
@@ -185,8 +187,8 @@ class RankWork:
         try:
             pixels = read_pixels(
                 picture.found.path,
-                exif_rotation=self._settings.exif_rotation,
-                alpha=self._settings.alpha_mask,
+                exif_rotation=self._cache.exif_rotation,
+                alpha=self._cache.alpha_mask,
             )
         except PictureError as error:
             return error
@@ -196,14 +198,16 @@ class RankWork:
 
     def _write(self, picture: _Picture, pixels: Pixels, arrays: dict[str, NDArray[Any]]) -> None:
         mask = None
-        if self._settings.alpha_mask:
+        if self._cache.alpha_mask:
             mask = pixels[..., 3].astype(np.float32) / np.float32(255)
         crop = crop_of(picture.placed.bucket, *picture.sides)
-        dtype = DTYPE_NAMES[self._settings.dtype]
+        dtype = DTYPE_NAMES[self._cache.dtype]
         if self._places.output != self._places.images:
             picture.target.parent.mkdir(parents=True, exist_ok=True)
         encoded = Encoded(arrays, dtype, picture.sides, crop, mask)
-        write_latents(picture.target, encoded, self._mark(picture.header))
+        # Another key of the same picture may have its latents written at this moment.
+        with suppress(BusyError):
+            write_latents(picture.target, encoded, self._mark(picture.header))
 
     # In the main thread: the VAE.
 

@@ -111,7 +111,7 @@ LORA_SETTINGS = {
 """The same for settings of sd-scripts' LoRA scripts, for hints alone."""
 
 _LEFT_OUT = {
-    "latents are always read from the files that sd-scripts cached": (
+    "training reads cached latents alone, which python -m trainer.cache can make": (
         "cache_latents cache_latents_to_disk vae_batch_size skip_cache_check no_half_vae"
     ),
     "a bucket is the size of the cached latents": (

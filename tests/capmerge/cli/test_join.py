@@ -101,6 +101,17 @@ def test_prefixes_tell_keys_apart(tmp_path):
     assert loaded(tmp_path / "out.json") == repr([*expected.items(), ("é/1", {"tags": "z"})])
 
 
+def test_files_are_meant_as_they_were_named(tmp_path):
+    """A prefix and a field belong to a file by any path of it, and to standard input by -."""
+    write(tmp_path / "a.json", {"k": {"tags": "t", "caption": "old"}})
+    run(
+        "join", "-o", "out.json", "./a.json", "-", "--fields", "caption=-", "--fields",
+        "tags=./a.json", "--key-prefix", "x/=./a.json", "--key-prefix", "x/=-",
+        cwd=tmp_path, stdin=b'{"k": {"caption": "new", "tags": "old"}}',
+    )  # fmt: skip
+    assert loaded(tmp_path / "out.json") == repr([("x/k", {"tags": "t", "caption": "new"})])
+
+
 def test_equal_records_are_written_once(tmp_path):
     """A record that several files or lines hold is no conflict, however it is spelled."""
     (tmp_path / "a.json").write_text(
@@ -354,6 +365,8 @@ def test_a_join_is_that_of_dicts(tmp_path, monkeypatch, files, choice, parts):
         (["--key-prefix", "x=a.json", "--key-prefix", "y=a.json"], "a.json is given twice"),
         (["a.json"], "the file is given twice"),
         (["--fields", "tags=a.json", "--missing", "out.json"], "have one name"),
+        (["-o", "-"], "Name a file"),
+        (["-o", "out.parquet"], "found the ending of Parquet"),
         (["--fields", "tags=a.json", "--missing", "a.json", "--force"], "the source itself"),
     ],
 )  # fmt: skip

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from builders.metadata import COMMAND, run
-from builders.packed import BROKEN, EXACT, arrays, write_broken, write_sound
+from builders.packed import BROKEN, EXACT, arrays, write_broken, write_metadata, write_sound
 
 from capmerge.files.lock import open_locked
 
@@ -108,6 +108,16 @@ def test_broken_files_are_moved_and_never_over_others(tmp_path):
     assert found["a/1"]["moved_to"] == str(away / "a" / "1.npz")
     assert "exists already" in found["b/1"]["not_moved"]
     assert "could not be read" in found["c"]["not_moved"]
+
+
+def test_a_broken_file_of_two_records_is_moved_once(tmp_path):
+    """Both findings say where it is."""
+    write_sound(tmp_path, ["a"])
+    write_metadata(tmp_path, ["a.png", "a.jpg"])
+    (tmp_path / "latents" / "a.npz").write_bytes(b"junk")
+    found, counts = check(tmp_path, "--quarantine", tmp_path / "away")
+    assert {line["moved_to"] for line in found.values()} == {str(tmp_path / "away" / "a.npz")}
+    assert (counts["files moved"], counts["files broken"]) == (1, 2)
 
 
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="it needs a second file system")  # noqa: PTH112

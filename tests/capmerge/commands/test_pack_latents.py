@@ -204,6 +204,16 @@ def test_a_file_of_several_records_is_packed_once(tmp_path):
     run("check-latents", tmp_path / "meta.json", "--latents", tmp_path / "shards")
 
 
+def test_the_current_folder_is_packed(tmp_path):
+    """Names in the shards are those below the folder, however it is named."""
+    write_sound(tmp_path, ["x/a"])
+    run(
+        *("pack-latents", tmp_path / "meta.json", "--latents", ".", "-o", tmp_path / "shards"),
+        cwd=tmp_path / "latents",
+    )
+    assert [*members_of(tmp_path / "shards")] == ["x/a.npz"]
+
+
 def test_absolute_keys_find_their_members(tmp_path):
     """Keys that are paths below the folder of latents find the members in the shards."""
     keys = [str(tmp_path / "latents" / name) + ".png" for name in ("x/a", "x/b")]
@@ -311,3 +321,7 @@ def test_verify_notices_a_difference(tmp_path, monkeypatch):
     with pytest.raises(CapmergeError, match=r"member b.npz: found other bytes, expected"):
         pack_latents.pack(tmp_path / "meta.json", options)
     assert not (tmp_path / "shards").exists()
+    # The bad shard is not taken over.
+    monkeypatch.undo()
+    pack(tmp_path, "--verify")
+    assert [*members_of(tmp_path / "shards")] == ["a.npz", "b.npz"]

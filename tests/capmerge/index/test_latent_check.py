@@ -8,7 +8,7 @@ from builders.packed import BROKEN, EXACT, SIZE, arrays, sound_members, zipped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capmerge.files.npz import InMemory
+from capmerge.files.openable import InMemory
 from capmerge.index.latent_check import check_file
 
 

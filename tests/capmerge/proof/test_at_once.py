@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capmerge.captions.merge import Merger, copy_of
+from capmerge.captions.merge import Merger
+from capmerge.captions.record_texts import copy_of
 from capmerge.captions.templates import MergeOptions
 from capmerge.captions.wildcard import TooManyOutcomesError, only_outcome
 from capmerge.captions.written import BrokenRecordError
@@ -17,7 +18,7 @@ from capmerge.commands.rewrite import RewriteOptions, rewrite
 from capmerge.commands.verify import verify
 from capmerge.errors import DataError
 from capmerge.files.source import open_source
-from capmerge.metadata import blocks
+from capmerge.metadata import cuts
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
 from capmerge.metadata.format import Format
 from capmerge.proof.alignment import Alignment
@@ -46,12 +47,12 @@ MERGES = st.sampled_from(
 @contextmanager
 def small_blocks():
     """Make blocks of few records for a while."""
-    kept = blocks.BLOCK_BYTES
-    blocks.BLOCK_BYTES = 150
+    kept = cuts.BLOCK_BYTES
+    cuts.BLOCK_BYTES = 150
     try:
         yield
     finally:
-        blocks.BLOCK_BYTES = kept
+        cuts.BLOCK_BYTES = kept
 
 
 @contextmanager
@@ -98,7 +99,7 @@ def verdict(path, out, merge=None):
     dropped=st.none() | st.integers(0, 11),
 )
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_both_ways_say_the_same(tmp_path, kind, members, merge, change, dropped):
     """A block compared at once and the digests of its records give one verdict, in one message."""

@@ -346,6 +346,20 @@ def test_old_names_and_absolute_keys(folder):
     assert "keys are absolute paths" in done.stderr
 
 
+def test_two_keys_may_name_one_picture(folder):
+    """Records whose keys differ in the extension alone, or not at all, share the latents."""
+    names = ["p1", "p1.jpg", "./p1", "p1"] * 4
+    text = ", ".join(f'"{name}": {{"caption": "{number}"}}' for number, name in enumerate(names))
+    (folder / "meta_cap.json").write_text(f"{{{text}}}", encoding="utf-8")
+    cached(folder, metadata="meta_cap.json", batch_size=4, workers=8)
+    assert len(latents_in(folder / "pictures")) == 1
+    pairs = json.loads(
+        (folder / "meta_cap_lat.json").read_text(encoding="utf-8"), object_pairs_hook=list
+    )
+    assert [key for key, _ in pairs] == names
+    assert len({str(dict(record)["image_size"]) for _, record in pairs}) == 1
+
+
 def test_mistakes_are_told_before_any_work(folder):
     """A place that is missing or taken ends the run with a message, and nothing is made."""
     config = write_cache_config(folder / "cache.toml", metadata="meta_cap.json")

@@ -91,6 +91,11 @@ def test_captions_are_compared_as_each_data_set_has_them():
     assert change == Change("data.1.caption.keep_tokens", 0, 2)
 
 
+def test_a_resumed_run_may_cache_otherwise():
+    """`[cache]` is no part of what is trained, so it may come, go and change."""
+    assert list_changes(config(), config(cache={"images": "a", "flip": True})) == []
+
+
 def test_the_table_names_settings_that_exist():
     """Every pattern of the table fits a setting, so that none is left behind by a renaming."""
     names = [

@@ -6,14 +6,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "toolbox.md").read_text(encoding="utf-8")
-CHAIN = re.compile(r"## From files to a training file\n.*?```sh\n(?P<commands>.*?)```", re.DOTALL)
-FUNCTION = f'capmerge() {{ {shlex.quote(sys.executable)} -m capmerge "$@"; }}; '
+CHAIN = re.compile(r"## From files to a trained model\n.*?```sh\n(?P<commands>.*?)```", re.DOTALL)
+PYTHON = shlex.quote(sys.executable)
+FUNCTIONS = f'capmerge() {{ {PYTHON} -m capmerge "$@"; }}; python() {{ {PYTHON} "$@"; }}; '
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def folder(tmp_path_factory):
     assert found
     for command in found["commands"].splitlines():
         done = subprocess.run(
-            ["bash", "-c", FUNCTION + command],
+            ["bash", "-c", FUNCTIONS + command],
             cwd=folder,
             capture_output=True,
             text=True,
@@ -72,3 +74,19 @@ def test_the_kept_records_are_ready(folder):
     assert all(record["capmerge"] for record in ready.values())
     assert (folder / "ready.json.index").is_file()
     assert (folder / "ready.stats.json").is_file()
+
+
+def test_latents_are_sound_and_packed(folder):
+    """The report of the check is empty, and the shards hold the latents of the kept records."""
+    assert (folder / "report.jsonl").read_text() == ""
+    with tarfile.open(folder / "shards" / "latents-00000.tar") as shard:
+        names = [re.sub(r"(_\d+x\d+_sdxl)?\.npz$", "", name) for name in shard.getnames()]
+    assert names == list(records_of(folder / "kept.json"))
+
+
+def test_a_model_is_trained_on_the_shards(folder):
+    """The run reads every latent from the shards, and ends with a model."""
+    run = folder / "runs" / "packed"
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert max(line.get("step", 0) for line in steps) == 20
+    assert (run / "model").is_dir()

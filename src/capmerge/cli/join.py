@@ -13,6 +13,7 @@ from capmerge.commands.join import JoinOptions, Outcome, join
 from capmerge.commands.join_fields import OnConflict
 from capmerge.cores import usable_cores
 from capmerge.errors import UsageError, printable
+from capmerge.files.open_files import allow_open_files
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
 from capmerge.metadata.opened import open_metadata
 from capmerge.terminal import errors_as_exit_codes, progress_bar
@@ -95,6 +96,7 @@ def join_command(
             force=force,
             max_record_bytes=max_record,
         )
+        allow_open_files(8 * len(files))  # each file, where its records are, and their keys
         with ExitStack() as stack:
             sources: list[Source] = []
             for file in files:

@@ -21,6 +21,7 @@ from capmerge.commands.targets import check_folder
 from capmerge.errors import UsageError
 from capmerge.files.atomic import AtomicFile, Buffer
 from capmerge.files.folders import publish_folder
+from capmerge.files.open_files import allow_open_files
 from capmerge.files.scratch import ScratchFolder, spooled
 from capmerge.files.source import Source, StreamSource
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, Block, FileLayout, read_layout
@@ -84,6 +85,8 @@ def split(
             f"-n {options.parts}: a split by hash has at most {most} parts{of_parquet}, because "
             "all of them are written at the same time. Use --by count or --by bytes."
         )
+    if options.by == "hash":
+        allow_open_files(2 * options.parts)
     target = check_folder(options.folder, source, _PART_NAME, force=options.force)
     with ExitStack() as stack:
         # Temporary folders beside the target; the lock keeps two runs apart.

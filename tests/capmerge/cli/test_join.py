@@ -404,3 +404,16 @@ def test_nothing_is_left_of_a_run_that_is_killed(tmp_path):
     run("join", "-o", "out.json", "a.json", "--force", cwd=tmp_path)
     assert loaded(tmp_path / "out.json") == repr(list(MANY.items()))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "out.json"]
+
+
+def test_more_files_than_a_process_may_open(tmp_path):
+    """The limit that a shell sets is raised."""
+    records = make_records(60)
+    write(tmp_path / "m.json", records)
+    done = run_shell(
+        "ulimit -S -n 64; CAPMERGE split m.json -n 60 --by hash -o parts --quiet && "
+        "CAPMERGE join -o all.json parts/*.json --quiet",
+        cwd=tmp_path,
+    )
+    assert done.code == 0, done.err
+    assert sorted(json.loads((tmp_path / "all.json").read_bytes())) == sorted(records)

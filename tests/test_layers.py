@@ -21,7 +21,7 @@ LAYERS = dict(
 TRAINER_TAKES = "errors rng toml cores start html_page terminal files tokens captions index"
 """The folders and modules of capmerge that the trainer may import."""
 
-WITH_NUMPY = {"files", "tokens", "index", "stats"}
+WITH_NUMPY = {"files", "tokens", "index", "stats", "shards"}
 """The folders of capmerge that may import numpy."""
 LIGHT = [
     *(
@@ -138,6 +138,7 @@ def test_capmerge_is_light(module):
         }
     )
     assert "matplotlib" not in roots or module == "capmerge.stats.figure"
+    assert roots.isdisjoint({"datatrove", "fsspec"}) or module.startswith("capmerge.shards.")
 
 
 def test_the_command_line_loads_nothing_heavy():

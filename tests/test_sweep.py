@@ -29,6 +29,8 @@ PLACES = {
     "convert --out parquet": "convert meta.json --format parquet --force -o HERE",
     "collect DIR": "collect HERE -o new.json --force",
     "collect --out": "collect folder --format json --force -o HERE",
+    "rewrite OUT of shards": "rewrite shards -j 1 -o HERE",
+    "rewrite --latents of shards": "rewrite shards -j 1 -o new --force --latents HERE",
     "verify SRC": "verify HERE out.json --layout lines",
     "verify OUT": "verify meta.json HERE",
     "verify OUT with options": "verify meta.json HERE --layout lines",
@@ -123,6 +125,8 @@ def folder(tmp_path_factory):
     (folder / "pictures.json").write_text('{"sub/p0": {}}')
     write_vae(folder)
     (folder / "folder").mkdir()
+    (folder / "shards").mkdir()
+    (folder / "shards" / "one.json").write_text(json.dumps(RECORDS))
     (folder / "loop").symlink_to("loop")
     os.mkfifo(folder / "fifo")
     return folder

@@ -152,10 +152,17 @@ def _end_with_parent() -> None:
 
     A worker looks at its pipe only between two messages.
     """
-    if sys.platform == "linux":
-        # The kernel does it at once, also in a long call of C code, in which no thread runs.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    kill_with_parent()
     Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def kill_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends; only Linux does that.
+
+    It is done at once, also in a long call of C code, in which no thread runs.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def _wait_for_parent() -> None:

@@ -99,6 +99,15 @@ def count_bar(folder: Path, *, quiet: bool = False) -> Iterator[Callable[[int], 
 
 
 @contextmanager
+def shard_bar(
+    name: str, shards: int, *, quiet: bool = False
+) -> Iterator[Callable[[int], None] | None]:
+    """Show a bar over the shards of `name`; yields a function that takes the number done so far."""
+    with _bar(name, " shards", shards, quiet=quiet) as progress:
+        yield progress
+
+
+@contextmanager
 def _bar(
     name: str, unit: str, total: int | None, *, quiet: bool
 ) -> Iterator[Callable[[int], None] | None]:

@@ -19,6 +19,16 @@ from capmerge.cli.options import (
     TokenizerOption,
     with_merge_options,
 )
+from capmerge.cli.shards import (
+    EngineOption,
+    ExecutorOption,
+    OnlyTaskOption,
+    SbatchOption,
+    ShardChoice,
+    TasksOption,
+    refuse_for_shards,
+    rewrite_shards,
+)
 from capmerge.commands.latent_files import count_names, with_image_size
 from capmerge.commands.rewrite import RewriteOptions, rewrite
 from capmerge.commands.rewrite_summary import Summary
@@ -30,6 +40,7 @@ from capmerge.files.source import Source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
 from capmerge.metadata.format import DATASET, Format, FormatName
 from capmerge.metadata.opened import open_metadata
+from capmerge.shards.places import is_place
 from capmerge.terminal import count_bar, errors_as_exit_codes, progress_bar, warn
 
 if TYPE_CHECKING:
@@ -108,6 +119,11 @@ def rewrite_command(
             help="Write OUT.index in the same pass: the index that the trainer reads.",
         ),
     ] = False,
+    engine: EngineOption = None,
+    tasks: TasksOption = None,
+    only_task: OnlyTaskOption = None,
+    executor: ExecutorOption = None,
+    sbatch: SbatchOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     quiet: QuietOption = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
@@ -118,15 +134,38 @@ def rewrite_command(
     metadata file, a .gz or .zst file of either, a .parquet file, or - for standard input. It is
     never changed, and OUT appears whole or not at all. With --in-place OUT is SRC, and what SRC was
     becomes SRC.bak.
+
+    SRC may also be a folder of such files, or a URL such as s3://bucket/folder. They are shards:
+    each is rewritten to the same name in the folder or URL OUT, several at a time. A second run
+    does only what is missing.
     """
     with errors_as_exit_codes():
-        # Options
-        target = _target(src, out, format_name, in_place=in_place)
+        # Shards
+        if tokenizer and not stats and dry_run is None:
+            raise UsageError(
+                "--tokenizer belongs to --stats and --dry-run. Give one of them, or leave "
+                "--tokenizer out."
+            )
         tokenizers = None
         if stats or dry_run is not None:
             from capmerge.stats.collector import Tokenizers
 
             tokenizers = Tokenizers(merge.family or "sd1", tokenizer)
+        counted = tokenizers if stats else None
+        chosen = ShardChoice(engine, tasks, only_task, executor, sbatch)
+        if is_place(src):
+            of_files: dict[str, object] = {"--in-place": in_place, "--format": format_name}
+            of_files |= {"--dry-run": dry_run, "--index": index}
+            refuse_for_shards(src, of_files | {"--plot": plot, "--report": report})
+            rewrite_shards(
+                chosen.options(src, out, merge, counted, latents, max_record, jobs, force=force),
+                quiet=quiet,
+            )
+            return
+        chosen.refuse_for_file(src)
+
+        # Options
+        target = _target(src, out, format_name, in_place=in_place)
         options = RewriteOptions(
             target,
             Format.choose(format_name, target),
@@ -137,7 +176,7 @@ def rewrite_command(
             jobs or usable_cores(),
             force=force,
             in_place=in_place,
-            stats=tokenizers if stats else None,
+            stats=counted,
             index=index,
             latents=latents,
             max_record_bytes=max_record,
@@ -146,11 +185,6 @@ def rewrite_command(
         # Checks
         if not stats and (plot or report):
             raise UsageError("--plot and --report belong to --stats. Give --stats too.")
-        if tokenizer and not stats and dry_run is None:
-            raise UsageError(
-                "--tokenizer belongs to --stats and --dry-run. Give one of them, or leave "
-                "--tokenizer out."
-            )
         with open_metadata(src) as source:
             files = None
             if stats:

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TextIO
 
@@ -107,7 +108,7 @@ def command_line() -> str:
     return shlex.join(["capmerge", *sys.argv[1:]])
 
 
-def print_statistics(statistics: Document, written: list[Path], *, to: TextIO) -> None:
+def print_statistics(statistics: Document, written: Sequence[Path | str], *, to: TextIO) -> None:
     """Print the table of statistics and the files that were written."""
     encoding = getattr(to, "encoding", None) or "utf-8"  # `to` is None where the stream is closed
     print(f"\n{text_table(statistics, encoding)}\n", file=to)

@@ -45,7 +45,7 @@ from capmerge.stats.repeated_keys import KeyCheck, KeyNotes, RepeatedKeys
 if TYPE_CHECKING:
     from capmerge.index.build import Indexing
     from capmerge.metadata.work import Sink, Stream
-    from capmerge.stats.collector import Tokenizers
+    from capmerge.stats.collector import Gathered, Tokenizers
     from capmerge.stats.document import Document
 
 # A pipe cannot be read twice, so the bytes of the sample stay in memory.
@@ -74,6 +74,11 @@ class RewriteOptions:
     """The tokenizers that count the output in the same pass; None to count nothing."""
     index: bool = False
     """True to write the index of the output in the same pass."""
+    shard_keys: "Sink | None" = None
+    """For one of many shards: a sink that takes the keys of all records, as `joined_keys` does.
+
+    The counts of all shards are merged later, so a shard gets no dataset config and no document of
+    statistics of its own; `Outcome.gathered` has what these are made of."""
     latents: Path | None = None
     """The folder of the cached latents, whose names tell their kind; None to go by the records."""
     max_record_bytes: int = MAX_RECORD_BYTES
@@ -93,7 +98,9 @@ class Outcome:
     repeated: RepeatedKeys
     """The keys, and the fields of records, that occur more than once."""
     statistics: "Document | None" = None
-    """The statistics of the output; None when they were not asked for."""
+    """The statistics of the output; None for a shard, and when they were not asked for."""
+    gathered: "Gathered | None" = None
+    """What the statistics are made of; None when they were not asked for."""
 
 
 def rewrite(
@@ -150,6 +157,8 @@ def rewrite(
             sinks |= gathered.sinks()
         keys = stack.enter_context(KeyCheck(target))
         sinks |= keys.sinks()
+        if options.shard_keys:
+            sinks["keys"] = _Both(sinks["keys"], options.shard_keys)
 
         # Merge every block.
         work = partial(
@@ -183,7 +192,9 @@ def rewrite(
 
         # Finish the side files, and give all files their final names together.
         name = target.name if target else source.name
-        statistics = gathered.document(name, source, layout, options.merge) if gathered else None
+        statistics = None
+        if gathered and not options.shard_keys:
+            statistics = gathered.document(name, source, layout, options.merge)
         if indexing and isinstance(output, AtomicFile):
             with output.read_back() as written:
                 indexing.write(files.side(INDEX), written)
@@ -199,10 +210,13 @@ def rewrite(
             made = receipt(name, fingerprint(source), options.merge, options.on_error, counts)
             folder = (source.path or target).resolve().parent
             files.side(RECEIPT).write(made.encode())
-            config = dataset_config(target, folder, sample.resolutions, found)
-            files.side(DATASET).write(config.encode())
+            if not options.shard_keys:
+                config = dataset_config(target, folder, sample.resolutions, found)
+                files.side(DATASET).write(config.encode())
         files.publish(partial(_swap, source, target, output) if options.in_place else None)
-    return Outcome(total.tally, read_bytes, output.written_bytes, found, repeated, statistics)
+    return Outcome(
+        total.tally, read_bytes, output.written_bytes, found, repeated, statistics, gathered
+    )
 
 
 def _name_of_source(source: Source, target: Path) -> str:
@@ -275,6 +289,18 @@ class _RejectsOnStderr:
         sys.stderr.write(
             "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
         )
+
+
+class _Both:
+    """A sink that hands everything on to two others."""
+
+    def __init__(self, *sinks: "Sink") -> None:
+        self._sinks = sinks
+
+    def write(self, data: Buffer, *, new_block: bool) -> None:
+        """Append `data` to both."""
+        for sink in self._sinks:
+            sink.write(data, new_block=new_block)
 
 
 class _Sample(NamedTuple):

@@ -25,7 +25,8 @@ class Summary:
     tally: Tally
     read_bytes: int
     written_bytes: int
-    seconds: float
+    seconds: float | None
+    """The time that all of it took; None for a run that went on where another had ended."""
     latents: Evidence
     repeated: RepeatedKeys
     merge: MergeOptions
@@ -52,9 +53,10 @@ class Summary:
             ("lines per record", f"{self._lines_per_record:.2f}"),
             ("bytes read", f"{self.read_bytes:,}"),
             ("bytes written", f"{self.written_bytes:,}"),
-            ("seconds", f"{self.seconds:.2f}"),
-            ("MB/s", f"{self._megabytes_per_second:,.0f}"),
         ]
+        if self.seconds is not None:
+            speed = self.read_bytes / 1e6 / max(1e-9, self.seconds)
+            rows += [("seconds", f"{self.seconds:.2f}"), ("MB/s", f"{speed:,.0f}")]
         table = "\n".join(f"{name:<18} {value:>16}" for name, value in rows)
         return "\n".join([table, *(f"note: {note}" for note in self._notes()), *self._settings()])
 
@@ -131,10 +133,6 @@ class Summary:
     @property
     def _lines_per_record(self) -> float:
         return self.tally.lines / max(1, self.tally.rewritten)
-
-    @property
-    def _megabytes_per_second(self) -> float:
-        return self.read_bytes / 1e6 / max(1e-9, self.seconds)
 
 
 def _tag_rows(tally: Tally) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from capmerge.captions.alternatives import trained_alternatives
 from capmerge.captions.merge import Merger
@@ -52,6 +53,38 @@ class Tokenizers:
         return Observer(*self.load(), per_record=per_record)
 
 
+class Sums(NamedTuple):
+    """The counts that statistics are made of."""
+
+    stats: CaptionStats
+    loops: int
+    """The number of records with a caption that loops."""
+    first_loops: tuple[str, ...]
+    """The keys of the first of these."""
+
+
+def document_of(
+    name: str,
+    sums: Sums,
+    duplicates: dict[str, Any],
+    merge: MergeOptions,
+    tokenizers: Tokenizers,
+    counters: tuple[TokenCounter, TokenCounter | None] | None = None,
+) -> Document:
+    """Return the document of what is called `name`; `counters` are those of `tokenizers`."""
+    counter, t5 = counters or tokenizers.load()
+    return build_document(
+        sums.stats,
+        source=name,
+        merge=merge,
+        family=tokenizers.family,
+        counter=counter,
+        t5=t5,
+        duplicates=duplicates,
+        loops={"records": sums.loops, "first": [{"key": key} for key in sums.first_loops]},
+    )
+
+
 class Gathered:
     """The parent's side of statistics: sinks for its streams, and the sum of the workers' counts.
 
@@ -84,6 +117,16 @@ class Gathered:
             sinks["per_record"] = _PerRecordFile(self._per_record)
         return sinks
 
+    @property
+    def caption_hashes(self) -> bytes:
+        """The hash of the whole caption of each record of the source, eight bytes per record."""
+        return self._hashes.taken()
+
+    @property
+    def loops(self) -> FirstKeys:
+        """The records with a caption that loops."""
+        return self._loops
+
     def document(
         self, name: str, source: Source, layout: FileLayout, merge: MergeOptions
     ) -> Document:
@@ -98,18 +141,9 @@ class Gathered:
             firsts = [
                 self._read(source, layout, merge, place) for place in self._places.places(numbers)
             ]
-        return build_document(
-            self.stats,
-            source=Path(name).name,
-            merge=merge,
-            family=self.tokenizers.family,
-            counter=self._counters[0],
-            t5=self._counters[1],
-            duplicates=as_json(groups, firsts),
-            loops={
-                "records": self._loops.count,
-                "first": [{"key": key} for key in self._loops.keys],
-            },
+        sums = Sums(self.stats, self._loops.count, self._loops.keys)
+        return document_of(
+            Path(name).name, sums, as_json(groups, firsts), merge, self.tokenizers, self._counters
         )
 
     def _read(
@@ -120,9 +154,14 @@ class Gathered:
             source.window(place.start, place.end - place.start), layout.kind, last=place.last
         )
         key, record = list(records.pairs)[place.number]
-        Merger(replace(merge, allow_rewritten=True)).merge(record)
-        caption = whole_caption(trained_alternatives(record))
-        return key, caption if len(caption) <= _EXCERPT else caption[: _EXCERPT - 1] + "…"
+        return key, caption_excerpt(record, merge)
+
+
+def caption_excerpt(record: Any, merge: MergeOptions) -> str:
+    """Return the start of the whole caption of a record of the source, which is merged here."""
+    Merger(replace(merge, allow_rewritten=True)).merge(record)
+    caption = whole_caption(trained_alternatives(record))
+    return caption if len(caption) <= _EXCERPT else caption[: _EXCERPT - 1] + "…"
 
 
 class _PerRecordFile:

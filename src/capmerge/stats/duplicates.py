@@ -7,7 +7,12 @@ lies in the source; the first caption of a group is read again only for the grou
 
 import struct
 from bisect import bisect_right
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from capmerge.stats.equal_hashes import Once
 
 LARGEST_GROUPS = 20
 _PARTS = 16
@@ -38,6 +43,29 @@ class Groups(NamedTuple):
     """Each group's size and the number of its first record; largest first, ties to the earlier."""
 
 
+def groups_of(parts: "Iterable[Once]") -> Groups:
+    """Return the duplicates among hashes that are compared on disk, as `RecordHashes` does it."""
+    import numpy as np
+
+    captions = distinct = in_groups = 0
+    largest: list[tuple[int, int, int]] = []  # (-size, hash, first number) of the groups so far
+    for once in parts:
+        hashes = once.hashes.view(np.uint64)
+        held = hashes != 0
+        again = np.flatnonzero(held & (once.counts > 1))
+        captions += int(once.counts[held].sum())
+        distinct += int(np.count_nonzero(held))
+        in_groups += int(once.counts[again].sum())
+        order = np.lexsort((hashes[again], -once.counts[again]))
+        chosen = again[order[:LARGEST_GROUPS]]
+        columns = (-once.counts[chosen], hashes[chosen], once.places[chosen])
+        found = zip(*(column.tolist() for column in columns), strict=True)
+        largest = sorted([*largest, *found])[:LARGEST_GROUPS]
+    shown = sorted((negative, number) for negative, _, number in largest)
+    sized = [(-negative, number) for negative, number in shown]
+    return Groups(captions, distinct, in_groups, sized)
+
+
 class RecordHashes:
     """The sink for the caption hashes of the records."""
 
@@ -47,6 +75,10 @@ class RecordHashes:
     def write(self, data: bytes | memoryview, *, new_block: bool) -> None:  # noqa: ARG002  # a sink
         """Append hashes."""
         self._bytes += data
+
+    def taken(self) -> bytes:
+        """All hashes so far."""
+        return bytes(self._bytes)
 
     def groups(self) -> Groups:
         """Return the duplicates among all hashes so far.

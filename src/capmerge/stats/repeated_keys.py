@@ -3,33 +3,25 @@
 Workers note the keys of their blocks, which are kept on disk until the end. If all are in ascending
 order, none is repeated. Otherwise their 64-bit hashes are compared, a part of them at a time. Where
 some are equal, the keys themselves are compared, so two keys that only share a hash are not taken
-for one. Only a file with more than `_EXACT_KEYS` different repeated keys is counted by hashes
-alone; among 12 million different keys two have the same hash with a chance of 1 in 250,000.
+for one. Only a file with more than `equal_hashes.EXACT` different repeated keys is counted by
+hashes alone; among 12 million different keys two have the same hash with a chance of 1 in 250,000.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from hashlib import blake2b
 from operator import lt
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from capmerge.errors import OutputError, quoted
 from capmerge.files.atomic import Buffer, ScratchFile
 from capmerge.metadata.key_bytes import END, joined_keys, key_text, split_keys
 from capmerge.metadata.work import Sink, Stream
+from capmerge.stats.equal_hashes import SHOWN, Compared, compare, each_once
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-SHOWN_KEYS = 5
+SHOWN_KEYS = SHOWN
 _READ_BYTES = 1 << 20
-_COMPARED_AT_ONCE = 1 << 17
-"""About how many different hashes are compared at once. They take some 60 bytes each."""
-_MOST_BITS = 7
 _WITHOUT_NUMPY = 1 << 18
-_EXACT_KEYS = 1 << 14
 _EXACT_BYTES = 16
 
 
@@ -176,23 +168,12 @@ class KeyCheck:
             return RepeatedKeys(found.records, self._texts(found.firsts))
         return self._compare_texts(found.hashes) if found.hashes else RepeatedKeys()
 
-    def _compare_hashes(self) -> "_Compared":
-        """Compare the hashes of all keys: they are divided by their leading bits, part by part."""
+    def _compare_hashes(self) -> "Compared":
+        """Compare the hashes of all keys."""
         import numpy as np
 
-        bits = min(_MOST_BITS, (self._keys.count // _COMPARED_AT_ONCE).bit_length())
-        with ExitStack() as stack:
-            files = [stack.enter_context(ScratchFile(self._beside)) for _ in range(1 << bits)]
-            place = 0
-            for keys in self._keys.parts():
-                rows = np.empty((len(keys), 2), np.int64)
-                rows[:, 0] = np.fromiter(map(hash, keys), np.int64, len(keys))
-                rows[:, 1] = np.arange(place, place + len(keys))
-                place += len(keys)
-                leading = (rows[:, 0] >> (64 - bits if bits else 63)) + len(files) // 2
-                for number, file in enumerate(files):
-                    file.write(rows[leading == number].tobytes() if bits else rows.tobytes())
-            return _compare(files)
+        parts = (np.fromiter(map(hash, keys), np.int64, len(keys)) for keys in self._keys.parts())
+        return compare(each_once(parts, self._keys.count, self._beside))
 
     def _compare_texts(self, hashes: set[int]) -> RepeatedKeys:
         """Count the repeated keys among those that have one of these hashes."""
@@ -235,73 +216,3 @@ def _temporary_folder() -> Path:
             "found no folder for temporary files that can be written, expected one for the hashes "
             "of the keys. Name a folder in the environment variable TMPDIR."
         ) from error
-
-
-class _Compared(NamedTuple):
-    """The outcome of comparing hashes."""
-
-    records: int
-    """How many hashes occur again further on."""
-    firsts: list[int]
-    """The places where the first `SHOWN_KEYS` of those that do occur first."""
-    hashes: set[int] | None
-    """All different ones of those that do; None for more than `_EXACT_KEYS`."""
-
-
-def _compare(files: list[ScratchFile]) -> _Compared:
-    """Compare the hashes in each of the files, which hold rows of a hash and its place."""
-    import numpy as np
-
-    records, firsts = 0, np.zeros(0, np.int64)
-    repeated: set[int] | None = set()
-    for file in files:
-        seen = _Seen()
-        for data in file.parts(_READ_BYTES):
-            rows = np.frombuffer(data, np.int64).reshape(-1, 2)
-            seen.add(rows[:, 0], rows[:, 1])
-        seen.fold()
-        again = np.flatnonzero(seen.counts > 1)
-        records += int((seen.counts[again] - 1).sum())
-        firsts = np.sort(np.concatenate((firsts, seen.places[again])))[:SHOWN_KEYS]
-        if repeated is not None and len(repeated) + len(again) <= _EXACT_KEYS:
-            repeated.update(seen.hashes[again].tolist())
-        else:
-            repeated = None
-    return _Compared(records, firsts.tolist(), repeated)
-
-
-class _Seen:
-    """The different ones of some hashes, sorted, with the place of the first and their number."""
-
-    def __init__(self) -> None:
-        import numpy as np
-
-        self.hashes: NDArray[np.int64] = np.zeros(0, np.int64)
-        self.places: NDArray[np.int64] = np.zeros(0, np.int64)
-        self.counts: NDArray[np.int64] = np.zeros(0, np.int64)
-        self._new: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-        self._new_count = 0
-
-    def add(self, hashes: "NDArray[np.int64]", places: "NDArray[np.int64]") -> None:
-        """Add hashes with their places, which are behind those of all earlier ones."""
-        self._new.append((hashes, places))
-        self._new_count += len(hashes)
-        if self._new_count > _COMPARED_AT_ONCE // 2:
-            self.fold()
-
-    def fold(self) -> None:
-        """Keep one of equal hashes, the first, and count them."""
-        import numpy as np
-
-        hashes = np.concatenate((self.hashes, *(hashes for hashes, _ in self._new)))
-        places = np.concatenate((self.places, *(places for _, places in self._new)))
-        ones = np.ones(len(hashes) - len(self.counts), np.int64)
-        counts = np.concatenate((self.counts, ones))
-        self._new, self._new_count = [], 0
-        # The kept ones come first, and a stable sort leaves the earliest of equal hashes in front.
-        order = np.argsort(hashes, kind="stable")
-        hashes = hashes[order]
-        starts = np.flatnonzero(np.concatenate(([True], hashes[1:] != hashes[:-1])))
-        starts = starts[: len(hashes)]
-        self.hashes, self.places = hashes[starts], places[order[starts]]
-        self.counts = np.add.reduceat(counts[order], starts) if len(starts) else counts

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from capmerge.stats import repeated_keys
+from capmerge.stats import equal_hashes, repeated_keys
 from capmerge.stats.repeated_keys import KeyCheck, KeyNotes, RepeatedKeys
 
 
@@ -64,18 +64,19 @@ def test_the_counts_of_all_kinds(tmp_path, monkeypatch, kind, with_numpy):
     """Few keys, which are compared without numpy, and many of them give the same exact counts."""
     if with_numpy:
         monkeypatch.setattr(repeated_keys, "_WITHOUT_NUMPY", -1)
-        monkeypatch.setattr(repeated_keys, "_COMPARED_AT_ONCE", 40)
+        monkeypatch.setattr(equal_hashes, "_COMPARED_AT_ONCE", 40)
     keys = KINDS[kind]
     assert checked(tmp_path, [keys[:100], keys[100:300], keys[300:]]) == expected(keys)
 
 
 @pytest.mark.parametrize("exact", [1 << 14, 3])
 def test_many_parts_and_any_order(tmp_path, monkeypatch, exact):
-    """The hashes are compared in small parts, and beyond `_EXACT_KEYS` by themselves alone."""
+    """The hashes are compared in small parts, and beyond `EXACT` by themselves alone."""
     monkeypatch.setattr(repeated_keys, "_WITHOUT_NUMPY", 0)
-    monkeypatch.setattr(repeated_keys, "_COMPARED_AT_ONCE", 64)
+    monkeypatch.setattr(equal_hashes, "_COMPARED_AT_ONCE", 64)
     monkeypatch.setattr(repeated_keys, "_READ_BYTES", 800)
-    monkeypatch.setattr(repeated_keys, "_EXACT_KEYS", exact)
+    monkeypatch.setattr(equal_hashes, "_READ_BYTES", 800)
+    monkeypatch.setattr(equal_hashes, "EXACT", exact)
     rng = random.Random(3)
     keys = [f"danbooru/{rng.randrange(4000)}" for _ in range(3000)]
     assert checked(tmp_path, [keys[:1000], keys[1000:]]) == expected(keys)

@@ -1,0 +1,117 @@
+"""What a task needs to know to rewrite its shards, and the names of the files that it leaves.
+
+A job is handed to other processes and other machines, so it holds plain values alone.
+"""
+
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from capmerge.captions.templates import MergeOptions
+from capmerge.commands.merge_blocks import OnError
+from capmerge.errors import UsageError, printable
+from capmerge.metadata.blocks import MAX_RECORD_BYTES
+from capmerge.metadata.format import SIDE_FILES
+from capmerge.shards.places import Fingerprint, LocalFolder, Place, is_url
+from capmerge.stats.collector import Tokenizers
+
+MANIFEST = "manifest.json"
+STATISTICS = "stats.json"
+_OWN = ".capmerge"
+"""The folder in OUT for all that is neither an output nor for people."""
+LOGS, DONE = f"{_OWN}/logs", f"{_OWN}/done"
+_SHARD = re.compile(r".+\.(jsonl?(\.gz|\.zst)?|parquet)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The rewrite of one shard after the other, by any number of tasks."""
+
+    source: str
+    """The folder or the URL of the shards."""
+    out: str
+    """The folder or the URL of the outputs."""
+    merge: MergeOptions
+    """The options of the merge, with the default of `image_size` decided."""
+    on_error: OnError = "stop"
+    stats: Tokenizers | None = None
+    max_record_bytes: int = MAX_RECORD_BYTES
+    fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
+    """The shards as they were when the job was planned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A shard that could not be rewritten, and why."""
+
+    shard: str
+    message: str
+
+
+def open_place(text: str) -> Place:
+    """The place that a path or a URL names. Raises `UsageError` for an unknown kind of URL."""
+    if is_url(text):
+        from capmerge.shards.urls import UrlFolder
+
+        return UrlFolder(text)
+    return LocalFolder(Path(text))
+
+
+def shard_names(place: Place) -> list[str]:
+    """The names of the shards among the files of a place, sorted.
+
+    Hidden files are none, nor are files that a rewrite writes beside its output. Raises
+    `UsageError` where there are no shards.
+    """
+    found = [name for name in place.files() if _is_shard(name)]
+    if not found:
+        raise UsageError(
+            f"{printable(place.name)}: found no shards, expected files that end in .json, .jsonl "
+            "or .parquet, the first two also with .gz or .zst behind it. Check the path."
+        )
+    return found
+
+
+def _is_shard(name: str) -> bool:
+    folders = name.split("/")
+    return (
+        _SHARD.fullmatch(folders[-1]) is not None
+        and not any(part.startswith(".") for part in folders)
+        and not name.endswith(SIDE_FILES)
+        and name not in (MANIFEST, STATISTICS)
+    )
+
+
+def marker_name(shard: str) -> str:
+    """The file whose presence says that a shard is done, with what there is to know of it."""
+    return f"{DONE}/{shard}.json"
+
+
+def keys_name(shard: str) -> str:
+    """The file of the hashes of the keys of a shard."""
+    return f"{_OWN}/keys/{shard}.u64"
+
+
+def captions_name(shard: str) -> str:
+    """The file of the hashes of the captions of a shard."""
+    return f"{_OWN}/captions/{shard}.u64"
+
+
+def counts_name(shard: str) -> str:
+    """The file of the statistics of a shard."""
+    return f"{_OWN}/stats/{shard}.json.gz"
+
+
+def failure_name(shard: str) -> str:
+    """The file that says why a shard could not be rewritten."""
+    return f"{_OWN}/failed/{shard}.txt"
+
+
+def as_options(job: Job) -> dict[str, Any]:
+    """The options that decide what the outputs hold, as the manifest keeps them."""
+    options = asdict(job.merge) | {"on_error": job.on_error}
+    options["stats"] = job.stats and {"family": job.stats.family, "tokenizer": job.stats.path}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in options.items()
+    }

@@ -12,6 +12,7 @@ from typer.main import get_command_from_info
 from typer.models import CommandInfo
 
 import capmerge
+from capmerge.start import importing
 from capmerge.terminal import make_streams_safe
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class _Commands(TyperGroup):
             return None
         if cmd_name not in self.commands:
             name = cmd_name.replace("-", "_")
-            module = import_module(f"capmerge.cli.{name}")
+            with importing("capmerge: ", "capmerge"):
+                module = import_module(f"capmerge.cli.{name}")
             self.commands[cmd_name] = get_command_from_info(
                 CommandInfo(cmd_name, callback=getattr(module, f"{name}_command")),
                 pretty_exceptions_short=False,

@@ -51,7 +51,7 @@ def member_starts(data: bytes) -> list[int]:
             if (
                 not startswith(closing, closed)
                 or find(b"{", quote + len(opening), closed) >= 0
-                or data[following] in _AFTER_STRINGS
+                or data[following : following + 1] in _AFTER_STRINGS  # also at the end of `data`
             ):
                 break
             starts.append(start)

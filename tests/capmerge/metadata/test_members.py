@@ -152,3 +152,10 @@ def test_fields_that_a_record_has_twice(kind, extra, records):
     for value in expected:
         value.pop("image_path", None)
     assert repr(decoded.values()) == repr(expected)
+
+
+def test_the_last_string_looks_like_the_end_of_a_record():
+    """Nothing follows the quote of a string that ends the bytes."""
+    data = b'"a": {},"a": {},"b": "},"'
+    assert split_members(data) == [b'"a": {}', b'"a": {}', b'"b": "},"']
+    assert list(decode(data, "json", last=False).pairs) == [("a", {}), ("a", {}), ("b", "},")]

@@ -7,28 +7,26 @@ a worker does with a block is in `merge_blocks`.
 import json
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from capmerge.captions.size import size_of
 from capmerge.captions.tally import Tally
 from capmerge.captions.templates import MergeOptions
-from capmerge.captions.written import BrokenRecordError, is_rewritten, read_written
 from capmerge.commands.dataset_config import dataset_config
 from capmerge.commands.latent_files import Evidence, count_names, evidence, with_image_size
 from capmerge.commands.merge_blocks import BlockMerger, Counted, OnError
 from capmerge.commands.receipt import receipt
+from capmerge.commands.rewrite_sample import check_room, growth_warning, take_sample
 from capmerge.commands.targets import check_in_place, check_target
-from capmerge.errors import DataError, OutputError, UsageError, printable
+from capmerge.errors import DataError, UsageError, printable
 from capmerge.files.atomic import AtomicFile, Buffer, OutputFiles, StandardOutput
 from capmerge.files.backup import backup_path, keep_backup
 from capmerge.files.source import Source, fingerprint
-from capmerge.metadata.blocks import MAX_RECORD_BYTES, FileLayout, read_layout
+from capmerge.metadata.blocks import MAX_RECORD_BYTES, read_layout
 from capmerge.metadata.format import (
     DATASET,
     INDEX,
@@ -39,7 +37,6 @@ from capmerge.metadata.format import (
     RecordWriter,
 )
 from capmerge.metadata.parallel import run_blocks, useful_jobs
-from capmerge.metadata.pieces import iter_source
 from capmerge.stats.repeated_keys import KeyCheck, KeyNotes, RepeatedKeys
 
 if TYPE_CHECKING:
@@ -47,9 +44,6 @@ if TYPE_CHECKING:
     from capmerge.metadata.work import Sink, Stream
     from capmerge.stats.collector import Gathered, Tokenizers
     from capmerge.stats.document import Document
-
-# A pipe cannot be read twice, so the bytes of the sample stay in memory.
-_SAMPLE_RECORDS, _SAMPLE_BYTES = 1000, 8 << 20
 
 _JSON = Format("json")
 
@@ -133,11 +127,11 @@ def rewrite(
     options = replace(options, merge=with_image_size(options.merge, names))
 
     # Rewrite a sample to estimate how large the output will be.
-    sample = _sample(source, layout, options)
+    sample = take_sample(source, layout, options.merge, options.on_error, options.format)
     if warn and sample.growth > 2:
-        warn(_growth_warning(sample, options.merge))
+        warn(growth_warning(sample, options.merge))
     if target:
-        _check_room(target, source, sample.growth)
+        check_room(target, source, sample.growth)
 
     with ExitStack() as stack:
         # Open the outputs. Statistics and an index add sinks for the notes of the workers.
@@ -301,77 +295,3 @@ class _Both:
         """Append `data` to both."""
         for sink in self._sinks:
             sink.write(data, new_block=new_block)
-
-
-class _Sample(NamedTuple):
-    """An estimate from the first records for the rest."""
-
-    growth: float
-    """Output bytes over input bytes."""
-    repeats: float
-    """Bytes of repeated lines over input bytes."""
-    resolutions: set[tuple[int, int]]
-    """The [width, height] of the latents in px."""
-
-
-def _sample(source: Source, layout: FileLayout, options: RewriteOptions) -> _Sample:
-    """The estimate from the first records of `source`.
-
-    They are `_SAMPLE_RECORDS` records, fewer when they are long. They are rewritten and thrown
-    away, and the run reads them again.
-    """
-    merger = BlockMerger(source.name, layout, options.merge, options.on_error, options.format)
-    records, read_bytes, written_bytes, repeated_bytes = 0, 0, 0, 0
-    resolutions = set()
-    for piece in iter_source(source, layout, keep=True):
-        body, _ = merger.rewrite(piece)
-        records += len(piece.records.pairs)
-        read_bytes += len(piece.data)
-        written_bytes += sum(map(len, options.format.parts(body)))
-        for _, record in piece.records.pairs:
-            # Only the size of the latents: an image's own size has sides that are no bucket's, and
-            # sd-scripts refuses the steps that it would give.
-            size = size_of(record) if isinstance(record, dict) else None
-            if size and size[2] == "train_resolution":
-                resolutions.add(size[:2])
-            repeated_bytes += _repeated_bytes(record)
-        if records >= _SAMPLE_RECORDS or read_bytes >= _SAMPLE_BYTES:
-            break
-    read_bytes = max(1, read_bytes)
-    return _Sample(written_bytes / read_bytes, repeated_bytes / read_bytes, resolutions)
-
-
-def _repeated_bytes(record: Any) -> int:
-    """The bytes of the lines of a rewritten record that repeat an earlier one."""
-    if not is_rewritten(record):
-        return 0
-    with suppress(BrokenRecordError):  # one that was passed through
-        lines = Counter(read_written(record).lines)
-        return sum(
-            (times - 1) * len(line.encode("utf-8", "surrogatepass"))
-            for line, times in lines.items()
-        )
-    return 0
-
-
-def _growth_warning(sample: _Sample, merge: MergeOptions) -> str:
-    """The warning for an output that will be much larger than its source, with the main reason."""
-    start = f"the output will be about {sample.growth:.1f} times as large as the input, because "
-    if sample.repeats < (sample.growth - 1) / 2:
-        return f"{start}its lines and the fields that are added hold more text than the records."
-    use = "--layout lines with --weights field" if merge.inline else "--weights field"
-    return f"{start}weights repeat lines. Use {use} to store them as numbers instead."
-
-
-def _check_room(target: Path, source: Source, growth: float) -> None:
-    """Raise `OutputError` when the disk has less room than the output will take."""
-    if source.path is None or source.total_bytes is None:
-        return
-    total, _, free = shutil.disk_usage(target.parent)
-    needed = source.total_bytes * growth
-    # Some network file systems report 0 bytes in all; there the run is simply tried.
-    if needed > free and total:
-        raise OutputError(
-            f"{printable(str(target))}: found {free / 1e9:,.2f} GB free, but the output will take "
-            f"about {needed / 1e9:,.2f} GB. Make room, choose another -o, or one that ends in .zst."
-        )

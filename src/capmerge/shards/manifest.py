@@ -14,6 +14,8 @@ from capmerge.shards.job import DONE, MANIFEST, Job, as_options, keys_name, mark
 from capmerge.shards.places import Place
 
 _SCHEMA, _VERSION = "capmerge.shards", 1
+_OF_A_MARK = {"source", "output", "counts", "repeated", "tally"}
+"""What a whole mark holds at least."""
 _NAMED = 3
 """How many differences a message names."""
 
@@ -109,7 +111,8 @@ def shards_of(manifest: dict[str, Any]) -> list[str]:
 def read_marks(out: Place, names: Iterable[str]) -> dict[str, Mark]:
     """The marks of the shards with these names that are done, by their names.
 
-    A shard is not done whose output has gone or has another size by now, or whose hashes have gone.
+    A shard is not done whose output has gone or has another size by now, whose hashes have gone, or
+    whose mark is damaged.
     """
     files = out.files()
     marked = [name for name in names if {marker_name(name), keys_name(name)} <= files.keys()]
@@ -117,9 +120,10 @@ def read_marks(out: Place, names: Iterable[str]) -> dict[str, Mark]:
     for name, content in zip(marked, out.read([*map(marker_name, marked)]), strict=True):
         try:
             mark = json.loads(content or b"")
-        except ValueError:
-            continue
-        if mark["output"]["bytes"] == files.get(name):
+            is_done = mark.keys() >= _OF_A_MARK and mark["output"]["bytes"] == files.get(name)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            continue  # it is damaged
+        if is_done:
             marks[name] = mark
     return marks
 

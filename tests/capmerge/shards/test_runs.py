@@ -342,3 +342,17 @@ def test_mistakes_are_named(folder, tmp_path, words, message):
     assert not list((tmp_path / "out").glob("part-*"))
     assert (tmp_path / "full" / shard_name(3)).read_text() == "mine"
     assert json.loads((tmp_path / "foreign" / "manifest.json").read_bytes()) == {"name": "an app"}
+
+
+@pytest.mark.parametrize("damaged", [b"", b"null", b"[]", b"{}", b'{"output": {"bytes": 1}}'])
+def test_a_shard_with_a_damaged_mark_is_done_again(tmp_path, damaged):
+    """A mark that is not what a run writes counts as none."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.json").write_bytes(b'{"k": {"tags": "a, b", "caption": "A cat."}}')
+    words = ["rewrite", tmp_path / "in", "-o", tmp_path / "out", "--tasks", "1", "-j", "1"]
+    run(*words)
+    mark = tmp_path / "out/.capmerge/done/a.json.json"
+    whole = mark.read_bytes()
+    mark.write_bytes(damaged)
+    run(*words)
+    assert mark.read_bytes() == whole

@@ -249,7 +249,8 @@ def _print_summary(
     options: "ShardOptions", outcome: "ShardsOutcome", seconds: float | None
 ) -> None:
     from capmerge.cli.stats import print_statistics
-    from capmerge.shards.job import STATISTICS, open_place
+    from capmerge.metadata.shard_files import STATISTICS
+    from capmerge.shards.job import open_place
 
     totals = outcome.totals
     summary = Summary(

@@ -21,7 +21,7 @@ from capmerge.commands.targets import check_target
 from capmerge.errors import UsageError, printable, quoted
 from capmerge.files.atomic import AtomicFile, Buffer, OutputFiles
 from capmerge.files.scratch import ScratchFolder, spooled
-from capmerge.files.source import FileSource, Source, StreamSource
+from capmerge.files.source import FileSource, Source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, FileLayout, read_layout
 from capmerge.metadata.format import SIDE_FILES, Format, RecordWriter
 from capmerge.metadata.key_bytes import key_bytes
@@ -105,9 +105,9 @@ def join(
             layout = read_layout(source, options.max_record_bytes, may_be_empty=True)
             with bar(source) as done:
                 file = (
-                    stack.enter_context(spooled(source, scratch, f"{number}.copy", done))
-                    if isinstance(source, StreamSource)
-                    else source
+                    source
+                    if isinstance(source, FileSource)
+                    else stack.enter_context(spooled(source, scratch, f"{number}.copy", done))
                 )
             with bar(file) as done:
                 found = survey(

@@ -23,7 +23,7 @@ from capmerge.files.atomic import AtomicFile, Buffer
 from capmerge.files.folders import publish_folder
 from capmerge.files.open_files import allow_open_files
 from capmerge.files.scratch import ScratchFolder, spooled
-from capmerge.files.source import Source, StreamSource
+from capmerge.files.source import FileSource, Source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, Block, FileLayout, read_layout
 from capmerge.metadata.codec import Pair
 from capmerge.metadata.format import Format
@@ -96,7 +96,7 @@ def split(
 
         # What has to be known of the whole source is found first.
         layout = read_layout(source, options.max_record_bytes, may_be_empty=True)
-        if isinstance(source, StreamSource) and options.by != "hash":
+        if not isinstance(source, FileSource) and options.by != "hash":
             source = stack.enter_context(spooled(source, scratch, "copy", progress))
         spans = None
         if options.by == "hash":
@@ -104,7 +104,7 @@ def split(
         elif options.by == "bytes":
             chosen = ByPlace.of_offsets(layout.first, source.total_bytes or 0, options.parts)
         else:
-            assert not isinstance(source, StreamSource)  # spooled above
+            assert isinstance(source, FileSource)  # spooled above
             found = survey(
                 source,
                 layout,

@@ -77,11 +77,14 @@ def decompressing(file: io.BufferedReader) -> Reader | None:
     # peek() may give fewer bytes than there are, but at least one before the end. No text of JSON
     # begins with the first byte of a magic number.
     head = file.peek(4)[:4]
-    if head and _GZIP_MAGIC.startswith(head[:2]):
-        return GzipReader(file)
-    if head and _begins_zstd(head):
-        return ZstdReader(file)
-    return None
+    if not is_compressed(head):
+        return None
+    return ZstdReader(file) if _begins_zstd(head) else GzipReader(file)
+
+
+def is_compressed(head: bytes) -> bool:
+    """Return whether the first bytes of a file, up to 4, are those of a compressed one."""
+    return bool(head) and (_GZIP_MAGIC.startswith(head[:2]) or _begins_zstd(head))
 
 
 class GzipReader:

@@ -1,8 +1,14 @@
-"""Reading a file at any offset, without a position that processes or threads would share."""
+"""Reading files at any offset, without a position that processes or threads would share."""
 
 import os
 import sys
 import threading
+import weakref
+from collections import OrderedDict
+from pathlib import Path
+
+_MOST_OPEN = 128
+"""The files of one set that a process keeps open; the usual limit of open files is 1024."""
 
 if sys.platform == "win32":
     _LOCK = threading.Lock()
@@ -40,3 +46,33 @@ else:
         ):
             done += more
         return done
+
+
+class OpenFile:
+    """A file that is open for reading, and closed when nothing refers to it any more.
+
+    Raises `OSError` when it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self.descriptor)
+        self.changed_ns = os.fstat(self.descriptor).st_mtime_ns
+        """The time of its last change in ns since 1970."""
+
+
+class OpenFiles:
+    """Many files, of which those that were opened last stay open."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[Path, OpenFile] = OrderedDict()
+
+    def __getitem__(self, path: Path) -> OpenFile:
+        """Return an open file. Raises `OSError` when it cannot be opened."""
+        file = self._open.get(path)
+        if file is None:
+            file = OpenFile(path)
+            while len(self._open) >= _MOST_OPEN:
+                self._open.popitem(last=False)
+            self._open[path] = file
+        return file

@@ -1,6 +1,5 @@
 """Temporary files that worker processes read too, in a folder beside the output they serve."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Self
 
 from capmerge.errors import OutputError, printable
 from capmerge.files.atomic import Buffer, cannot_write
-from capmerge.files.source import FileSource, StreamSource
+from capmerge.files.source import FileSource, Source
 
 _COPY_BYTES = 1 << 20
 _BUFFER_BYTES = 1 << 16
@@ -80,21 +79,19 @@ class ScratchWriter:
 
 
 class SharedFile:
-    """A file that several processes read, each by a handle of its own that it opens at first use.
+    """A file that several processes read, opened at first use.
 
-    The handle is closed when nothing refers to this object any more.
+    It is closed when nothing refers to this object any more.
     """
 
     def __init__(self, open_file: Callable[[], FileSource]) -> None:
         self._open_file = open_file
         self._file: FileSource | None = None
-        self._process = 0
 
     def window(self, start: int, size: int) -> bytes:
         """Return the bytes [start, start + size), fewer only at the end of the file."""
-        # A handle from before a fork has one position for both processes.
-        if self._file is None or self._process != os.getpid():
-            self._file, self._process = self._open_file(), os.getpid()
+        if self._file is None:
+            self._file = self._open_file()
         return self._file.window(start, size)
 
     def __reduce__(self) -> tuple[type["SharedFile"], tuple[Callable[[], FileSource]]]:
@@ -106,7 +103,7 @@ class SharedFile:
 
 
 def spooled(
-    source: StreamSource,
+    source: Source,
     folder: ScratchFolder,
     name: str,
     progress: Callable[[int], None] | None = None,

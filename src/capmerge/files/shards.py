@@ -7,8 +7,6 @@ lies, and that the shards are those that the index was made of. `index/latent_pa
 
 import io
 import os
-import weakref
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +16,7 @@ import numpy as np
 from capmerge.errors import StaleError, printable
 from capmerge.files.atomic import AtomicFile, ScratchFile
 from capmerge.files.columns import Column, Columns, Schema, write_columns
-from capmerge.files.positioned import read_at, read_into
+from capmerge.files.positioned import OpenFile, OpenFiles, read_at, read_into
 
 INDEX, NAMES = "latents.index", "latents.names"
 BLOCK = 512
@@ -39,8 +37,6 @@ ROW = np.dtype([*_PLACES.items()])
 
 _NAME_BYTES = 100
 """The length of the name in a tar header; longer names have a block of their own before it."""
-_MOST_OPEN = 128
-"""The shards that a process keeps open; the usual limit of open files is 1024."""
 
 
 class DamagedShardError(OSError):
@@ -91,7 +87,7 @@ class Shards:
         self._columns = {name: columns[name] for name in _PLACES}
         self._rows = columns.rows
         self._text = names["text"]
-        self._open: OrderedDict[int, _Shard] = OrderedDict()
+        self._open = OpenFiles()
         ends = self._columns["name_end"]
         if names.about["identity"] != self.identity or (
             self._rows and int(ends[-1]) != len(self._text)
@@ -139,15 +135,9 @@ class Shards:
             int(columns["size"][number]),
         )
 
-    def shard(self, number: int) -> "_Shard":
+    def shard(self, number: int) -> OpenFile:
         """Return an open shard. Raises `OSError` when it cannot be opened."""
-        shard = self._open.get(number)
-        if shard is None:
-            shard = _Shard(self.folder / shard_name(number))
-            while len(self._open) >= _MOST_OPEN:
-                self._open.popitem(last=False)
-            self._open[number] = shard
-        return shard
+        return self._open[self.folder / shard_name(number)]
 
     def _check_shards(self, remedy: str) -> None:
         """Compare the sizes of all shards with the end of the last member of each."""
@@ -209,7 +199,7 @@ class Member:
 class Window(io.RawIOBase):
     """The bytes of a member as a file."""
 
-    def __init__(self, shard: "_Shard", start: int, size: int) -> None:
+    def __init__(self, shard: OpenFile, start: int, size: int) -> None:
         super().__init__()
         self._shard, self._start, self._size, self._at = shard, start, size, 0
 
@@ -243,16 +233,6 @@ class Window(io.RawIOBase):
             )
         self._at += done
         return done
-
-
-class _Shard:
-    """An open shard, which is closed when nothing refers to it any more."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        weakref.finalize(self, os.close, self.descriptor)
-        self.changed_ns = os.fstat(self.descriptor).st_mtime_ns
-        """The time of its last change in ns since 1970."""
 
 
 def padded(size: int) -> int:

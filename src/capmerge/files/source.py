@@ -1,23 +1,26 @@
 """Reading a source - a file or a pipe, plain or compressed - as bytes at any offset.
 
-A plain file is read at the offset that is asked for, by seek and read: every process opens its own
-handle, so no POSIX-only call is needed. A pipe or a compressed file is read once, front to back;
-its bytes are kept until they are released.
+A plain file is read at the offset that is asked for. A pipe or a compressed file is read once,
+front to back; its bytes are kept until they are released. `chained` reads several plain files as
+one.
 """
 
 import hashlib
 import os
 import sys
 from contextlib import closing
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, Self, cast
 
 if TYPE_CHECKING:
     import io
+    from collections.abc import Callable
 
 from capmerge.errors import DataError, UsageError, printable
 from capmerge.files.compression import BrokenStreamError, Reader, decompressing
+from capmerge.files.positioned import read_at
 
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 4096
 
@@ -35,8 +38,44 @@ class Window(Protocol):
         """Return the bytes [start, start + size), fewer only at the end."""
 
 
+class Source(Window, Protocol):
+    """Metadata that are opened for reading; a context in which a change of the file is an error."""
+
+    path: Path | None
+    """The path by which other processes can read it; None if it can be read only once."""
+    total_bytes: int | None
+    """The size of the file, compressed if it is; None for a pipe."""
+
+    def release(self, before: int) -> None:
+        """Say that the bytes before this offset are no longer needed."""
+
+    def read_bytes(self, offset: int) -> int:
+        """Return how much of `total_bytes` was read when the source is done up to `offset`."""
+
+    def is_file(self, path: Path) -> bool:
+        """Return whether `path` is a file that the source reads, under any name."""
+
+    def check_unchanged(self) -> None:
+        """Raise `DataError` when a file was written to while it was read."""
+
+    def reopener(self) -> "Callable[[], Window] | None":
+        """Return a function for other processes that opens the source once more, if that can be.
+
+        It can be pickled, and raises `DataError` when another file has the path by then.
+        """
+
+    def close(self) -> None:
+        """Close all files."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object, /
+    ) -> None: ...
+
+
 class FileSource:
-    """A plain file, read at any offset.
+    """A plain file, read at any offset, also by several threads.
 
     If `descriptor` is given, the file is read through it, and `close` leaves it open.
     """
@@ -44,7 +83,6 @@ class FileSource:
     def __init__(self, path: Path, descriptor: int | None = None) -> None:
         self.name = str(path)
         self.path: Path | None = path
-        """The path by which other processes can read it; None if it can be read only once."""
         self._file = (
             path.open("rb", buffering=0)
             if descriptor is None
@@ -57,13 +95,13 @@ class FileSource:
     def window(self, start: int, size: int) -> bytes:
         """Return the bytes [start, start + size), fewer only at the end of the file."""
         try:
-            self._file.seek(start)
-            window = self._file.read(size) or b""
-            while len(window) < size and (more := self._file.read(size - len(window))):
-                window += more
+            return read_at(self._file.fileno(), size, start)
         except OSError as error:
-            raise _cannot_read(self.name, error) from error
-        return window
+            raise cannot_read(self.name, error) from error
+
+    def place_of(self, offset: int) -> tuple[str, int]:
+        """Return the name of the file and the offset itself."""
+        return self.name, offset
 
     def release(self, before: int) -> None:
         """Do nothing, since a file can be read again."""
@@ -79,7 +117,12 @@ class FileSource:
     def check_unchanged(self) -> None:
         """Raise `DataError` when the file was written to while it was read."""
         if _identity(self._file.fileno()) != self.identity:
-            raise _changed(self.name)
+            raise changed(self.name)
+
+    def reopener(self) -> "Callable[[], FileSource]":
+        """Return a function that opens the file once more, in another process."""
+        assert self.path is not None
+        return partial(reopen, self.path, self.identity)
 
     def close(self) -> None:
         """Close the file."""
@@ -117,7 +160,7 @@ class StreamSource:
             try:
                 more = self._stream.read(1 << 18)
             except OSError as error:
-                raise _cannot_read(self.name, error) from error
+                raise cannot_read(self.name, error) from error
             except BrokenStreamError as error:
                 at = (
                     self._compressed.tell()
@@ -148,7 +191,11 @@ class StreamSource:
     def check_unchanged(self) -> None:
         """Raise `DataError` when a file was written to while it was read; a pipe never is."""
         if self._compressed and _identity(self._compressed.fileno()) != self._opened_as:
-            raise _changed(self.name)
+            raise changed(self.name)
+
+    def reopener(self) -> None:
+        """Return None, since it can be read only once."""
+        return
 
     def close(self) -> None:
         """Close the stream and the file under it."""
@@ -177,10 +224,7 @@ class BytesSource:
         return self._data[start - self._offset : start - self._offset + size]
 
 
-Source = FileSource | StreamSource
-
-
-def open_source(path: str) -> Source:
+def open_source(path: str) -> FileSource | StreamSource:
     """Open a source; `-` is standard input.
 
     gzip and zstd are recognized by the first bytes, not by the name of the file. Raises
@@ -226,12 +270,12 @@ def reopen(path: Path, identity: Identity) -> FileSource:
     try:
         source = FileSource(path)
     except FileNotFoundError:
-        raise _changed(str(path)) from None
+        raise changed(str(path)) from None
     except OSError as error:
-        raise _cannot_read(str(path), error) from error
+        raise cannot_read(str(path), error) from error
     if source.identity != identity:
         source.close()
-        raise _changed(str(path))
+        raise changed(str(path))
     return source
 
 
@@ -264,7 +308,8 @@ def _blame_change(source: Source, error: BaseException | None) -> None:
         source.check_unchanged()
 
 
-def _changed(name: str) -> DataError:
+def changed(name: str) -> DataError:
+    """Return the error for a file that was written to while it was read."""
     return DataError(
         name,
         None,
@@ -274,7 +319,8 @@ def _changed(name: str) -> DataError:
     )
 
 
-def _cannot_read(name: str, error: OSError) -> DataError:
+def cannot_read(name: str, error: OSError) -> DataError:
+    """Return the error for a file whose bytes the system does not give."""
     return DataError(
         name,
         None,
@@ -289,5 +335,9 @@ def _is_file(descriptor: int, path: Path) -> bool:
 
 
 def _identity(descriptor: int) -> Identity:
-    status = os.fstat(descriptor)
+    return identity_of(os.fstat(descriptor))
+
+
+def identity_of(status: os.stat_result) -> Identity:
+    """Return what tells a file from another one, and from itself after a change."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

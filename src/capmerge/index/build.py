@@ -16,8 +16,9 @@ from capmerge.captions.fields import MARK
 from capmerge.captions.written import BrokenRecordError, is_rewritten
 from capmerge.errors import DataError, StaleError
 from capmerge.files.atomic import AtomicFile, ScratchFile
+from capmerge.files.chained import ChainedSource
 from capmerge.files.columns import Column, opened_or_made, write_columns
-from capmerge.files.source import FileSource, fingerprint_text
+from capmerge.files.source import Source, fingerprint_text
 from capmerge.index.reader import (
     KIND,
     ROW,
@@ -34,6 +35,7 @@ from capmerge.metadata.blocks import MAX_RECORD_BYTES, Block, FileLayout, Kind, 
 from capmerge.metadata.codec import Stray, decode
 from capmerge.metadata.offsets import iter_placed
 from capmerge.metadata.parallel import run_blocks, useful_jobs
+from capmerge.metadata.shard_files import check_lines
 from capmerge.metadata.work import Chunk
 
 Progress = Callable[[int], None]
@@ -94,7 +96,7 @@ def build_index(
     It is written `at` that path, or beside the metadata. Any number of `jobs` gives the same bytes.
     An index that is not of `rewritten` records takes records of any kind, and cannot be trained by:
     it has no `tokens`.
-    Raises `UsageError` for a file that has no offsets or another file `at` that path, `DataError`
+    Raises `UsageError` for metadata without offsets or another file `at` that path, `DataError`
     for one that is damaged or not rewritten, `OutputError` (`BusyError` while another process
     builds it) or `WorkerError`; an older index then stays as it was.
     """
@@ -136,7 +138,7 @@ class Indexing:
         """Return a function that makes each worker its `RowMaker`; it can be pickled."""
         return partial(RowMaker, tokens=self._tokens, rewritten=self._rewritten)
 
-    def write(self, file: AtomicFile, metadata: FileSource) -> None:
+    def write(self, file: AtomicFile, metadata: Source) -> None:
         """Write the index of the whole `metadata` into `file`."""
         _write(file, self.rows, metadata, self._kind, tokens=self._tokens)
 
@@ -159,6 +161,8 @@ def _build(
     rewritten: bool = True,
 ) -> Index:
     with open_indexable(metadata) as source:
+        if isinstance(source, ChainedSource):
+            check_lines(source)
         layout = read_layout(source, max_record_bytes, may_be_empty=True)
         with Indexing(file.target, layout.kind, tokens=tokens, rewritten=rewritten) as indexing:
             run_blocks(
@@ -227,9 +231,7 @@ class _Indexer:
         )
 
 
-def _write(
-    file: AtomicFile, rows: RowSink, source: FileSource, kind: Kind, *, tokens: bool
-) -> None:
+def _write(file: AtomicFile, rows: RowSink, source: Source, kind: Kind, *, tokens: bool) -> None:
     """Write the index of `source` from the rows of all its records."""
     kept = np.ones(rows.count, bool)
     kept[_repeated(rows, source, kind)] = False
@@ -251,7 +253,7 @@ def _write(
     write_columns(file, about, count, columns)
 
 
-def _repeated(rows: RowSink, source: FileSource, kind: Kind) -> NDArray[np.int64]:
+def _repeated(rows: RowSink, source: Source, kind: Kind) -> NDArray[np.int64]:
     """Return the numbers of the rows whose key occurs again further on in the file.
 
     Equal keys have equal stems, so only rows whose stem hashes agree are compared, by their real

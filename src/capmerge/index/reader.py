@@ -8,6 +8,7 @@ import hashlib
 import os
 import weakref
 import zlib
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,14 +17,18 @@ from numpy.typing import NDArray
 
 from capmerge.errors import StaleError, UsageError, printable
 from capmerge.files.atomic import side_path
+from capmerge.files.chained import ChainedSource
 from capmerge.files.columns import Columns, Schema, has_columns
-from capmerge.files.positioned import read_at
 from capmerge.files.source import FileSource, fingerprint_text, open_source
 from capmerge.index.latent_names import hash_of, stem_of
 from capmerge.metadata.blocks import Kind
 from capmerge.metadata.codec import NotJsonError, Stray, decode
 from capmerge.metadata.format import INDEX
 from capmerge.metadata.parquet_columns import MAGIC as PARQUET_MAGIC
+from capmerge.metadata.shard_files import open_lines
+
+Indexable = FileSource | ChainedSource
+"""Metadata whose records can be read one by one."""
 
 KIND, VERSION = "capmerge.index", 2
 
@@ -62,8 +67,9 @@ class Index:
     path. Threads and processes may share one. `open_index` and `build.ensure_index` return it.
     """
 
-    def __init__(self, metadata: Path, columns: Columns) -> None:
+    def __init__(self, metadata: Path, source: Indexable, columns: Columns) -> None:
         self.metadata = metadata
+        """The file, or the folder of shards."""
         self.path = columns.path
         self.fingerprint: str = columns.about["fingerprint"]
         """The metadata's size and the hash of 64 evenly spaced blocks, in hexadecimal digits."""
@@ -94,19 +100,15 @@ class Index:
         self.leads: NDArray[np.uint8] = columns["leads"]
         """The direction of each key's stem: `INSIDE`, `ABSOLUTE` or `ABOVE` of `latent_names`."""
         self._columns = columns
-        try:
-            self._descriptor = os.open(metadata, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        except OSError as error:
-            raise UsageError(
-                f"{printable(str(metadata))}: the file cannot be read ({error.strerror})."
-            ) from error
-        weakref.finalize(self, os.close, self._descriptor)
+        self._source = source
+        weakref.finalize(self, source.close)
 
     def __len__(self) -> int:
         return self._columns.rows
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open_again, (self.metadata, self.path, self.fingerprint)
+        chain = self._source if isinstance(self._source, ChainedSource) else None
+        return _open_again, (self.metadata, chain, self.path, self.fingerprint)
 
     @property
     def has_tokens(self) -> bool:
@@ -135,7 +137,7 @@ class Index:
         Lone surrogates, NaN and big integers are read too. Raises `StaleError` when the metadata
         do not hold the record there, or one with other bytes.
         """
-        data = read_at(self._descriptor, int(self.length[number]), int(self.offset[number]))
+        data = self._source.window(int(self.offset[number]), int(self.length[number]))
         if zlib.crc32(data) != self.checksum[number]:
             raise self._changed(number)
         try:
@@ -151,6 +153,10 @@ class Index:
                 return key, record
         raise self._changed(number)
 
+    def place_of(self, number: int) -> tuple[str, int]:
+        """Return the file that holds record `number`, and the offset in it."""
+        return self._source.place_of(int(self.offset[number]))
+
     def rows_of(self, key: str) -> list[int]:
         """Return the number of the row of the record with this key; an empty list without one.
 
@@ -165,10 +171,10 @@ class Index:
         return hashlib.blake2b(self.checksum.data, digest_size=16).hexdigest()
 
     def _changed(self, number: int) -> StaleError:
+        name, offset = self.place_of(number)
         return StaleError(
-            f"{printable(str(self.metadata))}, byte {int(self.offset[number]):,}: "
-            f"this is not record {number} of its index, so the file has changed since. "
-            f"{remedy(self.metadata, self.path)} --force"
+            f"{printable(name)}, byte {offset:,}: this is not record {number} of its index, so the "
+            f"file has changed since. {remedy(self.metadata, self.path)} --force"
         )
 
 
@@ -193,23 +199,27 @@ def open_index(metadata: Path, at: Path | None = None) -> Index:
     Raises `StaleError` when it is missing, broken, of another version, or was made of other content
     than the file has now; `UsageError` when the metadata cannot be read, or are compressed.
     """
-    with open_indexable(metadata) as source:
-        found = fingerprint_text(source)
     path = index_path(metadata, at)
-    columns = _columns(metadata, path)
-    if columns.about.get("fingerprint") != found:
-        raise StaleError(
-            f"{printable(str(columns.path))}: it was made of other content than "
-            f"{printable(metadata.name)} has now. {remedy(metadata, path)}"
-        )
-    return Index(metadata, columns)
+    with ExitStack() as stack:
+        source = stack.enter_context(closing(open_indexable(metadata)))
+        found = fingerprint_text(source)
+        columns = _columns(metadata, path)
+        if columns.about.get("fingerprint") != found:
+            raise StaleError(
+                f"{printable(str(columns.path))}: it was made of other content than "
+                f"{printable(metadata.name)} has now. {remedy(metadata, path)}"
+            )
+        stack.pop_all()
+    return Index(metadata, source, columns)
 
 
-def open_indexable(metadata: Path) -> FileSource:
-    """Open the metadata; raises `UsageError` unless it is a plain file of JSON or JSON lines.
+def open_indexable(metadata: Path) -> Indexable:
+    """Open the metadata: a file of JSON or JSON lines, or a folder of files of JSON lines.
 
-    Nothing else has offsets.
+    Raises `UsageError` for anything else, whose records have no offsets.
     """
+    if metadata.is_dir():
+        return open_lines(metadata)
     shown = printable(str(metadata))
     if metadata.is_fifo():  # opening it would wait for a writer
         raise _no_offsets_of_pipe(shown)
@@ -249,12 +259,15 @@ def _columns(metadata: Path, path: Path, *, read_all: bool = True) -> Columns:
     return columns
 
 
-def _open_again(metadata: Path, path: Path, fingerprint: str) -> Index:
-    """Open a pickled index, whose fit to the metadata was checked when it was first opened."""
+def _open_again(metadata: Path, chain: ChainedSource | None, path: Path, fingerprint: str) -> Index:
+    """Open a pickled index, whose fit to the metadata was checked when it was first opened.
+
+    A folder is the `chain` of then, even if it has more files by now.
+    """
     columns = _columns(metadata, path, read_all=False)
     if columns.about.get("fingerprint") != fingerprint:
         raise StaleError(f"{printable(str(path))}: it was replaced while it was in use. Run again.")
-    return Index(metadata, columns)
+    return Index(metadata, chain or open_indexable(metadata), columns)
 
 
 def remedy(metadata: Path, path: Path) -> str:

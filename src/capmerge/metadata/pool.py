@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Self
 
 from capmerge.errors import DataError
-from capmerge.files.source import FileSource, Source
+from capmerge.files.source import Source
 from capmerge.metadata.blocks import Block, FileLayout
 from capmerge.metadata.cuts import next_block
 from capmerge.metadata.pieces import MiscutError, recut
@@ -60,11 +60,10 @@ class Pool:
         start_method: str,
     ) -> None:
         self._source, self._layout = source, layout
-        file = (source.path, source.identity) if isinstance(source, FileSource) else None
         slots = [Slots(start_method) for _ in range(jobs)]
         self._processes = WorkerProcesses(
             work_on_blocks,
-            [(memory, make_work, file) for memory in slots],
+            [(memory, make_work, source.reopener()) for memory in slots],
             start_method,
             "before its work was done, so the output is not complete",
         )

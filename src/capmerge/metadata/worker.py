@@ -11,11 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
-from pathlib import Path
 from typing import Any
 
 from capmerge.errors import CapmergeError
-from capmerge.files.source import FileSource, Identity, reopen
+from capmerge.files.source import Window
 from capmerge.metadata.blocks import Block
 from capmerge.metadata.pieces import MiscutError
 from capmerge.metadata.steady_memory import steady_memory
@@ -108,15 +107,15 @@ def work_on_blocks(
     connection: Connection,
     slots: Slots,
     make_work: Callable[[], Work],
-    file: tuple[Path, Identity] | None,
+    reopen: Callable[[], Window] | None,
 ) -> None:
     """Work on blocks until the parent says that there are no more, or has ended.
 
-    `file` is the source as the parent opened it; None if the parent sends the bytes of the blocks.
+    `reopen` opens the source as the parent did; None if the parent sends the bytes of the blocks.
     """
     try:
         with steady_memory():
-            _WorkerLoop(connection, slots, file).run(make_work())
+            _WorkerLoop(connection, slots, reopen).run(make_work())
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent has ended, so nobody needs this work any more
     finally:
@@ -127,11 +126,11 @@ class _WorkerLoop:
     """The worker's side of the pipe."""
 
     def __init__(
-        self, connection: Connection, slots: Slots, file: tuple[Path, Identity] | None
+        self, connection: Connection, slots: Slots, reopen: Callable[[], Window] | None
     ) -> None:
         self._connection, self._slots = connection, slots
-        self._of_parent = file
-        self._file: FileSource | None = None
+        self._reopen = reopen
+        self._source: Window | None = None
         self._tasks: deque[Task | None] = deque()
         self._free = list(range(_SLOTS))
         # The counts of blocks that may yet turn out to have begun at a wrong cut.
@@ -165,10 +164,10 @@ class _WorkerLoop:
         return self._free.pop()
 
     def _read(self, block: Block) -> bytes:
-        if self._file is None:
-            assert self._of_parent is not None  # else the parent sends the bytes
-            self._file = reopen(*self._of_parent)
-        return self._file.window(block.start, block.end - block.start)
+        if self._source is None:
+            assert self._reopen is not None  # else the parent sends the bytes
+            self._source = self._reopen()
+        return self._source.window(block.start, block.end - block.start)
 
     def _answer(self, task: Task, work: Work) -> None:
         block, data = task.block, task.data

@@ -3,7 +3,6 @@
 A job is handed to other processes and other machines, so it holds plain values alone.
 """
 
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,13 @@ from capmerge.captions.templates import MergeOptions
 from capmerge.commands.merge_blocks import OnError
 from capmerge.errors import UsageError, printable
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
-from capmerge.metadata.format import SIDE_FILES
+from capmerge.metadata.shard_files import is_shard
 from capmerge.shards.places import Fingerprint, LocalFolder, Place, is_url
 from capmerge.stats.collector import Tokenizers
 
-MANIFEST = "manifest.json"
-STATISTICS = "stats.json"
 _OWN = ".capmerge"
 """The folder in OUT for all that is neither an output nor for people."""
 LOGS, DONE = f"{_OWN}/logs", f"{_OWN}/done"
-_SHARD = re.compile(r".+\.(jsonl?(\.gz|\.zst)?|parquet)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,26 +57,15 @@ def open_place(text: str) -> Place:
 def shard_names(place: Place) -> list[str]:
     """The names of the shards among the files of a place, sorted.
 
-    Hidden files are none, nor are files that a rewrite writes beside its output. Raises
-    `UsageError` where there are no shards.
+    Raises `UsageError` where there are none.
     """
-    found = [name for name in place.files() if _is_shard(name)]
+    found = [name for name in place.files() if is_shard(name)]
     if not found:
         raise UsageError(
             f"{printable(place.name)}: found no shards, expected files that end in .json, .jsonl "
             "or .parquet, the first two also with .gz or .zst behind it. Check the path."
         )
     return found
-
-
-def _is_shard(name: str) -> bool:
-    folders = name.split("/")
-    return (
-        _SHARD.fullmatch(folders[-1]) is not None
-        and not any(part.startswith(".") for part in folders)
-        and not name.endswith(SIDE_FILES)
-        and name not in (MANIFEST, STATISTICS)
-    )
 
 
 def marker_name(shard: str) -> str:

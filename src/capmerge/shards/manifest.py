@@ -10,7 +10,8 @@ from typing import Any
 
 import capmerge
 from capmerge.errors import DataError, UsageError, printable, quoted
-from capmerge.shards.job import DONE, MANIFEST, Job, as_options, keys_name, marker_name
+from capmerge.metadata.shard_files import MANIFEST
+from capmerge.shards.job import DONE, Job, as_options, keys_name, marker_name
 from capmerge.shards.places import Place
 
 _SCHEMA, _VERSION = "capmerge.shards", 1

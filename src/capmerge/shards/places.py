@@ -4,7 +4,6 @@ A task reads a shard from a local path, and writes its output to one. Of a local
 the files themselves, of a URL copies in a scratch folder.
 """
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 from capmerge.errors import CapmergeError, DataError, OutputError, in_words, printable
 from capmerge.files.atomic import cannot_write, write_whole
 from capmerge.files.source import FileSource, fingerprint
+from capmerge.metadata.shard_files import files_below
 
 Fingerprint = dict[str, Any]
 """By which a shard is known again: its size in bytes, and a hash or the version in its store."""
@@ -89,15 +89,7 @@ class LocalFolder:
 
     def files(self) -> dict[str, int]:
         """The bytes of all files in the folder and below it, by their names, sorted."""
-        found: dict[str, int] = {}
-        if not self.path.exists():
-            return found
-        for folder, _, names in os.walk(self.path, onerror=_cannot_list):
-            for name in names:
-                path = Path(folder, name)
-                if path.is_file():  # neither a pipe nor a link to nowhere
-                    found[path.relative_to(self.path).as_posix()] = path.stat().st_size
-        return dict(sorted(found.items()))
+        return files_below(self.path)
 
     def fingerprint(self, name: str, *, listed: bool = False) -> Fingerprint:  # noqa: ARG002  # it is read anew
         """The size of a file in bytes, and a hash of 64 blocks of it."""
@@ -157,10 +149,3 @@ class LocalFolder:
         except OSError as error:
             raise cannot_write(path, error) from error
         return path
-
-
-def _cannot_list(error: OSError) -> None:
-    raise CapmergeError(
-        f"{printable(str(error.filename))}: the folder cannot be listed ({in_words(error)}). "
-        "Check the disk and the permissions."
-    )

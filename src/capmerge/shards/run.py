@@ -13,10 +13,10 @@ from capmerge.commands.latent_files import Evidence, count_names, evidence, with
 from capmerge.commands.merge_blocks import OnError
 from capmerge.errors import BusyError, UsageError, printable
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
+from capmerge.metadata.shard_files import STATISTICS
 from capmerge.shards.engine import run_here
 from capmerge.shards.job import (
     LOGS,
-    STATISTICS,
     Failure,
     Job,
     failure_name,

@@ -71,7 +71,7 @@ class SampleMaker:
                 read, found.captions, config.text, sample, step=step, max_steps=self._max_steps
             )
         except BrokenRecordError as error:
-            metadata, offset = str(found.settings.metadata), int(found.index.offset[record])
+            metadata, offset = found.index.place_of(record)
             raise DataError(
                 metadata, offset, key, str(error), "Rewrite the original again."
             ) from error

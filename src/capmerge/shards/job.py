@@ -3,6 +3,7 @@
 A job is handed to other processes and other machines, so it holds plain values alone.
 """
 
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from capmerge.captions.templates import MergeOptions
 from capmerge.commands.merge_blocks import OnError
 from capmerge.errors import UsageError, printable
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
-from capmerge.metadata.shard_files import is_shard
+from capmerge.metadata.shard_files import MANIFEST, STATISTICS, is_shard
 from capmerge.shards.places import Fingerprint, LocalFolder, Place, is_url
 from capmerge.stats.collector import Tokenizers
 
 _OWN = ".capmerge"
 """The folder in OUT for all that is neither an output nor for people."""
 LOGS, DONE = f"{_OWN}/logs", f"{_OWN}/done"
+_LONGEST = 227
+"""The bytes of the longest name of a shard: 255, less 28 for the hidden name of its receipt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +60,40 @@ def open_place(text: str) -> Place:
 def shard_names(place: Place) -> list[str]:
     """The names of the shards among the files of a place, sorted.
 
-    Raises `UsageError` where there are none.
+    Raises `UsageError` where there are none, and where one has a name that cannot be kept.
     """
-    found = [name for name in place.files() if is_shard(name)]
+    files = place.files()
+    if not any(name.startswith(f"{_OWN}/") for name in files):
+        _check_not_taken(place, files)
+    found = [name for name in files if is_shard(name)]
     if not found:
         raise UsageError(
             f"{printable(place.name)}: found no shards, expected files that end in .json, .jsonl "
             "or .parquet, the first two also with .gz or .zst behind it. Check the path."
         )
+    for name in found:
+        size = len(os.fsencode(name.rpartition("/")[2]))
+        if size > _LONGEST:
+            raise UsageError(
+                f"{printable(place.full_name(name))}: found a file name of {size} bytes, expected "
+                f"at most {_LONGEST}, as longer names are made from it for the files beside its "
+                "output. Rename the shard."
+            )
     return found
+
+
+def _check_not_taken(place: Place, files: dict[str, int]) -> None:
+    """Raise `UsageError` where a folder that is not of an earlier run has files like those of one.
+
+    They would be left out as none of the shards.
+    """
+    for name in (MANIFEST, STATISTICS):
+        if name in files:
+            raise UsageError(
+                f"{printable(place.full_name(name))}: found a file of this name among the shards, "
+                "expected none, as a run writes its own file of this name beside the outputs. "
+                "Rename it if it is a shard, or else move it out of the folder."
+            )
 
 
 def marker_name(shard: str) -> str:

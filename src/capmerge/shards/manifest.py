@@ -5,18 +5,17 @@ and once more at its end, with what became of each shard and with the counts of 
 """
 
 import json
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
 import capmerge
 from capmerge.errors import DataError, UsageError, printable, quoted
 from capmerge.metadata.shard_files import MANIFEST
-from capmerge.shards.job import DONE, Job, as_options, keys_name, marker_name
+from capmerge.shards.job import DONE, Job, as_options, marker_name
 from capmerge.shards.places import Place
 
 _SCHEMA, _VERSION = "capmerge.shards", 1
-_OF_A_MARK = {"source", "output", "counts", "repeated", "tally"}
-"""What a whole mark holds at least."""
 _NAMED = 3
 """How many differences a message names."""
 
@@ -109,23 +108,26 @@ def shards_of(manifest: dict[str, Any]) -> list[str]:
     return [shard["name"] for shard in manifest["shards"]]
 
 
+def write_mark(out: Place, name: str, mark: Mark) -> None:
+    """Write the mark of a shard that is done. Raises `OutputError`."""
+    out.write(marker_name(name), json.dumps(mark | {"crc32": _checksum(mark)}).encode())
+
+
 def read_marks(out: Place, names: Iterable[str]) -> dict[str, Mark]:
     """The marks of the shards with these names that are done, by their names.
 
-    A shard is not done whose output has gone or has another size by now, whose hashes have gone, or
+    A shard is not done whose output, hashes or counts have gone or have another size by now, or
     whose mark is damaged.
     """
     files = out.files()
-    marked = [name for name in names if {marker_name(name), keys_name(name)} <= files.keys()]
+    marked = [name for name in names if marker_name(name) in files]
     marks = {}
     for name, content in zip(marked, out.read([*map(marker_name, marked)]), strict=True):
-        try:
-            mark = json.loads(content or b"")
-            is_done = mark.keys() >= _OF_A_MARK and mark["output"]["bytes"] == files.get(name)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            continue  # it is damaged
-        if is_done:
-            marks[name] = mark
+        mark = _whole(content)
+        if mark is not None:
+            expected = {name: mark["output"]["bytes"], **mark["files"]}
+            if all(files.get(file) == size for file, size in expected.items()):
+                marks[name] = mark
     return marks
 
 
@@ -134,6 +136,20 @@ def remove_marks(out: Place) -> None:
     for name in out.files():
         if name.startswith(f"{DONE}/"):
             out.remove(name)
+
+
+def _whole(content: bytes | None) -> Mark | None:
+    """The mark that a file holds, or None where it is damaged."""
+    try:
+        mark = dict(json.loads(content or b""))
+        return mark if mark.pop("crc32") == _checksum(mark) else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _checksum(mark: Mark) -> str:
+    """The CRC-32 of what a mark says, as eight hexadecimal digits."""
+    return f"{zlib.crc32(json.dumps(mark).encode()):08x}"
 
 
 def _fingerprint(found: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -187,8 +187,23 @@ def _run(
         datatrove.run_ray(job, missing, tasks, options.workers, logs)
     else:
         datatrove.run_local(job, missing, tasks, options.workers or tasks, logs)
-    failed = zip(missing, out.read([*map(failure_name, missing)]), strict=True)
-    return [Failure(name, message.decode()) for name, message in failed if message is not None]
+    # A task may fail to write its message as well, so those without a mark count.
+    marks = read_marks(out, missing)
+    undone = [name for name in missing if name not in marks]
+    unknown = (
+        "the shard was not done, and its task left no message. Look for the cause in the logs in "
+        f"{logs}, and run the same command again."
+    )
+    return [
+        Failure(name, f"{printable(shards.full_name(name))}: {unknown}" if told is None else told)
+        for name, told in zip(undone, _messages(out, undone), strict=True)
+    ]
+
+
+def _messages(out: Place, names: list[str]) -> Iterator[str | None]:
+    """Why each of these shards failed; None where its task left no message."""
+    for content in out.read([*map(failure_name, names)]):
+        yield None if content is None else content.decode()
 
 
 def _launches(files: Iterable[str]) -> int:

@@ -27,9 +27,9 @@ from capmerge.shards.job import (
     counts_name,
     failure_name,
     keys_name,
-    marker_name,
     open_place,
 )
+from capmerge.shards.manifest import write_mark
 from capmerge.shards.places import Place
 from capmerge.stats.key_hashes import KeyHashes
 from capmerge.stats.parts import stats_as_json, tally_as_json
@@ -69,19 +69,21 @@ def rewrite_shard(job: Job, name: str) -> None:
         with out.written(keys_name(name)) as key_file, AtomicFile(key_file) as keys:
             outcome = _rewritten(job, source, target, shards.full_name(name), keys)
             keys.publish()
+            files = {keys_name(name): key_file.stat().st_size}
         output = {"bytes": target.stat().st_size, "crc32": _checksum(target)}
     # Another program may have written to the shard since it was opened.
     _check_unchanged(job, shards, name)
-    _write_counts(out, name, outcome)
+    files |= _write_counts(out, name, outcome)
     mark = {
         "capmerge": capmerge.__version__,
         "source": job.fingerprints[name],
         "output": output,
+        "files": files,
         "counts": {"read_bytes": outcome.read_bytes, "written_bytes": output["bytes"]},
         "repeated": outcome.repeated._asdict(),
         "tally": tally_as_json(outcome.tally),
     }
-    out.write(marker_name(name), json.dumps(mark).encode())
+    write_mark(out, name, mark)
 
 
 def _check_unchanged(job: Job, shards: Place, name: str) -> None:
@@ -136,17 +138,25 @@ def _rewrite(job: Job, path: Path, target: Path, name: str, keys: AtomicFile) ->
         return rewrite(source, options)
 
 
-def _write_counts(out: Place, name: str, outcome: Outcome) -> None:
-    """Write what the statistics of all shards are made of, if they were asked for."""
+def _write_counts(out: Place, name: str, outcome: Outcome) -> dict[str, int]:
+    """Write what the statistics of all shards are made of, if they were asked for.
+
+    Returns the bytes of the files by their names.
+    """
     if not outcome.gathered:
-        return
+        return {}
     gathered = outcome.gathered
-    out.write(captions_name(name), gathered.caption_hashes)
     counts = {
         "stats": stats_as_json(gathered.stats),
         "loops": {"count": gathered.loops.count, "first": gathered.loops.keys},
     }
-    out.write(counts_name(name), gzip.compress(json.dumps(counts).encode(), 1, mtime=0))
+    contents = {
+        captions_name(name): gathered.caption_hashes,
+        counts_name(name): gzip.compress(json.dumps(counts).encode(), 1, mtime=0),
+    }
+    for file, content in contents.items():
+        out.write(file, content)
+    return {file: len(content) for file, content in contents.items()}
 
 
 def _checksum(path: Path) -> str:

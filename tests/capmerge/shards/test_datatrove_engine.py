@@ -144,3 +144,15 @@ def test_a_task_for_ray_does_its_shards(tmp_path, monkeypatch):
     executor._run_for_rank(1)
     assert sorted(path.name for path in out.glob("part-??.jsonl")) == names[1::2]
     assert executor.get_incomplete_ranks() == [0]
+
+
+def test_a_failure_without_a_message_is_told(tmp_path):
+    """A shard whose task could not even write why it failed is no success."""
+    shards, out = tmp_path / "in", tmp_path / "out"
+    shards.mkdir()
+    (shards / "a.json").write_bytes(b'{"k": 1}')
+    (out / ".capmerge").mkdir(parents=True)
+    (out / ".capmerge" / "failed").symlink_to(tmp_path / "nowhere")
+    told = run("rewrite", shards, "-o", out, "-j", "1", "--engine", "datatrove", fails=1).err
+    assert "1 shard of 1 could not be rewritten" in told
+    assert "its task left no message" in told

@@ -344,7 +344,9 @@ def test_mistakes_are_named(folder, tmp_path, words, message):
     assert json.loads((tmp_path / "foreign" / "manifest.json").read_bytes()) == {"name": "an app"}
 
 
-@pytest.mark.parametrize("damaged", [b"", b"null", b"[]", b"{}", b'{"output": {"bytes": 1}}'])
+@pytest.mark.parametrize(
+    "damaged", [b"", b"null", b"[]", b"{}", b'{"output": {"bytes": 1}}', "tally"]
+)
 def test_a_shard_with_a_damaged_mark_is_done_again(tmp_path, damaged):
     """A mark that is not what a run writes counts as none."""
     (tmp_path / "in").mkdir()
@@ -353,6 +355,62 @@ def test_a_shard_with_a_damaged_mark_is_done_again(tmp_path, damaged):
     run(*words)
     mark = tmp_path / "out/.capmerge/done/a.json.json"
     whole = mark.read_bytes()
+    if damaged == "tally":
+        damaged = whole.replace(b'"tally": {', b'"tally": {"x": 1, ')
     mark.write_bytes(damaged)
     run(*words)
     assert mark.read_bytes() == whole
+
+
+@pytest.mark.parametrize("kind", ["keys", "captions", "stats"])
+@pytest.mark.parametrize("cut", [0, 8])
+def test_a_shard_with_a_cut_file_of_counts_is_done_again(tmp_path, kind, cut):
+    """Hashes and counts that lost their end do not make the counts of all shards wrong."""
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        shard = b'{"k": {"tags": "a, b", "caption": "A cat."}, "%s": {"tags": "c"}}' % name.encode()
+        (tmp_path / "in" / f"{name}.json").write_bytes(shard)
+    words = ["rewrite", tmp_path / "in", "-o", tmp_path / "out", "--stats", "-j", "1"]
+    run(*words)
+    before = [(tmp_path / "out" / name).read_bytes() for name in ("manifest.json", "stats.json")]
+    assert manifest(tmp_path / "out")["keys_in_several_shards"]["keys"] == 1
+    (path,) = (tmp_path / "out" / ".capmerge" / kind).glob("a.json.*")
+    path.write_bytes(path.read_bytes()[:cut])
+    assert "1 of 2 shards are done already" in run(*words).err
+    after = [(tmp_path / "out" / name).read_bytes() for name in ("manifest.json", "stats.json")]
+    assert after == before
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "stats.json"])
+def test_a_shard_with_the_name_of_a_file_of_a_run_is_refused(tmp_path, name):
+    """It is not left out without a word; the outputs of a run are taken as shards all the same."""
+    shards, out = tmp_path / "in", tmp_path / "out"
+    shards.mkdir()
+    for shard in ("a.json", name):
+        (shards / shard).write_bytes(b'{"k": {"tags": "a, b"}}')
+    told = run("rewrite", shards, "-o", out, "-j", "1", fails=2).err
+    assert f"{name}: found a file of this name among the shards" in told
+    assert not out.exists()
+    (shards / name).rename(shards / "b.json")
+    run("rewrite", shards, "-o", out, "-j", "1", "--stats")
+    run("rewrite", out, "-o", tmp_path / "again", "-j", "1", "--allow-rewritten")
+    assert [shard["name"] for shard in manifest(tmp_path / "again")["shards"]] == [
+        "a.json",
+        "b.json",
+    ]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="paths of Windows are shorter")
+def test_names_that_are_too_long_are_refused_before_the_run(tmp_path):
+    """A name of 227 bytes has room for every file beside it, one of 228 is refused."""
+    shards, out = tmp_path / "in", tmp_path / "out"
+    shards.mkdir()
+    longest = "n" * (227 - len(".json")) + ".json"
+    (shards / longest).write_bytes(b'{"k": {"tags": "a, b"}, "bad": 1}')
+    words = ["rewrite", shards, "-o", out, "-j", "1", "--stats", "--on-error", "skip"]
+    run(*words)
+    assert (out / f"{longest}.rejects.jsonl").exists()
+    (shards / f"n{longest}").write_bytes(b'{"k": {"tags": "a, b"}}')
+    told = run(*words, fails=2).err
+    assert "found a file name of 228 bytes, expected at most 227" in told
+    assert not (out / f"n{longest}").exists()

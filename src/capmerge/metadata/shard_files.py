@@ -24,7 +24,9 @@ _LINES = ".jsonl"
 def files_below(folder: Path) -> dict[str, int]:
     """Return the bytes of all files in a folder and below it, by their names, sorted.
 
-    The names have slashes between the folders. Raises `CapmergeError` where one cannot be listed.
+    The names have slashes between the folders. A link to nowhere is a file of no bytes, so that it
+    is missed by whoever reads it; folders that are links are not entered.
+    Raises `CapmergeError` where a folder cannot be listed.
     """
     found: dict[str, int] = {}
     if not folder.exists():
@@ -32,8 +34,11 @@ def files_below(folder: Path) -> dict[str, int]:
     for where, _, names in os.walk(folder, onerror=_cannot_list):
         for name in names:
             path = Path(where, name)
-            if path.is_file():  # neither a pipe nor a link to nowhere
-                found[path.relative_to(folder).as_posix()] = path.stat().st_size
+            name_below = path.relative_to(folder).as_posix()
+            if path.is_file():  # no pipe
+                found[name_below] = path.stat().st_size
+            elif path.is_symlink() and not path.exists():
+                found[name_below] = 0
     return dict(sorted(found.items()))
 
 

@@ -114,6 +114,7 @@ def run_shards(
     # shards than its own.
     shards, out = open_place(options.source), open_place(options.out)
     _check_apart(shards, out)
+    _check_folder(out)
     names = shard_names(shards)
     alone = options.only_task is not None
     if alone:
@@ -222,6 +223,15 @@ def _check_apart(shards: Place, out: Place) -> None:
         raise UsageError(
             f"{printable(out.name)}: the outputs would lie among the shards of "
             f"{printable(shards.name)}, which are never written to. Choose another -o."
+        )
+
+
+def _check_folder(out: Place) -> None:
+    """Raise `UsageError` where the outputs would lie in something that is no folder."""
+    if out.is_local and os.path.lexists(out.name) and not Path(out.name).is_dir():
+        raise UsageError(
+            f"{printable(out.name)}: found something that is no folder, expected a folder for the "
+            "outputs of the shards, or nothing. Choose another -o."
         )
 
 

@@ -307,7 +307,12 @@ def _running(argument: str) -> list[psutil.Process]:
         ("shards -o out --index", "--index is for a single file"),
         ("shards -o out --in-place", "--in-place is for a single file"),
         ("joined.jsonl -o out.jsonl --tasks 2", "--tasks is for a folder"),
-        ("shards -o joined.jsonl", "joined.jsonl"),
+        ("shards -o joined.jsonl", "joined.jsonl: found something that is no folder"),
+        pytest.param(
+            "linked -o out",
+            "z.jsonl: the shard cannot be read",
+            marks=pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows"),
+        ),
         ("nothing://x/y -o out", "this kind of URL cannot be opened"),
         ("shards -o full", "there is no manifest"),
         ("shards -o foreign", "expected the manifest of an earlier run"),
@@ -323,6 +328,10 @@ def test_mistakes_are_named(folder, tmp_path, words, message):
     """A mistake is one message, and nothing is written to the outputs."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
+    if words.startswith("linked"):
+        (tmp_path / "linked").mkdir()
+        (tmp_path / "linked" / "a.jsonl").symlink_to(tmp_path / "joined.jsonl")
+        (tmp_path / "linked" / "z.jsonl").symlink_to("nowhere")
     (tmp_path / "full" / shard_name(3)).write_text("mine")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "manifest.json").write_text('{"name": "an app"}')
@@ -339,7 +348,7 @@ def test_mistakes_are_named(folder, tmp_path, words, message):
     assert done.returncode in (1, 2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
-    assert not list((tmp_path / "out").glob("part-*"))
+    assert not list((tmp_path / "out").glob("*.jsonl"))
     assert (tmp_path / "full" / shard_name(3)).read_text() == "mine"
     assert json.loads((tmp_path / "foreign" / "manifest.json").read_bytes()) == {"name": "an app"}
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from capmerge.commands.filter_blocks import Filter, Wanted
 from capmerge.commands.key_files import iter_listed_keys
+from capmerge.commands.records_output import check_is_file
 from capmerge.commands.targets import check_target
 from capmerge.errors import UsageError, printable
 from capmerge.files.atomic import AtomicFile, Buffer, OutputFiles, side_path
@@ -80,6 +81,7 @@ def filter_records(
             "nothing says which records to keep. Give --latents, --require, --min-tokens, "
             "--max-tokens, --keys or --exclude."
         )
+    check_is_file(options.target)
     target = check_target(
         options.target, source, force=options.force, side_suffixes=(*SIDE_FILES, DROPPED)
     )

@@ -17,6 +17,7 @@ from capmerge.captions.fields import MARK
 from capmerge.commands.join_blocks import Joiner
 from capmerge.commands.join_fields import FieldRules, OnConflict
 from capmerge.commands.join_reader import JoinedFile
+from capmerge.commands.records_output import check_is_file
 from capmerge.commands.targets import check_target
 from capmerge.errors import UsageError, printable, quoted
 from capmerge.files.atomic import AtomicFile, Buffer, OutputFiles
@@ -198,6 +199,7 @@ def _rules(names: Sequence[str], options: JoinOptions) -> FieldRules | None:
 
 def _checked_targets(sources: Sequence[Source], options: JoinOptions) -> tuple[Path, Path | None]:
     """The real paths of the output and of the list of what is missing."""
+    check_is_file(options.target)
     target, missing = options.target, options.missing
     for source in sources:
         target = check_target(options.target, source, force=options.force, side_suffixes=SIDE_FILES)

@@ -1,7 +1,7 @@
 """The work of a join on each block: its records, each with the others that have its key."""
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import compress
 from typing import Any, NamedTuple
 
@@ -120,6 +120,9 @@ class Joiner:
             # Without rules only the records that others may give way to are looked into.
             looked_at = heads if self._rules else [head for head in heads if head.next >= 0]
             before = self.counts.block.copy()
+            if self._fields and (paired := self._paired(data, heads, self._fields)):
+                yield paired
+                continue
             groups = self._groups(data, looked_at)
             if groups is None:
                 self.counts.block = before
@@ -132,6 +135,69 @@ class Joiner:
                     head.start: group[0] for head, group in zip(looked_at, groups, strict=True)
                 }
                 yield self._whole(data, heads, chosen), b""
+
+    def _paired(
+        self, data: bytes, heads: list[_Head], fields: FieldJoiner
+    ) -> tuple[Buffer, bytes] | None:
+        """What `_by_fields` returns, if each head has one more record, all of one file.
+
+        Files with equal keys are of this kind: their records are joined without a look at each of
+        them. Returns None for others, and for records that cannot be joined.
+        """
+        following = [head.next for head in heads]
+        low, high = min(following), max(following)
+        source = bisect_right(self._firsts, low) - 1
+        if low < 0 or source == self._source or high >= self._firsts[source + 1]:
+            return None
+        first = self._firsts[source]
+        numbers = [number - first for number in following]
+        if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+            return None
+        if any(next_of(link) >= 0 for link in self._links.read(low, len(heads))):
+            return None
+        read = self._readers[source].read(numbers, _BYTES_AT_ONCE)
+        if read is None:
+            return None
+        ones = self._files[self._source].origin.decode(
+            [data[head.start : head.end] for head in heads]
+        )
+        others = self._files[source].origin.decode(read[1])
+        columns = {self._source: ones.values(), source: others.values()}
+        if len(columns[self._source]) != len(heads) or len(columns[source]) != len(heads):
+            return None
+        try:
+            joined, conflicts = fields.join_pairs((self._source, source), *columns.values())
+        except ConflictError:
+            return None
+        self.counts.block["doubled"] += len(ones.doubled) + len(others.doubled)
+        self.counts.block["conflicts"] += conflicts
+        pairs = list(zip(ones.keys(), joined, strict=True))
+        lines = self._missing_lines(
+            fields, pairs, fields.missing_in(columns, len(pairs)), [columns] * len(pairs)
+        )
+        by_key = None if ones.by_key is None else dict(pairs)
+        records = Records(pairs, ones.exact | others.exact, by_key=by_key)
+        return self._passage.encoded(self._files[self._source].origin.name, records), lines
+
+    def _missing_lines(
+        self,
+        fields: FieldJoiner,
+        pairs: Sequence[Pair],
+        missing: Mapping[int, list[str]],
+        having: Sequence[Container[int]],
+    ) -> bytes:
+        """The lines on the fields that these records lack; `having` tells their files.
+
+        The fields are counted.
+        """
+        lines = []
+        for number, names in sorted(missing.items()):
+            lines.append(to_json({"key": pairs[number][0], "missing": names}) + "\n")
+            for name in names:
+                self.counts.block[f"missing {name}"] += 1
+                if fields.rules.owners[name] not in having[number]:
+                    self.counts.block[f"no record {name}"] += 1
+        return "".join(lines).encode()
 
     def _groups(self, data: bytes, heads: list[_Head]) -> list[list[_Member]] | None:
         """The records with the key of each head: one of each file if fields are joined, else one.
@@ -246,17 +312,11 @@ class Joiner:
             pairs.append((group[0].key, record))
             if conflicts:
                 self.counts.block["conflicts"] += conflicts
-        lines = []
-        for number, names in sorted(fields.missing(all_parts).items()):
-            lines.append(to_json({"key": pairs[number][0], "missing": names}) + "\n")
-            having = {source for source, _ in all_parts[number]}
-            for name in names:
-                self.counts.block[f"missing {name}"] += 1
-                if fields.rules.owners[name] not in having:
-                    self.counts.block[f"no record {name}"] += 1
+        having = [[source for source, _ in parts] for parts in all_parts]
+        lines = self._missing_lines(fields, pairs, fields.missing(all_parts), having)
         records = Records(pairs, frozenset(exact))
         body = self._passage.encoded(self._files[self._source].origin.name, records)
-        return body, "".join(lines).encode()
+        return body, lines
 
     def _not_joined(self, group: list[_Member], error: ConflictError) -> DataError:
         """The error for records whose fields cannot be joined."""

@@ -65,14 +65,42 @@ class FieldJoiner:
             if record.__class__ is not dict:
                 return join_fields(parts, self.rules)
         names = tuple([(source, *record) for source, record in parts])
+        plan = self._planned(names, parts)
+        if plan is None:
+            return join_fields(parts, self.rules)
+        return {name: parts[place][1][name] for place, name in plan}, 0
+
+    def join_pairs(
+        self, sources: tuple[int, int], ones: Sequence[Any], others: Sequence[Any]
+    ) -> tuple[list[dict[str, Any]], int]:
+        """What `join` makes of each two records, which two `sources` give in this order.
+
+        With them comes the number of values that gave way to others. Raises as `join` does.
+        """
+        first, second = sources
+        plans, joined, conflicts = self._plans, list[dict[str, Any]](), 0
+        for both in zip(ones, others, strict=True):
+            one, other = both
+            plan = None
+            if one.__class__ is dict and other.__class__ is dict:
+                plan = plans.get(((first, *one), (second, *other)))
+            if plan is None:
+                record, more = self.join(((first, one), (second, other)))
+                joined.append(record)
+                conflicts += more
+            else:
+                joined.append({name: both[place][name] for place, name in plan})
+        return joined, conflicts
+
+    def _planned(
+        self, names: tuple[Any, ...], parts: Sequence[Part]
+    ) -> list[tuple[int, str]] | None:
+        """The plan for `parts`, whose files and fields are `names`; None if values decide."""
         if names not in self._plans:
             if len(self._plans) == _MOST_PLANS:
                 self._plans.clear()
             self._plans[names] = self._plan(parts)
-        plan = self._plans[names]
-        if plan is None:
-            return join_fields(parts, self.rules)
-        return {name: parts[place][1][name] for place, name in plan}, 0
+        return self._plans[names]
 
     def _plan(self, parts: Sequence[Part]) -> list[tuple[int, str]] | None:
         """For each field of the joined record the number of its part; None if values decide it."""
@@ -88,13 +116,19 @@ class FieldJoiner:
 
     def missing(self, groups: Sequence[Sequence[Part]]) -> dict[int, list[str]]:
         """The fields of `FieldRules.owners` that their files lack, by the numbers of the groups."""
-        columns = [[None] * len(groups) for _ in self.rules.names]
+        columns: dict[int, list[Any]] = {
+            source: [None] * len(groups) for source in range(len(self.rules.names))
+        }
         for number, parts in enumerate(groups):
             for source, record in parts:
                 columns[source][number] = record
+        return self.missing_in(columns, len(groups))
+
+    def missing_in(self, columns: Mapping[int, Sequence[Any]], count: int) -> dict[int, list[str]]:
+        """What `missing` returns; each of the files has `count` records, or none at all."""
         missing = defaultdict[int, list[str]](list)
         for name, source in self.rules.owners.items():
-            for number in numbers_without(columns[source], name):
+            for number in numbers_without(columns.get(source, [None] * count), name):
                 missing[number].append(name)
         return missing
 

@@ -1,9 +1,21 @@
 """An output file of records in any format, for commands that write them one batch after another."""
 
+from pathlib import Path
+
+from capmerge.errors import UsageError
 from capmerge.files.atomic import AtomicFile, StandardOutput
 from capmerge.metadata.codec import Records, encode
 from capmerge.metadata.format import Format, RecordWriter
 from capmerge.metadata.parquet_writer import ParquetWriter
+
+
+def check_is_file(target: Path) -> None:
+    """Raise `UsageError` for standard output, where a command needs files beside its output."""
+    if str(target) == "-":
+        raise UsageError(
+            "-: standard output has no place for temporary and side files. Name a file, or ./- if "
+            "that is its name; `capmerge convert FILE -o - --format jsonl` then prints it."
+        )
 
 
 class RecordsOutput:

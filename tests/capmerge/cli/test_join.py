@@ -365,7 +365,7 @@ def test_a_join_is_that_of_dicts(tmp_path, monkeypatch, files, choice, parts):
         (["--key-prefix", "x=a.json", "--key-prefix", "y=a.json"], "a.json is given twice"),
         (["a.json"], "the file is given twice"),
         (["--fields", "tags=a.json", "--missing", "out.json"], "have one name"),
-        (["-o", "-"], "Name a file"),
+        (["-o", "-"], "`capmerge convert FILE -o -"),
         (["-o", "out.parquet"], "found the ending of Parquet"),
         (["--fields", "tags=a.json", "--missing", "a.json", "--force"], "the source itself"),
     ],

@@ -42,6 +42,29 @@ def test_plans_are_the_rule(records, owners, on_conflict):
     assert outcome(lambda: joiner.join(parts)) == expected
 
 
+@given(
+    pairs=st.lists(st.tuples(RECORDS | st.just(1), RECORDS), max_size=4),
+    owners=st.dictionaries(st.sampled_from(NAMES[:3]), st.integers(0, 1)),
+    on_conflict=st.sampled_from(["error", "first", "last"]),
+    sources=st.permutations([0, 1]),
+)
+def test_pairs_at_once_are_the_rule(pairs, owners, on_conflict, sources):
+    """Pairs of records joined at once are what the rule makes of each, or the first error."""
+    rules = FieldRules(["a.json", "b.json"], owners, on_conflict)
+    groups = [list(zip(sources, pair, strict=True)) for pair in pairs]
+
+    def one_by_one():
+        found = [join_fields(parts, rules) for parts in groups]
+        return dict(enumerate(list(one.items()) for one, _ in found)), sum(n for _, n in found)
+
+    def at_once():
+        columns = [list(column) for column in zip(*pairs, strict=True)] or [[], []]
+        joined, conflicts = FieldJoiner(rules).join_pairs(tuple(sources), *columns)
+        return dict(enumerate(list(one.items()) for one in joined)), conflicts
+
+    assert outcome(at_once) == outcome(one_by_one)
+
+
 @given(records=st.lists(RECORDS, min_size=2, max_size=3), owner=st.integers(0, 1))
 def test_the_mark_and_its_caption_stay_together(records, owner):
     """The joined record has the caption of one file with its mark and the fields of the mark."""

@@ -26,7 +26,8 @@ from trainer.data.batch import Batch
 from trainer.data.datasets import open_datasets
 from trainer.data.epochs import EpochPlans, RunSize, run_size
 from trainer.data.held_out import hold_out
-from trainer.data.loader import Share, build_loader
+from trainer.data.loader import build_loader
+from trainer.data.micro_batches import Share
 from trainer.data.samples import SampleMaker, build_chunker
 from trainer.model.noise_schedule import Schedule
 from trainer.model.trainable import parameter_groups

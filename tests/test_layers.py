@@ -36,6 +36,7 @@ LIGHT = [
     ),
     *(
         "trainer.config.conflicts",
+        "trainer.config.impossible",
         "trainer.config.rules",
         "trainer.config.overrides",
         "trainer.config.validation",

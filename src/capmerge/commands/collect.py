@@ -20,7 +20,8 @@ from capmerge.commands.targets import check_target
 from capmerge.commands.text_files import Text, check_encodings, read_text
 from capmerge.errors import DataError, UsageError, printable
 from capmerge.files.atomic import AtomicFile, OutputFiles
-from capmerge.metadata.codec import Records, to_json
+from capmerge.metadata.codec import Records
+from capmerge.metadata.encoding import to_json
 from capmerge.metadata.format import REJECTS, Format
 
 _READ_AT_ONCE = 1 << 7

@@ -16,7 +16,8 @@ from capmerge.errors import DataError, RecordError, UsageError, printable
 from capmerge.files.atomic import AtomicFile, Buffer, OutputFiles, StandardOutput
 from capmerge.files.source import Source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, Block, FileLayout, read_layout
-from capmerge.metadata.codec import Stray, encode
+from capmerge.metadata.codec import Stray
+from capmerge.metadata.encoding import encode
 from capmerge.metadata.format import (
     FRAMINGS,
     PARQUET,

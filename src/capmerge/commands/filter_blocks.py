@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from capmerge.captions.presence import numbers_without
 from capmerge.commands.filter_lengths import AlternativeLengths, Lengths
 from capmerge.metadata.blocks import Block, FileLayout
-from capmerge.metadata.codec import Pair, to_json
+from capmerge.metadata.codec import Pair
+from capmerge.metadata.encoding import to_json
 from capmerge.metadata.format import Format
 from capmerge.metadata.key_bytes import key_bytes
 from capmerge.metadata.raw_records import Origin, Passage, iter_raw

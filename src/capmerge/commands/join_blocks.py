@@ -17,7 +17,8 @@ from capmerge.commands.join_reader import JoinedFile, RecordReader
 from capmerge.errors import DataError, printable
 from capmerge.files.atomic import Buffer
 from capmerge.metadata.blocks import PIECE_BYTES, Block
-from capmerge.metadata.codec import Pair, Records, to_json
+from capmerge.metadata.codec import Pair, Records
+from capmerge.metadata.encoding import to_json
 from capmerge.metadata.format import FRAMINGS, Format
 from capmerge.metadata.key_links import KeyLinks, is_first, next_of
 from capmerge.metadata.raw_records import Passage

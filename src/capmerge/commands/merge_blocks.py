@@ -12,7 +12,8 @@ from capmerge.captions.written import BrokenRecordError
 from capmerge.errors import DataError, RecordError
 from capmerge.files.atomic import Buffer
 from capmerge.metadata.blocks import PIECE_BYTES, Block, FileLayout
-from capmerge.metadata.codec import Records, Stray, encode, to_json
+from capmerge.metadata.codec import Records, Stray
+from capmerge.metadata.encoding import encode, to_json
 from capmerge.metadata.format import FRAMINGS, Format, reserved_fields
 from capmerge.metadata.offsets import spans_written
 from capmerge.metadata.pieces import Piece, iter_block, place_of

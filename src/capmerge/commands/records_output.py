@@ -4,7 +4,8 @@ from pathlib import Path
 
 from capmerge.errors import UsageError
 from capmerge.files.atomic import AtomicFile, StandardOutput
-from capmerge.metadata.codec import Records, encode
+from capmerge.metadata.codec import Records
+from capmerge.metadata.encoding import encode
 from capmerge.metadata.format import Format, RecordWriter
 from capmerge.metadata.parquet_writer import ParquetWriter
 

@@ -9,7 +9,8 @@ from capmerge.errors import DataError, UsageError, printable
 from capmerge.files.atomic import AtomicFile
 from capmerge.files.source import Source
 from capmerge.metadata.blocks import MAX_RECORD_BYTES, read_layout
-from capmerge.metadata.codec import Stray, encode
+from capmerge.metadata.codec import Stray
+from capmerge.metadata.encoding import encode
 from capmerge.metadata.format import Format, RecordWriter
 from capmerge.metadata.pieces import iter_source, place_of
 

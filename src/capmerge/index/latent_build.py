@@ -22,21 +22,14 @@ from capmerge.index.latent_listing import (
     ROWS_AT_ONCE,
     VERSION,
     Listing,
-    absolute,
     listing_path,
     open_listing,
-    roots_of,
 )
+from capmerge.index.latent_match import Found, sizes_of
 from capmerge.index.latent_names import ABSOLUTE, INSIDE
 from capmerge.index.latent_pool import FilePool
-from capmerge.index.latent_scan import (
-    Found,
-    folders_of,
-    iter_latents,
-    latents_in,
-    members_of,
-    sizes_of,
-)
+from capmerge.index.latent_roots import absolute, roots_of
+from capmerge.index.latent_scan import folders_of, iter_latents, latents_in, members_of
 from capmerge.index.reader import Index
 
 

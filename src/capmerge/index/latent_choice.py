@@ -1,15 +1,17 @@
 """The choice between the latents of a record: what a run wants, and how each choice is scored."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from capmerge.index.latent_names import BROKEN, LEGACY, SIZED
+from capmerge.index.latent_sizes import MOST_PX
 from capmerge.index.reader import Index
 
 _AREA_BITS = 33
-ANSWERING_BIT = _AREA_BITS + 2
+_ANSWERING_BIT = _AREA_BITS + 2
 """The bit of a score that says that a choice has the wanted resolution."""
 
 
@@ -67,13 +69,52 @@ def scored(
         square = np.uint64(wanted.resolution**2)
         scores += (
             ((area <= square) & (area * np.uint64(2) > square)).astype(np.uint64)
-        ) << np.uint64(ANSWERING_BIT)
+        ) << np.uint64(_ANSWERING_BIT)
     scores[is_broken] = 1
     scores[ranks == 0] = 0
     return (width, height), scores
 
 
-def count_several(records: NDArray[Any], width: NDArray[Any], height: NDArray[Any]) -> int:
+def buckets_of(parts: Iterable[dict[str, NDArray[Any]]], wanted: Wanted, index: Index) -> Buckets:
+    """Return the bucket of every record of `index`, from the choices of a listing in parts.
+
+    Each part has all choices of its records, in the order of the records.
+    """
+    # Sides of a `train_resolution` may need more bits than those of a listing.
+    most = max(int(side.max(initial=0)) for side in (index.width, index.height))
+    side_type: type[np.uint16 | np.uint32] = np.uint16 if most <= MOST_PX else np.uint32
+    width: NDArray[np.unsignedinteger] = np.zeros(len(index), side_type)
+    height: NDArray[np.unsignedinteger] = np.zeros(len(index), side_type)
+    found = np.zeros(len(index), np.bool_)
+    several = answering = differing = 0
+    for rows in parts:
+        records = rows["record"]
+        sides, scores = scored(rows, wanted, index)
+        starts = np.flatnonzero(np.concatenate(([True], records[1:] != records[:-1])))
+        best = np.maximum.reduceat(scores, starts)
+        ends = np.append(starts[1:], len(records))
+        # The first of equal ones is the newest.
+        is_best = np.flatnonzero(scores == np.repeat(best, ends - starts))
+        taken = is_best[np.searchsorted(is_best, starts)]
+        taken = taken[best > 0]
+        mine = records[taken]
+        found[mine] = True
+        width[mine], height[mine] = sides[0][taken], sides[1][taken]
+        answering += int(np.count_nonzero(best >> np.uint64(_ANSWERING_BIT)))
+        before = index.width[mine], index.height[mine]
+        differing += int(
+            np.count_nonzero(
+                (before[0] != 0)
+                & (sides[0][taken] != 0)
+                & ((before[0] != sides[0][taken]) | (before[1] != sides[1][taken]))
+            )
+        )
+        usable = scores > 1
+        several += _count_several(records[usable], sides[0][usable], sides[1][usable])
+    return Buckets(width, height, found, several, answering, differing)
+
+
+def _count_several(records: NDArray[Any], width: NDArray[Any], height: NDArray[Any]) -> int:
     """The number of records, which are in ascending order, that have more than one size."""
     if not len(records):
         return 0

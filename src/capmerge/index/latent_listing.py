@@ -20,7 +20,8 @@ from capmerge.errors import CapmergeError, StaleError, printable, quoted
 from capmerge.files.atomic import side_path
 from capmerge.files.columns import Columns, Schema
 from capmerge.files.shards import Member, Shards, is_packed
-from capmerge.index.latent_choice import ANSWERING_BIT, Buckets, Wanted, count_several, scored
+from capmerge.index.latent_choice import Buckets, Wanted, buckets_of, scored
+from capmerge.index.latent_match import CHOICE, PACKED_CHOICE
 from capmerge.index.latent_names import (
     ABOVE,
     ABSOLUTE,
@@ -30,8 +31,7 @@ from capmerge.index.latent_names import (
     sized_name,
     stem_of,
 )
-from capmerge.index.latent_scan import CHOICE, PACKED_CHOICE
-from capmerge.index.latent_sizes import MOST_PX
+from capmerge.index.latent_roots import absolute, is_below, roots_of
 from capmerge.index.reader import Index
 from capmerge.metadata.format import INDEX
 
@@ -143,38 +143,7 @@ class Listing:
         if not self.opened and wanted.resolution is None:
             # All files have legacy names, and their sizes are those of the index.
             return Buckets(index.width, index.height, self.has_file(), 0, 0, 0)
-        # Sides of a `train_resolution` may need more bits than those of a listing.
-        most = max(int(side.max(initial=0)) for side in (index.width, index.height))
-        side_type: type[np.uint16 | np.uint32] = np.uint16 if most <= MOST_PX else np.uint32
-        width: NDArray[np.unsignedinteger] = np.zeros(len(index), side_type)
-        height: NDArray[np.unsignedinteger] = np.zeros(len(index), side_type)
-        found = np.zeros(len(index), np.bool_)
-        several = answering = differing = 0
-        for rows in self._parts():
-            records = rows["record"]
-            sides, scores = scored(rows, wanted, index)
-            starts = np.flatnonzero(np.concatenate(([True], records[1:] != records[:-1])))
-            best = np.maximum.reduceat(scores, starts)
-            ends = np.append(starts[1:], len(records))
-            # The first of equal ones is the newest.
-            is_best = np.flatnonzero(scores == np.repeat(best, ends - starts))
-            taken = is_best[np.searchsorted(is_best, starts)]
-            taken = taken[best > 0]
-            mine = records[taken]
-            found[mine] = True
-            width[mine], height[mine] = sides[0][taken], sides[1][taken]
-            answering += int(np.count_nonzero(best >> np.uint64(ANSWERING_BIT)))
-            before = index.width[mine], index.height[mine]
-            differing += int(
-                np.count_nonzero(
-                    (before[0] != 0)
-                    & (sides[0][taken] != 0)
-                    & ((before[0] != sides[0][taken]) | (before[1] != sides[1][taken]))
-                )
-            )
-            usable = scores > 1
-            several += count_several(records[usable], sides[0][usable], sides[1][usable])
-        return Buckets(width, height, found, several, answering, differing)
+        return buckets_of(self._parts(), wanted, index)
 
     def has_file(self) -> NDArray[np.bool_]:
         """Return for every record of the index whether it has a file, even a broken one."""
@@ -314,24 +283,3 @@ def _open_packed(
             f"expected the index's {records:,}. {REMEDY}"
         )
     return Listing(folder, columns, shards)
-
-
-def absolute(folder: Path) -> str:
-    """Return the path of the folder from the root, links not followed."""
-    return os.path.abspath(folder)  # noqa: PTH100  # Path.absolute() keeps `..`
-
-
-def roots_of(folder: Path) -> tuple[str, ...]:
-    """Return the paths of the folder that absolute keys can begin with, the real one last.
-
-    They are written with slashes, as stems are.
-    """
-    given, real = (
-        path.replace(os.sep, "/") for path in (absolute(folder), os.path.realpath(folder))
-    )
-    return tuple(dict.fromkeys((given, real))) if given != real else (real,)
-
-
-def is_below(path: str, root: str) -> bool:
-    """True if a path is inside the folder `root`; no links are followed."""
-    return path.replace(os.sep, "/").startswith(root.rstrip("/") + "/")

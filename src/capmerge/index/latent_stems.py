@@ -9,8 +9,8 @@ from pathlib import Path
 
 from capmerge.errors import UsageError, printable
 from capmerge.files.digest_set import DigestSet
-from capmerge.index.latent_listing import absolute, is_below, roots_of
 from capmerge.index.latent_names import ABOVE, ABSOLUTE, parse_sized, stem_of
+from capmerge.index.latent_roots import absolute, is_below, roots_of
 from capmerge.index.latent_scan import iter_latents
 from capmerge.metadata.key_bytes import key_bytes
 

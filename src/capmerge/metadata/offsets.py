@@ -16,13 +16,7 @@ from capmerge.errors import DataError
 from capmerge.files.source import BytesSource
 from capmerge.metadata.blocks import BLOCK_BYTES, PIECE_BYTES, Block, FileLayout, Kind
 from capmerge.metadata.borders import Border, BorderCounter
-from capmerge.metadata.codec import (
-    NotJsonError,
-    Pair,
-    decode,
-    decode_listed,
-    decode_listed_exactly,
-)
+from capmerge.metadata.codec import NotJsonError, Pair, decode, decode_listed, decode_listed_exactly
 from capmerge.metadata.format import FRAMINGS, WRITTEN
 from capmerge.metadata.pieces import MiscutError
 from capmerge.metadata.quotes import has_no_more_strings
@@ -219,7 +213,7 @@ def _decoded(data: bytes, kind: Kind, offset: int) -> list[Pair]:
 
 
 def spans_written(body: bytes | memoryview, kind: Kind, count: int) -> list[tuple[int, int]]:
-    """The offsets [start, end) of each of the `count` records that `codec.encode` wrote to `body`.
+    """The offsets [start, end) of each of the `count` records that `encode` wrote to `body`.
 
     This is not a guess: the separator's line break is followed by the indent of a record, and
     inside a record every line break is followed by a deeper indent.

@@ -13,7 +13,8 @@ from typing import IO, TYPE_CHECKING, Any
 import orjson
 
 from capmerge.errors import DataError, printable, quoted
-from capmerge.metadata.codec import NotJsonError, Pair, decode, to_json
+from capmerge.metadata.codec import NotJsonError, Pair, decode
+from capmerge.metadata.encoding import to_json
 from capmerge.metadata.format import FRAMINGS
 from capmerge.metadata.parquet_columns import EXACT, MARK, OTHER, import_pyarrow
 from capmerge.metadata.scan import IMAGE_PATH

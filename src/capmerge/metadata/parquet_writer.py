@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from capmerge.files.atomic import AtomicFile, Buffer, StandardOutput
 from capmerge.files.scratch import ScratchWriter
-from capmerge.metadata.codec import Pair, to_json
+from capmerge.metadata.codec import Pair
+from capmerge.metadata.encoding import to_json
 from capmerge.metadata.parquet_columns import (
     COLUMNS,
     EXACT,

@@ -2,7 +2,7 @@
 
 `join`, `split` and `filter` change no record, so they copy its bytes: nothing is decoded to be
 written again, and nothing can be lost in between. What is written again, because the output has
-another format, goes through `codec`, as in a rewrite.
+another format, goes through `codec` and `encoding`, as in a rewrite.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,8 @@ from typing import NamedTuple
 from capmerge.errors import DataError
 from capmerge.files.atomic import Buffer
 from capmerge.metadata.blocks import Block, FileLayout, Kind
-from capmerge.metadata.codec import Records, Stray, decode, encode, to_json
+from capmerge.metadata.codec import Records, Stray, decode
+from capmerge.metadata.encoding import encode, to_json
 from capmerge.metadata.format import FRAMINGS, WRITTEN, Format, reserved_fields
 from capmerge.metadata.offsets import PlacedRecords, iter_batches
 
@@ -65,7 +66,7 @@ class Passage:
         self._reserved = reserved_fields(out)
 
     def copied(self, origin: Origin, texts: Sequence[bytes]) -> Buffer:
-        """The records of `origin` with these bytes, as `codec.encode` would give them.
+        """The records of `origin` with these bytes, as `encoding.encode` would give them.
 
         They keep their bytes where the output has the format of the source. Raises `DataError`
         for a record that the format cannot hold.

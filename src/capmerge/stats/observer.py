@@ -17,7 +17,8 @@ from capmerge.captions.flat import Pattern, read_flat
 from capmerge.captions.size import Size, size_of
 from capmerge.captions.tally import kind_of
 from capmerge.captions.written import BrokenRecordError
-from capmerge.metadata.codec import Pair, to_json
+from capmerge.metadata.codec import Pair
+from capmerge.metadata.encoding import to_json
 from capmerge.metadata.key_bytes import joined_keys
 from capmerge.stats.counts import CaptionStats
 from capmerge.stats.loops import has_loop

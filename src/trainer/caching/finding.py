@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from capmerge import iter_records
-from capmerge.index.latent_listing import roots_of
 from capmerge.index.latent_names import ABOVE, ABSOLUTE, stem_of
+from capmerge.index.latent_roots import roots_of
 from trainer.caching.pictures import PictureError
 
 ENDINGS = tuple(

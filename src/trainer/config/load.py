@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from capmerge.errors import printable
 from capmerge.toml import to_toml
-from trainer.config.conflicts import iter_ignored, iter_impossible
+from trainer.config.conflicts import iter_ignored
+from trainer.config.impossible import iter_impossible
 from trainer.config.model_source import ask_model
 from trainer.config.overrides import apply_overrides
 from trainer.config.settings import Config, Section, SettingPath

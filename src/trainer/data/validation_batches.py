@@ -18,7 +18,8 @@ from trainer.config.settings import CaptionSettings, Config, family_of
 from trainer.data.batch import Batch, Sample, SampleRequest
 from trainer.data.datasets import DataSet
 from trainer.data.held_out import Record
-from trainer.data.loader import Share, build_loader
+from trainer.data.loader import build_loader
+from trainer.data.micro_batches import Share
 from trainer.data.noise import timestep_at
 from trainer.data.plan import GlobalBatch
 from trainer.data.samples import SampleMaker, build_chunker

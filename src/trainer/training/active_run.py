@@ -13,7 +13,8 @@ from trainer.data.batch import Batch
 from trainer.data.datasets import DataSet
 from trainer.data.epochs import EpochPlans, RunSize
 from trainer.data.held_out import HeldOut
-from trainer.data.loader import Share, build_loader
+from trainer.data.loader import build_loader
+from trainer.data.micro_batches import Share
 from trainer.data.plan_files import drop_old_plans
 from trainer.data.samples import SampleMaker, build_chunker
 from trainer.data.workers import kill_workers

@@ -12,12 +12,13 @@ from builders.columns import edit_head
 from builders.metadata import run
 
 from capmerge.errors import CapmergeError, StaleError, UsageError
-from capmerge.index import latent_scan as listing_search
+from capmerge.index import latent_match
 from capmerge.index.build import build_index, ensure_index
 from capmerge.index.latent_build import ensure_listing
 from capmerge.index.latent_choice import Wanted
 from capmerge.index.latent_listing import listing_path
 from capmerge.index.latent_names import ABOVE, ABSOLUTE, INSIDE, stem_of
+from capmerge.index.latent_scan import iter_latents
 
 SD, SDXL = Wanted(("_sd", "_sdxl")), Wanted(("_sdxl",))
 needs_links = pytest.mark.skipif(
@@ -205,7 +206,7 @@ def test_many_files_are_matched_in_parts(tmp_path, latents, monkeypatch):
     )
     files["0/0"] = ".npz" if files["0/0"] == ".npz" else None
     whole = ensure_listing(index, latents).path.read_bytes()
-    monkeypatch.setattr(listing_search, "_FILES_AT_ONCE", 8)
+    monkeypatch.setattr(latent_match, "_FILES_AT_ONCE", 8)
     listing = ensure_listing(index, latents, relist=True)
     assert listing.path.read_bytes() == whole
     names = found(index, listing)
@@ -302,7 +303,7 @@ def test_links_in_circles_are_walked_once(latents):
     (latents / "a" / "up").symlink_to(latents)
     (latents / "a" / "to_b").symlink_to(latents / "b")
     (latents / "b" / "to_a").symlink_to(latents / "a")
-    assert sorted(prefix + name for prefix, name in listing_search.iter_latents(str(latents))) == [
+    assert sorted(prefix + name for prefix, name in iter_latents(str(latents))) == [
         "a/a",
         "a/to_b/b",
         "b/b",

@@ -1,44 +1,23 @@
 import json
-import re
 from contextlib import nullcontext
 
 import pytest
 from builders.blocks import set_sizes
+from builders.json_values import TEXT, VALUES, read, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capmerge.captions.merge import Merger
-from capmerge.captions.templates import MergeOptions
 from capmerge.files.source import BytesSource
 from capmerge.metadata.blocks import read_layout
-from capmerge.metadata.codec import NotJsonError, Records, Stray, decode, encode, to_json
+from capmerge.metadata.codec import NotJsonError, Stray, decode
 from capmerge.metadata.pieces import iter_pairs, iter_source, place_of
 from capmerge.metadata.scan import MAX_NESTING, InvalidError, scan_line, scan_member
 
-TEXT = st.text(
-    st.sampled_from('ab"\\/{},: \n\r\t\x00\x1f\x7f\u2028😀\ud800\udfff') | st.characters(),
-    max_size=8,
-)
-NUMBERS = (
-    st.integers(-(2**70), 2**70)
-    | st.floats()
-    | st.sampled_from([-0.0, 1e300, 5e-324, 2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1])
-)
-VALUES = st.recursive(
-    st.none() | st.booleans() | NUMBERS | TEXT,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
-    max_leaves=8,
-)
-TAMED = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**64 - 1)
-    | st.sampled_from([0.5, -0.0, 1.25, 1000.0])
-    | TEXT,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
-    max_leaves=8,
-)
-"""Values whose floats every JSON writer spells alike."""
+
+@pytest.fixture(autouse=True)
+def _small_pieces(monkeypatch):
+    """Set the sizes so that a piece has only a few records, and every test has several pieces."""
+    set_sizes(monkeypatch, block_bytes=512, piece_bytes=128)
 
 
 class _Kept(BytesSource):
@@ -49,33 +28,6 @@ class _Kept(BytesSource):
 
     def release(self, before):
         """Do nothing, because the bytes stay in memory."""
-
-
-def written(data, kind="json"):
-    """The bytes of a whole source, decoded piece by piece and encoded again as a whole file."""
-    source = BytesSource("s", data, 0)
-    layout = read_layout(source)
-    bodies = [
-        bytes(encode(piece.records, kind)) for piece in iter_source(source, layout, keep=True)
-    ]
-    bodies = [body for body in bodies if body]
-    if kind == "jsonl":
-        return b"".join(body + b"\n" for body in bodies)
-    return b"{\n" + b",\n".join(bodies) + b"\n}" if bodies else b"{}"
-
-
-def read(data):
-    """A representation of what json.load reads, to compare two files by.
-
-    It tells 1 from 1.0, NaN from null, and one order of keys from another.
-    """
-    return repr(json.loads(data))
-
-
-@pytest.fixture(autouse=True)
-def _small_pieces(monkeypatch):
-    """Set the sizes so that a piece has only a few records, and every test has several pieces."""
-    set_sizes(monkeypatch, block_bytes=512, piece_bytes=128)
 
 
 @given(
@@ -241,31 +193,6 @@ def test_the_limit_of_nesting(opening, value, kind):
                 scan_line(record, 0, at_end=True)
 
 
-@given(st.dictionaries(TEXT, TAMED, max_size=5))
-@settings(max_examples=200, deadline=None)
-def test_json_is_laid_out_as_json_dump_does(records):
-    r"""JSON is laid out as by json.dump(indent=2, ensure_ascii=False), but for lone surrogates."""
-    source = json.dumps(records).encode()
-    text = json.dumps(json.loads(source), indent=2, ensure_ascii=False)
-    expected = re.sub("[\ud800-\udfff]", lambda char: f"\\u{ord(char[0]):04x}", text)
-    assert written(source) == expected.encode("utf-8")
-
-
-@pytest.mark.parametrize("odd", ["", ', "n": NaN', ', "n": "\\ud800"'])
-def test_jsonl_lines(odd):
-    """JSONL has one line per record in raw UTF-8, image_path first, from both ways of writing."""
-    source = f'{{"b/\\u00e9": {{"caption": "x\\ny\\u2028"{odd}}}, "a": {{}}}}'.encode()
-    lines = written(source, "jsonl").decode().split("\n")
-    assert lines[2] == ""
-    assert [list(json.loads(line)) for line in lines[:2]] == [
-        ["image_path", "caption", *(["n"] if odd else [])],
-        ["image_path"],
-    ]
-    records = {record.pop("image_path"): record for record in map(json.loads, lines[:2])}
-    assert repr(records) == read(source)
-    assert "é" in lines[0]
-
-
 def test_jsonl_to_json():
     """A line's image_path becomes the key; blank lines, CRLF and spaces around it are skipped."""
     source = (
@@ -340,45 +267,6 @@ def test_lines_that_are_no_json(data):
     """A line that is not one JSON value is never taken for a record."""
     with pytest.raises(NotJsonError):
         decode(b'{"image_path": "ok"}\n' + data, "jsonl", last=True)
-
-
-@pytest.mark.parametrize("kind", ["json", "jsonl"])
-def test_no_records_are_no_bytes(kind):
-    """No bytes are written when there are no records."""
-    assert encode(Records([]), kind) == b""
-
-
-def test_equal_keys_of_one_piece_of_jsonl_are_all_written():
-    """Two lines with the same key become two members, in their order."""
-    body = bytes(encode(Records([("k", {"a": 1}), ("k", {"b": 2})]), "json"))
-    assert body == b'  "k": {\n    "a": 1\n  },\n  "k": {\n    "b": 2\n  }'
-
-
-@pytest.mark.parametrize(
-    ("heavy", "light", "expected"),
-    [(10**9, 1, [2 * 10**9, 1, 1]), (999999999, 999999998, [999999999, 499999999, 499999999])],
-)
-def test_large_weights_are_written(heavy, light, expected):
-    """Field weights are exact whole numbers however large, in records that are otherwise plain."""
-    records = decode(b'"k": {"tags": "t", "caption": "c1\\nc2"}', "json", last=False)
-    merger = Merger(
-        MergeOptions(lines=(f"{{tags}}={heavy}", f"{{caption}}={light}"), weights="field")
-    )
-    assert merger.merge_all(records.values()) == []
-    assert (
-        json.loads(b"{" + bytes(encode(records, "json")) + b"}")["k"]["capmerge_weights"]
-        == expected
-    )
-
-
-@given(VALUES)
-@settings(max_examples=100, deadline=None)
-def test_to_json_is_one_line_that_reads_back(value):
-    """The line of a rejected record is valid UTF-8, which json reads back to the same value."""
-    value = json.loads(json.dumps(value))
-    line = to_json(value)
-    assert "\n" not in line
-    assert repr(json.loads(line.encode("utf-8"))) == repr(value)
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl"])

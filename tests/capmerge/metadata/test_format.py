@@ -8,7 +8,8 @@ from builders.blocks import RECORDS
 from capmerge.files.atomic import AtomicFile
 from capmerge.files.source import BytesSource
 from capmerge.metadata.blocks import read_layout
-from capmerge.metadata.codec import Records, encode
+from capmerge.metadata.codec import Records
+from capmerge.metadata.encoding import encode
 from capmerge.metadata.format import WRITTEN, Format, RecordWriter
 from capmerge.metadata.offsets import spans_written
 

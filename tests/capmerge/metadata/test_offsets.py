@@ -6,8 +6,9 @@ from builders.blocks import INDENTED, LAYOUTS, RECORDS, Watched, small
 from capmerge.errors import DataError
 from capmerge.metadata import offsets as spans
 from capmerge.metadata.blocks import read_layout
-from capmerge.metadata.codec import Records, encode
+from capmerge.metadata.codec import Records
 from capmerge.metadata.cuts import next_block, walked_block
+from capmerge.metadata.encoding import encode
 from capmerge.metadata.offsets import iter_placed, spans_written
 from capmerge.metadata.pieces import MiscutError
 from capmerge.metadata.walk import walk

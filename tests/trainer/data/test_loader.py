@@ -26,7 +26,8 @@ from capmerge.tokens.load import load_clip
 from trainer.data.batch import Sample
 from trainer.data.buckets import SetRows
 from trainer.data.latents import with_way_out
-from trainer.data.loader import Share, _Loaded, build_loader
+from trainer.data.loader import build_loader
+from trainer.data.micro_batches import Loaded, Share
 from trainer.data.plan_files import open_plan
 from trainer.errors import LatentsError
 
@@ -596,7 +597,7 @@ def test_torch_pins_every_tensor_of_a_batch(load, monkeypatch):
     """
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
     batch = next(iter(load([rows_of(10)], Maker(SDXL), chunker=SDXL)))
-    result, replaced = pin_memory(_Loaded(batch, [((0, 1), "line")]))
+    result, replaced = pin_memory(Loaded(batch, [((0, 1), "line")]))
     assert replaced == [((0, 1), "line")]
     for name in ("latents_BCHW", "noise_BCHW", "timesteps_B", "size_B6", "weights_B"):
         assert torch.equal(getattr(result, name), getattr(batch, name) + 1)

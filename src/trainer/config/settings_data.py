@@ -48,7 +48,7 @@ class DataSettings(Section):
     """`[[data]]`: one set of pictures."""
 
     metadata: Annotated[Path, AfterValidator(checked_path)] = Field(strict=False)
-    """A file that `capmerge rewrite` wrote."""
+    """A file that `capmerge rewrite` wrote, or a local folder of such files of JSON lines."""
     latents: Annotated[Path, AfterValidator(checked_path)] = Field(strict=False)
     """The folder of the cached latents."""
     index: Annotated[Path, AfterValidator(checked_path)] | None = Field(default=None, strict=False)

@@ -92,7 +92,8 @@ def test_a_change_of_a_file_is_named(tmp_path, change):
 
 def test_an_error_at_an_offset_names_the_file(tmp_path):
     """What is wrong in a file is told with its own offset."""
-    with pytest.raises(DataError) as error, chain_of(tmp_path, [b"one\n", MARK + b"two\n"]) as chain:
+    chain = chain_of(tmp_path, [b"one\n", MARK + b"two\n"])
+    with pytest.raises(DataError) as error, chain:
         raise DataError(chain.name, 5, "key", "found that.", "Do this.")
     assert str(error.value) == f'{tmp_path}/0001.jsonl, byte 4, record "key": found that. Do this.'
     assert chain.is_file(tmp_path / "0000.jsonl")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from capmerge.cli.options import JobsOption, MaxRecordOption, QuietOption
+from capmerge.cli.options import JobsOption, MaxRecordOption, QuietOption, SourceFileArgument
 from capmerge.commands.targets import check_target
 from capmerge.cores import usable_cores
 from capmerge.errors import CapmergeError, printable
@@ -20,7 +20,7 @@ _MOST_PRINTED = 20
 
 
 def check_latents_command(
-    src: Annotated[Path, typer.Argument(metavar="SRC", show_default=False)],
+    src: SourceFileArgument,
     *,
     latents: Annotated[
         Path,

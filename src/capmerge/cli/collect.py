@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from capmerge.cli.options import MaxRecordOption, QuietOption
+from capmerge.cli.options import ForceOption, FormatOption, MaxRecordOption, OutOption, QuietOption
 from capmerge.commands.collect import CollectOptions, collect
 from capmerge.commands.collect_lines import LinesOptions, collect_lines
 from capmerge.commands.collect_summary import folder_text, lines_text
-from capmerge.commands.convert import ConvertFormat, choose_format
+from capmerge.commands.convert import choose_format
 from capmerge.commands.merge_blocks import OnError
 from capmerge.commands.pictures import PICTURE_ENDINGS
 from capmerge.errors import UsageError, quoted
@@ -27,16 +27,7 @@ _READERS = 8
 def collect_command(
     src: Annotated[str, typer.Argument(metavar="DIR", show_default=False)],
     *,
-    out: Annotated[
-        str,
-        typer.Option(
-            "-o",
-            "--out",
-            metavar="OUT",
-            help="The file to write; - is standard output.",
-            show_default=False,
-        ),
-    ],
+    out: OutOption,
     caption: Annotated[
         str | None,
         typer.Option(
@@ -102,10 +93,7 @@ def collect_command(
             show_default=False,
         ),
     ] = None,
-    format_name: Annotated[
-        ConvertFormat | None,
-        typer.Option("--format", help="The format to write. Default: by the ending of OUT."),
-    ] = None,
+    format_name: FormatOption = None,
     readers: Annotated[
         int | None,
         typer.Option(
@@ -118,7 +106,7 @@ def collect_command(
             show_default=False,
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    force: ForceOption = False,
     quiet: QuietOption = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
 ) -> None:

@@ -3,12 +3,17 @@
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from capmerge.cli.options import JobsOption, MaxRecordOption, QuietOption, SourceArgument
-from capmerge.commands.convert import ConvertFormat, ConvertOptions, choose_format, convert
+from capmerge.cli.options import (
+    ForceOption,
+    FormatOption,
+    JobsOption,
+    MaxRecordOption,
+    OutOption,
+    QuietOption,
+    SourceArgument,
+)
+from capmerge.commands.convert import ConvertOptions, choose_format, convert
 from capmerge.cores import usable_cores
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
 from capmerge.metadata.opened import open_metadata
@@ -18,22 +23,10 @@ from capmerge.terminal import errors_as_exit_codes, progress_bar
 def convert_command(
     src: SourceArgument,
     *,
-    out: Annotated[
-        str,
-        typer.Option(
-            "-o",
-            "--out",
-            metavar="OUT",
-            help="The file to write; - is standard output.",
-            show_default=False,
-        ),
-    ],
-    format_name: Annotated[
-        ConvertFormat | None,
-        typer.Option("--format", help="The format to write. Default: by the ending of OUT."),
-    ] = None,
+    out: OutOption,
+    format_name: FormatOption = None,
     jobs: JobsOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    force: ForceOption = False,
     quiet: QuietOption = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
 ) -> None:

@@ -6,29 +6,27 @@ from typing import Annotated
 
 import typer
 
-from capmerge.cli.options import JobsOption, MaxRecordOption, QuietOption, SourceArgument
+from capmerge.cli.options import (
+    FamilyOption,
+    ForceOption,
+    JobsOption,
+    MaxRecordOption,
+    OutFileOption,
+    QuietOption,
+    SourceArgument,
+)
 from capmerge.commands.filter import FilterOptions, Outcome, filter_records
 from capmerge.cores import usable_cores
 from capmerge.errors import UsageError, printable
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
 from capmerge.metadata.opened import open_metadata
 from capmerge.terminal import count_bar, errors_as_exit_codes, progress_bar
-from capmerge.tokens.families import TokenizerFamily
 
 
 def filter_command(
     src: SourceArgument,
     *,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "-o",
-            "--out",
-            metavar="OUT",
-            help="The file to write: .json or .jsonl, or either with .gz or .zst.",
-            show_default=False,
-        ),
-    ],
+    out: OutFileOption,
     latents: Annotated[
         Path | None,
         typer.Option(
@@ -68,15 +66,7 @@ def filter_command(
             show_default=False,
         ),
     ] = None,
-    family: Annotated[
-        TokenizerFamily | None,
-        typer.Option(
-            "--family",
-            help="The model family whose CLIP tokenizer counts tokens; sd1 and sdxl count alike. "
-            "Default: sd1.",
-            show_default=False,
-        ),
-    ] = None,
+    family: FamilyOption = None,
     keys: Annotated[
         Path | None,
         typer.Option(
@@ -97,7 +87,7 @@ def filter_command(
         ),
     ] = None,
     jobs: JobsOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    force: ForceOption = False,
     quiet: QuietOption = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
 ) -> None:

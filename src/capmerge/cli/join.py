@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from capmerge.cli.options import JobsOption, MaxRecordOption, QuietOption
+from capmerge.cli.options import (
+    ForceOption,
+    JobsOption,
+    MaxRecordOption,
+    OutFileOption,
+    QuietOption,
+)
 from capmerge.commands.join import JoinOptions, Outcome, join
 from capmerge.commands.join_fields import OnConflict
 from capmerge.cores import usable_cores
@@ -25,16 +31,7 @@ if TYPE_CHECKING:
 def join_command(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", show_default=False)],
     *,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "-o",
-            "--out",
-            metavar="OUT",
-            help="The file to write: .json or .jsonl, or either with .gz or .zst.",
-            show_default=False,
-        ),
-    ],
+    out: OutFileOption,
     key_prefix: Annotated[
         list[str] | None,
         typer.Option(
@@ -75,7 +72,7 @@ def join_command(
         ),
     ] = None,
     jobs: JobsOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    force: ForceOption = False,
     quiet: QuietOption = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
 ) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from capmerge.cli.options import JobsOption, MaxRecordOption, QuietOption
+from capmerge.cli.options import JobsOption, MaxRecordOption, QuietOption, SourceFileArgument
 from capmerge.cores import usable_cores
 from capmerge.errors import printable
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def pack_latents_command(
-    src: Annotated[Path, typer.Argument(metavar="SRC", show_default=False)],
+    src: SourceFileArgument,
     *,
     latents: Annotated[
         Path,

@@ -5,14 +5,8 @@ from typing import Annotated
 import typer
 
 from capmerge.captions.draw import Pick
-from capmerge.cli.options import (
-    MaxRecordOption,
-    MergeChoice,
-    QuietOption,
-    SourceArgument,
-    TokenizerOption,
-    with_merge_options,
-)
+from capmerge.cli.merge_options import MergeChoice, with_merge_options
+from capmerge.cli.options import MaxRecordOption, QuietOption, SourceArgument, TokenizerOption
 from capmerge.errors import UsageError
 from capmerge.metadata.blocks import MAX_RECORD_BYTES
 from capmerge.metadata.opened import open_metadata

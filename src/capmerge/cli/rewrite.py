@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from capmerge.cli.merge_options import MergeChoice, with_merge_options
 from capmerge.cli.options import (
+    ForceOption,
     JobsOption,
     MaxRecordOption,
-    MergeChoice,
     PlotOption,
     QuietOption,
     ReportOption,
     SourceArgument,
     TokenizerOption,
-    with_merge_options,
 )
 from capmerge.cli.shards import (
     EngineOption,
@@ -124,7 +124,7 @@ def rewrite_command(
     only_task: OnlyTaskOption = None,
     executor: ExecutorOption = None,
     sbatch: SbatchOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    force: ForceOption = False,
     quiet: QuietOption = False,
     max_record: MaxRecordOption = MAX_RECORD_BYTES,
 ) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from capmerge.cli.options import MergeChoice
+from capmerge.cli.merge_options import MergeChoice
 from capmerge.commands.rewrite_summary import Summary
 from capmerge.cores import usable_cores
 from capmerge.errors import CapmergeError, UsageError, printable

@@ -8,15 +8,14 @@ from typing import Annotated, TextIO
 
 import typer
 
+from capmerge.cli.merge_options import MergeChoice, with_merge_options
 from capmerge.cli.options import (
     JobsOption,
     MaxRecordOption,
-    MergeChoice,
     PlotOption,
     QuietOption,
     ReportOption,
     TokenizerOption,
-    with_merge_options,
 )
 from capmerge.commands.stats import MeasureOptions, measure
 from capmerge.commands.stats_outputs import StatsFiles, default_document

@@ -5,14 +5,8 @@ from typing import Annotated
 
 import typer
 
-from capmerge.cli.options import (
-    JobsOption,
-    MaxRecordOption,
-    MergeChoice,
-    QuietOption,
-    SourceArgument,
-    with_merge_options,
-)
+from capmerge.cli.merge_options import MergeChoice, with_merge_options
+from capmerge.cli.options import JobsOption, MaxRecordOption, QuietOption, SourceArgument
 from capmerge.commands.receipt import load_receipt
 from capmerge.commands.verify import verify
 from capmerge.cores import usable_cores

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from capmerge.commands.targets import check_target
 from capmerge.errors import DataError, RecordError, UsageError, printable
@@ -21,8 +21,8 @@ from capmerge.metadata.encoding import encode
 from capmerge.metadata.format import (
     FRAMINGS,
     PARQUET,
+    ConvertFormat,
     Format,
-    FormatName,
     RecordWriter,
     is_format_ending,
 )
@@ -36,8 +36,6 @@ from capmerge.stats.repeated_keys import KeyCheck, KeyNotes, RepeatedKeys
 if TYPE_CHECKING:
     from capmerge.metadata.work import Chunk, Sink, Stream
 
-ConvertFormat = Literal[FormatName, "parquet"]
-"""The names of `--format`."""
 _LENGTH_BYTES = 8
 
 

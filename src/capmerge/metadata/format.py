@@ -51,6 +51,8 @@ WRITTEN: dict[Kind, FileLayout] = {
 """The layout of the output as a reader of it finds it."""
 
 FormatName = Literal["json", "jsonl", "json.gz", "jsonl.gz", "json.zst", "jsonl.zst"]
+ConvertFormat = Literal[FormatName, "parquet"]
+"""A format that records can be converted to, which sd-scripts may not read."""
 PARQUET = ".parquet"
 """The ending of a Parquet file."""
 

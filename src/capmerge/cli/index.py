@@ -79,8 +79,8 @@ def index_command(
     """Write FILE.index, so that the trainer need not parse FILE.
 
     The index tells the trainer where each record is in FILE, a .json or .jsonl file that `rewrite`
-    wrote, or a folder of .jsonl files, which count as one. An index that fits FILE is kept as it is. With --latents, a listing beside the index says
-    which latents each record has.
+    wrote, or a folder of .jsonl files, which count as one. An index that fits FILE is kept as it
+    is. With --latents, a listing beside the index says which latents each record has.
     """
     with errors_as_exit_codes():
         # Checks

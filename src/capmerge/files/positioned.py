@@ -4,7 +4,6 @@ import os
 import sys
 import threading
 import weakref
-from collections import OrderedDict
 from pathlib import Path
 
 _MOST_OPEN = 128
@@ -62,17 +61,19 @@ class OpenFile:
 
 
 class OpenFiles:
-    """Many files, of which those that were opened last stay open."""
+    """Many files, of which those that were opened last stay open; threads may share them."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[Path, OpenFile] = OrderedDict()
+        self._open: dict[str, OpenFile] = {}
 
     def __getitem__(self, path: Path) -> OpenFile:
         """Return an open file. Raises `OSError` when it cannot be opened."""
-        file = self._open.get(path)
+        name = str(path)
+        file = self._open.get(name)
         if file is None:
             file = OpenFile(path)
-            while len(self._open) >= _MOST_OPEN:
-                self._open.popitem(last=False)
-            self._open[path] = file
+            # Another thread may do the same at this moment, so nothing is expected to be there.
+            for oldest in [*self._open][: max(0, len(self._open) - _MOST_OPEN + 1)]:
+                self._open.pop(oldest, None)
+            self._open[name] = file
         return file

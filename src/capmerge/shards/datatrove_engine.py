@@ -99,6 +99,9 @@ class RayExecutor(_Quiet, RayPipelineExecutor):  # type: ignore[misc]  # datatro
 def run_local(job: Job, names: Sequence[str], tasks: int, workers: int, logs: str) -> None:
     """Run the tasks in processes of this machine, and wait for all of them."""
     logger.remove()
+    # datatrove forks a process that keeps its counters, and waits for orders for ever.
+    if sys.platform == "linux":
+        os.register_at_fork(after_in_child=kill_with_parent)
     # The processes are forked from one that has done the imports.
     multiprocess.set_forkserver_preload([__name__])
     executor = LocalExecutor(

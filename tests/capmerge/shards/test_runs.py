@@ -238,7 +238,7 @@ def test_killed_half_way_and_run_again(tmp_path, engine):
     process.send_signal(signal.SIGKILL)
     process.wait()
     # The worker processes end with their parent.
-    wait_until(lambda: not _running(str(out)))
+    assert wait_until(lambda: not _running(str(out)))
     done_before = {path.name.removesuffix(".json") for path in marks.glob("*.json")}
     assert 3 <= len(done_before) < SHARDS
     times = {name: (out / name).stat().st_mtime_ns for name in done_before}

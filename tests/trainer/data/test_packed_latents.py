@@ -15,7 +15,7 @@ from builders.metadata import run as capmerge
 from builders.runs import LATENTS, rewrite_examples, settings_of
 
 from capmerge.errors import StaleError
-from capmerge.files import shards as shard_files
+from capmerge.files import positioned
 from trainer.config.settings import Config, family_of
 from trainer.data.datasets import latents_fingerprint, open_datasets
 from trainer.data.latents import load_latents
@@ -141,7 +141,7 @@ def test_several_processes_read_at_once(packed, tmp_path, method):
 
 def test_threads_and_more_shards_than_stay_open(packed, tmp_path, monkeypatch):
     """A shard that is closed for another one does not disturb those who still read it."""
-    monkeypatch.setattr(shard_files, "_MOST_OPEN", 1)
+    monkeypatch.setattr(positioned, "_MOST_OPEN", 1)
     dataset, family = opened(packed, packed / "shards", tmp_path)
     sums = [_read_in_process(dataset, family, record) for record in range(213)]
     order = [number * 101 % 213 for number in range(213)]

@@ -31,6 +31,7 @@ already holds: with 128 KiB, page faults took a fifth of the workers' time, and 
 half the speed."""
 MAX_RECORD_BYTES = 64 << 20
 
+_NAME_OF_LINES = re.compile(r"\.jsonl(\.gz|\.zst)?$", re.IGNORECASE)
 _SPACE_BYTES = re.compile(rb"[ \t\n\r]*")
 _ANY_RECORD_END = re.compile(
     rb'\}([ \t\n\r]*+,[ \t\n\r]*+)"[^"\\]*+(?:\\.[^"\\]*+)*+"[ \t\n\r]*+:[ \t\n\r]*+\{'
@@ -94,7 +95,8 @@ def read_layout(
     """The layout of an opened source, as its first bytes show it.
 
     A source is JSONL if its first line is a whole object with an `image_path`; otherwise it is
-    JSON. With `may_be_empty`, a file without any bytes is JSONL without records.
+    JSON. A file without any bytes is JSONL without records if its name says so, or with
+    `may_be_empty`.
 
     Raises `DataError` for an empty file, UTF-16, and a top level that is not an object.
     """
@@ -113,7 +115,7 @@ def read_layout(
 
     # Refuse what does not begin with an object.
     head = source.window(start, 16)
-    if not head and may_be_empty:
+    if not head and (may_be_empty or _NAME_OF_LINES.search(source.name)):
         return FileLayout("jsonl", start, b"\n", max_record_bytes)
     if not head:
         raise DataError(

@@ -225,6 +225,23 @@ def test_a_record_longer_than_a_block(tmp_path):
     assert len(list((tmp_path / "limited").glob("part-*.jsonl"))) == SHARDS - 1
 
 
+def test_a_shard_without_records(tmp_path):
+    """A file of JSON lines without a line is a shard like any other, and one of JSON is broken."""
+    shards = make_shards(tmp_path)
+    records = (tmp_path / "joined.jsonl").read_bytes().count(b"\n")
+    (shards / "empty.jsonl").write_bytes(b"")
+    (shards / "empty.jsonl.gz").write_bytes(gzip.compress(b""))
+    run("rewrite", shards, "-o", tmp_path / "out", "--stats")
+    assert (tmp_path / "out" / "empty.jsonl").read_bytes() == b""
+    assert gzip.decompress((tmp_path / "out" / "empty.jsonl.gz").read_bytes()) == b""
+    assert manifest(tmp_path / "out")["counts"]["records"] == records
+    run("verify", shards / "empty.jsonl", tmp_path / "out" / "empty.jsonl")
+    run("stats", shards / "empty.jsonl")
+    (shards / "empty.json").write_bytes(b"")
+    told = run("rewrite", shards, "-o", tmp_path / "out", "--stats", fails=1).err
+    assert "empty.json, byte 0: the file is empty, expected a JSON object" in told
+
+
 @pytest.mark.skipif(os.name == "nt", reason="the test kills by signals of POSIX")
 @pytest.mark.parametrize("engine", ["local", "datatrove"])
 def test_killed_half_way_and_run_again(tmp_path, engine):

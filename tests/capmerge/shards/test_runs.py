@@ -252,10 +252,11 @@ def test_killed_half_way_and_run_again(tmp_path, engine):
     command = [*COMMAND, *map(str, words)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_until(lambda: marks.is_dir() and len(list(marks.glob("*.json"))) >= 3)
+    started = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    # The worker processes end with their parent.
-    assert wait_until(lambda: not _running(str(out)))
+    # All processes that it started end with it.
+    assert not psutil.wait_procs(started, timeout=20)[1]
     done_before = {path.name.removesuffix(".json") for path in marks.glob("*.json")}
     assert 3 <= len(done_before) < SHARDS
     times = {name: (out / name).stat().st_mtime_ns for name in done_before}
@@ -301,16 +302,6 @@ def test_a_killed_process_fails_its_shard_alone(tmp_path):
     run(*words)
     run("rewrite", tmp_path / "joined.jsonl", "-o", tmp_path / "one.jsonl", "--quiet")
     assert joined_outputs(out) == (tmp_path / "one.jsonl").read_bytes()
-
-
-def _running(argument: str) -> list[psutil.Process]:
-    """The processes that have an argument."""
-    return [
-        process
-        for process in psutil.process_iter(["cmdline", "status"])
-        if argument in (process.info["cmdline"] or ())
-        and process.info["status"] != psutil.STATUS_ZOMBIE
-    ]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
-from builders.runs import LATENTS, rewrite_examples, settings_of
+from builders.runs import LATENTS, settings_of
 
 from capmerge.index.latent_names import hash_of as hash_of_stem
 from capmerge.index.latent_names import stem_of
@@ -16,12 +16,6 @@ from trainer.data.held_out import hold_out
 from trainer.errors import ConfigError, LatentsError
 
 MASK = (1 << 64) - 1
-
-
-@pytest.fixture(scope="module")
-def metadata(tmp_path_factory):
-    """The rewritten example metadata."""
-    return rewrite_examples(tmp_path_factory.mktemp("examples"))
 
 
 def split_of(tmp_path, validation, *metadata, seed=7, **data):

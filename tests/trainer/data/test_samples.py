@@ -5,7 +5,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from builders.runs import LATENTS, rewrite_examples, settings_of
+from builders.runs import LATENTS, settings_of
 
 from capmerge.captions.draw import draw_line
 from capmerge.errors import StaleError
@@ -16,12 +16,6 @@ from trainer.data.datasets import open_datasets
 from trainer.data.noise import draw_noise, draw_timestep
 from trainer.data.samples import SampleMaker, build_chunker
 from trainer.errors import LatentsError
-
-
-@pytest.fixture(scope="module")
-def metadata(tmp_path_factory):
-    """The rewritten example metadata."""
-    return rewrite_examples(tmp_path_factory.mktemp("examples"))
 
 
 def maker_of(metadata, tmp_path, sets=1, **changes):

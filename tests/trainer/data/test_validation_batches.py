@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 import torch
-from builders.runs import LATENTS, rewrite_examples, settings_of
+from builders.runs import LATENTS, settings_of
 
 from capmerge.captions.draw import draw_line
 from capmerge.rng import SampleId
@@ -14,12 +14,6 @@ from trainer.data.validation_batches import LeftOutError, iter_validation
 from trainer.errors import LatentsError
 
 RECORDS = [(0, 3), (0, 100), (0, 212), (0, 4)]
-
-
-@pytest.fixture(scope="module")
-def metadata(tmp_path_factory):
-    """The rewritten example metadata."""
-    return rewrite_examples(tmp_path_factory.mktemp("examples"))
 
 
 def opened(metadata, tmp_path, **changes):

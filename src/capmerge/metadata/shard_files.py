@@ -9,7 +9,7 @@ from pathlib import Path
 
 from capmerge.errors import CapmergeError, UsageError, in_words, printable
 from capmerge.files.chained import ChainedSource, Link, read_link
-from capmerge.files.compression import is_compressed
+from capmerge.files.compression import is_compressed, without_compression
 from capmerge.files.source import FileSource
 from capmerge.metadata.blocks import read_layout
 from capmerge.metadata.format import SIDE_FILES
@@ -111,7 +111,7 @@ def _refuse(found: list[tuple[Path, str]]) -> None:
         return
     path, what = others[0]
     more = f" ({len(others) - 1:,} more are not JSON lines)" if len(others) > 1 else ""
-    lines = f"NEW/{path.name.partition('.')[0]}{_LINES}"
+    lines = f"NEW/{without_compression(path).with_suffix(_LINES).name}"
     raise UsageError(
         f"{printable(str(path))}: found {what} among the shards{more}, expected plain JSON lines, "
         "whose records can be read one by one. Make a folder of those, and name that one: "
